@@ -1,0 +1,1 @@
+"""Upload large files to Alibaba Cloud ApsaraVideo VOD."""
