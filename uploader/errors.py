@@ -1,0 +1,320 @@
+"""Everything that can go wrong, as a caller may want to catch it.
+
+VodupError
+├── ConfigurationError            an option, an argument or a manifest is wrong
+├── CredentialError               who we are, or what we may do
+│   ├── InvalidGrant              UploadAddress/UploadAuth cannot be decoded
+│   ├── CallerNotAuthenticated    no AccessKey, or VOD refuses the caller's AccessKey
+│   ├── CredentialsRejected       OSS refuses credentials that VOD has just renewed
+│   └── PermissionDenied          the credentials are good, their policy says no
+├── VideoError                    what VOD says of the video
+│   ├── VideoGone                 not found, or damaged
+│   └── OverwriteRefused          it is finished already; overwriting was not asked for
+├── TransferError                 bytes did not arrive, try again
+│   ├── TransportError            no usable answer: refused, reset, stalled, timed out
+│   ├── ServiceError              an answer that says no
+│   └── UploadTargetChanged       VOD moved the upload to another bucket or key
+├── IntegrityError                OSS holds other bytes than we sent
+├── UnverifiedCompletion          OSS completed, nothing proves what it holds
+├── SourceError                   the bytes we were to send
+│   ├── SourceUnreadable          missing, no permission, not a regular file, empty
+│   └── SourceChanged             it is not what the checkpoint describes
+├── StateError                    what survives a crash
+│   ├── StateUnavailable          cannot be read or written (disk full, no permission)
+│   ├── UnsupportedState          written by a newer vodup
+│   ├── UploadLocked              another process works on this upload
+│   └── LeaseLost                 another process took this upload over
+└── PolicyError                   refused for safety, nothing was sent
+    ├── UntrustedEndpoint         credentials would go to a host that is not OSS or VOD
+    └── UnsafePath                a path leaves the folder it may come from
+
+A class exists only where somebody would catch it apart; codes of the services stay
+data (`ServiceError.code`). Every error says what failed, whether the same command can
+go on later (`is_resumable`), and what to do next (`next_step`).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Self
+
+__all__ = [
+    "CallerNotAuthenticated",
+    "ConfigurationError",
+    "CredentialError",
+    "CredentialsRejected",
+    "IntegrityError",
+    "InvalidGrant",
+    "LeaseLost",
+    "OverwriteRefused",
+    "PermissionDenied",
+    "PolicyError",
+    "ServiceError",
+    "SourceChanged",
+    "SourceError",
+    "SourceUnreadable",
+    "StateError",
+    "StateUnavailable",
+    "TransferError",
+    "TransportError",
+    "UnsafePath",
+    "UnsupportedState",
+    "UntrustedEndpoint",
+    "UnverifiedCompletion",
+    "UploadLocked",
+    "UploadTargetChanged",
+    "VideoError",
+    "VideoGone",
+    "VodupError",
+]
+
+
+class VodupError(Exception):
+    """The base of every error this package raises.
+
+    Attributes:
+        video_id: the video it is about, once known.
+        phase: what was being done, in the words of the main path ("create", "renew",
+            "send", "complete", "verify", ...).
+        next_step: one sentence for the user, starting with a verb.
+        is_resumable: whether the checkpoint is intact and the same command goes on.
+    """
+
+    is_resumable: ClassVar[bool] = True
+    default_next_step: ClassVar[str] = "Run the same command again."
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        next_step: str | None = None,
+        video_id: str | None = None,
+        phase: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.next_step = next_step or self.default_next_step
+        self.video_id = video_id
+        self.phase = phase
+
+    def located(self, *, video_id: str | None, phase: str | None) -> Self:
+        """Fill in where it happened, as far as it is not known yet, and return self."""
+        self.video_id = self.video_id or video_id
+        self.phase = self.phase or phase
+        return self
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.next_step}"
+
+
+class ConfigurationError(VodupError):
+    """An option or an argument is wrong; nothing was started."""
+
+    is_resumable = False
+    default_next_step = "Correct it and run again."
+
+
+class CredentialError(VodupError):
+    """Who we are, or what we may do, was not accepted."""
+
+
+class InvalidGrant(CredentialError):
+    """UploadAddress, UploadAuth or a whole answer cannot be decoded."""
+
+    default_next_step = "Pass the answer of CreateUploadVideo or RefreshUploadVideo unchanged."
+
+
+class CallerNotAuthenticated(CredentialError):
+    """There is no AccessKey, or VOD refuses it."""
+
+    default_next_step = (
+        "Set ALIBABA_CLOUD_ACCESS_KEY_ID and ALIBABA_CLOUD_ACCESS_KEY_SECRET, then run again."
+    )
+
+
+class CredentialsRejected(CredentialError):
+    """OSS refuses upload credentials although VOD has just issued them."""
+
+    default_next_step = "Ask the issuer for working credentials, then run the same command again."
+
+
+class PermissionDenied(CredentialError):
+    """The credentials are valid, but their policy does not allow this."""
+
+    default_next_step = "Ask for the missing permission, then run the same command again."
+
+
+class VideoError(VodupError):
+    """VOD's record of the video does not allow this upload."""
+
+
+class VideoGone(VideoError):
+    """VOD does not know the video (any more), or calls it damaged."""
+
+    default_next_step = (
+        "Check the VideoId and the region; to give this upload up, run `vodup abort`. "
+        "No other video was created in its place."
+    )
+
+
+class OverwriteRefused(VideoError):
+    """The video is finished; sending again would overwrite it."""
+
+    is_resumable = False
+    default_next_step = "Pass --overwrite (overwrite=True) if replacing its content is meant."
+
+
+class TransferError(VodupError):
+    """The bytes could not be brought over."""
+
+
+class TransportError(TransferError):
+    """A request got no usable answer.
+
+    Attributes:
+        is_sent: whether the service may have seen and applied the request; False only
+            when certainly not (no connection was made).
+    """
+
+    default_next_step = "Check the network, then run the same command again to continue."
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        is_sent: bool,
+        next_step: str | None = None,
+        video_id: str | None = None,
+        phase: str | None = None,
+    ) -> None:
+        super().__init__(message, next_step=next_step, video_id=video_id, phase=phase)
+        self.is_sent = is_sent
+
+
+class ServiceError(TransferError):
+    """A service answered, and the answer is no.
+
+    Only the named fields of an answer are kept, cleaned of control characters: OSS
+    echoes the SecurityToken in the body of `SecurityTokenExpired`.
+
+    Attributes:
+        operation: the API's name of the call, for example "UploadPart".
+        status: HTTP status. VOD sends throttling as 400: decide by `code`.
+        code: for example "SecurityTokenExpired"; "" when the answer was not the service's.
+        request_id: what Alibaba Cloud's support asks for; "" if absent.
+        ec: OSS's detailed error code, for example "0002-00000007"; "" if absent.
+        server_epoch_s: the service's clock in seconds since 1970 as the answer told it.
+        retry_after_s: how long the service asks to wait, in seconds.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        operation: str,
+        status: int,
+        code: str,
+        request_id: str = "",
+        ec: str = "",
+        server_epoch_s: float | None = None,
+        retry_after_s: float | None = None,
+        next_step: str | None = None,
+        video_id: str | None = None,
+        phase: str | None = None,
+    ) -> None:
+        super().__init__(message, next_step=next_step, video_id=video_id, phase=phase)
+        self.operation = operation
+        self.status = status
+        self.code = code
+        self.request_id = request_id
+        self.ec = ec
+        self.server_epoch_s = server_epoch_s
+        self.retry_after_s = retry_after_s
+
+
+class UploadTargetChanged(TransferError):
+    """VOD's renewed address names another bucket or key, and OSS refuses the first one."""
+
+    default_next_step = (
+        "Pass --on-target-change restart to send everything again to the new address "
+        "under the same VideoId."
+    )
+
+
+class IntegrityError(VodupError):
+    """What OSS holds differs from what we sent; it is not called a success."""
+
+    default_next_step = (
+        "Run the same command again; if it stays, run `vodup verify` and report the request id."
+    )
+
+
+class UnverifiedCompletion(VodupError):
+    """OSS completed the object, but neither CRC-64 nor ETag proves its bytes."""
+
+    default_next_step = "Run `vodup verify` with credentials that may read the object."
+
+
+class SourceError(VodupError):
+    """The bytes to send are not there as expected."""
+
+
+class SourceUnreadable(SourceError):
+    """The source is missing, empty, not a regular file, or may not be read."""
+
+    default_next_step = "Check the path and its permissions, then run again."
+
+
+class SourceChanged(SourceError):
+    """The source is not the one the checkpoint describes."""
+
+    default_next_step = (
+        "Put the original back and run the same command, or give the upload up with "
+        "`vodup abort` and start anew."
+    )
+
+
+class StateError(VodupError):
+    """The checkpoint store does not let us go on."""
+
+
+class StateUnavailable(StateError):
+    """The checkpoint cannot be read or written."""
+
+    default_next_step = "Free space or mend permissions at the state path, then run again."
+
+
+class UnsupportedState(StateError):
+    """The checkpoint store was written by a newer version; it was left untouched."""
+
+    default_next_step = "Use the vodup version that wrote it, or another --state."
+
+
+class UploadLocked(StateError):
+    """Another process works on this upload right now."""
+
+    default_next_step = "Wait for it, or stop it; its progress is shared."
+
+
+class LeaseLost(StateError):
+    """This process was away too long and another one took the upload over."""
+
+    default_next_step = "Leave it to the other process; `vodup status` names it."
+
+
+class PolicyError(VodupError):
+    """Refused for safety; nothing was sent."""
+
+
+class UntrustedEndpoint(PolicyError):
+    """Credentials would have gone to a host that is not known to be OSS or VOD."""
+
+    default_next_step = (
+        "Check who issued this address. A host of your own must be allowed explicitly "
+        "(--allow-host, or allowed_hosts= in code)."
+    )
+
+
+class UnsafePath(PolicyError):
+    """A path leads out of the folder it is allowed to come from."""
+
+    default_next_step = "Move the file below the root, or choose another --root."

@@ -1,0 +1,204 @@
+"""What a request, an answer, a body and an operation are.
+
+The pure half builds and parses (`Operation`), the hands sign (`Signer`) and carry
+(`Transport`). Nothing here knows OSS or VOD.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+__all__ = [
+    "Body",
+    "BytesBody",
+    "Operation",
+    "Request",
+    "Response",
+    "SentBody",
+    "SignedRequest",
+    "Signer",
+    "Transport",
+]
+
+T = TypeVar("T")
+
+
+class Body(Protocol):
+    """The bytes of one request, readable by position and therefore as often as needed.
+
+    A body never yields fewer bytes than `size`: a source that has become shorter
+    raises `SourceChanged` instead.
+    """
+
+    @property
+    def size(self) -> int:
+        """Length in bytes; it becomes Content-Length."""
+
+    def read_now(self, into: memoryview, position: int) -> int | None:
+        """Fill `into` with the bytes from `position` if that needs no waiting.
+
+        Returns the number of bytes (at least 1, at most `len(into)`), or None when the
+        bytes are not at hand and `read` must be awaited instead.
+        """
+
+    async def read(self, into: memoryview, position: int) -> int:
+        """Fill `into` with the bytes from `position`; returns how many (at least 1)."""
+
+    def sent(self, position: int) -> None:
+        """Be told that everything before `position` has been handed to the network.
+
+        A smaller position than before means that an attempt has started over.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class BytesBody:
+    """A small body that is in memory anyway."""
+
+    data: bytes
+
+    @property
+    def size(self) -> int:
+        """Length in bytes."""
+        return len(self.data)
+
+    def read_now(self, into: memoryview, position: int) -> int | None:
+        """Copy from memory; never has to wait."""
+        piece = self.data[position : position + len(into)]
+        into[: len(piece)] = piece
+        return len(piece)
+
+    async def read(self, into: memoryview, position: int) -> int:
+        """Copy from memory."""
+        return self.read_now(into, position) or 0
+
+    def sent(self, position: int) -> None:
+        """Nobody watches small bodies."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """An unsigned request.
+
+    Attributes:
+        endpoint: scheme and host, no trailing slash: "https://oss-cn-shanghai.aliyuncs.com".
+        bucket, key: OSS's resource, decoded; both empty for VOD.
+        params: query parameters, decoded. An empty value is sent without "=".
+        headers: lower-case names.
+    """
+
+    method: str
+    endpoint: str
+    bucket: str = ""
+    key: str = field(default="", repr=False)
+    params: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: Body | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SignedRequest:
+    """A request as it goes over the wire. It carries secrets: it has no repr.
+
+    Attributes:
+        url: percent-encoded exactly as it was signed; must not be quoted again.
+        generation: which credentials signed it (grows with each renewal).
+        needs_md5: whether the transport shall compute the MD5 of the body as well.
+    """
+
+    method: str
+    url: str = field(repr=False)
+    headers: Mapping[str, str] = field(repr=False)
+    body: Body | None = None
+    generation: int = 0
+    needs_md5: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SentBody:
+    """What left this machine, computed over the very bytes handed to the network.
+
+    Attributes:
+        size: bytes handed over; less than the body's size when the answer came early.
+        crc64: CRC-64/XZ of them.
+        md5: upper-case hex, only when asked for.
+    """
+
+    size: int = 0
+    crc64: int = 0
+    md5: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """An answer, read completely (answers are small and capped).
+
+    Attributes:
+        headers: lower-case names; of repeated headers the first.
+        sent: what was sent before this answer was complete.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes = field(repr=False)
+    sent: SentBody = SentBody()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation(Generic[T]):
+    """One call of an API: what to send, and how to read the answer.
+
+    Attributes:
+        name: the API's name, for example "UploadPart".
+        parse: reads the answer; raises `ServiceError` when it is not a success.
+        part_number: for messages; None unless it is about a part.
+        is_repeatable: whether sending it again after an unknown outcome is harmless.
+            CreateUploadVideo is not: it would make a second video.
+        answer_timeout_s: how long the answer may take once the request is sent.
+        needs_md5: whether the body's MD5 is wanted in `Response.sent`.
+    """
+
+    name: str
+    request: Request
+    parse: Callable[[Response], T]
+    part_number: int | None = None
+    is_repeatable: bool = True
+    answer_timeout_s: float = 30.0
+    needs_md5: bool = False
+
+
+class Transport(Protocol):
+    """Carries one signed request and brings the whole answer back."""
+
+    async def send(self, request: SignedRequest, *, answer_timeout_s: float) -> Response:
+        """Send `request` once, without following redirects and without retrying.
+
+        Ends in bounded time: a peer that does not take or give a byte for the stall
+        timeout, or does not answer within `answer_timeout_s` after the body, is given up.
+
+        Raises:
+            TransportError: there is no usable answer.
+            SourceError: the body could not be read.
+        """
+
+
+class Signer(Protocol):
+    """Signs with credentials that may be renewed while requests are under way."""
+
+    async def sign(self, request: Request, *, clock_offset_s: float) -> SignedRequest:
+        """Sign with the newest credentials; renews them first when they run out soon.
+
+        `clock_offset_s` is what has to be added to the local clock to get the server's.
+        """
+
+    async def renew(self, refused: SignedRequest) -> None:
+        """Replace the credentials that signed `refused`.
+
+        Of many callers refused alike one renews and all profit. Raises
+        `CredentialsRejected` when renewing makes no progress.
+        """
+
+    def accepted(self, signed: SignedRequest) -> None:
+        """Note that the service took the credentials of `signed`."""

@@ -1,0 +1,117 @@
+"""What is remembered of an upload. Never a credential."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+__all__ = ["Orphan", "PartAck", "Phase", "UploadRecord", "UploadStatus"]
+
+
+class Phase(StrEnum):
+    """How far an upload has come, as a crash leaves it.
+
+    NEW         recorded, no VideoId known; CreateUploadVideo may or may not have happened
+    UPLOADING   VideoId and target known, UploadId as soon as OSS has given one
+    COMPLETING  Complete (or PutObject) may or may not have been carried out
+    DONE        verified; the record is the receipt
+    ABORTED     given up on purpose
+    """
+
+    NEW = "new"
+    UPLOADING = "uploading"
+    COMPLETING = "completing"
+    DONE = "done"
+    ABORTED = "aborted"
+
+
+@dataclass(frozen=True, slots=True)
+class PartAck:
+    """OSS's receipt for one part, checked against what we sent.
+
+    Attributes:
+        number: from 1.
+        size: bytes.
+        etag: as OSS gave it, without quotes.
+        crc64: ours, over the bytes sent.
+        md5: ours, upper-case hex, if it was computed.
+    """
+
+    number: int
+    size: int
+    etag: str
+    crc64: int
+    md5: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadRecord:
+    """One upload. Times are aware UTC; texts marked opaque are other modules' business.
+
+    Attributes:
+        key: what the caller calls this upload; unique in a store.
+        source: where the bytes come from, for people (a path or a URL without query).
+        fingerprint: opaque; how we know that the source is still the same.
+        size: bytes of the source.
+        scope: which service and region the video lives in, for example "vod.cn-shanghai".
+        reference_id: sent with CreateUploadVideo so that a lost answer is found again.
+        meta: opaque JSON of what CreateUploadVideo was (to be) told.
+        video_id: unique in a store once known.
+        endpoint, region, bucket, object_key: the target, fixed once known.
+        upload_id: OSS's multipart UploadId; None before Initiate and for PutObject.
+        plan: opaque; how the source is cut into parts.
+        receipt: opaque JSON of the result once DONE.
+        error: last failure in words, for `status`.
+        is_overwrite: whether overwriting a finished video was asked for.
+    """
+
+    key: str
+    phase: Phase
+    source: str
+    fingerprint: str
+    size: int
+    scope: str = ""
+    reference_id: str | None = None
+    meta: str | None = None
+    video_id: str | None = None
+    endpoint: str | None = None
+    region: str | None = None
+    bucket: str | None = None
+    object_key: str | None = None
+    upload_id: str | None = None
+    plan: str | None = None
+    receipt: str | None = None
+    error: str | None = None
+    is_overwrite: bool = False
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadStatus:
+    """A record with what `status` shows beside it.
+
+    Attributes:
+        acked_part_count, acked_bytes: what OSS has confirmed so far.
+        owner: who holds the lease, for people; None if nobody does.
+        lease_expires_at: when the lease runs out unless it is renewed.
+    """
+
+    record: UploadRecord
+    acked_part_count: int
+    acked_bytes: int
+    owner: str | None
+    lease_expires_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Orphan:
+    """A multipart upload we gave up and could not abort yet; its parts cost money."""
+
+    upload_id: str
+    video_id: str | None
+    endpoint: str
+    region: str | None
+    bucket: str
+    object_key: str

@@ -1,0 +1,79 @@
+"""The contracts of the checkpoint store."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol, Self
+
+from uploader.state.records import Orphan, PartAck, UploadRecord, UploadStatus
+
+__all__ = ["Checkpoint", "StateStore"]
+
+
+class Checkpoint(Protocol):
+    """One upload, held by us alone for as long as the claim lasts.
+
+    Every write is fenced by the lease's epoch: when another process has taken the
+    upload over, it changes nothing and raises `LeaseLost`.
+    """
+
+    @property
+    def record(self) -> UploadRecord | None:
+        """The record as last written; None before the first `create`."""
+
+    @property
+    def acks(self) -> Mapping[int, PartAck]:
+        """Receipts by part number."""
+
+    async def create(self, record: UploadRecord) -> UploadRecord:
+        """Write the first record of this key (or replace a finished/aborted one). Durable on return."""
+
+    async def advance(self, **changes: Any) -> UploadRecord:
+        """Change fields of the record. Durable on return, even against power loss."""
+
+    async def ack(self, part: PartAck) -> None:
+        """Record a receipt. Durable on return; concurrent calls share one commit."""
+
+    async def restart_parts(self, *, upload_id: str | None, plan: str | None) -> UploadRecord:
+        """Forget all receipts and set UploadId and plan, in one step.
+
+        The former UploadId, if any, is kept as an `Orphan` until it is aborted.
+        """
+
+
+class StateStore(Protocol):
+    """Where uploads survive a crash. Use it as an async context manager."""
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(self, *exc_info: object) -> None: ...
+
+    def claim(self, key: str) -> AbstractAsyncContextManager[Checkpoint]:
+        """Take the upload `key` for ourselves; the lease is kept alive until exit.
+
+        A lease whose owner died on this machine is taken over at once, one of another
+        machine when it has run out. Leaving gives the lease back, on errors and
+        cancellation too.
+
+        Raises:
+            UploadLocked: somebody else holds it.
+            LeaseLost: (from inside the block) it was lost while we worked; the block
+                is cancelled.
+            StateUnavailable, UnsupportedState: the store cannot be used.
+        """
+
+    async def find(self, *, key: str | None = None, video_id: str | None = None) -> UploadRecord | None:
+        """Look a record up by its key or its VideoId, without claiming it."""
+
+    def uploads(self) -> AsyncIterator[UploadStatus]:
+        """All records, newest first."""
+
+    async def forget(self, key: str) -> None:
+        """Delete a record and its receipts. Raises `UploadLocked` while it is claimed."""
+
+    async def orphans(self) -> list[Orphan]:
+        """Multipart uploads that still have to be aborted."""
+
+    async def forget_orphan(self, upload_id: str) -> None:
+        """Note that an orphan is gone."""
