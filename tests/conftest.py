@@ -1,0 +1,6 @@
+"""What every test shares."""
+
+import os
+
+# Alibaba Cloud's credential chain would otherwise ask 100.100.100.200 and wait for an answer.
+os.environ["ALIBABA_CLOUD_ECS_METADATA_DISABLED"] = "true"

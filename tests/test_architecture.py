@@ -1,0 +1,375 @@
+"""The shape of the house: which module may import which, and where each package lives.
+
+`LINES` is the plan, read from the top: a module imports only from the lines above its own.
+Imports under `TYPE_CHECKING` and inside functions count too, because they bind two modules
+together as much as any other. A new module fails here until it is given its line.
+"""
+
+import ast
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+PACKAGE = "uploader"
+SOURCE = Path(__file__).parents[1] / PACKAGE
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of the plan: a module, or with `.*` a package whose inside is its own affair."""
+
+    name: str
+    third_party: frozenset[str] = frozenset()
+    pure: bool = False
+
+    def holds(self, module: str) -> bool:
+        """Whether this is the module's line."""
+        if self.name.endswith(".*"):
+            package = self.name.removesuffix(".*")
+            return module == package or module.startswith(f"{package}.")
+        return module == self.name
+
+
+def _value(name: str, *third_party: str) -> Line:
+    return Line(name, frozenset(third_party), pure=True)
+
+
+def _hand(name: str, *third_party: str) -> Line:
+    return Line(name, frozenset(third_party))
+
+
+ROOT = "uploader"
+
+# Module names without the leading `uploader.`, and the third-party packages at home in each.
+LINES = (
+    # values: pure, no I/O, no clock, no asyncio
+    _value("errors"),
+    _value("protocol.documents", "defusedxml"),
+    _value("protocol.grants", "pydantic"),
+    _value("protocol.trust", "yarl"),
+    _value("protocol.plan"),
+    _value("protocol.integrity", "fastcrc"),
+    _value("protocol.wire"),
+    _value("protocol.oss", "oss2"),
+    _value("protocol.vod", "aliyunsdkcore"),
+    _value("protocol.verdicts"),
+    _value("protocol"),
+    _value("events"),
+    # hands: one kind of I/O each
+    _hand("clock"),
+    _hand("transport", "aiohttp", "structlog", "yarl"),
+    _hand("sources", "aiofiles", "fsspec", "structlog"),
+    _hand("state.*", "aiosqlite", "platformdirs", "psycopg", "sqlalchemy", "structlog"),
+    _hand("pace", "aiolimiter", "structlog"),
+    _hand("session", "structlog"),
+    _hand("credentials", "Tea", "alibabacloud_credentials", "structlog"),
+    # engine
+    _hand("engine", "structlog"),
+    # on top
+    _hand("bulk", "pyarrow", "pydantic", "structlog"),
+    _hand("cluster", "procrastinate", "psycopg", "structlog"),
+    _hand("log", "structlog"),
+    _hand(ROOT),
+    _hand("devserver.*", "aiohttp", "fastcrc", "trustme"),
+    _hand("cli.*", "platformdirs", "rich", "typer", "uvloop"),
+    _hand("__main__"),
+)
+
+# What a value has no use for: each of these waits, asks the clock, rolls dice or touches a device.
+# `http` itself is not among them: HTTPStatus is a table of numbers.
+IMPURE_MODULES = frozenset(
+    {
+        "asyncio",
+        "concurrent",
+        "fcntl",
+        "http.client",
+        "http.server",
+        "logging",
+        "multiprocessing",
+        "os",
+        "pathlib",
+        "random",
+        "secrets",
+        "select",
+        "selectors",
+        "shutil",
+        "signal",
+        "socket",
+        "sqlite3",
+        "ssl",
+        "subprocess",
+        "tempfile",
+        "threading",
+        "time",
+        "urllib.request",
+        "uuid",
+    }
+)
+IMPURE_CALLS = frozenset({"open", "print", "input"})
+CLOCK_METHODS = frozenset({"now", "utcnow", "today"})
+
+
+@dataclass(frozen=True, slots=True)
+class Import:
+    """One name a module depends on, absolute, and where it says so."""
+
+    target: str
+    line_number: int
+
+
+def sources_of(directory: Path) -> dict[str, str]:
+    """Every module under `directory`, by its name without the leading `uploader.`."""
+    found = {}
+    for path in sorted(directory.rglob("*.py")):
+        parts = path.relative_to(directory).with_suffix("").parts
+        if parts[-1] == "__init__":
+            parts = parts[:-1]
+        found[".".join(parts) or ROOT] = path.read_text(encoding="utf-8")
+    return found
+
+
+def violations(sources: Mapping[str, str]) -> list[str]:
+    """What in these modules does not agree with `LINES`, one sentence each."""
+    known = frozenset(sources)
+    packages = frozenset(name.rpartition(".")[0] for name in sources) - {""}
+    found: list[str] = []
+    ours: dict[str, set[str]] = {}
+    for module, source in sources.items():
+        line = _line_of(module)
+        if line is None:
+            found.append(f"{module}: has no line in LINES; give it its place")
+            continue
+        tree = ast.parse(source)
+        imports = list(_imports(tree, module, is_package=module in packages, known=known))
+        ours[module] = {_own_name(i.target, known) for i in imports if _is_ours(i.target)}
+        found.extend(_misplaced(module, line, imports, known))
+        found.extend(_foreign(module, line, imports))
+        if line.pure:
+            found.extend(_impure(module, tree, imports))
+    found.extend(_cycles(ours))
+    return found
+
+
+def _line_of(module: str) -> Line | None:
+    return next((line for line in LINES if line.holds(module)), None)
+
+
+def _is_ours(target: str) -> bool:
+    return target == PACKAGE or target.startswith(f"{PACKAGE}.")
+
+
+def _own_name(target: str, known: frozenset[str]) -> str:
+    """The module behind `uploader.a.b.name`: the longest prefix that is one."""
+    name = target.removeprefix(PACKAGE).removeprefix(".")
+    while name and name not in known and "." in name:
+        name = name.rpartition(".")[0]
+    if name in known or _line_of(name):
+        return name
+    return ROOT
+
+
+def _imports(
+    tree: ast.AST, module: str, *, is_package: bool, known: frozenset[str]
+) -> Iterator[Import]:
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names):
+                for alias in names:
+                    yield Import(alias.name, node.lineno)
+            case ast.ImportFrom(names=names):
+                base = _base(node, module, is_package=is_package)
+                for alias in names:
+                    yield Import(f"{base}.{alias.name}", node.lineno)
+            case ast.Call(args=[ast.Constant(value=str(name)), *_]) if _is_import_call(node):
+                yield Import(name, node.lineno)
+
+
+def _base(node: ast.ImportFrom, module: str, *, is_package: bool) -> str:
+    """What the names of a `from … import` hang on, absolute."""
+    if node.level == 0:
+        return node.module or ""
+    parts = [PACKAGE] if module == ROOT else [PACKAGE, *module.split(".")]
+    up = node.level - (1 if is_package or module == ROOT else 0)
+    parts = parts[: len(parts) - up]
+    return ".".join([*parts, node.module] if node.module else parts)
+
+
+def _is_import_call(call: ast.Call) -> bool:
+    match call.func:
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            return name in {"import_module", "__import__"}
+    return False
+
+
+def _misplaced(
+    module: str, line: Line, imports: list[Import], known: frozenset[str]
+) -> Iterator[str]:
+    """Imports of ours from a line that is not above; the root may name anything."""
+    for imported in imports:
+        if not _is_ours(imported.target) or module == ROOT:
+            continue
+        target = _own_name(imported.target, known)
+        target_line = _line_of(target)
+        where = f"{module}:{imported.line_number}"
+        if target_line is None:
+            yield f"{where}: imports {target}, which has no line in LINES"
+        elif target_line is line:
+            continue  # inside one package, or a module naming itself: cycles are looked for apart
+        elif line.name == "devserver.*":
+            yield f"{where}: the devserver imports nothing of ours, but names {target}"
+        elif target_line.name == "devserver.*" and line.name != "cli.*":
+            yield f"{where}: only cli may start the devserver"
+        elif LINES.index(target_line) > LINES.index(line):
+            yield f"{where}: imports {target}, which stands below it"
+
+
+def _foreign(module: str, line: Line, imports: list[Import]) -> Iterator[str]:
+    for imported in imports:
+        package = imported.target.partition(".")[0]
+        if package == PACKAGE or package in sys.stdlib_module_names:
+            continue
+        if package not in line.third_party:
+            yield f"{module}:{imported.line_number}: {package} is not at home here"
+
+
+def _impure(module: str, tree: ast.AST, imports: list[Import]) -> Iterator[str]:
+    for imported in imports:
+        parts = imported.target.split(".")
+        prefixes = {".".join(parts[: n + 1]) for n in range(len(parts))}
+        if banned := prefixes & IMPURE_MODULES:
+            yield f"{module}:{imported.line_number}: a value has no use for {min(banned)}"
+    for node in ast.walk(tree):
+        match node:
+            case ast.Await() | ast.AsyncFor() | ast.AsyncWith():
+                yield f"{module}:{node.lineno}: a value does not wait"
+            case ast.Call(func=ast.Name(id=name)) if name in IMPURE_CALLS:
+                yield f"{module}:{node.lineno}: a value does no I/O, but calls {name}()"
+            case ast.Call(func=ast.Attribute(attr=name)) if name in CLOCK_METHODS:
+                yield f"{module}:{node.lineno}: a value has no clock, but calls {name}()"
+
+
+def _cycles(ours: Mapping[str, set[str]]) -> Iterator[str]:
+    graph = {module: targets - {module} for module, targets in ours.items() if module != ROOT}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        yield "modules import each other: " + " → ".join(reversed(error.args[1]))
+
+
+def test_modules_import_only_from_above() -> None:
+    assert violations(sources_of(SOURCE)) == []
+
+
+def test_the_whole_package_is_read() -> None:
+    assert len(sources_of(SOURCE)) == len(list(SOURCE.rglob("*.py")))
+
+
+def test_every_line_is_its_own() -> None:
+    names = [line.name for line in LINES]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "sentence"),
+    [
+        ("plan", "", "plan: has no line in LINES; give it its place"),
+        ("pace", "from uploader import engine", "pace:1: imports engine, which stands below it"),
+        ("pace", "from uploader.engine import X", "pace:1: imports engine, which stands below it"),
+        ("pace", "import uploader.engine", "pace:1: imports engine, which stands below it"),
+        ("pace", "from .engine import X", "pace:1: imports engine, which stands below it"),
+        ("pace", "from . import engine", "pace:1: imports engine, which stands below it"),
+        ("pace", "from uploader import X", "pace:1: imports uploader, which stands below it"),
+        (
+            "protocol.grants",
+            "from .vod import X",
+            "protocol.grants:1: imports protocol.vod, which stands below it",
+        ),
+        (
+            "protocol.vod",
+            "from ..session import X",
+            "protocol.vod:1: imports session, which stands below it",
+        ),
+        (
+            "pace",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from uploader import engine",
+            "pace:3: imports engine, which stands below it",
+        ),
+        (
+            "pace",
+            "def f():\n    from uploader import engine",
+            "pace:2: imports engine, which stands below it",
+        ),
+        (
+            "pace",
+            "import importlib\nimportlib.import_module('uploader.engine')",
+            "pace:2: imports engine, which stands below it",
+        ),
+        (
+            "devserver.oss",
+            "from uploader.errors import X",
+            "devserver.oss:1: the devserver imports nothing of ours, but names errors",
+        ),
+        (
+            "__main__",
+            "from uploader.devserver import X",
+            "__main__:1: only cli may start the devserver",
+        ),
+        ("engine", "import aiohttp", "engine:1: aiohttp is not at home here"),
+        ("session", "from oss2.auth import X", "session:1: oss2 is not at home here"),
+        ("sources", "import sqlalchemy.ext", "sources:1: sqlalchemy is not at home here"),
+        ("events", "import asyncio", "events:1: a value has no use for asyncio"),
+        ("protocol.oss", "from time import time", "protocol.oss:1: a value has no use for time"),
+        (
+            "protocol.oss",
+            "from http.client import X",
+            "protocol.oss:1: a value has no use for http.client",
+        ),
+        (
+            "protocol.vod",
+            "def f(dt):\n    return dt.datetime.now()",
+            "protocol.vod:2: a value has no clock, but calls now()",
+        ),
+        ("protocol.plan", "open('x')", "protocol.plan:1: a value does no I/O, but calls open()"),
+        (
+            "protocol.wire",
+            "async def f(x):\n    await x",
+            "protocol.wire:2: a value does not wait",
+        ),
+    ],
+)
+def test_a_planted_violation_is_caught(module: str, source: str, sentence: str) -> None:
+    house = dict.fromkeys(
+        ["uploader", "errors", "protocol", "protocol.vod", "session", "engine", "devserver"], ""
+    )
+    assert violations(house) == []
+    assert violations(house | {module: source}) == [sentence]
+
+
+def test_two_modules_of_one_package_may_not_import_each_other() -> None:
+    house = {
+        "state": "from .sql import A",
+        "state.leases": "from .sql import A",
+        "state.sql": "from . import leases",
+    }
+    [sentence] = violations(house)
+    assert sentence.startswith("modules import each other: ")
+    assert {"state.leases", "state.sql"} <= set(sentence.split(": ")[1].split(" → "))
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("uploader", "from uploader.cli import main"),
+        ("cli.demo", "from uploader.devserver import X\nfrom uploader import Uploader"),
+        ("protocol.vod", "from datetime import datetime\nfrom http import HTTPStatus"),
+        ("protocol.wire", "async def read(): return b''"),
+        ("state.sql", "from uploader.state.leases import Lease\nimport sqlalchemy"),
+    ],
+)
+def test_what_the_plan_allows_passes(module: str, source: str) -> None:
+    house = dict.fromkeys(["uploader", "cli", "devserver", "state", "state.leases"], "")
+    assert violations(house | {module: source}) == []
