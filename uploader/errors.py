@@ -76,6 +76,9 @@ class VodupError(Exception):
         phase: what was being done, in the words of the main path ("create", "renew",
             "send", "complete", "verify", ...).
         next_step: one sentence for the user, starting with a verb.
+        code: the service's code, for example "InvalidVideo.NotFound"; "" if it is not
+            about an answer.
+        request_id: what Alibaba Cloud's support asks for; "" if there is none.
         is_resumable: whether the checkpoint is intact and the same command goes on.
     """
 
@@ -89,12 +92,16 @@ class VodupError(Exception):
         next_step: str | None = None,
         video_id: str | None = None,
         phase: str | None = None,
+        code: str = "",
+        request_id: str = "",
     ) -> None:
         super().__init__(message)
         self.message = message
         self.next_step = next_step or self.default_next_step
         self.video_id = video_id
         self.phase = phase
+        self.code = code
+        self.request_id = request_id
 
     def located(self, *, video_id: str | None, phase: str | None) -> Self:
         """Fill in where it happened, as far as it is not known yet, and return self."""
@@ -200,7 +207,6 @@ class ServiceError(TransferError):
         operation: the API's name of the call, for example "UploadPart".
         status: HTTP status. VOD sends throttling as 400: decide by `code`.
         code: for example "SecurityTokenExpired"; "" when the answer was not the service's.
-        request_id: what Alibaba Cloud's support asks for; "" if absent.
         ec: OSS's detailed error code, for example "0002-00000007"; "" if absent.
         server_epoch_s: the service's clock in seconds since 1970 as the answer told it.
         retry_after_s: how long the service asks to wait, in seconds.
@@ -221,11 +227,16 @@ class ServiceError(TransferError):
         video_id: str | None = None,
         phase: str | None = None,
     ) -> None:
-        super().__init__(message, next_step=next_step, video_id=video_id, phase=phase)
+        super().__init__(
+            message,
+            next_step=next_step,
+            video_id=video_id,
+            phase=phase,
+            code=code,
+            request_id=request_id,
+        )
         self.operation = operation
         self.status = status
-        self.code = code
-        self.request_id = request_id
         self.ec = ec
         self.server_epoch_s = server_epoch_s
         self.retry_after_s = retry_after_s

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from email.utils import parsedate_to_datetime
+from typing import Any, Generic, Protocol, TypeVar
 
 __all__ = [
     "Body",
@@ -145,6 +146,20 @@ class Response:
     body: bytes = field(repr=False)
     sent: SentBody = SentBody()
 
+    @property
+    def server_epoch_s(self) -> float | None:
+        """The server's clock, in seconds since 1970, from the Date header."""
+        try:
+            return parsedate_to_datetime(self.headers["date"]).timestamp()
+        except (KeyError, ValueError, TypeError, OverflowError):
+            return None
+
+    @property
+    def retry_after_s(self) -> float | None:
+        """How long the server asks to wait, if it says so in whole seconds."""
+        value = self.headers.get("retry-after", "")
+        return float(value) if value.isascii() and value.isdigit() and len(value) < 6 else None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation(Generic[T]):
@@ -187,17 +202,26 @@ class Transport(Protocol):
 class Signer(Protocol):
     """Signs with credentials that may be renewed while requests are under way."""
 
-    async def sign(self, request: Request, *, clock_offset_s: float) -> SignedRequest:
-        """Sign with the newest credentials; renews them first when they run out soon.
+    async def prepare(self) -> None:
+        """Wait until there are credentials worth signing with; may renew them."""
+
+    def sign(self, operation: Operation[Any], *, clock_offset_s: float) -> SignedRequest:
+        """Sign with the newest credentials.
 
         `clock_offset_s` is what has to be added to the local clock to get the server's.
+        """
+
+    def is_aged(self, signed: SignedRequest) -> bool:
+        """Whether the credentials of `signed` were near their end, or are replaced by now.
+
+        Decides whether a refusal that does not say "expired" may still mean it.
         """
 
     async def renew(self, refused: SignedRequest) -> None:
         """Replace the credentials that signed `refused`.
 
-        Of many callers refused alike one renews and all profit. Raises
-        `CredentialsRejected` when renewing makes no progress.
+        Of many callers refused alike one renews and all profit. Raises a
+        `CredentialError` when renewing makes no progress.
         """
 
     def accepted(self, signed: SignedRequest) -> None:

@@ -1,0 +1,524 @@
+"""OSS's operations: build, sign, parse.
+
+oss2 computes the signatures (and is their oracle in the tests); it sends nothing. Two
+things of its signers are not usable as they are: the clock is built in, and at DEBUG
+they log the string to sign, which holds the SecurityToken. Both are dealt with here,
+and only here.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import functools
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import format_datetime
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import quote, urlsplit
+from xml.sax.saxutils import escape
+
+from uploader.errors import ConfigurationError, ServiceError, TransportError
+from uploader.protocol.documents import MalformedDocument, clean_text, decimal, parse_xml
+from uploader.protocol.integrity import plain_etag
+from uploader.protocol.trust import oss_region
+from uploader.protocol.wire import Body, BytesBody, Operation, Request, Response, SignedRequest
+
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
+
+    from uploader.protocol.grants import StsCredentials, UploadTarget
+    from uploader.protocol.plan import Part
+
+__all__ = [
+    "ListedPart",
+    "ObjectFacts",
+    "OssDialect",
+    "PartReceipt",
+    "PartsPage",
+    "abort_multipart_upload",
+    "complete_multipart_upload",
+    "head_object",
+    "initiate_multipart_upload",
+    "list_parts",
+    "put_object",
+    "read_signed_url",
+    "sign",
+    "upload_part",
+]
+
+_COMPLETE_TIMEOUT_S = 300.0
+"""OSS may take long to join 10,000 parts, and goes on when the client has left
+(OSS API: CompleteMultipartUpload)."""
+
+
+@dataclass(frozen=True, slots=True)
+class OssDialect:
+    """How an endpoint wants to be spoken to.
+
+    Attributes:
+        region: of V4 signatures, "cn-shanghai" (not "oss-cn-shanghai"); None takes it
+            from the endpoint's name. CNAME and acceleration endpoints do not tell it.
+        signature: "v4", or "v1" for old private deployments. OSS refuses V1 for accounts
+            made since 2025-03 and buckets made since 2025-09.
+        is_cname: the endpoint is a domain bound to the bucket, which is not put before it.
+    """
+
+    region: str | None = None
+    signature: Literal["v4", "v1"] = "v4"
+    is_cname: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PartReceipt:
+    """What OSS says it stored. `crc64` is None where it does not tell."""
+
+    etag: str
+    crc64: int | None
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ListedPart:
+    """One part as ListParts shows it."""
+
+    number: int
+    size: int
+    etag: str
+    crc64: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class PartsPage:
+    """One page of ListParts; `next_marker` is None on the last."""
+
+    parts: tuple[ListedPart, ...]
+    next_marker: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectFacts:
+    """What OSS says of a whole object; None where it does not tell."""
+
+    etag: str | None
+    crc64: int | None
+    size: int | None
+    request_id: str
+
+
+# --- operations ------------------------------------------------------------------
+
+
+def initiate_multipart_upload(
+    target: UploadTarget, headers: Mapping[str, str] | None = None
+) -> Operation[str]:
+    """Start a multipart upload; the answer is its UploadId.
+
+    An answer lost on the way leaves an upload nobody knows; OSS's lifecycle rules remove
+    it. Repeating it is harmless otherwise.
+    """
+    request = _request("POST", target, {"uploads": ""}, headers=headers, body=BytesBody(b""))
+    return Operation(name="InitiateMultipartUpload", request=request, parse=_parse_initiated)
+
+
+def upload_part(
+    target: UploadTarget, upload_id: str, part: Part, body: Body, *, needs_md5: bool = False
+) -> Operation[tuple[PartReceipt, Response]]:
+    """Store one part; the answer is OSS's receipt beside what was sent for it."""
+    params = {"partNumber": str(part.number), "uploadId": upload_id}
+    return Operation(
+        name="UploadPart",
+        request=_request("PUT", target, params, body=body),
+        parse=functools.partial(_parse_stored, "UploadPart", body.size),
+        part_number=part.number,
+        needs_md5=needs_md5,
+    )
+
+
+def put_object(
+    target: UploadTarget,
+    body: Body,
+    headers: Mapping[str, str] | None = None,
+    *,
+    needs_md5: bool = False,
+) -> Operation[tuple[PartReceipt, Response]]:
+    """Store a whole object of at most 5 GB with one request."""
+    return Operation(
+        name="PutObject",
+        request=_request("PUT", target, {}, headers=headers, body=body),
+        parse=functools.partial(_parse_stored, "PutObject", body.size),
+        needs_md5=needs_md5,
+    )
+
+
+def list_parts(target: UploadTarget, upload_id: str, *, marker: int = 0) -> Operation[PartsPage]:
+    """List up to 1,000 parts with numbers above `marker`."""
+    params = {"uploadId": upload_id, "part-number-marker": str(marker), "max-parts": "1000"}
+    request = _request("GET", target, params)
+    return Operation(name="ListParts", request=request, parse=_parse_parts_page)
+
+
+def complete_multipart_upload(
+    target: UploadTarget,
+    upload_id: str,
+    etags: Iterable[tuple[int, str]],
+    headers: Mapping[str, str] | None = None,
+) -> Operation[ObjectFacts]:
+    """Join exactly the listed (part number, ETag) into the object.
+
+    Never `x-oss-complete-all`: that takes whatever the server has. Repeating it after a
+    lost answer gives NoSuchUpload, which then means "probably done" (see the engine).
+    """
+    xml = "".join(
+        f"<Part><PartNumber>{number}</PartNumber><ETag>{escape(etag)}</ETag></Part>"
+        for number, etag in etags
+    )
+    body = BytesBody(f"<CompleteMultipartUpload>{xml}</CompleteMultipartUpload>".encode())
+    headers = {"content-type": "application/xml", **(headers or {})}
+    return Operation(
+        name="CompleteMultipartUpload",
+        request=_request("POST", target, {"uploadId": upload_id}, headers=headers, body=body),
+        parse=_parse_completed,
+        answer_timeout_s=_COMPLETE_TIMEOUT_S,
+    )
+
+
+def abort_multipart_upload(target: UploadTarget, upload_id: str) -> Operation[None]:
+    """Delete a multipart upload and its parts; parts under way may survive the first call."""
+    request = _request("DELETE", target, {"uploadId": upload_id})
+    return Operation(name="AbortMultipartUpload", request=request, parse=_parse_aborted)
+
+
+def head_object(target: UploadTarget) -> Operation[ObjectFacts]:
+    """Ask what the object is."""
+    return Operation(
+        name="HeadObject", request=_request("HEAD", target, {}), parse=_parse_object_facts
+    )
+
+
+def read_signed_url(url: str) -> Operation[ObjectFacts]:
+    """Ask what the object behind a URL signed by VOD is, by reading its first byte.
+
+    Such URLs are signed for GET, so HEAD is refused; the headers of a range tell the
+    CRC-64 of the whole object all the same (OSS API: GetObject).
+    """
+    request = Request(method="GET", endpoint=url, headers={"range": "bytes=0-0"})
+    return Operation(name="GetObject", request=request, parse=_parse_object_facts)
+
+
+def _request(
+    method: str,
+    target: UploadTarget,
+    params: Mapping[str, str],
+    *,
+    headers: Mapping[str, str] | None = None,
+    body: Body | None = None,
+) -> Request:
+    return Request(
+        method=method,
+        endpoint=target.endpoint,
+        bucket=target.bucket,
+        key=target.object_key,
+        params=params,
+        headers=headers or {},
+        body=body,
+    )
+
+
+# --- signing ---------------------------------------------------------------------
+
+
+def sign(
+    operation: Operation[Any],
+    credentials: StsCredentials,
+    *,
+    at: datetime,
+    generation: int,
+    dialect: OssDialect,
+) -> SignedRequest:
+    """Sign for the server's time `at` (aware UTC).
+
+    The region of a V4 signature is the dialect's, else the endpoint's; the region VOD
+    names beside the credentials is its own and only a last resort, for accounts may
+    store in another one.
+
+    Raises:
+        ConfigurationError: the region is not to be found out.
+    """
+    request = operation.request
+    region = dialect.region or oss_region(request.endpoint) or credentials.region
+    if region is None and dialect.signature == "v4":
+        raise ConfigurationError(
+            f"The region of {request.endpoint} is not known, and V4 signatures need it.",
+            next_step="Pass --oss-region, for example cn-shanghai.",
+        )
+    signable = _Signable(request.method, dict(request.params), dict(request.headers), region)
+    signer = _signer(dialect.signature, credentials)
+    signer.sign_at(signable, request.bucket, request.key, at)
+    return SignedRequest(
+        method=request.method,
+        url=_url(request, dialect),
+        headers=signable.headers,
+        body=request.body,
+        generation=generation,
+        needs_md5=operation.needs_md5,
+    )
+
+
+@dataclass(slots=True)
+class _Signable:
+    """The part of `oss2.http.Request` that its signers look at."""
+
+    method: str
+    params: dict[str, str]
+    headers: dict[str, str]
+    region: str | None = None
+    product: str = "oss"
+    cloudbox_id: None = field(default=None)
+
+
+def _signer(version: str, credentials: StsCredentials) -> Any:
+    return _signer_classes()[version](_Snapshot(credentials))
+
+
+class _Snapshot:
+    """Credentials as oss2's signers ask for them: provider and credentials in one."""
+
+    def __init__(self, credentials: StsCredentials) -> None:
+        self._credentials = credentials
+
+    def get_credentials(self) -> _Snapshot:
+        return self
+
+    def get_access_key_id(self) -> str:
+        return self._credentials.access_key_id
+
+    def get_access_key_secret(self) -> str:
+        return self._credentials.access_key_secret
+
+    def get_security_token(self) -> str:
+        return self._credentials.security_token
+
+
+@functools.cache
+def _signer_classes() -> dict[str, Any]:
+    """Import oss2 (0.3 s, 38 MB) at the first signature, not before."""
+    import oss2.auth
+
+    for name in ("oss2", "oss2.auth"):
+        # At DEBUG oss2 logs the string to sign, token and all. No level of ours may show it.
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+    class V4(oss2.auth.ProviderAuthV4):  # type: ignore[misc]
+        """`ProviderAuthV4._sign_request` with the time as an argument."""
+
+        def sign_at(self, request: _Signable, bucket: str, key: str, at: datetime) -> None:
+            snapshot = self.credentials_provider.get_credentials()
+            date_time = at.astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
+            request.headers["x-oss-security-token"] = snapshot.get_security_token()
+            request.headers["x-oss-date"] = date_time
+            request.headers["x-oss-content-sha256"] = "UNSIGNED-PAYLOAD"
+            signature = self._ProviderAuthV4__make_signature(
+                request, bucket, key, None, snapshot, date_time
+            )
+            scope = f"{date_time[:8]}/{request.region}/oss/aliyun_v4_request"
+            request.headers["authorization"] = (
+                f"OSS4-HMAC-SHA256 Credential={snapshot.get_access_key_id()}/{scope}, "
+                f"Signature={signature}"
+            )
+
+    class V1(oss2.auth.ProviderAuth):  # type: ignore[misc]
+        """`ProviderAuth._sign_request`; OSS takes `x-oss-date` in place of `Date`."""
+
+        def sign_at(self, request: _Signable, bucket: str, key: str, at: datetime) -> None:
+            snapshot = self.credentials_provider.get_credentials()
+            request.headers["x-oss-security-token"] = snapshot.get_security_token()
+            request.headers["x-oss-date"] = format_datetime(at.astimezone(UTC), usegmt=True)
+            signature = self._ProviderAuth__make_signature(request, bucket, key, snapshot)
+            request.headers["authorization"] = f"OSS {snapshot.get_access_key_id()}:{signature}"
+
+    return {"v4": V4, "v1": V1}
+
+
+def _url(request: Request, dialect: OssDialect) -> str:
+    """Encode exactly once, the way oss2 does it: "/" in keys becomes "%2F"."""
+    base = _bucket_url(request.endpoint, request.bucket, is_cname=dialect.is_cname)
+    query = "&".join(
+        quote(name, safe="") + ("=" + quote(value, safe="") if value else "")
+        for name, value in request.params.items()
+    )
+    url = f"{base}/{quote(request.key, safe='')}"
+    return f"{url}?{query}" if query else url
+
+
+def _bucket_url(endpoint: str, bucket: str, *, is_cname: bool) -> str:
+    parts = urlsplit(endpoint)
+    host = parts.hostname or ""
+    if is_cname:
+        return endpoint
+    if host == "localhost" or host.replace(".", "").isdigit() or ":" in host:
+        return f"{endpoint}/{bucket}"  # an IP address takes no bucket label before it
+    return f"{parts.scheme}://{bucket}.{parts.netloc}"
+
+
+# --- answers ---------------------------------------------------------------------
+
+
+def _parse_initiated(response: Response) -> str:
+    root = _success(response, "InitiateMultipartUpload", "InitiateMultipartUploadResult")
+    upload_id = _text(root, "UploadId")
+    if not upload_id:
+        raise _unusable("InitiateMultipartUpload", "it has no UploadId")
+    return upload_id
+
+
+def _parse_stored(
+    name: str, expected_size: int, response: Response
+) -> tuple[PartReceipt, Response]:
+    _require_success(response, name)
+    if response.sent.size != expected_size:
+        # A success told before the body was read says nothing about the body.
+        raise _unusable(name, "it came before the body was sent completely")
+    etag = plain_etag(response.headers.get("etag", ""))
+    if not etag:
+        raise _unusable(name, "it has no ETag")
+    receipt = PartReceipt(etag, _crc64_header(response), _request_id(response))
+    return receipt, response
+
+
+def _parse_parts_page(response: Response) -> PartsPage:
+    root = _success(response, "ListParts", "ListPartsResult")
+    try:
+        parts = tuple(_listed_part(element) for element in root.iter("Part"))
+        marker = decimal(_text(root, "NextPartNumberMarker") or "0")
+    except (MalformedDocument, ValueError) as error:
+        raise _unusable("ListParts", str(error)) from error
+    is_truncated = _text(root, "IsTruncated").lower() == "true"
+    return PartsPage(parts, marker if is_truncated else None)
+
+
+def _listed_part(element: Element) -> ListedPart:
+    crc64 = _text(element, "HashCrc64ecma")
+    return ListedPart(
+        number=decimal(_text(element, "PartNumber")),
+        size=decimal(_text(element, "Size")),
+        etag=plain_etag(_text(element, "ETag")),
+        crc64=decimal(crc64) if crc64 else None,
+    )
+
+
+def _parse_completed(response: Response) -> ObjectFacts:
+    name = "CompleteMultipartUpload"
+    root = _success(response, name, "CompleteMultipartUploadResult")
+    etag = plain_etag(_text(root, "ETag") or response.headers.get("etag", ""))
+    return ObjectFacts(etag or None, _crc64_header(response), None, _request_id(response))
+
+
+def _parse_aborted(response: Response) -> None:
+    _require_success(response, "AbortMultipartUpload")
+
+
+def _parse_object_facts(response: Response) -> ObjectFacts:
+    _require_success(response, "GetObject" if response.status == 206 else "HeadObject")
+    etag = plain_etag(response.headers.get("etag", ""))
+    size = response.headers.get("content-length", "")
+    if response.status == 206:
+        size = response.headers.get("content-range", "").rpartition("/")[2]
+    return ObjectFacts(
+        etag=etag or None,
+        crc64=_crc64_header(response),
+        size=int(size) if size.isascii() and size.isdigit() else None,
+        request_id=_request_id(response),
+    )
+
+
+def _success(response: Response, name: str, root_tag: str) -> Element:
+    """Return the root of a success; a 200 that carries an error document is none."""
+    _require_success(response, name)
+    try:
+        root = parse_xml(response.body)
+    except MalformedDocument as error:
+        raise _unusable(name, str(error)) from error
+    if root.tag == "Error":
+        raise _service_error(response, name, root)
+    if root.tag != root_tag:
+        raise _unusable(name, f"it is a <{clean_text(root.tag, 40)}>")
+    return root
+
+
+def _require_success(response: Response, name: str) -> None:
+    """Raise unless the status is a plain success. 203 is CallbackFailed."""
+    if response.status in {200, 204, 206}:
+        return
+    if 300 <= response.status < 400:
+        raise ServiceError(
+            f"{name} was redirected ({response.status}); redirects are never followed.",
+            operation=name,
+            status=response.status,
+            code="Redirected",
+            request_id=_request_id(response),
+            next_step="Check the endpoint and the network (a proxy or login page?).",
+        )
+    raise _service_error(response, name, _error_document(response))
+
+
+def _error_document(response: Response) -> Element | None:
+    body = response.body
+    if not body and (packed := response.headers.get("x-oss-err")):
+        # HEAD has no body: OSS puts the document into this header.
+        try:
+            body = base64.b64decode(packed, validate=True)
+        except (binascii.Error, ValueError):
+            return None
+    try:
+        root = parse_xml(body)
+    except MalformedDocument:
+        return None
+    return root if root.tag == "Error" else None
+
+
+def _service_error(response: Response, name: str, root: Element | None) -> ServiceError:
+    """Keep only the named fields: the rest of the document may hold the SecurityToken."""
+    code = clean_text(_text(root, "Code"), 80)
+    ec = clean_text(_text(root, "EC") or response.headers.get("x-oss-ec", ""), 40)
+    told = clean_text(_text(root, "Message"), 200)
+    request_id = _request_id(response) or clean_text(_text(root, "RequestId"), 60)
+    if not code and response.status == 404:
+        code = "NoSuchKey" if name == "HeadObject" else ""
+    message = f"{name} was refused ({response.status} {code or 'without a code'}"
+    message += f", request {request_id})" if request_id else ")"
+    return ServiceError(
+        f"{message}: {told}" if told else f"{message}.",
+        operation=name,
+        status=response.status,
+        code=code,
+        request_id=request_id,
+        ec=ec,
+        server_epoch_s=response.server_epoch_s,
+        retry_after_s=response.retry_after_s,
+    )
+
+
+def _unusable(name: str, why: str) -> TransportError:
+    return TransportError(f"The answer to {name} is not usable: {why}.", is_sent=True)
+
+
+def _text(element: Element | None, tag: str) -> str:
+    if element is None:
+        return ""
+    return (element.findtext(tag) or "").strip()
+
+
+def _request_id(response: Response) -> str:
+    return clean_text(response.headers.get("x-oss-request-id", ""), 60)
+
+
+def _crc64_header(response: Response) -> int | None:
+    value = response.headers.get("x-oss-hash-crc64ecma", "").strip()
+    try:
+        return decimal(value) if value else None
+    except (MalformedDocument, ValueError):
+        return None
+

@@ -1,0 +1,181 @@
+"""Signed calls to one service: the only retry loop."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from uploader.clock import Clock
+from uploader.errors import ServiceError, SourceError, TransportError, VodupError
+from uploader.protocol.verdicts import Verdict, classify, is_outcome_known, meaning
+from uploader.protocol.wire import Operation, SignedRequest, Signer, Transport
+
+__all__ = ["Retried", "RetryPolicy", "Session"]
+
+T = TypeVar("T")
+
+_MAX_CLOCK_OFFSET_S = 24 * 3600.0
+"""A server's clock that differs by more is not believed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """How long and how often failed requests are repeated.
+
+    Attributes:
+        patience_s: for how long one request may go on failing, in seconds from its
+            first failure. Too small: an outage at night ends the upload (it resumes, but
+            somebody has to run it). Too large: a real breakdown is told late.
+        first_contact_patience_s: the same while the service has never answered: a
+            wrong endpoint or no network should be told soon.
+        base_s, cap_s: pause n is drawn from 0 to min(cap_s, base_s × 2^n) seconds.
+    """
+
+    patience_s: float = 900.0
+    first_contact_patience_s: float = 60.0
+    base_s: float = 0.5
+    cap_s: float = 30.0
+
+    def pause_s(self, failure_count: int, *, draw: float) -> float:
+        """How long to wait after the n-th failure (from 1), `draw` being in [0, 1)."""
+        return draw * float(min(self.cap_s, self.base_s * 2.0 ** min(failure_count, 30)))
+
+
+@dataclass(frozen=True, slots=True)
+class Retried:
+    """Something went wrong and is being mended; for events and logs."""
+
+    operation: str
+    part_number: int | None
+    failure: VodupError
+    verdict: Verdict
+    pause_s: float
+
+
+class Session:
+    """Calls one service with one signer.
+
+    Mutable state: the clock's offset to the service, and whether it has ever answered.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        signer: Signer,
+        *,
+        clock: Clock,
+        is_vod: bool,
+        slot: Callable[[], AbstractAsyncContextManager[object]],
+        slow_down: Callable[[], None] = lambda: None,
+        retry: RetryPolicy | None = None,
+        on_retry: Callable[[Retried], None] = lambda _: None,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        """`slot` is held during each attempt; `slow_down` is told when a service is busy."""
+        self._transport, self._signer, self._clock = transport, signer, clock
+        self._is_vod, self._slot, self._slow_down = is_vod, slot, slow_down
+        self._retry = retry or RetryPolicy()
+        self._on_retry, self._draw = on_retry, draw
+        self._clock_offset_s = 0.0
+        self._has_answered = False
+
+    async def call(self, operation: Operation[T]) -> T:
+        """Perform `operation`: sign, send and parse until it succeeds or nothing helps.
+
+        Raises:
+            TransferError, CredentialError, VideoError: the last failure, once waiting
+                and renewing are of no use or the policy's patience is spent. A call that
+                is not repeatable raises the first failure with an unknown outcome.
+            SourceError: the body could not be read.
+        """
+        attempts = _Attempts(self._retry, self._clock, self._draw)
+        while True:
+            await self._signer.prepare()
+            async with self._slot():
+                signed = self._signer.sign(operation, clock_offset_s=self._clock_offset_s)
+                try:
+                    answer = await self._send(operation, signed)
+                except SourceError:
+                    raise
+                except (ServiceError, TransportError) as error:
+                    failure: ServiceError | TransportError = error
+                else:
+                    self._signer.accepted(signed)
+                    return answer
+            await self._mend(operation, signed, failure, attempts)
+
+    async def _send(self, operation: Operation[T], signed: SignedRequest) -> T:
+        response = await self._transport.send(
+            signed, answer_timeout_s=operation.answer_timeout_s
+        )
+        self._has_answered = True
+        return operation.parse(response)
+
+    async def _mend(
+        self,
+        operation: Operation[T],
+        signed: SignedRequest,
+        failure: ServiceError | TransportError,
+        attempts: _Attempts,
+    ) -> None:
+        """Do what makes another attempt worthwhile, or raise."""
+        is_aged = self._signer.is_aged(signed)
+        verdict = classify(failure, is_vod=self._is_vod, is_aged=is_aged)
+        if not operation.is_repeatable and not is_outcome_known(failure):
+            raise failure
+        match verdict:
+            case Verdict.RENEW:
+                self._tell(operation, failure, verdict, 0.0)
+                await self._signer.renew(signed)
+            case Verdict.FIX_CLOCK:
+                self._fix_clock(failure, attempts)
+                self._tell(operation, failure, verdict, 0.0)
+            case Verdict.RETRY | Verdict.SLOW_DOWN:
+                if verdict is Verdict.SLOW_DOWN:
+                    self._slow_down()
+                pause_s = attempts.next_pause_s(failure, has_answered=self._has_answered)
+                self._tell(operation, failure, verdict, pause_s)
+                await self._clock.sleep(pause_s)
+            case Verdict.RESTART_UPLOAD | Verdict.GIVE_UP:
+                raise meaning(failure, is_vod=self._is_vod) from failure.__cause__
+
+    def _fix_clock(self, failure: VodupError, attempts: _Attempts) -> None:
+        """Learn the server's clock from its answer; once a call, for it must help."""
+        server_s = getattr(failure, "server_epoch_s", None)
+        if server_s is None or attempts.is_clock_fixed:
+            raise meaning(failure, is_vod=self._is_vod)
+        offset_s = server_s - self._clock.utc_now().timestamp()
+        self._clock_offset_s = max(-_MAX_CLOCK_OFFSET_S, min(_MAX_CLOCK_OFFSET_S, offset_s))
+        attempts.is_clock_fixed = True
+
+    def _tell(
+        self, operation: Operation[T], failure: VodupError, verdict: Verdict, pause_s: float
+    ) -> None:
+        self._on_retry(Retried(operation.name, operation.part_number, failure, verdict, pause_s))
+
+
+class _Attempts:
+    """How patient one call still is. Mutable, local to the call."""
+
+    def __init__(self, policy: RetryPolicy, clock: Clock, draw: Callable[[], float]) -> None:
+        self._policy, self._clock, self._draw = policy, clock, draw
+        self._failure_count = 0
+        self._first_failure_s: float | None = None
+        self.is_clock_fixed = False
+
+    def next_pause_s(self, failure: ServiceError | TransportError, *, has_answered: bool) -> float:
+        """Return how long to wait before the next attempt, or raise `failure`."""
+        now_s = self._clock.elapsed_s()
+        if self._first_failure_s is None:
+            self._first_failure_s = now_s
+        self._failure_count += 1
+        policy = self._policy
+        patience_s = policy.patience_s if has_answered else policy.first_contact_patience_s
+        pause_s = policy.pause_s(self._failure_count, draw=self._draw())
+        pause_s = max(pause_s, getattr(failure, "retry_after_s", None) or 0.0)
+        if now_s + pause_s - self._first_failure_s > patience_s:
+            raise failure
+        return pause_s
