@@ -1,0 +1,129 @@
+"""``/_vodup/...``: what the server knows, and its knobs, over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+from aiohttp import web
+
+from .answers import FileSlice
+from .backend import Backend
+from .storage import Storage, StoredObject, Video
+
+
+class Admin:
+    """The administrative paths of both ports."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one administrative request."""
+        try:
+            return web.json_response(await self._perform(request))
+        except LookupError as error:
+            return web.json_response({"error": str(error)}, status=404)
+        except (ValueError, TypeError) as error:
+            return web.json_response({"error": str(error)}, status=400)
+
+    async def _perform(self, request: web.BaseRequest) -> Any:
+        path = request.raw_path.partition("?")[0].removeprefix("/_vodup/")
+        if request.method == "GET":
+            return await self._show(path)
+        values = json.loads(await request.read() or b"null")
+        return self._change(path, values)
+
+    async def _show(self, path: str) -> Any:
+        if path == "stats":
+            return self.stats()
+        if path == "requests":
+            return self._backend.stats.requests_snapshot()
+        if path == "options":
+            return {k: str(v) if k == "data_dir" else v for k, v in self._options().items()}
+        if path.startswith("videos/"):
+            return await self.video(path.removeprefix("videos/"))
+        raise LookupError(f"no such path: {path}")
+
+    def _options(self) -> dict[str, Any]:
+        return dataclasses.asdict(self._backend.options)
+
+    def _change(self, path: str, values: Any) -> Any:
+        if path == "faults":
+            self._backend.faults.replace(values or [])
+        elif path == "options":
+            self._backend.set_options(**values)
+        elif path == "expire":
+            self._backend.expire_credentials((values or {}).get("video_id"))
+        else:
+            raise LookupError(f"no such path: {path}")
+        return {"ok": True}
+
+    def stats(self) -> dict[str, Any]:
+        """The counters, with faults consumed and uploads open."""
+        return {
+            **self._backend.stats.snapshot(),
+            "faults_consumed": self._backend.faults.consumed,
+            "open_uploads": self._backend.storage.open_upload_count(),
+        }
+
+    async def video(self, video_id: str) -> dict[str, Any]:
+        """State of one video: status, object, open uploads and their parts."""
+        storage = self._backend.storage
+        video = storage.video(video_id)
+        if video is None:
+            raise LookupError(f"no such video: {video_id}")
+        stored = storage.object(video.bucket, video.object_key)
+        return {
+            **dataclasses.asdict(video),
+            "status": self._backend.status_of(video),
+            "object": await describe_object(storage, stored) if stored else None,
+            "uploads": _describe_uploads(storage, video),
+        }
+
+
+def _describe_uploads(storage: Storage, video: Video) -> list[dict[str, Any]]:
+    return [
+        {
+            "upload_id": upload.upload_id,
+            "parts": [_without_path(part) for part in storage.parts(upload.upload_id)],
+        }
+        for upload in storage.uploads(video.bucket)
+        if upload.object_key == video.object_key
+    ]
+
+
+def _without_path(part: Any) -> dict[str, Any]:
+    return {k: v for k, v in dataclasses.asdict(part).items() if k != "path"}
+
+
+async def describe_object(storage: Storage, stored: StoredObject) -> dict[str, Any]:
+    """Size, checksums and SHA-256 (``None`` when bodies are discarded) of an object."""
+    return {
+        "size": stored.size,
+        "etag": stored.etag,
+        "crc64": stored.crc64,
+        "part_count": len(stored.files),
+        "sha256": await asyncio.to_thread(sha256_of, storage, stored),
+    }
+
+
+def sha256_of(storage: Storage, stored: StoredObject) -> str | None:
+    """The SHA-256 of an object's bytes; reads all of them."""
+    digest = hashlib.sha256()
+    for name, size in stored.files:
+        path = storage.body_path(name)
+        if path is None:
+            return None
+        _update(digest, FileSlice(path, 0, size))
+    return digest.hexdigest()
+
+
+def _update(digest: Any, piece: FileSlice) -> None:
+    assert piece.path is not None
+    with piece.path.open("rb") as file:
+        while data := file.read(1024 * 1024):
+            digest.update(data)

@@ -1,0 +1,128 @@
+"""What the two services share: options, clock, storage, statistics, faults, secrets, videos."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+import time
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from .faults import Fault, FaultScript
+from .options import DevServerOptions
+from .stats import Stats
+from .storage import Credential, Storage, Video
+from .throttle import Throttle
+
+_ALPHABET = "ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz123456789"
+
+
+class Backend:
+    """The account behind both ports. Mutable: options, clock offset and videos change."""
+
+    def __init__(
+        self,
+        options: DevServerOptions,
+        storage: Storage,
+        faults: Iterable[Fault | Mapping[str, Any]] = (),
+    ) -> None:
+        self.options = options
+        self.storage = storage
+        self.stats = Stats()
+        self.faults = FaultScript(faults)
+        self.throttle = Throttle(options.bandwidth)
+        self.access_key_id = storage.remembered("access_key_id", "LTAI5t" + random_text(18))
+        self.access_key_secret = storage.remembered("access_key_secret", random_text(30))
+        self.security_token = storage.remembered("security_token", random_token())
+        self.bucket = storage.remembered("bucket", "outin-" + secrets.token_hex(16))
+        self.other_bucket = storage.remembered("other_bucket", "outin-" + secrets.token_hex(16))
+        self.oss_endpoint = ""
+        self.other_oss_endpoint = ""
+
+    def set_options(self, **changes: Any) -> None:
+        """Turn knobs while the server runs."""
+        self.options = self.options.changed(**changes)
+        self.throttle.rate = self.options.bandwidth
+
+    def now(self) -> float:
+        """The server's idea of the time, in seconds of the epoch."""
+        return time.time() + self.options.clock_offset_s
+
+    def secrets(self) -> tuple[str, ...]:
+        """Every secret ever issued: caller's secret and token, STS secrets and tokens."""
+        issued = self.storage.credentials()
+        return (
+            self.access_key_secret,
+            self.security_token,
+            *(credential.secret for credential in issued),
+            *(credential.token for credential in issued),
+        )
+
+    # credentials
+
+    def issue_credential(self, video: Video, bucket: str, scopes: tuple[str, ...]) -> Credential:
+        """New STS credentials of a video's current generation."""
+        now = time.time()
+        is_stale = self.options.refreshed_already_expired and video.generation > 1
+        credential = Credential(
+            access_key_id="STS.N" + random_text(24),
+            secret=random_text(44),
+            token=random_token(),
+            video_id=video.video_id,
+            generation=video.generation,
+            bucket=bucket,
+            scopes=scopes,
+            issued_at=now,
+            expires_at=now - 60 if is_stale else now + self.options.credential_ttl_s,
+        )
+        self.storage.save_credential(credential)
+        return credential
+
+    def expire_credentials(self, video_id: str | None = None) -> None:
+        """End the life of all credentials, or of one video's, now."""
+        self.storage.expire_credentials(time.time(), video_id)
+
+    def seconds_since_expiry(self, credential: Credential) -> float:
+        """How long credentials have been dead; negative while they live."""
+        return time.time() - credential.expires_at
+
+    # videos
+
+    def upload_finished(self, bucket: str, object_key: str) -> None:
+        """VOD learns from its bucket that a source file is complete."""
+        video = self.storage.video_of_object(bucket, object_key)
+        if video is not None:
+            finished = dataclasses.replace(video, status="Uploaded", finished_at=time.time())
+            self.storage.save_video(finished)
+
+    def status_of(self, video: Video) -> str:
+        """A video's status as GetVideoInfo names it ("VOD: Video status")."""
+        if video.status != "Uploaded":
+            return video.status
+        age, processing = time.time() - video.finished_at, self.options.processing_s
+        if age >= processing:
+            return self.options.status_after_upload
+        return "UploadSucc" if age < processing / 2 else "Transcoding"
+
+
+def random_text(length: int) -> str:
+    """Random letters and digits."""
+    return "".join(secrets.choice(_ALPHABET) for _ in range(length))
+
+
+def random_token() -> str:
+    """A SecurityToken: about 960 characters that begin with ``CAIS``."""
+    return "CAIS" + secrets.token_hex(4).upper() + secrets.token_urlsafe(690).rstrip("-_") + "=="
+
+
+def http_date(epoch: float) -> str:
+    """``Sun, 22 Nov 2026 09:03:54 GMT``."""
+    return datetime.fromtimestamp(epoch, UTC).strftime("%a, %d %b %Y %H:%M:%S GMT")
+
+
+def iso_date(epoch: float, *, millis: bool = False) -> str:
+    """``2026-11-22T09:03:54Z``, with ``.000`` as OSS writes it."""
+    return datetime.fromtimestamp(epoch, UTC).strftime(
+        "%Y-%m-%dT%H:%M:%S.000Z" if millis else "%Y-%m-%dT%H:%M:%SZ"
+    )

@@ -1,0 +1,66 @@
+"""Request bodies on their way to disk: hashed while they are written, never held in memory."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from fastcrc import crc64
+
+from .exchange import Exchange
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedBody:
+    """A whole body: ``path`` is its temporary file, ``None`` when bodies are discarded."""
+
+    path: Path | None
+    size: int
+    md5: bytes
+    crc64: int
+
+    @property
+    def etag(self) -> str:
+        """OSS's ETag of a part or simple object: the MD5 in upper-case hex."""
+        return self.md5.hex().upper()
+
+    @property
+    def content_md5(self) -> str:
+        """The MD5 as the Content-MD5 header writes it."""
+        return base64.b64encode(self.md5).decode("ascii")
+
+    def forget(self) -> None:
+        """Delete the temporary file."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+async def receive_body(exchange: Exchange) -> ReceivedBody:
+    """Read the body of a request into a fresh file; nothing is left when it breaks off."""
+    discard = exchange.backend.options.discard_bodies
+    path = None if discard else exchange.backend.storage.new_body()
+    try:
+        if path is None:
+            return await _receive_into(exchange, None, None)
+        with path.open("wb", buffering=0) as sink:
+            return await _receive_into(exchange, path, sink)
+    except BaseException:
+        if path is not None:
+            path.unlink(missing_ok=True)
+        raise
+
+
+async def _receive_into(
+    exchange: Exchange, path: Path | None, sink: BinaryIO | None
+) -> ReceivedBody:
+    md5, crc, size = hashlib.md5(usedforsecurity=False), 0, 0
+    async for chunk in exchange.chunks():
+        md5.update(chunk)
+        crc = crc64.xz(chunk, crc)
+        size += len(chunk)
+        if sink is not None:
+            sink.write(chunk)
+    return ReceivedBody(path, size, md5.digest(), crc)

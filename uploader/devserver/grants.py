@@ -1,0 +1,87 @@
+"""UploadAddress and UploadAuth as VOD hands them out, with every variation seen in the wild.
+
+Source: "VOD: Upload URLs and credentials".
+"""
+
+from __future__ import annotations
+
+import json
+
+from .backend import Backend, iso_date
+from .encoding import to_base64
+from .storage import Credential, Video
+
+Address = dict[str, str]
+
+
+def grant(backend: Backend, video: Video) -> tuple[str, str]:
+    """Issue new credentials for a video: (UploadAddress, UploadAuth), both base64."""
+    address, scopes = _address(backend, video)
+    credential = backend.issue_credential(video, address["Bucket"], scopes)
+    pair = (
+        _encoded(backend, address),
+        _encoded(backend, _auth(backend, credential)),
+    )
+    return (pair[1], pair[0]) if backend.options.swapped_pair else pair
+
+
+def _address(backend: Backend, video: Video) -> tuple[Address, tuple[str, ...]]:
+    address = {
+        "Endpoint": backend.oss_endpoint,
+        "Bucket": video.bucket,
+        "FileName": video.object_key,
+    }
+    scopes = _scopes(video)
+    if video.generation > 1:
+        address, scopes = _varied(backend, video, address, scopes)
+    if video.object_prefix:
+        address["ObjectPrefix"] = video.object_prefix
+    return address, scopes
+
+
+def _scopes(video: Video) -> tuple[str, ...]:
+    prefix = (video.object_prefix,) if video.object_prefix else ()
+    return (video.object_key, *prefix)
+
+
+def _varied(
+    backend: Backend, video: Video, address: Address, scopes: tuple[str, ...]
+) -> tuple[Address, tuple[str, ...]]:
+    """The address of a refresh, when the options say that it differs."""
+    differs = backend.options.refresh_target
+    if differs == "endpoint":
+        return address | {"Endpoint": backend.other_oss_endpoint}, scopes
+    if differs == "bucket":
+        return address | {"Bucket": backend.other_bucket}, scopes
+    if differs == "key":
+        stem, dot, extension = video.object_key.rpartition(".")
+        key = f"{stem}-{video.generation}{dot}{extension}"
+        reach = {"original": scopes, "refreshed": (key,), "both": (*scopes, key)}
+        return address | {"FileName": key}, reach[backend.options.refresh_scope]
+    return address, scopes
+
+
+def _auth(backend: Backend, credential: Credential) -> dict[str, object]:
+    options = backend.options
+    auth: dict[str, object] = {
+        "SecurityToken": credential.token,
+        "AccessKeyId": credential.access_key_id,
+        "AccessKeySecret": credential.secret,
+    }
+    if options.expire_utc_time:
+        auth["ExpireUTCTime"] = iso_date(credential.expires_at + options.clock_offset_s)
+    life = round(credential.expires_at - credential.issued_at)
+    printed = life if options.expiration_s is None else options.expiration_s
+    if options.expiration != "missing":
+        auth["Expiration"] = str(printed) if options.expiration == "string" else printed
+    return auth | {"Region": options.region}
+
+
+def _encoded(backend: Backend, value: object) -> str:
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    if backend.options.newline == "json":
+        text = text.replace(",", ",\r\n") + "\n"
+    encoded = to_base64(text.encode())
+    if backend.options.newline == "base64":
+        encoded = "\n".join(encoded[i : i + 76] for i in range(0, len(encoded), 76)) + "\n"
+    return encoded

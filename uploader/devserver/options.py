@@ -1,0 +1,115 @@
+"""What the development server can be told: one frozen value, changed by replacing it."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DevServerOptions:
+    """Every knob of the server; the defaults behave as the documents say.
+
+    Durations are seconds, sizes are bytes, bandwidths are bytes a second. Everything except
+    ``host``, the ports, ``data_dir`` and ``tls`` may be changed while the server runs.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    """Port of the VOD API; 0 lets the kernel choose."""
+    oss_port: int = 0
+    """Port of OSS; 0 lets the kernel choose."""
+    data_dir: Path | None = None
+    """Where everything is kept; ``None`` is a temporary folder, removed at exit."""
+    tls: bool = False
+    region: str = "cn-shanghai"
+
+    credential_ttl_s: float = 3000
+    """Life of an UploadAuth ("VOD: Upload URLs and credentials": 3,000 s)."""
+    expired_grace_s: float = 1800
+    """How long an expired token is answered SecurityTokenExpired; then InvalidAccessKeyId."""
+    check_expiry_at_end: bool = False
+    """Look at the token again when the body has been read."""
+    caller_security_token: bool = False
+    """The caller's own AccessKey is a temporary one with a SecurityToken."""
+
+    signature_versions: tuple[str, ...] = ("v1", "v4")
+    """OSS signature versions that are accepted."""
+    crc_headers: bool = True
+    list_crc: bool = True
+    """ListParts names the CRC-64 of each part."""
+    denied_operations: tuple[str, ...] = ()
+    """OSS operations the STS policy does not allow, for example ``("ListParts",)``."""
+    denied_vod_operations: tuple[str, ...] = ()
+    """VOD operations the caller's RAM policy does not allow."""
+    drain_before_refusal: bool = True
+    """Read the whole body before a refusal is answered."""
+    xml_namespace: bool = False
+    list_page_size: int = 1000
+    """The most parts or uploads a page holds, whatever is asked for."""
+    min_part_size: int = 102_400
+    complete_delay_s: float = 0
+    body_idle_timeout_s: float = 60
+    """Silence inside a request body after which OSS answers 400 RequestTimeout."""
+    discard_bodies: bool = False
+    """Keep sizes, MD5s and CRCs, but no bytes."""
+    bandwidth: float | None = None
+    """Bytes a second of all connections together."""
+    connection_bandwidth: float | None = None
+
+    clock_offset_s: float = 0
+    """What is added to the server's clock."""
+    vod_qps: int | None = None
+    """Calls a second and operation before Throttling.User."""
+    duplicate_reference: Literal["error", "same_video"] = "error"
+    """What Create does with a ReferenceId that exists; the documents do not say."""
+    duplicate_reference_code: str = "InvalidReferenceId.Duplicate"
+    status_after_upload: str = "Normal"
+    processing_s: float = 0
+    """How long a finished upload is UploadSucc and Transcoding before its last status."""
+
+    refresh_target: Literal["same", "key", "bucket", "endpoint"] = "same"
+    """What differs in a refreshed UploadAddress."""
+    refresh_scope: Literal["original", "refreshed", "both"] = "both"
+    """Which object a refreshed credential may write when its address differs."""
+    refreshed_already_expired: bool = False
+    refresh_video_id: Literal["same", "absent", "different"] = "same"
+    expiration: Literal["string", "number", "missing"] = "string"
+    expiration_s: int | None = None
+    """``Expiration`` as printed; ``None`` prints the truth, anything else lies."""
+    expire_utc_time: bool = True
+    swapped_pair: bool = False
+    """UploadAddress and UploadAuth change places, as the official samples print them."""
+    newline: Literal["none", "json", "base64"] = "none"
+    """Where a line break sits in UploadAddress and UploadAuth."""
+
+    request_log_size: int = 200_000
+    """Requests that are remembered; older ones are forgotten."""
+
+    def changed(self, **changes: Any) -> DevServerOptions:
+        """A copy with some knobs turned.
+
+        Raises: ValueError for a name that is no knob or cannot change while the server runs.
+        """
+        frozen = {"host", "port", "oss_port", "data_dir", "tls"} & changes.keys()
+        unknown = changes.keys() - {field.name for field in dataclasses.fields(self)}
+        if frozen or unknown:
+            raise ValueError(f"not changeable: {', '.join(sorted(frozen | unknown))}")
+        return dataclasses.replace(self, **{k: _tupled(v) for k, v in changes.items()})
+
+
+def options_from_json(values: dict[str, Any]) -> DevServerOptions:
+    """Options from a JSON object whose names are the fields."""
+    values = {name: _tupled(value) for name, value in values.items()}
+    if values.get("data_dir"):
+        values["data_dir"] = Path(values["data_dir"])
+    try:
+        return DevServerOptions(**values)
+    except TypeError as error:
+        raise ValueError(f"unknown option: {error}") from error
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,215 @@
+"""Who may do what on OSS: key, token, expiry, date, signature, policy, in the order OSS checks."""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import dataclass
+
+from .answers import Refusal
+from .backend import Backend, iso_date
+from .signatures import (
+    OssAuthorization,
+    SignedRequest,
+    oss_v1_signature,
+    oss_v1_string_to_sign,
+    oss_v4_date,
+    oss_v4_signature,
+    oss_v4_string_to_sign,
+    parse_http_date,
+    parse_oss_authorization,
+)
+from .storage import Credential
+
+MAX_SKEW_S = 900  # "OSS: RequestTimeTooSkewed", 15 minutes
+
+
+@dataclass(frozen=True, slots=True)
+class OssTarget:
+    """What a request is about; ``operation`` decides which permission it needs."""
+
+    operation: str
+    bucket: str
+    object_key: str
+
+
+def check_access(backend: Backend, target: OssTarget, request: SignedRequest) -> Credential:
+    """Let a request in and say with whose credentials.
+
+    Raises: Refusal as OSS words it.
+    """
+    authorization = _parse_authorization(request)
+    credential = _known_credential(backend, authorization, request)
+    check_expiry(backend, credential)
+    _check_date(backend, authorization, request)
+    _check_version(backend, authorization)
+    if authorization.version == "v4":
+        _check_v4_scope(backend, authorization, oss_v4_date(request.headers))
+    _check_signature(authorization, request, credential)
+    _check_bucket(backend, target)
+    _check_policy(backend, target, credential)
+    return credential
+
+
+def _parse_authorization(request: SignedRequest) -> OssAuthorization:
+    value = request.headers.get("authorization")
+    if value is None:
+        raise Refusal(
+            "AccessDenied",
+            "You have no right to access this object because of bucket acl.",
+            ec="0003-00000001",
+        )
+    try:
+        return parse_oss_authorization(value)
+    except ValueError:
+        raise Refusal(
+            "InvalidArgument", "Authorization header is invalid.", ec="0002-00000225"
+        ) from None
+
+
+def _known_credential(
+    backend: Backend, authorization: OssAuthorization, request: SignedRequest
+) -> Credential:
+    credential = backend.storage.credential(authorization.access_key_id)
+    if credential is None:
+        raise _unknown_key(authorization.access_key_id, "0002-00000902")
+    token = _token_of(request)
+    if not token:
+        raise _unknown_key(authorization.access_key_id, "0002-00000902")
+    if token != credential.token:
+        raise _wrong_token(backend, token)
+    return credential
+
+
+def _token_of(request: SignedRequest) -> str:
+    in_query = next((v for k, v in request.query if k == "security-token"), "")
+    return request.headers.get("x-oss-security-token", in_query)
+
+
+def _wrong_token(backend: Backend, token: str) -> Refusal:
+    if any(known.token == token for known in backend.storage.credentials()):
+        return Refusal("AccessKeyIdAndSecurityTokenNotMatch")
+    return Refusal("InvalidSecurityToken")
+
+
+def _unknown_key(access_key_id: str, ec: str) -> Refusal:
+    return Refusal("InvalidAccessKeyId", ec=ec, fields={"OSSAccessKeyId": access_key_id})
+
+
+def check_expiry(backend: Backend, credential: Credential) -> None:
+    """Refuse credentials that have expired; the answer echoes the token, as OSS's does."""
+    age = backend.seconds_since_expiry(credential)
+    if age < 0:
+        return
+    if age < backend.options.expired_grace_s:
+        raise Refusal("SecurityTokenExpired", fields={"SecurityToken": credential.token})
+    raise _unknown_key(credential.access_key_id, "0002-00000002")
+
+
+def _check_date(
+    backend: Backend, authorization: OssAuthorization, request: SignedRequest
+) -> None:
+    text = request.headers.get("x-oss-date", request.headers.get("date", ""))
+    if not text:
+        raise Refusal(
+            "AccessDenied", "OSS authentication requires a valid Date.", ec="0002-00000503"
+        )
+    try:
+        signed_at = parse_http_date(text).timestamp()
+    except ValueError:
+        raise _bad_signing_date(authorization) from None
+    now = backend.now()
+    if abs(now - signed_at) > MAX_SKEW_S:
+        raise _skewed(signed_at, now)
+
+
+def _bad_signing_date(authorization: OssAuthorization) -> Refusal:
+    if authorization.version == "v4":
+        return Refusal(
+            "InvalidArgument",
+            "Invalid signing date in Authorization header.",
+            ec="0002-00000212",
+        )
+    return Refusal("AccessDenied", "OSS authentication requires a valid Date.", ec="0002-00000503")
+
+
+def _skewed(signed_at: float, now: float) -> Refusal:
+    return Refusal(
+        "RequestTimeTooSkewed",
+        fields={
+            "MaxAllowedSkewMilliseconds": str(MAX_SKEW_S * 1000),
+            "RequestTime": iso_date(signed_at, millis=True),
+            "ServerTime": iso_date(now, millis=True),
+        },
+    )
+
+
+def _check_version(backend: Backend, authorization: OssAuthorization) -> None:
+    if authorization.version in backend.options.signature_versions:
+        return
+    if authorization.version == "v1":
+        raise Refusal(
+            "AccessDenied",
+            "The bucket does not support the V1 signature. Use the V4 signature.",
+            ec="0002-00000080",
+        )
+    raise Refusal("InvalidArgument", "Unsupported Authorization type.", ec="0002-00000226")
+
+
+def _check_signature(
+    authorization: OssAuthorization, request: SignedRequest, credential: Credential
+) -> None:
+    if authorization.version == "v1":
+        text = oss_v1_string_to_sign(request)
+        expected = oss_v1_signature(credential.secret, text)
+    else:
+        text = oss_v4_string_to_sign(request, authorization)
+        expected = oss_v4_signature(credential.secret, authorization, text)
+    if not hmac.compare_digest(expected.encode(), authorization.signature.encode()):
+        raise _signature_mismatch(authorization, text)
+
+
+def _check_v4_scope(backend: Backend, authorization: OssAuthorization, date: str) -> None:
+    # The scope names the day, OSS's region and the product.
+    if authorization.date != date[:8]:
+        raise _bad_signing_date(authorization)
+    if authorization.region != backend.options.region:
+        raise Refusal(
+            "InvalidArgument",
+            "Invalid signing region in Authorization header.",
+            ec="0002-00000226",
+        )
+    if (authorization.product, authorization.request_type) != ("oss", "aliyun_v4_request"):
+        raise Refusal(
+            "InvalidArgument",
+            "Invalid signing product in Authorization header.",
+            ec="0002-00000227",
+        )
+
+
+def _signature_mismatch(authorization: OssAuthorization, text: str) -> Refusal:
+    encoded = text.encode("utf-8", "surrogateescape")
+    return Refusal(
+        "SignatureDoesNotMatch",
+        fields={
+            "OSSAccessKeyId": authorization.access_key_id,
+            "SignatureProvided": authorization.signature,
+            "StringToSign": encoded.decode("utf-8", "replace"),
+            "StringToSignBytes": encoded.hex(" ").upper(),
+        },
+    )
+
+
+def _check_bucket(backend: Backend, target: OssTarget) -> None:
+    if target.bucket not in (backend.bucket, backend.other_bucket):
+        raise Refusal("NoSuchBucket", fields={"BucketName": target.bucket})
+
+
+def _check_policy(backend: Backend, target: OssTarget, credential: Credential) -> None:
+    denied = target.operation in backend.options.denied_operations
+    in_scope = (
+        credential.may_touch(target.bucket, target.object_key)
+        if target.object_key
+        else target.bucket == credential.bucket
+    )
+    if denied or not in_scope:
+        raise Refusal("AccessDenied")

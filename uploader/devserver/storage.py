@@ -1,0 +1,346 @@
+"""What survives a restart: videos, credentials, uploads, parts and objects in one SQLite file.
+
+Bodies are files beside it, one per part; an object is the list of its parts' files, so that
+completing an upload copies nothing. Every write is one short transaction on the event loop;
+``synchronous=OFF`` survives the death of the process, which is all a development server needs.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta(name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS videos(
+    video_id TEXT PRIMARY KEY, title TEXT, file_name TEXT, bucket TEXT, object_key TEXT,
+    object_prefix TEXT, reference_id TEXT UNIQUE, status TEXT, created_at REAL,
+    finished_at REAL, generation INTEGER, refresh_count INTEGER);
+CREATE TABLE IF NOT EXISTS credentials(
+    access_key_id TEXT PRIMARY KEY, secret TEXT, token TEXT, video_id TEXT, generation INTEGER,
+    bucket TEXT, scopes TEXT, issued_at REAL, expires_at REAL);
+CREATE TABLE IF NOT EXISTS uploads(
+    upload_id TEXT PRIMARY KEY, bucket TEXT, object_key TEXT, initiated_at REAL,
+    content_type TEXT, is_sequential INTEGER);
+CREATE TABLE IF NOT EXISTS parts(
+    upload_id TEXT, part_number INTEGER, path TEXT, size INTEGER, etag TEXT, crc64 TEXT,
+    modified_at REAL, PRIMARY KEY(upload_id, part_number)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS objects(
+    bucket TEXT, object_key TEXT, size INTEGER, etag TEXT, crc64 TEXT, kind TEXT,
+    content_type TEXT, modified_at REAL, files TEXT, PRIMARY KEY(bucket, object_key));
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Video:
+    """One video of the account. Instants are seconds of the Unix epoch."""
+
+    video_id: str
+    title: str
+    file_name: str
+    bucket: str
+    object_key: str
+    object_prefix: str
+    reference_id: str | None
+    status: str
+    created_at: float
+    finished_at: float
+    generation: int
+    refresh_count: int
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Credential:
+    """One set of STS credentials: whose they are, what they may write, until when."""
+
+    access_key_id: str
+    secret: str
+    token: str
+    video_id: str
+    generation: int
+    bucket: str
+    scopes: tuple[str, ...]
+    """Object keys; one that ends in ``/`` covers everything below it."""
+    issued_at: float
+    expires_at: float
+
+    def may_touch(self, bucket: str, object_key: str) -> bool:
+        """Whether the policy of this token covers the object."""
+        return bucket == self.bucket and any(
+            object_key == scope or (scope.endswith("/") and object_key.startswith(scope))
+            for scope in self.scopes
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """One open multipart upload."""
+
+    upload_id: str
+    bucket: str
+    object_key: str
+    initiated_at: float
+    content_type: str
+    is_sequential: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One stored part; an empty path means that its bytes were discarded."""
+
+    upload_id: str
+    part_number: int
+    path: str
+    size: int
+    etag: str
+    crc64: int
+    modified_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """One finished object; ``files`` are (path, size in bytes) in order."""
+
+    bucket: str
+    object_key: str
+    size: int
+    etag: str
+    crc64: int
+    kind: str
+    content_type: str
+    modified_at: float
+    files: tuple[tuple[str, int], ...]
+
+
+class Storage:
+    """The tables and the folder of bodies. Mutable; used from the event loop's thread only."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._bodies = folder / "bodies"
+        self._bodies.mkdir(parents=True, exist_ok=True)
+        self._db = sqlite3.connect(folder / "devserver.sqlite3", isolation_level=None)
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=OFF")
+        self._db.executescript(_SCHEMA)
+        self._remove_strays()
+
+    def close(self) -> None:
+        """Close the database; the files stay."""
+        self._db.close()
+
+    def _remove_strays(self) -> None:
+        """Half-written bodies of a process that died are worth nothing."""
+        for stray in self._bodies.glob("*.tmp"):
+            stray.unlink()
+
+    def remembered(self, name: str, fresh: str) -> str:
+        """The value kept under ``name``; the first call keeps ``fresh``."""
+        self._db.execute("INSERT OR IGNORE INTO meta VALUES(?, ?)", (name, fresh))
+        row = self._db.execute("SELECT value FROM meta WHERE name=?", (name,)).fetchone()
+        return str(row[0])
+
+    # bodies
+
+    def new_body(self) -> Path:
+        """A fresh path for bytes on their way in."""
+        return self._bodies / f"{secrets.token_hex(16)}.tmp"
+
+    def keep_body(self, path: Path) -> str:
+        """Give a finished body its lasting name, atomically; returns the name to record."""
+        kept = path.with_suffix(".body")
+        path.rename(kept)
+        return kept.name
+
+    def body_path(self, name: str) -> Path | None:
+        """Where a recorded body is; ``None`` when it was discarded."""
+        return self._bodies / name if name else None
+
+    def drop_bodies(self, names: Iterable[str]) -> None:
+        """Delete bodies nothing refers to any more."""
+        for name in names:
+            if name:
+                (self._bodies / name).unlink(missing_ok=True)
+
+    # videos
+
+    def save_video(self, video: Video) -> None:
+        """Insert or replace a video."""
+        values = tuple(getattr(video, name) for name in Video.__slots__)
+        self._db.execute(_upsert("videos", values), values)
+
+    def video(self, video_id: str) -> Video | None:
+        """The video of this id."""
+        return self._one_video("video_id=?", video_id)
+
+    def video_by_reference(self, reference_id: str) -> Video | None:
+        """The video of this custom id."""
+        return self._one_video("reference_id=?", reference_id)
+
+    def video_of_object(self, bucket: str, object_key: str) -> Video | None:
+        """The video whose source file is this object."""
+        return self._one_video("bucket=? AND object_key=?", bucket, object_key)
+
+    def videos(self) -> tuple[Video, ...]:
+        """All videos, oldest first."""
+        rows = self._db.execute("SELECT * FROM videos ORDER BY created_at")
+        return tuple(Video(*row) for row in rows)
+
+    def _one_video(self, where: str, *values: str) -> Video | None:
+        row = self._db.execute(f"SELECT * FROM videos WHERE {where}", values).fetchone()
+        return Video(*row) if row else None
+
+    # credentials
+
+    def save_credential(self, credential: Credential) -> None:
+        """Remember credentials that were handed out."""
+        values = (
+            credential.access_key_id,
+            credential.secret,
+            credential.token,
+            credential.video_id,
+            credential.generation,
+            credential.bucket,
+            json.dumps(credential.scopes),
+            credential.issued_at,
+            credential.expires_at,
+        )
+        self._db.execute(_upsert("credentials", values), values)
+
+    def credential(self, access_key_id: str) -> Credential | None:
+        """The credentials of this key id."""
+        row = self._db.execute(
+            "SELECT * FROM credentials WHERE access_key_id=?", (access_key_id,)
+        ).fetchone()
+        return _credential(row) if row else None
+
+    def credentials(self) -> tuple[Credential, ...]:
+        """All credentials ever handed out."""
+        return tuple(_credential(row) for row in self._db.execute("SELECT * FROM credentials"))
+
+    def expire_credentials(self, at: float, video_id: str | None = None) -> None:
+        """End every life that is longer than ``at``, of one video or of all."""
+        self._db.execute(
+            "UPDATE credentials SET expires_at=?1 WHERE expires_at>?1 AND (?2 IS NULL OR "
+            "video_id=?2)",
+            (at, video_id),
+        )
+
+    # multipart uploads
+
+    def save_upload(self, upload: Upload) -> None:
+        """Remember an open upload."""
+        values = tuple(getattr(upload, name) for name in Upload.__slots__)
+        self._db.execute(_upsert("uploads", values), values)
+
+    def upload(self, upload_id: str) -> Upload | None:
+        """The open upload of this id."""
+        row = self._db.execute("SELECT * FROM uploads WHERE upload_id=?", (upload_id,)).fetchone()
+        return Upload(*row) if row else None
+
+    def uploads(self, bucket: str) -> tuple[Upload, ...]:
+        """The open uploads of a bucket in the order ListMultipartUploads names them."""
+        rows = self._db.execute(
+            "SELECT * FROM uploads WHERE bucket=? ORDER BY object_key, upload_id", (bucket,)
+        )
+        return tuple(Upload(*row) for row in rows)
+
+    def open_upload_count(self) -> int:
+        """How many multipart uploads are open."""
+        return int(self._db.execute("SELECT COUNT(*) FROM uploads").fetchone()[0])
+
+    def remove_upload(self, upload_id: str, *, keep: frozenset[str] = frozenset()) -> None:
+        """Forget an upload and its parts; bodies named in ``keep`` live on."""
+        names = {part.path for part in self.parts(upload_id)} - keep
+        self._db.execute("DELETE FROM uploads WHERE upload_id=?", (upload_id,))
+        self._db.execute("DELETE FROM parts WHERE upload_id=?", (upload_id,))
+        self.drop_bodies(names)
+
+    def save_part(self, part: Part) -> None:
+        """Store a part; one of the same number is replaced, the last to finish wins."""
+        earlier = self.part(part.upload_id, part.part_number)
+        values = (
+            part.upload_id,
+            part.part_number,
+            part.path,
+            part.size,
+            part.etag,
+            str(part.crc64),
+            part.modified_at,
+        )
+        self._db.execute(_upsert("parts", values), values)
+        if earlier is not None:
+            self.drop_bodies([earlier.path])
+
+    def part(self, upload_id: str, part_number: int) -> Part | None:
+        """One stored part."""
+        row = self._db.execute(
+            "SELECT * FROM parts WHERE upload_id=? AND part_number=?", (upload_id, part_number)
+        ).fetchone()
+        return _part(row) if row else None
+
+    def parts(self, upload_id: str) -> tuple[Part, ...]:
+        """The stored parts of an upload by number."""
+        rows = self._db.execute(
+            "SELECT * FROM parts WHERE upload_id=? ORDER BY part_number", (upload_id,)
+        )
+        return tuple(_part(row) for row in rows)
+
+    # objects
+
+    def save_object(self, stored: StoredObject) -> None:
+        """Put an object at its key; what was there before is deleted."""
+        earlier = self.object(stored.bucket, stored.object_key)
+        values = (
+            stored.bucket,
+            stored.object_key,
+            stored.size,
+            stored.etag,
+            str(stored.crc64),
+            stored.kind,
+            stored.content_type,
+            stored.modified_at,
+            json.dumps(stored.files),
+        )
+        self._db.execute(_upsert("objects", values), values)
+        if earlier is not None:
+            self.drop_bodies(path for path, _ in earlier.files)
+
+    def object(self, bucket: str, object_key: str) -> StoredObject | None:
+        """The object at a key."""
+        row = self._db.execute(
+            "SELECT * FROM objects WHERE bucket=? AND object_key=?", (bucket, object_key)
+        ).fetchone()
+        return _object(row) if row else None
+
+
+def _upsert(table: str, values: tuple[object, ...]) -> str:
+    return f"INSERT OR REPLACE INTO {table} VALUES({','.join('?' * len(values))})"
+
+
+def _credential(row: tuple[object, ...]) -> Credential:
+    values = list(row)
+    values[6] = tuple(json.loads(str(row[6])))
+    return Credential(*values)  # type: ignore[arg-type]  # the table's columns are the fields
+
+
+def _part(row: tuple[object, ...]) -> Part:
+    values = list(row)
+    values[5] = _unsigned(row[5])
+    return Part(*values)  # type: ignore[arg-type]
+
+
+def _object(row: tuple[object, ...]) -> StoredObject:
+    values = list(row)
+    values[4] = _unsigned(row[4])
+    values[8] = tuple((str(path), int(size)) for path, size in json.loads(str(row[8])))
+    return StoredObject(*values)  # type: ignore[arg-type]
+
+
+def _unsigned(value: object) -> int:
+    """CRCs have 64 bits without a sign; SQLite's integers have one, so they are text."""
+    return int(str(value))

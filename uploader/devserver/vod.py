@@ -1,0 +1,303 @@
+"""The VOD API: the operations around an upload.
+
+Sources: "VOD API: CreateUploadVideo, RefreshUploadVideo, GetMezzanineInfo, GetVideoInfo,
+DeleteMultipartUpload".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import secrets
+import time
+import uuid
+from collections.abc import Callable, Mapping
+
+from .answers import VOD_ERRORS, Answer, Refusal
+from .backend import Backend, http_date, iso_date
+from .encoding import Node, Pairs, parse_query, render_xml, split_target
+from .exchange import Exchange
+from .grants import grant
+from .signatures import SignedRequest
+from .storage import Video
+from .vod_access import Gateway, VodCall
+
+# "VOD: Overview of media upload", the formats of audio and video files.
+EXTENSIONS = frozenset(
+    """
+    3gp asf avi dat dv flv f4v gif m2t m3u8 m4v mj2 mjpeg mkv mov mp4 mpe mpg mpeg mts ogg qt rm
+    rmvb swf ts vob wmv webm aac ac3 acm amr ape caf flac m4a mp3 ra wav wma aiff
+    """.split()
+)
+MAX_TITLE_LENGTH = 128
+MAX_DESCRIPTION_LENGTH = 1024
+MAX_TAG_COUNT = 16
+MAX_TAG_LENGTH = 32
+_REFERENCE_ID = re.compile(r"[A-Za-z0-9_-]{6,64}")
+_VIDEO_ID = re.compile(r"[0-9a-f]{32}")
+
+Fields = dict[str, "str | int | Fields"]
+
+
+class VodService:
+    """The VOD API behind one port."""
+
+    name = "vod"
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._storage = backend.storage
+        self._gateway = Gateway(backend)
+        self._operations: Mapping[str, Callable[[VodCall], Fields]] = {
+            "CreateUploadVideo": self._create,
+            "RefreshUploadVideo": self._refresh,
+            "GetMezzanineInfo": self._mezzanine_info,
+            "GetVideoInfo": self._video_info,
+            "DeleteMultipartUpload": self._delete_multipart,
+        }
+
+    # what the front asks
+
+    async def describe(self, exchange: Exchange) -> None:
+        """Read a call whole and say what it is; nothing is checked yet."""
+        exchange.body = await exchange.read_body()
+        call, record = _parse_call(exchange), exchange.record
+        record.operation = call.operation
+        record.subject = call.parameter("VideoId") or call.parameter("ReferenceId")
+        record.signature_version = "v3" if call.is_v3 else "v1"
+        exchange.wants_json = _is_json(call)
+
+    async def perform(self, exchange: Exchange) -> Answer:
+        """Check a call and do what it asks."""
+        call = _parse_call(exchange)
+        if call.signed.method not in ("GET", "POST") or call.signed.resource != "/":
+            raise Refusal("InvalidAction.NotFound")
+        self._gateway.admit(call)
+        operation = self._operations.get(call.operation)
+        if operation is None:
+            raise Refusal("InvalidAction.NotFound")
+        fields = operation(call)
+        exchange.record.video_id = str(fields.get("VideoId", ""))
+        fields = {"RequestId": self.request_id(), **fields}
+        return self._render(call.operation + "Response", fields, 200, exchange.wants_json)
+
+    def refuse(self, exchange: Exchange, refusal: Refusal, request_id: str) -> Answer:
+        """The error document of the API."""
+        row = refusal.row(VOD_ERRORS)
+        fields: Fields = {
+            "RequestId": request_id,
+            "HostId": f"vod.{self._backend.options.region}.aliyuncs.com",
+            "Code": refusal.code,
+            "Message": row.message,
+            "Recommend": f"https://api.aliyun.com/troubleshoot?q={refusal.code}&product=vod",
+        }
+        answer = self._render("Error", fields, row.status, exchange.wants_json)
+        return dataclasses.replace(answer, code=refusal.code)
+
+    def decorate(self, request_id: str, started_at: float) -> dict[str, str]:
+        """Headers every answer of the API has."""
+        return {"Date": http_date(self._backend.now()), "x-acs-request-id": request_id}
+
+    def request_id(self) -> str:
+        """A UUID in capitals."""
+        return str(uuid.uuid4()).upper()
+
+    # operations
+
+    def _create(self, call: VodCall) -> Fields:
+        file_name = _checked_metadata(call)
+        reference_id = call.parameter("ReferenceId") or None
+        if reference_id is not None:
+            known = self._duplicate(reference_id)
+            if known is not None:
+                return self._granted(known)
+        video = self._new_video(call, file_name, reference_id)
+        self._backend.stats.creates += 1
+        return self._granted(video)
+
+    def _duplicate(self, reference_id: str) -> Video | None:
+        if not _REFERENCE_ID.fullmatch(reference_id):
+            raise Refusal("InvalidParameter", "The specified ReferenceId is not valid.")
+        known = self._storage.video_by_reference(reference_id)
+        if known is not None and self._backend.options.duplicate_reference == "error":
+            code = self._backend.options.duplicate_reference_code
+            raise Refusal(code, "The specified ReferenceId already exists.", status=400)
+        return known
+
+    def _new_video(self, call: VodCall, file_name: str, reference_id: str | None) -> Video:
+        video_id = secrets.token_hex(16)
+        folder = f"sv/{secrets.token_hex(4)}-{secrets.token_hex(6)[:11]}"
+        name = folder.rpartition("/")[2]
+        extension = file_name.rpartition(".")[2].lower()
+        return Video(
+            video_id=video_id,
+            title=call.parameter("Title"),
+            file_name=file_name,
+            bucket=self._backend.bucket,
+            object_key=f"{folder}/{name}.{extension}",
+            object_prefix=f"{folder}/" if extension == "m3u8" else "",
+            reference_id=reference_id,
+            status="Uploading",
+            created_at=time.time(),
+            finished_at=0.0,
+            generation=0,
+            refresh_count=0,
+        )
+
+    def _refresh(self, call: VodCall) -> Fields:
+        video = self._existing_video(call)
+        if video.status == "Damaged":
+            raise Refusal("InvalidVideo.Damaged")
+        stats = self._backend.stats
+        stats.refreshes += 1
+        stats.refreshes_by_video[video.video_id] += 1
+        stats.overwrite_refreshes += video.status != "Uploading"
+        return self._granted(dataclasses.replace(video, refresh_count=video.refresh_count + 1))
+
+    def _granted(self, video: Video) -> Fields:
+        video = dataclasses.replace(video, generation=video.generation + 1)
+        self._storage.save_video(video)
+        address, auth = grant(self._backend, video)
+        answer: Fields = {"VideoId": video.video_id, "UploadAddress": address, "UploadAuth": auth}
+        said = self._backend.options.refresh_video_id
+        if video.generation > 1 and said == "absent":
+            del answer["VideoId"]
+        if video.generation > 1 and said == "different":
+            answer["VideoId"] = secrets.token_hex(16)
+        return answer
+
+    def _mezzanine_info(self, call: VodCall) -> Fields:
+        video = self._existing_video(call)
+        stored = self._storage.object(video.bucket, video.object_key)
+        status = "Uploading" if video.status == "Uploading" else "Normal"
+        mezzanine: Fields = {
+            "VideoId": video.video_id,
+            "Status": status,
+            "Size": stored.size if stored else 0,
+            "CreationTime": iso_date(video.created_at),
+            "FileName": video.object_key,
+            "OutputType": "oss",
+        }
+        return {"Mezzanine": mezzanine}
+
+    def _video_info(self, call: VodCall) -> Fields:
+        video = self._existing_video(call)
+        stored = self._storage.object(video.bucket, video.object_key)
+        shown: Fields = {
+            "VideoId": video.video_id,
+            "Title": video.title,
+            "Status": self._backend.status_of(video),
+            "Size": stored.size if stored else 0,
+            "CreationTime": iso_date(video.created_at),
+            "CreateTime": iso_date(video.created_at),
+            "StorageLocation": f"{video.bucket}.oss-{self._backend.options.region}.aliyuncs.com",
+            "AppId": "app-1000000",
+        }
+        if video.reference_id:
+            shown["ReferenceId"] = video.reference_id
+        return {"Video": shown}
+
+    def _delete_multipart(self, call: VodCall) -> Fields:
+        if call.parameter("MediaType") != "video":
+            raise Refusal("InvalidParameter", "The specified MediaType is not valid.")
+        video = self._find_video(call.parameter("MediaId"), "")
+        for upload in self._storage.uploads(video.bucket):
+            if upload.object_key == video.object_key:
+                self._storage.remove_upload(upload.upload_id)
+                self._backend.stats.aborts += 1
+        return {}
+
+    def _existing_video(self, call: VodCall) -> Video:
+        video_id, reference_id = call.parameter("VideoId"), call.parameter("ReferenceId")
+        if not video_id and not reference_id:
+            raise Refusal("MissingParameter", "VideoId is mandatory for this action.")
+        return self._find_video(video_id, reference_id)
+
+    def _find_video(self, video_id: str, reference_id: str) -> Video:
+        if video_id:
+            video = self._storage.video(video_id) if _VIDEO_ID.fullmatch(video_id) else None
+        else:
+            video = self._storage.video_by_reference(reference_id)
+        if video is None or video.status == "Deleted":
+            raise Refusal("InvalidVideo.NotFound")
+        return video
+
+    # documents
+
+    def _render(self, root: str, fields: Fields, status: int, as_json: bool) -> Answer:
+        if as_json:
+            body = json.dumps(fields, ensure_ascii=False).encode()
+            return Answer(status, body, content_type="application/json;charset=utf-8")
+        body = render_xml(Node(root, _nodes(fields)))
+        return Answer(status, body, content_type="text/xml;charset=utf-8")
+
+
+def _nodes(fields: Fields) -> list[Node]:
+    return [
+        Node(name, _nodes(value) if isinstance(value, dict) else value)
+        for name, value in fields.items()
+    ]
+
+
+def _parse_call(exchange: Exchange) -> VodCall:
+    request = exchange.request
+    raw_path, raw_query = split_target(request.raw_path)
+    query = parse_query(raw_query, plus_is_space=True)
+    headers = {name.lower(): value for name, value in request.headers.items()}
+    signed = SignedRequest(request.method, raw_path, query, headers)
+    return VodCall(signed, query + _form(headers, exchange.body), exchange.body)
+
+
+def _form(headers: Mapping[str, str], body: bytes) -> Pairs:
+    if "x-www-form-urlencoded" not in headers.get("content-type", ""):
+        return ()
+    return parse_query(body.decode("utf-8", "surrogateescape"), plus_is_space=True)
+
+
+def _is_json(call: VodCall) -> bool:
+    """XML is the default of the RPC style; V3 requests are answered in JSON."""
+    wanted = call.parameter("Format")
+    return wanted.upper() == "JSON" if wanted else call.is_v3
+
+
+def _checked_metadata(call: VodCall) -> str:
+    """Check what Create is told and return the file name."""
+    title, file_name = call.parameter("Title"), call.parameter("FileName")
+    for name, value in (("Title", title), ("FileName", file_name)):
+        if not value:
+            raise Refusal("MissingParameter", f"{name} is mandatory for this action.")
+    description = call.parameter("Description")
+    if len(title) > MAX_TITLE_LENGTH or len(description) > MAX_DESCRIPTION_LENGTH:
+        raise Refusal("LengthExceededMax")
+    _check_tags(call.parameter("Tags"))
+    for text in (title, description, call.parameter("Tags")):
+        _check_characters(text)
+    _check_extension(file_name)
+    _check_size(call.parameter("FileSize"))
+    return file_name
+
+
+def _check_tags(tags: str) -> None:
+    names = tags.split(",") if tags else []
+    if len(names) > MAX_TAG_COUNT:
+        raise Refusal("TagsExceededMax")
+    if any(len(name) > MAX_TAG_LENGTH for name in names):
+        raise Refusal("LengthExceededMax")
+
+
+def _check_characters(text: str) -> None:
+    """Characters of four UTF-8 bytes (emoji) and control characters are refused."""
+    if any(ord(char) > 0xFFFF or (ord(char) < 32 and char not in "\r\n\t") for char in text):
+        raise Refusal("IllegalCharacters")
+
+
+def _check_extension(file_name: str) -> None:
+    _, dot, extension = file_name.rpartition(".")
+    if not dot or extension.lower() not in EXTENSIONS:
+        raise Refusal("InvalidFileName.Extension")
+
+
+def _check_size(text: str) -> None:
+    if text and not (text.isdecimal() and text.isascii()):
+        raise Refusal("InvalidParameter", "The specified FileSize is not valid.")
