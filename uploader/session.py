@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from uploader.clock import Clock
-from uploader.errors import ServiceError, SourceError, TransportError, VodupError
+from uploader.errors import CredentialsRejected, ServiceError, TransportError, VodupError
 from uploader.protocol.verdicts import Verdict, classify, is_outcome_known, meaning
 from uploader.protocol.wire import Operation, SignedRequest, Signer, Transport
 
@@ -19,6 +19,8 @@ T = TypeVar("T")
 
 _MAX_CLOCK_OFFSET_S = 24 * 3600.0
 """A server's clock that differs by more is not believed."""
+
+_MAX_RENEWALS_A_CALL = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,8 +100,6 @@ class Session:
                 signed = self._signer.sign(operation, clock_offset_s=self._clock_offset_s)
                 try:
                     answer = await self._send(operation, signed)
-                except SourceError:
-                    raise
                 except (ServiceError, TransportError) as error:
                     failure: ServiceError | TransportError = error
                 else:
@@ -128,6 +128,7 @@ class Session:
             raise failure
         match verdict:
             case Verdict.RENEW:
+                attempts.count_renewal(failure)
                 self._tell(operation, failure, verdict, 0.0)
                 await self._signer.renew(signed)
             case Verdict.FIX_CLOCK:
@@ -163,8 +164,24 @@ class _Attempts:
     def __init__(self, policy: RetryPolicy, clock: Clock, draw: Callable[[], float]) -> None:
         self._policy, self._clock, self._draw = policy, clock, draw
         self._failure_count = 0
+        self._renewal_count = 0
         self._first_failure_s: float | None = None
         self.is_clock_fixed = False
+
+    def count_renewal(self, failure: ServiceError | TransportError) -> None:
+        """Raise when this one request keeps being refused with ever newer credentials.
+
+        It may take longer than credentials live; a smaller part would get through.
+        """
+        self._renewal_count += 1
+        if self._renewal_count > _MAX_RENEWALS_A_CALL:
+            raise CredentialsRejected(
+                f"{failure.message} It was refused with {_MAX_RENEWALS_A_CALL} credentials in a row.",
+                next_step="Use a smaller --part-size or more bandwidth: a part must be sent "
+                "within the life of one credential. Then run the same command again.",
+                code=failure.code,
+                request_id=failure.request_id,
+            )
 
     def next_pause_s(self, failure: ServiceError | TransportError, *, has_answered: bool) -> float:
         """Return how long to wait before the next attempt, or raise `failure`."""
@@ -174,7 +191,9 @@ class _Attempts:
         self._failure_count += 1
         policy = self._policy
         patience_s = policy.patience_s if has_answered else policy.first_contact_patience_s
-        pause_s = policy.pause_s(self._failure_count, draw=self._draw())
+        is_first_break = self._failure_count == 1 and isinstance(failure, TransportError)
+        # A kept-alive connection that the server has just closed is no sign of trouble.
+        pause_s = 0.0 if is_first_break else policy.pause_s(self._failure_count, draw=self._draw())
         pause_s = max(pause_s, getattr(failure, "retry_after_s", None) or 0.0)
         if now_s + pause_s - self._first_failure_s > patience_s:
             raise failure
