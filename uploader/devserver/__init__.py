@@ -9,6 +9,7 @@ from .faults import Fault, FaultScript
 from .options import DevServerOptions
 from .server import DevServer, serve
 from .stats import RequestRecord, Stats
+from .threaded import ThreadedDevServer
 
 __all__ = [
     "DevServer",
@@ -18,5 +19,6 @@ __all__ = [
     "Refusal",
     "RequestRecord",
     "Stats",
+    "ThreadedDevServer",
     "serve",
 ]

@@ -10,9 +10,10 @@ from typing import Any
 
 from aiohttp import web
 
-from .answers import FileSlice
 from .backend import Backend
-from .storage import Storage, StoredObject, Video
+from .storage import Part, Storage, StoredObject, Video
+
+_HASH_SIZE = 1024 * 1024
 
 
 class Admin:
@@ -30,14 +31,14 @@ class Admin:
         except (ValueError, TypeError) as error:
             return web.json_response({"error": str(error)}, status=400)
 
-    async def _perform(self, request: web.BaseRequest) -> Any:
+    async def _perform(self, request: web.BaseRequest) -> object:
         path = request.raw_path.partition("?")[0].removeprefix("/_vodup/")
         if request.method == "GET":
             return await self._show(path)
         values = json.loads(await request.read() or b"null")
         return self._change(path, values)
 
-    async def _show(self, path: str) -> Any:
+    async def _show(self, path: str) -> object:
         if path == "stats":
             return self.stats()
         if path == "requests":
@@ -51,13 +52,13 @@ class Admin:
     def _options(self) -> dict[str, Any]:
         return dataclasses.asdict(self._backend.options)
 
-    def _change(self, path: str, values: Any) -> Any:
+    def _change(self, path: str, values: object) -> object:
         if path == "faults":
-            self._backend.faults.replace(values or [])
+            self._backend.faults.replace(_list_of_objects(values))
         elif path == "options":
-            self._backend.set_options(**values)
+            self._backend.set_options(**_object(values))
         elif path == "expire":
-            self._backend.expire_credentials((values or {}).get("video_id"))
+            self._backend.expire_credentials(_object(values).get("video_id"))
         else:
             raise LookupError(f"no such path: {path}")
         return {"ok": True}
@@ -96,7 +97,7 @@ def _describe_uploads(storage: Storage, video: Video) -> list[dict[str, Any]]:
     ]
 
 
-def _without_path(part: Any) -> dict[str, Any]:
+def _without_path(part: Part) -> dict[str, Any]:
     return {k: v for k, v in dataclasses.asdict(part).items() if k != "path"}
 
 
@@ -114,16 +115,27 @@ async def describe_object(storage: Storage, stored: StoredObject) -> dict[str, A
 def sha256_of(storage: Storage, stored: StoredObject) -> str | None:
     """The SHA-256 of an object's bytes; reads all of them."""
     digest = hashlib.sha256()
-    for name, size in stored.files:
+    for name, _ in stored.files:
         path = storage.body_path(name)
         if path is None:
             return None
-        _update(digest, FileSlice(path, 0, size))
+        with path.open("rb") as file:
+            while data := file.read(_HASH_SIZE):
+                digest.update(data)
     return digest.hexdigest()
 
 
-def _update(digest: Any, piece: FileSlice) -> None:
-    assert piece.path is not None
-    with piece.path.open("rb") as file:
-        while data := file.read(1024 * 1024):
-            digest.update(data)
+def _object(values: object) -> dict[str, Any]:
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ValueError("a JSON object is expected")
+    return values
+
+
+def _list_of_objects(values: object) -> list[dict[str, Any]]:
+    if values is None:
+        return []
+    if not isinstance(values, list):
+        raise ValueError("a JSON list is expected")
+    return [_object(value) for value in values]

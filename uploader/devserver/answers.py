@@ -95,9 +95,7 @@ OSS_ERRORS: Mapping[str, ErrorRow] = {
         403, "The OSS Access Key Id you provided does not exist in our records.", "0002-00000902"
     ),
     "InvalidArgument": ErrorRow(400, "Invalid Argument.", "0042-00000101"),
-    "InvalidDigest": ErrorRow(
-        400, "The Content-MD5 you specified was invalid.", "0042-00000106"
-    ),
+    "InvalidDigest": ErrorRow(400, "The Content-MD5 you specified was invalid.", "0042-00000106"),
     "InvalidPart": ErrorRow(
         400,
         "One or more of the specified parts could not be found or the specified entity tag "
@@ -117,9 +115,7 @@ OSS_ERRORS: Mapping[str, ErrorRow] = {
         "schema.",
         "0042-00000205",
     ),
-    "MethodNotAllowed": ErrorRow(
-        405, "The specified method is not allowed against this resource."
-    ),
+    "MethodNotAllowed": ErrorRow(405, "The specified method is not allowed against this resource."),
     "MissingContentLength": ErrorRow(
         411, "You must provide the Content-Length HTTP header.", "0042-00000105"
     ),
@@ -132,7 +128,8 @@ OSS_ERRORS: Mapping[str, ErrorRow] = {
         "0042-00000104",
     ),
     "PartAlreadyExist": ErrorRow(
-        409, "For sequential multipart upload, you can't overwrite uploaded parts.",
+        409,
+        "For sequential multipart upload, you can't overwrite uploaded parts.",
         "0042-00000108",
     ),
     "PartNotSequential": ErrorRow(
@@ -152,9 +149,7 @@ OSS_ERRORS: Mapping[str, ErrorRow] = {
     "SecurityTokenExpired": ErrorRow(
         403, "The security token you provided has expired.", "0002-00000007"
     ),
-    "ServiceUnavailable": ErrorRow(
-        503, "Please reduce your request rate.", "0004-00000301"
-    ),
+    "ServiceUnavailable": ErrorRow(503, "Please reduce your request rate.", "0004-00000301"),
     "SignatureDoesNotMatch": ErrorRow(
         403,
         "The request signature we calculated does not match the signature you provided. Check "
@@ -170,7 +165,8 @@ VOD_ERRORS: Mapping[str, ErrorRow] = {
     "Forbidden": ErrorRow(403, "User not authorized to operate on the specified resource."),
     "Forbidden.InitFailed": ErrorRow(403, "Initialization of your account has failed."),
     "Forbidden.RAM": ErrorRow(
-        403, "User not authorized to operate on the specified resource, or this API doesn't "
+        403,
+        "User not authorized to operate on the specified resource, or this API doesn't "
         "support RAM.",
     ),
     "IllegalCharacters": ErrorRow(400, "The specified parameter contains illegal characters."),

@@ -21,6 +21,8 @@ class ReceivedBody:
     size: int
     md5: bytes
     crc64: int
+    stored_crc64: int
+    """CRC of the bytes on disk; differs from ``crc64`` only under the fault ``rot``."""
 
     @property
     def etag(self) -> str:
@@ -56,11 +58,19 @@ async def receive_body(exchange: Exchange) -> ReceivedBody:
 async def _receive_into(
     exchange: Exchange, path: Path | None, sink: BinaryIO | None
 ) -> ReceivedBody:
-    md5, crc, size = hashlib.md5(usedforsecurity=False), 0, 0
+    md5, crc, stored_crc, size = hashlib.md5(usedforsecurity=False), 0, 0, 0
+    flips, rots = exchange.fault("flip_bit"), exchange.fault("rot")
     async for chunk in exchange.chunks():
-        md5.update(chunk)
-        crc = crc64.xz(chunk, crc)
-        size += len(chunk)
+        sent = _flipped(chunk) if flips and not size else chunk
+        stored = _flipped(sent) if rots and not size else sent
+        md5.update(sent)
+        crc = crc64.xz(sent, crc)
+        stored_crc = crc64.xz(stored, stored_crc) if rots else crc
+        size += len(sent)
         if sink is not None:
-            sink.write(chunk)
-    return ReceivedBody(path, size, md5.digest(), crc)
+            sink.write(stored)
+    return ReceivedBody(path, size, md5.digest(), crc, stored_crc)
+
+
+def _flipped(data: bytes) -> bytes:
+    return bytes((data[0] ^ 1,)) + data[1:]

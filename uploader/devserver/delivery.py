@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from http import HTTPStatus
+from pathlib import Path
 
 from aiohttp import web
 
@@ -12,6 +13,7 @@ from .exchange import Dropped, Exchange
 
 _SEND_SIZE = 256 * 1024
 _LINGER_S = 0.2
+_ZEROS = Path("/dev/zero")
 
 
 async def deliver(exchange: Exchange, answer: Answer) -> web.StreamResponse:
@@ -45,11 +47,9 @@ async def _send_slices(exchange: Exchange, answer: Answer) -> web.StreamResponse
     return response
 
 
-async def _send_slice(
-    exchange: Exchange, response: web.StreamResponse, piece: FileSlice
-) -> None:
+async def _send_slice(exchange: Exchange, response: web.StreamResponse, piece: FileSlice) -> None:
     left = piece.size
-    with open(piece.path or "/dev/zero", "rb", buffering=0) as file:
+    with (piece.path or _ZEROS).open("rb", buffering=0) as file:
         file.seek(piece.offset if piece.path else 0)
         while left:
             data = file.read(min(_SEND_SIZE, left))

@@ -124,7 +124,7 @@ class Exchange:
 
     async def wait_until_closed(self) -> None:
         """Stay silent until the client gives up."""
-        while not self.is_closed():
+        while not self.is_closed():  # noqa: ASYNC110 - aiohttp has no event for it
             await asyncio.sleep(_POLL_S)
 
     def write_raw(self, data: bytes) -> None:

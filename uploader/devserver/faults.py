@@ -36,7 +36,8 @@ ACTIONS: Mapping[str, str] = {
     # on the request itself
     "zombie": "drop the answer at once, apply the request delay_s later",
     "slow": "apply the request at once, answer delay_s later",
-    "flip_bit": "flip one bit of the stored part",
+    "flip_bit": "flip one bit of the body in transit: ETag and CRC are those of other bytes",
+    "rot": "flip one bit of the stored part, but answer the ETag and CRC of what was sent",
     # on ListParts
     "list_lag": "leave the last value parts out of the list",
     "list_page_size": "at most value parts a page",

@@ -8,7 +8,7 @@ import itertools
 import time
 import weakref
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import Protocol, cast
 
 from aiohttp import web
 
@@ -59,9 +59,8 @@ class _Connections:
             self._numbers[transport] = next(self._next)
         return self._numbers[transport]
 
-    @property
-    def count(self) -> int:
-        return len(self._numbers)
+    def is_new(self, transport: object) -> bool:
+        return transport not in self._numbers
 
     def throttle(self, transport: object, rate: float | None) -> Throttle:
         throttle = self._throttles.setdefault(transport, Throttle(rate))
@@ -89,8 +88,7 @@ class Front:
         """Answer one request; called by aiohttp."""
         if request.raw_path.startswith(ADMIN_PREFIX):
             return await self._admin(request)
-        task = asyncio.current_task()
-        assert task is not None
+        task = cast("asyncio.Task[object]", asyncio.current_task())
         self._under_way.add(task)
         try:
             return await self._handle(request)
@@ -121,6 +119,7 @@ class Front:
             self._backend.stats.ended(record, time.time())
 
     def _open(self, request: web.BaseRequest) -> Exchange:
+        self._backend.stats.connections += self._connections.is_new(request.transport)
         record = RequestRecord(
             service=self._service.name,
             operation="",

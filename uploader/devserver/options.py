@@ -97,7 +97,8 @@ class DevServerOptions:
         unknown = changes.keys() - {field.name for field in dataclasses.fields(self)}
         if frozen or unknown:
             raise ValueError(f"not changeable: {', '.join(sorted(frozen | unknown))}")
-        return dataclasses.replace(self, **{k: _tupled(v) for k, v in changes.items()})
+        tupled: dict[str, Any] = {name: _tupled(value) for name, value in changes.items()}
+        return dataclasses.replace(self, **tupled)
 
 
 def options_from_json(values: dict[str, Any]) -> DevServerOptions:
@@ -111,5 +112,5 @@ def options_from_json(values: dict[str, Any]) -> DevServerOptions:
         raise ValueError(f"unknown option: {error}") from error
 
 
-def _tupled(value: Any) -> Any:
+def _tupled(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import ipaddress
+import itertools
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -33,6 +34,7 @@ from .encoding import (
     to_base64,
 )
 from .exchange import BodyTimeout, Exchange
+from .listing import page_of_parts
 from .oss_access import OssTarget, check_access, check_expiry
 from .signatures import SignedRequest, parse_oss_authorization
 from .stats import RequestRecord
@@ -123,9 +125,7 @@ def _operation(method: str, object_key: str, names: set[str]) -> str:
         return multipart.get(method, "Unsupported")
     if method == "POST":
         return "InitiateMultipartUpload" if "uploads" in names else "Unsupported"
-    return {"PUT": "PutObject", "HEAD": "HeadObject", "GET": "GetObject"}.get(
-        method, "Unsupported"
-    )
+    return {"PUT": "PutObject", "HEAD": "HeadObject", "GET": "GetObject"}.get(method, "Unsupported")
 
 
 class OssService:
@@ -224,9 +224,7 @@ class OssService:
 
     # multipart
 
-    async def _initiate(
-        self, exchange: Exchange, call: OssCall, credential: Credential
-    ) -> Answer:
+    async def _initiate(self, exchange: Exchange, call: OssCall, credential: Credential) -> Answer:
         await exchange.drain()
         upload = Upload(
             upload_id=secrets.token_hex(16).upper(),
@@ -273,7 +271,7 @@ class OssService:
             path=self._storage.keep_body(body.path) if body.path else "",
             size=body.size,
             etag=body.etag,
-            crc64=body.crc64,
+            crc64=body.stored_crc64,
             modified_at=self._backend.now(),
         )
         self._storage.save_part(part)
@@ -292,10 +290,8 @@ class OssService:
         upload = self._open_upload(call, ec="0042-00000002")
         marker = self._number(call, "part-number-marker", 0, 0, 2**31)
         max_parts = self._number(call, "max-parts", 1000, 1, 1000)
-        shown = min(max_parts, self._backend.options.list_page_size)
-        later = [p for p in self._storage.parts(upload.upload_id) if p.part_number > marker]
-        page = later[:shown]
-        last = page[-1].part_number if page else marker
+        limit = min(max_parts, self._backend.options.list_page_size)
+        page = page_of_parts(exchange, self._storage.parts(upload.upload_id), marker, limit)
         nodes = [
             *self._encoding_node(call),
             Node("Bucket", call.bucket),
@@ -303,10 +299,10 @@ class OssService:
             Node("UploadId", upload.upload_id),
             Node("StorageClass", "Standard"),
             Node("PartNumberMarker", marker),
-            Node("NextPartNumberMarker", last),
+            Node("NextPartNumberMarker", page.next_marker),
             Node("MaxParts", max_parts),
-            Node("IsTruncated", "true" if len(later) > shown else "false"),
-            *(self._part_node(part) for part in page),
+            Node("IsTruncated", "true" if page.is_truncated else "false"),
+            *(self._part_node(part) for part in page.parts),
         ]
         return self._document("ListPartsResult", nodes)
 
@@ -320,9 +316,7 @@ class OssService:
             nodes.append(Node("HashCrc64ecma", part.crc64))
         return Node("Part", [*nodes, Node("Size", part.size)])
 
-    async def _complete(
-        self, exchange: Exchange, call: OssCall, credential: Credential
-    ) -> Answer:
+    async def _complete(self, exchange: Exchange, call: OssCall, credential: Credential) -> Answer:
         upload = self._open_upload(call, ec="0042-00000203")
         try:
             body = await exchange.read_body(MAX_COMPLETE_BODY_SIZE)
@@ -335,9 +329,7 @@ class OssService:
         stored = await self._join(upload, parts)
         self._open_upload(call, ec="0042-00000203")
         self._storage.save_object(stored)
-        self._storage.remove_upload(
-            upload.upload_id, keep=frozenset(part.path for part in parts)
-        )
+        self._storage.remove_upload(upload.upload_id, keep=frozenset(part.path for part in parts))
         self._backend.stats.completes += 1
         self._backend.upload_finished(call.bucket, call.object_key)
         return self._completed(call, stored)
@@ -354,9 +346,7 @@ class OssService:
         headers = {"ETag": f'"{stored.etag}"', **self._crc_header(stored.crc64)}
         return self._document("CompleteMultipartUploadResult", nodes, headers)
 
-    async def _wanted_parts(
-        self, call: OssCall, upload: Upload, body: bytes
-    ) -> tuple[Part, ...]:
+    async def _wanted_parts(self, call: OssCall, upload: Upload, body: bytes) -> tuple[Part, ...]:
         known = self._storage.parts(upload.upload_id)
         if call.headers.get("x-oss-complete-all", "").lower() == "yes":
             if body:
@@ -399,9 +389,7 @@ class OssService:
             files=tuple((part.path, part.size) for part in parts),
         )
 
-    async def _abort(
-        self, exchange: Exchange, call: OssCall, credential: Credential
-    ) -> Answer:
+    async def _abort(self, exchange: Exchange, call: OssCall, credential: Credential) -> Answer:
         upload = self._open_upload(call, ec="0042-00000002")
         await exchange.drain()
         self._storage.remove_upload(upload.upload_id)
@@ -636,7 +624,7 @@ def _parse_part_list(body: bytes) -> tuple[tuple[int, str], ...]:
         raise Refusal(
             "InvalidPartOrder", "Part number must be an integer between 1 and 10000, inclusive."
         )
-    if any(later <= earlier for earlier, later in zip(numbers, numbers[1:], strict=False)):
+    if any(later <= earlier for earlier, later in itertools.pairwise(numbers)):
         raise Refusal("InvalidPartOrder")
     return pairs
 

@@ -105,9 +105,7 @@ def check_expiry(backend: Backend, credential: Credential) -> None:
     raise _unknown_key(credential.access_key_id, "0002-00000002")
 
 
-def _check_date(
-    backend: Backend, authorization: OssAuthorization, request: SignedRequest
-) -> None:
+def _check_date(backend: Backend, authorization: OssAuthorization, request: SignedRequest) -> None:
     text = request.headers.get("x-oss-date", request.headers.get("date", ""))
     if not text:
         raise Refusal(

@@ -85,15 +85,19 @@ def parse_oss_authorization(value: str) -> OssAuthorization:
 
 def _parse_v4(rest: str) -> OssAuthorization:
     fields = _comma_fields(rest)
-    credential = fields.get("Credential", "").split("/")
-    if len(credential) != 5 or not fields.get("Signature"):
+    pieces = fields.get("Credential", "").split("/")
+    if len(pieces) != 5 or not fields.get("Signature"):
         raise ValueError("malformed V4 Authorization header")
+    access_key_id, date, region, product, request_type = pieces
     additional = fields.get("AdditionalHeaders", "")
     return OssAuthorization(
         "v4",
-        credential[0],
+        access_key_id,
         fields["Signature"],
-        *credential[1:],
+        date=date,
+        region=region,
+        product=product,
+        request_type=request_type,
         additional_headers=tuple(name.lower() for name in additional.split(";") if name),
     )
 

@@ -66,6 +66,7 @@ class Stats:
     expired_refusals: int = 0
     """Requests refused because their token had expired."""
     connections: int = 0
+    """Client connections that carried a request."""
     log: deque[RequestRecord] = field(default_factory=deque)
 
     def remember(self, record: RequestRecord, limit: int) -> None:

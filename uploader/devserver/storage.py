@@ -117,13 +117,15 @@ class StoredObject:
 
 
 class Storage:
-    """The tables and the folder of bodies. Mutable; used from the event loop's thread only."""
+    """The tables and the folder of bodies. Mutable; SQLite serialises its callers."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._bodies = folder / "bodies"
         self._bodies.mkdir(parents=True, exist_ok=True)
-        self._db = sqlite3.connect(folder / "devserver.sqlite3", isolation_level=None)
+        self._db = sqlite3.connect(
+            folder / "devserver.sqlite3", isolation_level=None, check_same_thread=False
+        )
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=OFF")
         self._db.executescript(_SCHEMA)
@@ -175,23 +177,24 @@ class Storage:
 
     def video(self, video_id: str) -> Video | None:
         """The video of this id."""
-        return self._one_video("video_id=?", video_id)
+        return self._one_video("SELECT * FROM videos WHERE video_id=?", video_id)
 
     def video_by_reference(self, reference_id: str) -> Video | None:
         """The video of this custom id."""
-        return self._one_video("reference_id=?", reference_id)
+        return self._one_video("SELECT * FROM videos WHERE reference_id=?", reference_id)
 
     def video_of_object(self, bucket: str, object_key: str) -> Video | None:
         """The video whose source file is this object."""
-        return self._one_video("bucket=? AND object_key=?", bucket, object_key)
+        query = "SELECT * FROM videos WHERE bucket=? AND object_key=?"
+        return self._one_video(query, bucket, object_key)
 
     def videos(self) -> tuple[Video, ...]:
         """All videos, oldest first."""
         rows = self._db.execute("SELECT * FROM videos ORDER BY created_at")
         return tuple(Video(*row) for row in rows)
 
-    def _one_video(self, where: str, *values: str) -> Video | None:
-        row = self._db.execute(f"SELECT * FROM videos WHERE {where}", values).fetchone()
+    def _one_video(self, query: str, *values: str) -> Video | None:
+        row = self._db.execute(query, values).fetchone()
         return Video(*row) if row else None
 
     # credentials

@@ -1,0 +1,66 @@
+"""``python -m uploader.devserver``: run the server until it is told to stop."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .options import DevServerOptions, options_from_json
+from .server import serve
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line and serve; prints one JSON line when ready."""
+    arguments = _parser().parse_args(argv)
+    try:
+        options = _options(arguments)
+        faults = json.loads(arguments.faults.read_text()) if arguments.faults else []
+        asyncio.run(serve(options, announce=_print_line, faults=faults))
+    except (OSError, ValueError, RuntimeError) as error:
+        print(f"devserver: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="vodup devserver", description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0, help="port of the VOD API (0: any)")
+    parser.add_argument("--oss-port", type=int, default=0, help="port of OSS (0: any)")
+    parser.add_argument("--data", type=Path, help="folder that keeps everything (default: none)")
+    parser.add_argument("--credential-ttl", type=float, help="life of an UploadAuth in seconds")
+    parser.add_argument("--bandwidth", type=float, help="bytes a second over all connections")
+    parser.add_argument("--faults", type=Path, help="JSON file with a fault script")
+    parser.add_argument("--options", default="{}", help="JSON object with further options")
+    parser.add_argument("--tls", action="store_true", help="https with a certificate of its own")
+    return parser
+
+
+def _options(arguments: argparse.Namespace) -> DevServerOptions:
+    given: dict[str, Any] = {
+        "host": arguments.host,
+        "port": arguments.port,
+        "oss_port": arguments.oss_port,
+        "data_dir": arguments.data,
+        "tls": arguments.tls,
+        "bandwidth": arguments.bandwidth,
+    }
+    if arguments.credential_ttl is not None:
+        given["credential_ttl_s"] = arguments.credential_ttl
+    defaults = {field.name: field.default for field in dataclasses.fields(DevServerOptions)}
+    explicit = {name: value for name, value in given.items() if value != defaults[name]}
+    return options_from_json({**json.loads(arguments.options), **explicit})
+
+
+def _print_line(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
