@@ -27,10 +27,22 @@ class Checkpoint(Protocol):
         """Receipts by part number."""
 
     async def create(self, record: UploadRecord) -> UploadRecord:
-        """Write the first record of this key (or replace a finished/aborted one). Durable on return."""
+        """Write the first record of this key, or replace a finished or aborted one.
+
+        Durable on return.
+
+        Raises:
+            StateError: the key has an unfinished record, or the VideoId belongs to
+                another key.
+        """
 
     async def advance(self, **changes: Any) -> UploadRecord:
-        """Change fields of the record. Durable on return, even against power loss."""
+        """Change fields of the record. Durable on return, even against power loss.
+
+        Raises:
+            StateError: the VideoId belongs to another key already.
+            TypeError: a name is not a field that callers may set.
+        """
 
     async def ack(self, part: PartAck) -> None:
         """Record a receipt. Durable on return; concurrent calls share one commit."""
@@ -63,14 +75,22 @@ class StateStore(Protocol):
             StateUnavailable, UnsupportedState: the store cannot be used.
         """
 
-    async def find(self, *, key: str | None = None, video_id: str | None = None) -> UploadRecord | None:
+    async def find(
+        self, *, key: str | None = None, video_id: str | None = None
+    ) -> UploadRecord | None:
         """Look a record up by its key or its VideoId, without claiming it."""
 
     def uploads(self) -> AsyncIterator[UploadStatus]:
-        """All records, newest first."""
+        """All records, newest first; those being created or deleted meanwhile may be missing."""
 
     async def forget(self, key: str) -> None:
-        """Delete a record and its receipts. Raises `UploadLocked` while it is claimed."""
+        """Delete a record and its receipts. A missing one is no error.
+
+        The UploadId of a record in UPLOADING or COMPLETING is kept as an `Orphan`.
+
+        Raises:
+            UploadLocked: it is claimed.
+        """
 
     async def orphans(self) -> list[Orphan]:
         """Multipart uploads that still have to be aborted."""

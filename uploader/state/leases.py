@@ -1,0 +1,245 @@
+"""Who holds an upload, whether that process still lives, and keeping a lease alive.
+
+A lease has two guards. Its epoch, in the database, fences every write. An flock on a
+file named after the owner tells at once, on the same machine, that an owner died: the
+kernel gives the lock back whatever killed the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Final, Self
+from uuid import uuid4
+from weakref import WeakSet
+
+from uploader.errors import LeaseLost, StateUnavailable
+
+__all__ = ["FileLock", "Lease", "Owner", "OwnerLock", "kept_alive"]
+
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+_LOCK_SUFFIX: Final = ".owner"
+_POLL_S: Final = 0.02
+
+
+class FileLock:
+    """An flock on a file. The kernel releases it with the process; a forked child never has it.
+
+    Mutable: the descriptor, None once closed.
+    """
+
+    _open: ClassVar[WeakSet[FileLock]] = WeakSet()
+
+    def __init__(self, path: Path) -> None:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._fd: int | None = os.open(path, flags, 0o600)
+        FileLock._open.add(self)
+
+    def take(self, *, shared: bool = False, wait_s: float = 0.0) -> bool:
+        """Take or convert the lock; False if somebody else has it for all of `wait_s`."""
+        deadline = time.monotonic() + wait_s
+        while not self._try(fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_POLL_S)
+        return True
+
+    def close(self) -> None:
+        """Give the lock back. May be called twice."""
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            os.close(fd)
+
+    def _try(self, kind: int) -> bool:
+        if self._fd is None:
+            raise RuntimeError("the lock file is closed")
+        try:
+            fcntl.flock(self._fd, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    @classmethod
+    def forget_parents(cls) -> None:
+        """In a forked child: let go of descriptors that would keep the parent's locks."""
+        for lock in list(cls._open):
+            lock.close()
+
+
+os.register_at_fork(after_in_child=FileLock.forget_parents)
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """A store opened by a process.
+
+    Attributes:
+        boot: identifies one run of one kernel, so that pids and lock files mean something.
+        token: unique for each opening; names the lock file.
+    """
+
+    host: str
+    boot: str
+    pid: int
+    token: str
+
+    @classmethod
+    def this_process(cls) -> Self:
+        """A new owner for a store that is being opened."""
+        host = socket.gethostname().replace("/", "-")
+        return cls(host=host, boot=_boot_id(), pid=os.getpid(), token=uuid4().hex)
+
+    @classmethod
+    def parse(cls, text: object) -> Self | None:
+        """Read `to_text` back; None for anything else."""
+        pieces = text.split("/") if isinstance(text, str) else []
+        if len(pieces) != 4 or not pieces[2].isdecimal() or not pieces[3].isalnum():
+            return None
+        return cls(host=pieces[0], boot=pieces[1], pid=int(pieces[2]), token=pieces[3])
+
+    def to_text(self) -> str:
+        """As stored with a lease."""
+        return f"{self.host}/{self.boot}/{self.pid}/{self.token}"
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+
+def _boot_id() -> str:
+    try:
+        return _BOOT_ID.read_text("ascii").strip()
+    except OSError:
+        return ""
+
+
+class OwnerLock:
+    """The flock that says "this owner lives", and the judgement of others by theirs.
+
+    The file gets its final name only once it is locked: a file by that name that can be
+    locked by somebody else belongs to a dead process.
+    """
+
+    def __init__(self, directory: Path, store_id: str, owner: Owner) -> None:
+        self._directory = directory
+        self._prefix = f"{store_id}."
+        self._owner = owner
+        self._path = self._path_of(owner.token)
+        fresh = self._path.with_suffix(".new")
+        self._lock = FileLock(fresh)
+        self._lock.take()
+        fresh.rename(self._path)
+
+    def is_dead(self, owner: Owner) -> bool:
+        """Whether that process is known to be gone. Unknown counts as alive."""
+        if owner.boot != self._owner.boot:
+            return False
+        return self._is_free(self._path_of(owner.token))
+
+    def dead_tokens(self) -> list[str]:
+        """Owners of this store whose processes are gone and whose files are still there."""
+        paths = self._directory.glob(f"{self._prefix}*{_LOCK_SUFFIX}")
+        return [path.stem.removeprefix(self._prefix) for path in paths if self._is_free(path)]
+
+    def bury(self, token: str) -> None:
+        """Remove the file of a dead owner whose leases are gone."""
+        self._path_of(token).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Stop living: remove the file, then give the lock back."""
+        self._path.unlink(missing_ok=True)
+        self._lock.close()
+
+    def _path_of(self, token: str) -> Path:
+        return self._directory / f"{self._prefix}{token}{_LOCK_SUFFIX}"
+
+    @staticmethod
+    def _is_free(path: Path) -> bool:
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(fd)
+        return True
+
+
+class Lease:
+    """A claim on one key. Mutable: `lost` is set once, when somebody else took it over."""
+
+    __slots__ = ("epoch", "key", "lost")
+
+    def __init__(self, key: str, epoch: int) -> None:
+        self.key = key
+        self.epoch = epoch
+        self.lost: LeaseLost | None = None
+
+    def lose(self, why: str) -> LeaseLost:
+        """Note that it is gone; returns the error to raise."""
+        if self.lost is None:
+            self.lost = LeaseLost(f"upload {self.key!r} is no longer ours: {why}.")
+        return self.lost
+
+
+@asynccontextmanager
+async def kept_alive(
+    lease: Lease, renew: Callable[[], Awaitable[bool]], *, ttl_s: float
+) -> AsyncIterator[None]:
+    """Renew `lease` while the block runs; cancel the block when it is lost.
+
+    What the block raises comes out as it is; a lost lease comes out as `LeaseLost`, even
+    out of the block's own exception groups; a cancellation from outside stays one.
+    """
+    failure: BaseException | None = None
+    async with asyncio.TaskGroup() as group:
+        beat: asyncio.Task[None] | None = None
+        try:
+            # A timeout without a deadline is the one primitive that cancels a block from
+            # outside and keeps that apart from other cancellations.
+            async with asyncio.timeout(None) as end:
+                beat = group.create_task(_renew_until_lost(lease, renew, ttl_s, end))
+                yield
+        except (Exception, asyncio.CancelledError) as error:
+            failure = error  # raised below, where the group cannot wrap it
+        finally:
+            if beat is not None:
+                beat.cancel()
+    if failure is None:
+        return
+    if lease.lost is not None and not isinstance(failure, (LeaseLost, asyncio.CancelledError)):
+        raise lease.lost from failure
+    raise failure
+
+
+async def _renew_until_lost(
+    lease: Lease, renew: Callable[[], Awaitable[bool]], ttl_s: float, end: asyncio.Timeout
+) -> None:
+    """Ask for another term every third of `ttl_s`; more often while the database is away."""
+    loop = asyncio.get_running_loop()
+    held_until = loop.time() + ttl_s
+    pause_s = ttl_s / 3
+    while lease.lost is None:
+        await asyncio.sleep(pause_s)
+        asked_at = loop.time()
+        try:
+            async with asyncio.timeout(max(held_until - asked_at, ttl_s / 3)):
+                is_ours = await renew()
+        except (StateUnavailable, TimeoutError) as error:
+            pause_s = ttl_s / 10
+            if loop.time() >= held_until:
+                lease.lose(f"it could not be renewed for {ttl_s:g} s ({error!s})")
+        else:
+            held_until, pause_s = asked_at + ttl_s, ttl_s / 3
+            if not is_ours:
+                lease.lose("another process took it over")
+    end.reschedule(loop.time())

@@ -1,0 +1,184 @@
+"""`MemoryState`: nothing survives the process. For tests, and for callers who want it so."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Any, Self
+
+from uploader.clock import Clock, SystemClock
+from uploader.errors import LeaseLost, UploadLocked
+from uploader.state.records import Orphan, PartAck, Phase, UploadRecord, UploadStatus
+from uploader.state.rules import (
+    orphan_left_by,
+    require_known,
+    require_replaceable,
+    video_taken,
+    with_changes,
+)
+
+__all__ = ["MemoryState"]
+
+
+@dataclass(slots=True)
+class _Entry:
+    """Changes in place: one upload as the store holds it."""
+
+    record: UploadRecord
+    acks: dict[int, PartAck] = field(default_factory=dict)
+
+
+class MemoryState:
+    """A store that is forgotten with the process. Uploads exclude each other by key as ever.
+
+    Leaving it as a context manager keeps its content: the same object can be entered again.
+    """
+
+    def __init__(self, *, clock: Clock | None = None) -> None:
+        self._clock = clock or SystemClock()
+        self._entries: dict[str, _Entry] = {}  # oldest first
+        self._orphans: dict[str, Orphan] = {}
+        self._claimed: set[str] = set()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        return None
+
+    @asynccontextmanager
+    async def claim(self, key: str) -> AsyncIterator[_MemoryCheckpoint]:
+        """Take the upload `key` for ourselves until the block ends."""
+        self._require_free(key)
+        self._claimed.add(key)
+        checkpoint = _MemoryCheckpoint(self, key)
+        try:
+            yield checkpoint
+        finally:
+            checkpoint.is_over = True
+            self._claimed.discard(key)
+
+    async def find(
+        self, *, key: str | None = None, video_id: str | None = None
+    ) -> UploadRecord | None:
+        """Look a record up by its key or its VideoId."""
+        if (key is None) == (video_id is None):
+            raise TypeError("find() takes either key= or video_id=")
+        for entry in self._entries.values():
+            if entry.record.key == key or (video_id and entry.record.video_id == video_id):
+                return entry.record
+        return None
+
+    async def uploads(self) -> AsyncIterator[UploadStatus]:
+        """All records, newest first."""
+        for entry in reversed(list(self._entries.values())):
+            yield UploadStatus(
+                record=entry.record,
+                acked_part_count=len(entry.acks),
+                acked_bytes=sum(ack.size for ack in entry.acks.values()),
+                owner="this process" if entry.record.key in self._claimed else None,
+                lease_expires_at=None,
+            )
+
+    async def forget(self, key: str) -> None:
+        """Delete a record and its receipts."""
+        self._require_free(key)
+        entry = self._entries.pop(key, None)
+        if entry is not None and entry.record.phase in (Phase.UPLOADING, Phase.COMPLETING):
+            self._note_orphan(orphan_left_by(entry.record))
+
+    async def orphans(self) -> list[Orphan]:
+        """Multipart uploads that still have to be aborted, oldest first."""
+        return list(self._orphans.values())
+
+    async def forget_orphan(self, upload_id: str) -> None:
+        """Note that an orphan is gone."""
+        self._orphans.pop(upload_id, None)
+
+    def _require_free(self, key: str) -> None:
+        if key in self._claimed:
+            raise UploadLocked(f"upload {key!r} is being sent by this process already.")
+
+    def _require_free_video(self, record: UploadRecord) -> None:
+        for other in self._entries.values():
+            taken = other.record.video_id
+            if taken and taken == record.video_id and other.record.key != record.key:
+                raise video_taken(taken, other.record.key)
+
+    def _note_orphan(self, orphan: Orphan | None) -> None:
+        if orphan is not None:
+            self._orphans.setdefault(orphan.upload_id, orphan)
+
+
+class _MemoryCheckpoint:
+    """One claimed upload in a `MemoryState`."""
+
+    def __init__(self, state: MemoryState, key: str) -> None:
+        self._state = state
+        self._key = key
+        self.is_over = False
+
+    @property
+    def _entry(self) -> _Entry | None:
+        return self._state._entries.get(self._key)
+
+    @property
+    def record(self) -> UploadRecord | None:
+        """The record as last written; None before the first `create`."""
+        return self._entry.record if self._entry else None
+
+    @property
+    def acks(self) -> Mapping[int, PartAck]:
+        """Receipts by part number."""
+        return MappingProxyType(self._entry.acks if self._entry else {})
+
+    async def create(self, record: UploadRecord) -> UploadRecord:
+        """Write the first record, or replace a finished one."""
+        self._require_held()
+        if record.key != self._key:
+            raise ValueError(f"the record is of {record.key!r}, the claim of {self._key!r}")
+        require_replaceable(self.record)
+        self._state._require_free_video(record)
+        now = self._now()
+        self._state._entries.pop(self._key, None)  # a new one goes to the end
+        entry = _Entry(replace(record, created_at=now, updated_at=now))
+        self._state._entries[self._key] = entry
+        return entry.record
+
+    async def advance(self, **changes: Any) -> UploadRecord:
+        """Change fields of the record."""
+        self._require_held()
+        changed = with_changes(require_known(self.record), changes)
+        self._state._require_free_video(changed)
+        return self._put(changed)
+
+    async def ack(self, part: PartAck) -> None:
+        """Record a receipt."""
+        self._require_held()
+        require_known(self.record)
+        assert self._entry is not None  # noqa: S101 - has a record
+        self._entry.acks[part.number] = part
+
+    async def restart_parts(self, *, upload_id: str | None, plan: str | None) -> UploadRecord:
+        """Forget all receipts and set UploadId and plan, in one step."""
+        self._require_held()
+        record = require_known(self.record)
+        self._state._note_orphan(orphan_left_by(record, upload_id))
+        assert self._entry is not None  # noqa: S101 - has a record
+        self._entry.acks.clear()
+        return self._put(with_changes(record, {"upload_id": upload_id, "plan": plan}))
+
+    def _put(self, record: UploadRecord) -> UploadRecord:
+        assert self._entry is not None  # noqa: S101 - has a record
+        self._entry.record = replace(record, updated_at=self._now())
+        return self._entry.record
+
+    def _require_held(self) -> None:
+        if self.is_over:
+            raise LeaseLost(f"the claim on upload {self._key!r} is over.")
+
+    def _now(self) -> datetime:
+        return self._state._clock.utc_now().astimezone(UTC)

@@ -1,0 +1,388 @@
+"""`SqlState`: uploads remembered in SQLite, or in PostgreSQL for many machines."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+
+from uploader.errors import ConfigurationError, LeaseLost, StateError, StateUnavailable
+from uploader.state.commits import AckWrite, GroupCommit
+from uploader.state.leases import Lease, Owner, kept_alive
+from uploader.state.locations import locate
+from uploader.state.records import Orphan, PartAck, UploadRecord, UploadStatus
+from uploader.state.rules import require_known, with_changes
+from uploader.state.worker import Worker
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
+
+    from uploader.state.database import Database
+    from uploader.state.transactions import Stored
+
+__all__ = ["SqlState"]
+
+T = TypeVar("T")
+
+_LOG: Final = logging.getLogger(__name__)
+_PAGE_SIZE: Final = 200
+_RELEASE_TIMEOUT_S: Final = 10.0
+
+
+class SqlState:
+    """Uploads remembered in a database.
+
+    Args:
+        url: a path or `sqlite:///path` for a file on this machine, `postgresql://...`
+            for a database shared by machines; None for the file in this user's state
+            directory.
+        lease_ttl_s: how long another machine waits for this one after it fell silent.
+            Too small: a short freeze loses the upload. Too large: uploads of a machine
+            that died wait that long. On one machine a dead process is noticed at once.
+        answer_timeout_s: how long a single read or write may take before
+            `StateUnavailable`.
+
+    Attributes:
+        notices: what was repaired or left out while opening and reading, in words; also
+            logged as warnings.
+    """
+
+    def __init__(
+        self,
+        url: str | os.PathLike[str] | None = None,
+        *,
+        lease_ttl_s: float = 30.0,
+        answer_timeout_s: float = 30.0,
+    ) -> None:
+        if lease_ttl_s <= 0 or answer_timeout_s <= 0:
+            raise ConfigurationError("lease_ttl_s and answer_timeout_s must be positive.")
+        self._location = locate(url)
+        self._lease_ttl_s = lease_ttl_s
+        self._answer_timeout_s = answer_timeout_s
+        self._opened: _Opened | None = None
+        self.notices: deque[str] = deque(maxlen=100)
+
+    async def __aenter__(self) -> Self:
+        if self._opened is not None:
+            raise RuntimeError("this SqlState is open already")
+        opened = _Opened(self._notice)
+        try:
+            await asyncio.wait_for(
+                opened.worker.call(partial(opened.open, self._location)), self._answer_timeout_s
+            )
+        except BaseException as error:
+            opened.abandon()
+            if isinstance(error, TimeoutError):
+                raise self._no_answer() from error
+            raise
+        self._opened = opened
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        opened, self._opened = self._opened, None
+        if opened is None or opened.is_elsewhere:
+            return
+        closing = opened.worker.call(opened.close)
+        opened.worker.stop()
+        try:
+            await asyncio.wait_for(asyncio.shield(closing), _RELEASE_TIMEOUT_S)
+        except TimeoutError as error:
+            raise self._no_answer() from error
+        opened.worker.join(_RELEASE_TIMEOUT_S)
+
+    @asynccontextmanager
+    async def claim(self, key: str) -> AsyncIterator[_SqlCheckpoint]:
+        """Take the upload `key` for ourselves; the lease is kept alive until exit."""
+        epoch = await self._take(key)
+        lease = Lease(key, epoch)
+        try:
+            from uploader.state import transactions as tx
+
+            stored = await self._run(partial(tx.load, key=key, notice=self._notice))
+            checkpoint = _SqlCheckpoint(self, lease, stored)
+            renew = partial(self._renew, epoch)
+            async with kept_alive(lease, renew, ttl_s=self._lease_ttl_s):
+                yield checkpoint
+        finally:
+            await self._give_back(epoch)
+
+    async def find(
+        self, *, key: str | None = None, video_id: str | None = None
+    ) -> UploadRecord | None:
+        """Look a record up by its key or its VideoId, without claiming it."""
+        if (key is None) == (video_id is None):
+            raise TypeError("find() takes either key= or video_id=")
+        from uploader.state import transactions as tx
+
+        return await self._run(partial(tx.find, key=key, video_id=video_id))
+
+    async def uploads(self) -> AsyncIterator[UploadStatus]:
+        """All records, newest first. A damaged record is left out with a notice."""
+        from uploader.state import transactions as tx
+
+        before_id: int | None = None
+        while True:
+            is_dead = self._now_open().is_dead
+            turn = partial(
+                tx.page, before_id=before_id, size=_PAGE_SIZE, is_dead=is_dead, notice=self._notice
+            )
+            statuses, before_id = await self._run(turn)
+            for status in statuses:
+                yield status
+            if before_id is None:
+                return
+
+    async def forget(self, key: str) -> None:
+        """Delete a record and its receipts; an unfinished multipart becomes an orphan."""
+        from uploader.state import transactions as tx
+
+        await self._run(partial(tx.forget, key=key, is_dead=self._now_open().is_dead))
+
+    async def orphans(self) -> list[Orphan]:
+        """Multipart uploads that still have to be aborted, oldest first."""
+        from uploader.state import transactions as tx
+
+        return await self._run(partial(tx.orphans, notice=self._notice))
+
+    async def forget_orphan(self, upload_id: str) -> None:
+        """Note that an orphan is gone."""
+        from uploader.state import transactions as tx
+
+        await self._run(partial(tx.forget_orphan, upload_id=upload_id))
+
+    async def _take(self, key: str) -> int:
+        """Take the lease. The thread takes it even if we are cancelled: then it is given back."""
+        opened = self._now_open()
+        taking = opened.worker.call(partial(opened.take, key, self._lease_ttl_s))
+        try:
+            return await self._answer(asyncio.shield(taking))
+        except BaseException:
+            taking.add_done_callback(opened.give_back_unwanted)
+            raise
+
+    async def _renew(self, epoch: int) -> bool:
+        from uploader.state import transactions as tx
+
+        return await self._run(partial(tx.renew, epoch=epoch, ttl_s=self._lease_ttl_s))
+
+    async def _give_back(self, epoch: int) -> None:
+        """Give the lease back. It happens in the thread even if the wait is cancelled."""
+        opened = self._opened
+        if opened is None or opened.is_elsewhere:
+            return
+        giving = opened.worker.call(partial(opened.give_back, epoch))
+        try:
+            await asyncio.wait_for(giving, _RELEASE_TIMEOUT_S)
+        except (StateError, TimeoutError) as error:
+            # The lease runs out by itself; what the block has to say matters more.
+            self._notice(f"a lease could not be given back: {error}")
+
+    async def _run(self, work: Callable[[Connection], T]) -> T:
+        """Run `work` in a transaction in the store's thread."""
+        opened = self._now_open()
+        return await self._answer(opened.worker.call(partial(opened.transact, work)))
+
+    async def _answer(self, future: asyncio.Future[T]) -> T:
+        try:
+            async with asyncio.timeout(self._answer_timeout_s):
+                return await future
+        except TimeoutError as error:
+            raise self._no_answer() from error
+
+    def _no_answer(self) -> StateUnavailable:
+        return StateUnavailable(
+            f"the {self._location} did not answer within {self._answer_timeout_s:g} s."
+        )
+
+    def _now_open(self) -> _Opened:
+        if self._opened is None:
+            raise RuntimeError("use SqlState as an async context manager")
+        if self._opened.is_elsewhere:
+            raise ConfigurationError(
+                f"this SqlState was opened by process {self._opened.owner.pid}, and this is a "
+                "fork of it.",
+                next_step="Open the state in the process that uses it.",
+            )
+        return self._opened
+
+    def _notice(self, words: str) -> None:
+        self.notices.append(words)
+        _LOG.warning(words)
+
+
+class _Opened:
+    """One opening of a store. Mutable: its epochs and database, touched only by its thread."""
+
+    def __init__(self, notice: Callable[[str], None]) -> None:
+        self.owner = Owner.this_process()
+        self.worker = Worker("vodup-state")
+        self.commits = GroupCommit(self.worker, self._commit)
+        self._notice = notice
+        self._database: Database | None = None
+        self._epochs: set[int] = set()
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether this is a forked child: threads, connections and locks stay with the parent."""
+        return os.getpid() != self.owner.pid
+
+    # In the thread
+
+    def open(self, location: Any) -> None:  # noqa: ANN401 - see open_database
+        """Open the database; SQLAlchemy takes most of a second to import, here nobody waits."""
+        from uploader.state import transactions as tx
+        from uploader.state.database import open_database
+
+        self._database = open_database(location, self.owner, self._notice)
+        dead = self._database.owner_lock.dead_tokens()
+        if dead:
+            self.transact(partial(tx.drop_leases, owners=dead))
+            self._database.bury(dead)
+
+    def transact(self, work: Callable[[Connection], T]) -> T:
+        """Run `work` in one transaction."""
+        if self._database is None:
+            raise StateUnavailable("the state is closed.")
+        return self._database.transact(work)
+
+    def take(self, key: str, ttl_s: float) -> int:
+        """Take the lease on `key`; returns its epoch."""
+        from uploader.state import transactions as tx
+
+        epoch = self.transact(
+            partial(tx.take, key=key, owner=self.owner, ttl_s=ttl_s, is_dead=self.is_dead)
+        )
+        self._epochs.add(epoch)
+        return epoch
+
+    def give_back(self, epoch: int) -> None:
+        """End a lease of ours."""
+        from uploader.state import transactions as tx
+
+        self._epochs.discard(epoch)
+        self.transact(partial(tx.drop_leases, epoch=epoch))
+
+    def is_dead(self, epoch: int, owner_text: str) -> bool:
+        """Whether the owner of a lease is known not to use it any more."""
+        owner = Owner.parse(owner_text)
+        if owner is None or self._database is None:
+            return False
+        if owner == self.owner:
+            return epoch not in self._epochs  # giving it back had failed
+        return self._database.owner_lock.is_dead(owner)
+
+    def close(self) -> None:
+        """Give everything back."""
+        from uploader.state import transactions as tx
+
+        if self._database is None:
+            return
+        try:
+            if self._epochs:
+                self.transact(partial(tx.drop_leases, owners=[self.owner.token]))
+        finally:
+            database, self._database = self._database, None
+            database.close()
+
+    def _commit(self, writes: Sequence[AckWrite]) -> list[LeaseLost | None]:
+        from uploader.state import transactions as tx
+
+        allowed = self.transact(partial(tx.add_acks, writes=writes))
+        return [None if ok else tx.lease_lost("") for ok in allowed]
+
+    # In the loop
+
+    def give_back_unwanted(self, taking: asyncio.Future[int]) -> None:
+        """End a lease that was taken after its caller had gone."""
+        if not taking.cancelled() and taking.exception() is None:
+            self.worker.call(partial(self.give_back, taking.result()))
+
+    def abandon(self) -> None:
+        """Close without waiting, after a failed opening."""
+        self.worker.call(self.close)
+        self.worker.stop()
+
+
+class _SqlCheckpoint:
+    """One claimed upload. Mutable: the record and receipts as last written."""
+
+    def __init__(self, state: SqlState, lease: Lease, stored: Stored) -> None:
+        self._state = state
+        self._lease = lease
+        self._row_id = stored.row_id
+        self._record = stored.record
+        self._acks = stored.acks
+
+    @property
+    def record(self) -> UploadRecord | None:
+        """The record as last written; None before the first `create`."""
+        return self._record
+
+    @property
+    def acks(self) -> Mapping[int, PartAck]:
+        """Receipts by part number."""
+        return MappingProxyType(self._acks)
+
+    async def create(self, record: UploadRecord) -> UploadRecord:
+        """Write the first record of this key, or replace a finished one."""
+        from uploader.state import transactions as tx
+
+        if record.key != self._lease.key:
+            raise ValueError(f"the record is of {record.key!r}, the claim of {self._lease.key!r}")
+        stored = await self._write(partial(tx.create, epoch=self._lease.epoch, record=record))
+        self._row_id, self._record, self._acks = stored.row_id, stored.record, stored.acks
+        return require_known(self._record)
+
+    async def advance(self, **changes: Any) -> UploadRecord:
+        """Change fields of the record."""
+        from uploader.state import transactions as tx
+
+        return await self._change(tx.change, changes)
+
+    async def ack(self, part: PartAck) -> None:
+        """Record a receipt; concurrent calls share one commit."""
+        if self._row_id is None:
+            require_known(self._record)
+            raise StateUnavailable("the record has no row.")
+        state = self._state
+        write = AckWrite(self._lease.epoch, self._row_id, part)
+        try:
+            await state._answer(state._now_open().commits.write(write))
+        except LeaseLost:
+            raise self._lease.lose("another process took it over") from None
+        self._acks[part.number] = part
+
+    async def restart_parts(self, *, upload_id: str | None, plan: str | None) -> UploadRecord:
+        """Forget all receipts and set UploadId and plan, in one step."""
+        from uploader.state import transactions as tx
+
+        record = await self._change(tx.restart_parts, {"upload_id": upload_id, "plan": plan})
+        self._acks.clear()
+        return record
+
+    async def _change(
+        self, transaction: Callable[..., UploadRecord], changes: Mapping[str, Any]
+    ) -> UploadRecord:
+        record = require_known(self._record)
+        with_changes(record, changes)  # a wrong name is the caller's mistake: tell him here
+        work = partial(
+            transaction,
+            epoch=self._lease.epoch,
+            row_id=self._row_id,
+            record=record,
+            changes=changes,
+        )
+        self._record = await self._write(work)
+        return self._record
+
+    async def _write(self, work: Callable[[Connection], T]) -> T:
+        try:
+            return await self._state._run(work)
+        except LeaseLost:
+            raise self._lease.lose("another process took it over") from None
