@@ -25,6 +25,8 @@ MAX_XML_DEPTH = 8
 MAX_DIGITS = 20
 
 _DIGITS = re.compile(rf"[0-9]{{1,{MAX_DIGITS}}}")
+# json turns "\\ud800" into one; it could not be written to UTF-8 again.
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 # Neither OSS nor VOD ever sends one; entities are what XML bombs are made of.
 _DECLARATION = re.compile(r"<!\s*(?:DOCTYPE|ENTITY)", re.IGNORECASE)
 
@@ -63,16 +65,22 @@ def decimal(text: str) -> int:
 
 
 def _utf8(data: bytes | str, max_bytes: int) -> str:
-    try:
-        raw = data.encode() if isinstance(data, str) else bytes(data)
-        if len(raw) > max_bytes:
-            raise MalformedDocument(f"it is larger than {max_bytes} bytes")
-        text = raw.decode()
-    except UnicodeError:
-        raise MalformedDocument("it is not valid UTF-8") from None
+    text = _decoded_text(data, max_bytes)
+    # Raised here, outside `except`: a UnicodeError holds all of the data, and would stay
+    # reachable as the context of ours.
+    if text is None:
+        raise MalformedDocument(f"it is larger than {max_bytes} bytes or not valid UTF-8")
     if text.startswith("\ufeff"):
         raise MalformedDocument("it starts with a byte order mark")
     return text
+
+
+def _decoded_text(data: bytes | str, max_bytes: int) -> str | None:
+    try:
+        raw = data.encode() if isinstance(data, str) else data
+        return raw.decode() if len(raw) <= max_bytes else None
+    except UnicodeError:
+        return None
 
 
 # --- JSON -----------------------------------------------------------------------------
@@ -88,21 +96,26 @@ def parse_json(data: bytes | str, *, max_bytes: int = 65536, max_depth: int = 8)
     Raises:
         MalformedDocument: for any input that is not such an object within the limits.
     """
-    text = _utf8(data, max_bytes)
+    value = _decoded_json(_utf8(data, max_bytes))
+    if not isinstance(value, dict):
+        raise MalformedDocument("it is not a JSON object, or nested too deeply to be one")
+    _check_nesting(value, max_depth)
+    if _SURROGATE.search(json.dumps(value, ensure_ascii=False)):
+        raise MalformedDocument("it holds half of a surrogate pair")
+    return value
+
+
+def _decoded_json(text: str) -> object:
+    """Return what `text` holds; None, which is no object, when it cannot be decoded."""
     try:
-        value = _DECODER.decode(text)
+        return _DECODER.decode(text)
     except MalformedDocument:
         raise
-    except RecursionError:
-        raise MalformedDocument("it is nested too deeply") from None
-    except ValueError:
-        # JSONDecodeError, and int() refusing thousands of digits. `from None`: the
-        # exception holds the whole document.
-        raise MalformedDocument("it is not valid JSON") from None
-    if not isinstance(value, dict):
-        raise MalformedDocument("it is not a JSON object")
-    _check_nesting(value, max_depth)
-    return value
+    except (ValueError, RecursionError):
+        # Not raised from here: a JSONDecodeError holds the whole document, and would stay
+        # reachable as the context of ours. ValueError also comes from int(), which
+        # refuses thousands of digits.
+        return None
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -132,28 +145,15 @@ _DECODER = json.JSONDecoder(
 
 def _check_nesting(document: dict[str, Any], max_depth: int) -> None:
     level: list[Any] = [document]
-    for _ in range(max_depth + 1):
-        level = [child for value in level for child in _children(value)]
+    for _ in range(max_depth):
+        level = [child for container in level for child in _containers_in(container)]
     if level:
         raise MalformedDocument(f"it is nested deeper than {max_depth} levels")
 
 
-def _children(value: object) -> list[Any]:
-    """Return the values inside `value`; refuses strings that cannot be written again."""
-    if isinstance(value, dict):
-        return [*value.keys(), *value.values()]
-    if isinstance(value, list):
-        return value
-    if isinstance(value, str):
-        _refuse_surrogates(value)
-    return []
-
-
-def _refuse_surrogates(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise MalformedDocument("it holds half of a surrogate pair") from None
+def _containers_in(container: dict[str, Any] | list[Any]) -> list[Any]:
+    values = container.values() if isinstance(container, dict) else container
+    return [value for value in values if isinstance(value, dict | list)]
 
 
 # --- XML ------------------------------------------------------------------------------

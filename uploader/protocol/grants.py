@@ -223,7 +223,7 @@ def _fields(value: _Document, part: str) -> dict[str, Any]:
         return _folded(value, part)
     if not isinstance(value, str | bytes):
         raise InvalidGrant(f"{part} is neither text nor a mapping of its fields.")
-    text = _ascii_stripped(value, part)
+    text = _stripped_bytes(value, part)
     data = text if text.startswith(b"{") else _base64_decoded(text, part)
     try:
         # Official Java code removes line breaks from the decoded text, inside of strings
@@ -245,13 +245,12 @@ def _folded(fields: Mapping[str, Any], part: str) -> dict[str, Any]:
     return folded
 
 
-def _ascii_stripped(value: str | bytes, part: str) -> bytes:
+def _stripped_bytes(value: str | bytes, part: str) -> bytes:
     if len(value) > MAX_JSON_SIZE:
         raise InvalidGrant(f"{part} is longer than {MAX_JSON_SIZE} characters.")
-    try:
-        data = value.encode() if isinstance(value, str) else bytes(value)
-    except UnicodeEncodeError:
-        raise InvalidGrant(f"{part} is not valid text.") from None
+    # Half a surrogate pair gets through here and fails as base64 or JSON later: an error
+    # of encode() would carry the value itself.
+    data = value.encode(errors="surrogatepass") if isinstance(value, str) else value
     return data.strip()
 
 
@@ -418,7 +417,7 @@ def _answer_mapping(answer: _Document) -> Mapping[str, Any]:
         return answer
     if not isinstance(answer, str | bytes):
         raise InvalidGrant("The answer is neither text nor a mapping.")
-    data = _ascii_stripped(answer, "The answer")
+    data = _stripped_bytes(answer, "The answer")
     try:
         return _xml_fields(data) if data.startswith(b"<") else parse_json(data)
     except MalformedDocument as error:

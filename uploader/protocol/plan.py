@@ -138,7 +138,7 @@ class PartPlan:
             UnsupportedState: a newer version wrote it.
             MalformedDocument: it is something else.
         """
-        numbers = parse_json(text, max_bytes=1000, max_depth=1)
+        numbers = parse_json(text)
         _check_version(numbers.pop("v", None))
         try:
             return cls(**numbers)

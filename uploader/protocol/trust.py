@@ -38,11 +38,9 @@ _NUMERIC_TAIL = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)")
 # OSS doc "Regions and endpoints": oss-cn-x, oss-cn-x-internal, oss-accelerate,
 # oss-accelerate-overseas, dual stack cn-x.oss, and vpc100-oss-cn-x of older accounts.
 # Not *.aliyuncs.com: customers of other products choose names there.
-_OSS_HOST = re.compile(
-    rf"(?:oss(?:-{_NAME})?|vpc100-oss-{_NAME}|{_NAME}\.oss)\.aliyuncs\.com", re.ASCII
-)
+_OSS_HOST = re.compile(rf"(?:oss(?:-{_NAME})?|vpc100-oss-{_NAME}|{_NAME}\.oss)\.aliyuncs\.com")
 # VOD doc "Endpoints".
-_VOD_HOST = re.compile(rf"(?:vod(?:\.{_NAME})?|vod-vpc\.{_NAME})\.aliyuncs\.com", re.ASCII)
+_VOD_HOST = re.compile(rf"(?:vod(?:\.{_NAME})?|vod-vpc\.{_NAME})\.aliyuncs\.com")
 _REGION_IN_HOST = re.compile(
     r"(?:(?:vpc100-)?oss-(?P<plain>[a-z]{2}-[a-z0-9-]+?)(?:-internal)?"
     r"|(?P<dual>[a-z]{2}-[a-z0-9-]+?)\.oss)\.aliyuncs\.com"
