@@ -79,7 +79,7 @@ class Exchange:
             async with asyncio.timeout(self.backend.options.body_idle_timeout_s):
                 return await self.request.content.readany()
         except TimeoutError:
-            raise BodyTimeout from None
+            raise BodyTimeout("no byte of the body arrived in time") from None
         except Exception as error:  # aiohttp reports a dead client with several classes
             raise Dropped("client went away inside the body") from error
 

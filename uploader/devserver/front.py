@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import itertools
 import time
@@ -15,7 +16,7 @@ from aiohttp import web
 from .answers import Answer, Refusal
 from .backend import Backend
 from .delivery import deliver
-from .exchange import Dropped, Exchange
+from .exchange import BodyTimeout, Dropped, Exchange
 from .misbehaviour import alter, arrive, ordered_refusal
 from .stats import RequestRecord
 from .throttle import Throttle
@@ -112,8 +113,9 @@ class Front:
             answer = await self._answer(exchange)
             record.status, record.code = answer.status, answer.code
             return await deliver(exchange, answer)
-        except Dropped as dropped:
+        except (Dropped, BodyTimeout) as dropped:
             record.status, record.code = 0, f"({dropped})"
+            exchange.close("fin")
             return web.Response(status=500)  # never sent: the connection is gone
         finally:
             self._backend.stats.ended(record, time.time())
@@ -193,4 +195,5 @@ class Front:
     async def _drain_refused(self, exchange: Exchange) -> None:
         is_early = exchange.fault("early_answer") is not None
         if self._backend.options.drain_before_refusal and not is_early:
-            await exchange.drain()
+            with contextlib.suppress(BodyTimeout):
+                await exchange.drain()
