@@ -1,1 +1,115 @@
-"""Upload large files to Alibaba Cloud ApsaraVideo VOD."""
+"""vodup: verified, resumable uploads to Alibaba Cloud ApsaraVideo VOD.
+
+Everything public is here. Names are loaded when they are first used, so that
+`import uploader` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from uploader.credentials import (
+        CallbackProvider,
+        CommandProvider,
+        GrantProvider,
+        GrantSource,
+        NewVideo,
+        UrlProvider,
+        VodProvider,
+    )
+    from uploader.engine import Uploader, UploadOptions, upload_sync
+    from uploader.errors import (
+        CallerNotAuthenticated,
+        ConfigurationError,
+        CredentialError,
+        CredentialsRejected,
+        IntegrityError,
+        InvalidGrant,
+        LeaseLost,
+        OverwriteRefused,
+        PermissionDenied,
+        PolicyError,
+        ServiceError,
+        SourceChanged,
+        SourceError,
+        SourceUnreadable,
+        StateError,
+        StateUnavailable,
+        TransferError,
+        TransportError,
+        UnsafePath,
+        UnsupportedState,
+        UntrustedEndpoint,
+        UnverifiedCompletion,
+        UploadLocked,
+        UploadTargetChanged,
+        VideoError,
+        VideoGone,
+        VodupError,
+    )
+    from uploader.events import (
+        CredentialsRenewed,
+        Event,
+        PartsAdopted,
+        RequestRetried,
+        UploadFailed,
+        UploadFinished,
+        UploadProgress,
+        UploadRestarted,
+        UploadResult,
+        UploadStarted,
+    )
+    from uploader.pace import Bandwidth, parse_bandwidth
+    from uploader.protocol.grants import (
+        StsCredentials,
+        UploadGrant,
+        UploadTarget,
+        decode_answer,
+        decode_grant,
+    )
+    from uploader.protocol.trust import TrustPolicy
+    from uploader.protocol.vod import AccessKey, VideoMeta
+    from uploader.session import RetryPolicy
+    from uploader.sources import BytesSource, FileSource, Source
+    from uploader.state import MemoryState, SqlState, StateStore, UploadRecord, UploadStatus
+
+_HOMES = {
+    "credentials": "CallbackProvider CommandProvider GrantProvider GrantSource NewVideo "
+    "UrlProvider VodProvider",
+    "engine": "UploadOptions Uploader upload_sync",
+    "errors": "CallerNotAuthenticated ConfigurationError CredentialError CredentialsRejected "
+    "IntegrityError InvalidGrant LeaseLost OverwriteRefused PermissionDenied PolicyError "
+    "ServiceError SourceChanged SourceError SourceUnreadable StateError StateUnavailable "
+    "TransferError TransportError UnsafePath UnsupportedState UntrustedEndpoint "
+    "UnverifiedCompletion UploadLocked UploadTargetChanged VideoError VideoGone VodupError",
+    "events": "CredentialsRenewed Event PartsAdopted RequestRetried UploadFailed UploadFinished "
+    "UploadProgress UploadRestarted UploadResult UploadStarted",
+    "pace": "Bandwidth parse_bandwidth",
+    "protocol.grants": "StsCredentials UploadGrant UploadTarget decode_answer decode_grant",
+    "protocol.trust": "TrustPolicy",
+    "protocol.vod": "AccessKey VideoMeta",
+    "session": "RetryPolicy",
+    "sources": "BytesSource FileSource Source",
+    "state": "MemoryState SqlState StateStore UploadRecord UploadStatus",
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
+
+__all__ = [  # noqa: PLE0604 - the strings are the keys
+    *sorted(_HOME_OF)
+]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - it is every public name
+    """Load a public name from its module."""
+    if (home := _HOME_OF.get(name)) is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return [*__all__]

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, runtime_checkable
 from urllib.parse import quote, urlsplit
 
 from uploader.clock import Clock
@@ -99,6 +99,7 @@ class GrantSource(Protocol):
         """Tell what VOD knows of the video; None where that cannot be asked."""
 
 
+@runtime_checkable
 class GrantProvider(Protocol):
     """Describes who hands out grants. Immutable; may be shared between uploaders."""
 
@@ -462,9 +463,7 @@ class _CallerSigner:
 class _VodSource:
     """A `GrantSource` on VOD's API."""
 
-    def __init__(
-        self, endpoint: str, access_key: AccessKey | AccessKeys, network: Network
-    ) -> None:
+    def __init__(self, endpoint: str, access_key: AccessKey | AccessKeys, network: Network) -> None:
         self._endpoint = endpoint
         self._session = Session(
             network.transport,

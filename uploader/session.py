@@ -9,13 +9,21 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from uploader.clock import Clock
-from uploader.errors import CredentialsRejected, ServiceError, TransportError, VodupError
+from uploader.errors import (
+    CredentialsRejected,
+    IntegrityError,
+    ServiceError,
+    TransportError,
+    VodupError,
+)
 from uploader.protocol.verdicts import Verdict, classify, is_outcome_known, meaning
 from uploader.protocol.wire import Operation, SignedRequest, Signer, Transport
 
 __all__ = ["Retried", "RetryPolicy", "Session"]
 
 T = TypeVar("T")
+
+_Failure = ServiceError | TransportError | IntegrityError
 
 _MAX_CLOCK_OFFSET_S = 24 * 3600.0
 """A server's clock that differs by more is not believed."""
@@ -100,17 +108,15 @@ class Session:
                 signed = self._signer.sign(operation, clock_offset_s=self._clock_offset_s)
                 try:
                     answer = await self._send(operation, signed)
-                except (ServiceError, TransportError) as error:
-                    failure: ServiceError | TransportError = error
+                except (ServiceError, TransportError, IntegrityError) as error:
+                    failure: _Failure = error
                 else:
                     self._signer.accepted(signed)
                     return answer
             await self._mend(operation, signed, failure, attempts)
 
     async def _send(self, operation: Operation[T], signed: SignedRequest) -> T:
-        response = await self._transport.send(
-            signed, answer_timeout_s=operation.answer_timeout_s
-        )
+        response = await self._transport.send(signed, answer_timeout_s=operation.answer_timeout_s)
         self._has_answered = True
         return operation.parse(response)
 
@@ -118,7 +124,7 @@ class Session:
         self,
         operation: Operation[T],
         signed: SignedRequest,
-        failure: ServiceError | TransportError,
+        failure: _Failure,
         attempts: _Attempts,
     ) -> None:
         """Do what makes another attempt worthwhile, or raise."""
@@ -168,7 +174,7 @@ class _Attempts:
         self._first_failure_s: float | None = None
         self.is_clock_fixed = False
 
-    def count_renewal(self, failure: ServiceError | TransportError) -> None:
+    def count_renewal(self, failure: _Failure) -> None:
         """Raise when this one request keeps being refused with ever newer credentials.
 
         It may take longer than credentials live; a smaller part would get through.
@@ -176,14 +182,14 @@ class _Attempts:
         self._renewal_count += 1
         if self._renewal_count > _MAX_RENEWALS_A_CALL:
             raise CredentialsRejected(
-                f"{failure.message} It was refused with {_MAX_RENEWALS_A_CALL} credentials in a row.",
+                f"{failure.message} So were {_MAX_RENEWALS_A_CALL} credentials in a row.",
                 next_step="Use a smaller --part-size or more bandwidth: a part must be sent "
                 "within the life of one credential. Then run the same command again.",
                 code=failure.code,
                 request_id=failure.request_id,
             )
 
-    def next_pause_s(self, failure: ServiceError | TransportError, *, has_answered: bool) -> float:
+    def next_pause_s(self, failure: _Failure, *, has_answered: bool) -> float:
         """Return how long to wait before the next attempt, or raise `failure`."""
         now_s = self._clock.elapsed_s()
         if self._first_failure_s is None:

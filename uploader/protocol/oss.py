@@ -20,11 +20,19 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote, urlsplit
 from xml.sax.saxutils import escape
 
-from uploader.errors import ConfigurationError, ServiceError, TransportError
+from uploader.errors import ConfigurationError, IntegrityError, ServiceError, TransportError
 from uploader.protocol.documents import MalformedDocument, clean_text, decimal, parse_xml
-from uploader.protocol.integrity import plain_etag
+from uploader.protocol.integrity import plain_etag, same_etag
 from uploader.protocol.trust import oss_region
-from uploader.protocol.wire import Body, BytesBody, Operation, Request, Response, SignedRequest
+from uploader.protocol.wire import (
+    Body,
+    BytesBody,
+    Operation,
+    Request,
+    Response,
+    SentBody,
+    SignedRequest,
+)
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
@@ -125,7 +133,7 @@ def initiate_multipart_upload(
 
 def upload_part(
     target: UploadTarget, upload_id: str, part: Part, body: Body, *, needs_md5: bool = False
-) -> Operation[tuple[PartReceipt, Response]]:
+) -> Operation[tuple[PartReceipt, SentBody]]:
     """Store one part; the answer is OSS's receipt beside what was sent for it."""
     params = {"partNumber": str(part.number), "uploadId": upload_id}
     return Operation(
@@ -143,7 +151,7 @@ def put_object(
     headers: Mapping[str, str] | None = None,
     *,
     needs_md5: bool = False,
-) -> Operation[tuple[PartReceipt, Response]]:
+) -> Operation[tuple[PartReceipt, SentBody]]:
     """Store a whole object of at most 5 GB with one request."""
     return Operation(
         name="PutObject",
@@ -376,7 +384,7 @@ def _parse_initiated(response: Response) -> str:
 
 def _parse_stored(
     name: str, expected_size: int, response: Response
-) -> tuple[PartReceipt, Response]:
+) -> tuple[PartReceipt, SentBody]:
     _require_success(response, name)
     if response.sent.size != expected_size:
         # A success told before the body was read says nothing about the body.
@@ -385,7 +393,22 @@ def _parse_stored(
     if not etag:
         raise _unusable(name, "it has no ETag")
     receipt = PartReceipt(etag, _crc64_header(response), _request_id(response))
-    return receipt, response
+    _require_intact(name, receipt, response.sent)
+    return receipt, response.sent
+
+
+def _require_intact(name: str, receipt: PartReceipt, sent: SentBody) -> None:
+    """Compare what OSS stored with what left here. Encrypted objects have other ETags."""
+    is_same = True
+    if receipt.crc64 is not None:
+        is_same = receipt.crc64 == sent.crc64
+    elif sent.md5 is not None:
+        is_same = same_etag(receipt.etag, sent.md5)
+    if not is_same:
+        raise IntegrityError(
+            f"{name}: OSS stored other bytes than were sent (request {receipt.request_id}).",
+            request_id=receipt.request_id,
+        )
 
 
 def _parse_parts_page(response: Response) -> PartsPage:
@@ -521,4 +544,3 @@ def _crc64_header(response: Response) -> int | None:
         return decimal(value) if value else None
     except (MalformedDocument, ValueError):
         return None
-

@@ -18,6 +18,7 @@ from enum import Enum, auto
 
 from uploader.errors import (
     CallerNotAuthenticated,
+    IntegrityError,
     PermissionDenied,
     ServiceError,
     TransportError,
@@ -105,7 +106,7 @@ def classify(failure: VodupError, *, is_vod: bool, is_aged: bool = False) -> Ver
     `is_aged` tells whether the credentials that signed it were near their end or have
     been replaced since: only then is a vague refusal worth a renewal.
     """
-    if isinstance(failure, TransportError):
+    if isinstance(failure, TransportError | IntegrityError):
         return Verdict.RETRY
     if not isinstance(failure, ServiceError):
         return Verdict.GIVE_UP

@@ -292,4 +292,3 @@ def _error_fields(body: bytes) -> dict[str, str]:
         return {child.tag: child.text or "" for child in parse_xml(body)}
     except MalformedDocument:
         return {}
-

@@ -1,0 +1,86 @@
+"""structlog wiring and redaction. A library never configures logging.
+
+An application that has configured structlog gets our events through it. One that has
+configured only the standard library's logging gets them on the logger "vodup" with the
+values as `extra`. Nobody configured: nothing is printed (structlog's own default would
+print to stdout, where a program's output belongs).
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+import structlog
+
+__all__ = ["configure", "get_logger", "redact"]
+
+_NAME = "vodup"
+logging.getLogger(_NAME).addHandler(logging.NullHandler())
+
+_SECRET_KEY = re.compile(r"authorization|token|secret|signature|upload_?auth|password", re.I)
+_SECRET_VALUE = re.compile(r"STS\.[A-Za-z0-9]{8,}|CAIS[A-Za-z0-9+/=]{20,}")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_REDACTED = "[redacted]"
+
+
+def redact(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Hide what looks like a secret, by key and by value. The second line of defence.
+
+    The first is that secrets have no repr and are never passed to a logger. Control
+    characters go as well: names of files and messages of servers are not ours.
+    """
+    return {key: _clean(key, value) for key, value in event.items()}
+
+
+def _clean(key: str, value: Any) -> Any:
+    if value is not None and _SECRET_KEY.search(key):
+        return _REDACTED
+    if isinstance(value, str):
+        return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", _SECRET_VALUE.sub(_REDACTED, value))
+    if isinstance(value, Mapping):
+        return {inner: _clean(str(inner), item) for inner, item in value.items()}
+    return value
+
+
+def get_logger(**context: Any) -> Any:
+    """Return a bound logger. Ask anew where it is used: configuration may come later."""
+    if structlog.is_configured():
+        processors = [redact, *structlog.get_config()["processors"]]
+        logger = structlog.wrap_logger(None, processors=processors)
+        return logger.bind(**context)
+    return structlog.wrap_logger(
+        logging.getLogger(_NAME),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.stdlib.filter_by_level,
+            redact,
+            structlog.stdlib.render_to_log_kwargs,
+        ],
+        context_class=dict,
+        cache_logger_on_first_use=False,
+    ).bind(**context)
+
+
+def configure(level: str, *, is_json: bool, stream: Any) -> None:
+    """Configure structlog for the command line: to `stream` (stderr), redacted."""
+    renderer: Any = (
+        structlog.processors.JSONRenderer()
+        if is_json
+        else structlog.dev.ConsoleRenderer(colors=False, pad_event_to=0)
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            redact,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(stream),
+        cache_logger_on_first_use=False,
+    )
