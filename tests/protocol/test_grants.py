@@ -7,6 +7,7 @@ import contextlib
 import copy
 import json
 import pickle
+import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -159,6 +160,19 @@ def test_an_instant_is_read_as_utc(told: str) -> None:
     assert expires_at == datetime(2020, 7, 29, 15, 20, 31, tzinfo=UTC)
     assert expires_at is not None
     assert expires_at.utcoffset() is not None
+
+
+def test_an_instant_without_an_offset_does_not_follow_the_local_zone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TZ", "XXX-8")
+    time.tzset()
+    try:
+        expires_at = _auth(ExpireUTCTime="2020-07-29T15:20:31").expires_at
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert expires_at == datetime(2020, 7, 29, 15, 20, 31, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(

@@ -48,16 +48,6 @@ def test_any_contiguous_buffer_will_do(data: bytes) -> None:
     assert crc64(memoryview(bytearray(b"x" + data))[1:]) == expected
 
 
-def test_a_large_view_is_not_copied() -> None:
-    view = memoryview(bytearray(64 << 20))
-    crc64(view)  # touch the pages
-    started = time.process_time()
-    crc64(view)
-    # 5 ms in place; copying 64 MiB alone takes longer than what is left of the bound
-    # only on machines far slower than any we know.
-    assert time.process_time() - started < 0.5
-
-
 @settings(max_examples=50, deadline=None)  # oss2 takes 8 ms and more for each
 @given(_CRC, _CRC, st.integers(1, 2**40))
 def test_combining_agrees_with_oss2(crc1: int, crc2: int, size2: int) -> None:
@@ -122,6 +112,13 @@ def test_multipart_etag_hashes_upper_case_text() -> None:
     expected = hashlib.md5(text.encode(), usedforsecurity=False).hexdigest().upper() + "-3"
     assert multipart_etag(md5s) == expected
     assert multipart_etag(f'"{md5.upper()}"' for md5 in md5s) == expected
+
+
+def test_multipart_etag_is_the_one_a_live_oss_returned() -> None:
+    # Recorded from the service in aliyun-oss-python-sdk, unittests/test_multipart.py.
+    md5s = ["4DE8075FB607DF4D13FBC480EA488EFA", "AF947EC157726CEA88ED83B3C989063B"]
+    assert multipart_etag(md5s) == "1C787C506EABFB9B45EAAA8DB039F4B2-2"
+    assert multipart_etag(reversed(md5s)) != multipart_etag(md5s)
 
 
 def test_multipart_etag_is_not_the_one_of_s3() -> None:

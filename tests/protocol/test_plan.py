@@ -157,6 +157,12 @@ def test_the_tail_stays_within_its_proven_bound(concurrency: int, part_size: int
     assert plan.tail_concurrency == min(concurrency, 256)
 
 
+@pytest.mark.parametrize("concurrency", [2, 8, 64, 256])
+@pytest.mark.parametrize("size", [10_000 * 8 * MIB, 1 << 40, 5 << 40, 20 << 40])
+def test_automatic_part_sizes_leave_numbers_for_the_tail(size: int, concurrency: int) -> None:
+    assert plan_parts(size, concurrency=concurrency).tail_concurrency == concurrency
+
+
 def test_distinct_sizes_stay_few() -> None:
     for size in (10 * GIB, 5 << 40, 30 << 40):
         assert len({part.size for part in plan_parts(size, concurrency=64).parts}) <= 120

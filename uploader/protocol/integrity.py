@@ -44,7 +44,7 @@ _Tables = tuple[tuple[int, ...], ...]
 def crc64(data: bytes | bytearray | memoryview, crc: int = 0) -> int:
     """Return the CRC-64/XZ of `data`, continuing from the `crc` of what came before it.
 
-    Any contiguous buffer is read in place. crc64(b"") is 0.
+    Any contiguous buffer is read in place (fastcrc from 0.4 on). crc64(b"") is 0.
     """
     return xz(data, crc)
 
@@ -140,8 +140,8 @@ def multipart_etag(part_md5s: Iterable[str]) -> str:
     """Return the ETag that OSS gives an object made of parts with these MD5s.
 
     It is the MD5 of the parts' MD5s written as upper-case hexadecimal text, then "-" and
-    their number. S3 hashes the binary digests instead. OSS does not document it; the
-    live fixtures of its Python and Go SDKs pin it down (see the tests).
+    their number. S3 hashes the binary digests instead. OSS does not document it;
+    answers of the service recorded in the tests of its SDKs pin it down.
 
     Raises:
         ValueError: no part, or something that is not 32 hexadecimal digits.
