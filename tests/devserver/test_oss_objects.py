@@ -12,7 +12,7 @@ from fastcrc import crc64
 
 from uploader.devserver import DevServer, DevServerOptions, ThreadedDevServer
 from uploader.devserver.crc import combine_all
-from uploader.devserver.oss import multipart_etag
+from uploader.devserver.oss_part_list import multipart_etag
 
 from .clients import PART, Oss, Vod, etag, part_list, start_upload
 

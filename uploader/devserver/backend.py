@@ -61,8 +61,8 @@ class Backend:
 
     # credentials
 
-    def issue_credential(self, video: Video, bucket: str, scopes: tuple[str, ...]) -> Credential:
-        """New STS credentials of a video's current generation."""
+    def issue_credential(self, video: Video, scopes: tuple[str, ...]) -> Credential:
+        """New STS credentials of a video's current generation for ``bucket/key`` scopes."""
         now = time.time()
         is_stale = self.options.refreshed_already_expired and video.generation > 1
         credential = Credential(
@@ -71,7 +71,6 @@ class Backend:
             token=random_token(),
             video_id=video.video_id,
             generation=video.generation,
-            bucket=bucket,
             scopes=scopes,
             issued_at=now,
             expires_at=now - 60 if is_stale else now + self.options.credential_ttl_s,
@@ -89,12 +88,23 @@ class Backend:
 
     # videos
 
-    def upload_finished(self, bucket: str, object_key: str) -> None:
-        """VOD learns from its bucket that a source file is complete."""
-        video = self.storage.video_of_object(bucket, object_key)
-        if video is not None:
-            finished = dataclasses.replace(video, status="Uploaded", finished_at=time.time())
-            self.storage.save_video(finished)
+    def upload_finished(self, video_id: str, bucket: str, object_key: str) -> None:
+        """VOD learns from its bucket that the source file of a video is complete.
+
+        The file may be at another address than the first, when a refresh named one; segments
+        of an HLS list are not the source file.
+        """
+        video = self.storage.video(video_id)
+        if video is None or (video.object_prefix and object_key != video.object_key):
+            return
+        finished = dataclasses.replace(
+            video,
+            bucket=bucket,
+            object_key=object_key,
+            status="Uploaded",
+            finished_at=time.time(),
+        )
+        self.storage.save_video(finished)
 
     def status_of(self, video: Video) -> str:
         """A video's status as GetVideoInfo names it ("VOD: Video status")."""

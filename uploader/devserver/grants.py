@@ -17,7 +17,7 @@ Address = dict[str, str]
 def grant(backend: Backend, video: Video) -> tuple[str, str]:
     """Issue new credentials for a video: (UploadAddress, UploadAuth), both base64."""
     address, scopes = _address(backend, video)
-    credential = backend.issue_credential(video, address["Bucket"], scopes)
+    credential = backend.issue_credential(video, scopes)
     pair = (
         _encoded(backend, address),
         _encoded(backend, _auth(backend, credential)),
@@ -40,8 +40,8 @@ def _address(backend: Backend, video: Video) -> tuple[Address, tuple[str, ...]]:
 
 
 def _scopes(video: Video) -> tuple[str, ...]:
-    prefix = (video.object_prefix,) if video.object_prefix else ()
-    return (video.object_key, *prefix)
+    prefix = (f"{video.bucket}/{video.object_prefix}",) if video.object_prefix else ()
+    return (f"{video.bucket}/{video.object_key}", *prefix)
 
 
 def _varied(
@@ -49,16 +49,18 @@ def _varied(
 ) -> tuple[Address, tuple[str, ...]]:
     """The address of a refresh, when the options say that it differs."""
     differs = backend.options.refresh_target
+    if differs == "same":
+        return address, scopes
     if differs == "endpoint":
         return address | {"Endpoint": backend.other_oss_endpoint}, scopes
     if differs == "bucket":
-        return address | {"Bucket": backend.other_bucket}, scopes
-    if differs == "key":
+        address = address | {"Bucket": backend.other_bucket}
+    else:
         stem, dot, extension = video.object_key.rpartition(".")
-        key = f"{stem}-{video.generation}{dot}{extension}"
-        reach = {"original": scopes, "refreshed": (key,), "both": (*scopes, key)}
-        return address | {"FileName": key}, reach[backend.options.refresh_scope]
-    return address, scopes
+        address = address | {"FileName": f"{stem}-{video.generation}{dot}{extension}"}
+    new = (f"{address['Bucket']}/{address['FileName']}",)
+    reach = {"original": scopes, "refreshed": new, "both": (*scopes, *new)}
+    return address, reach[backend.options.refresh_scope]
 
 
 def _auth(backend: Backend, credential: Credential) -> dict[str, object]:

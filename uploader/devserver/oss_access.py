@@ -207,7 +207,7 @@ def _check_policy(backend: Backend, target: OssTarget, credential: Credential) -
     in_scope = (
         credential.may_touch(target.bucket, target.object_key)
         if target.object_key
-        else target.bucket == credential.bucket
+        else credential.may_list(target.bucket)
     )
     if denied or not in_scope:
         raise Refusal("AccessDenied")

@@ -22,7 +22,7 @@ CREATE TABLE IF NOT EXISTS videos(
     finished_at REAL, generation INTEGER, refresh_count INTEGER);
 CREATE TABLE IF NOT EXISTS credentials(
     access_key_id TEXT PRIMARY KEY, secret TEXT, token TEXT, video_id TEXT, generation INTEGER,
-    bucket TEXT, scopes TEXT, issued_at REAL, expires_at REAL);
+    scopes TEXT, issued_at REAL, expires_at REAL);
 CREATE TABLE IF NOT EXISTS uploads(
     upload_id TEXT PRIMARY KEY, bucket TEXT, object_key TEXT, initiated_at REAL,
     content_type TEXT, is_sequential INTEGER);
@@ -62,18 +62,22 @@ class Credential:
     token: str
     video_id: str
     generation: int
-    bucket: str
     scopes: tuple[str, ...]
-    """Object keys; one that ends in ``/`` covers everything below it."""
+    """Resources as ``bucket/key``; one that ends in ``/`` covers everything below it."""
     issued_at: float
     expires_at: float
 
     def may_touch(self, bucket: str, object_key: str) -> bool:
         """Whether the policy of this token covers the object."""
-        return bucket == self.bucket and any(
-            object_key == scope or (scope.endswith("/") and object_key.startswith(scope))
+        resource = f"{bucket}/{object_key}"
+        return any(
+            resource == scope or (scope.endswith("/") and resource.startswith(scope))
             for scope in self.scopes
         )
+
+    def may_list(self, bucket: str) -> bool:
+        """Whether the policy of this token covers something in the bucket."""
+        return any(scope.startswith(bucket + "/") for scope in self.scopes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,11 +187,6 @@ class Storage:
         """The video of this custom id."""
         return self._one_video("SELECT * FROM videos WHERE reference_id=?", reference_id)
 
-    def video_of_object(self, bucket: str, object_key: str) -> Video | None:
-        """The video whose source file is this object."""
-        query = "SELECT * FROM videos WHERE bucket=? AND object_key=?"
-        return self._one_video(query, bucket, object_key)
-
     def videos(self) -> tuple[Video, ...]:
         """All videos, oldest first."""
         rows = self._db.execute("SELECT * FROM videos ORDER BY created_at")
@@ -207,7 +206,6 @@ class Storage:
             credential.token,
             credential.video_id,
             credential.generation,
-            credential.bucket,
             json.dumps(credential.scopes),
             credential.issued_at,
             credential.expires_at,
@@ -327,7 +325,7 @@ def _upsert(table: str, values: tuple[object, ...]) -> str:
 
 def _credential(row: tuple[object, ...]) -> Credential:
     values = list(row)
-    values[6] = tuple(json.loads(str(row[6])))
+    values[5] = tuple(json.loads(str(row[5])))
     return Credential(*values)  # type: ignore[arg-type]  # the table's columns are the fields
 
 

@@ -64,7 +64,7 @@ class Gateway:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._nonces: dict[str, float] = {}
+        self._nonces: dict[str, float] = {}  # in the order of their use
         self._recent: dict[str, deque[float]] = {}
 
     def admit(self, call: VodCall) -> None:
@@ -139,11 +139,17 @@ class Gateway:
         if not nonce:
             raise Refusal("MissingParameter", "SignatureNonce is mandatory for this action.")
         now = time.monotonic()
-        for old in [key for key, at in self._nonces.items() if now - at > 2 * MAX_SKEW_S]:
-            del self._nonces[old]
+        self._forget_nonces(now - 2 * MAX_SKEW_S)
         if nonce in self._nonces:
             raise Refusal("SignatureNonceUsed")
         self._nonces[nonce] = now
+
+    def _forget_nonces(self, before: float) -> None:
+        while self._nonces:
+            oldest = next(iter(self._nonces))
+            if self._nonces[oldest] >= before:
+                return
+            del self._nonces[oldest]
 
     def _check_rate(self, operation: str) -> None:
         limit = self._backend.options.vod_qps
