@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from uploader.errors import VodupError
+from uploader.errors import StateUnavailable
 from uploader.state.records import PartAck
 from uploader.state.worker import Worker
 
@@ -26,54 +26,88 @@ class AckWrite:
 class GroupCommit:
     """Collects writes while a commit is under way; the next commit takes all of them.
 
-    There is no timer and no task: the first writer queues a commit in the worker's
+    There is no delay and no task: the first writer queues a commit in the worker's
     thread, later ones join it until the thread takes the batch. So a lone writer waits
     for nothing but its own commit, and a cancelled one takes nobody's write with it.
 
-    Mutable: `_waiting` and `_is_queued` are touched by the loop and the worker's thread.
-    A write is appended before the flag is read, and the flag is cleared before the
-    batch is taken: every write is in a batch that is queued or runs after it.
+    Args:
+        commit: makes writes durable in one transaction; says for each whether its claim
+            still held.
+        no_answer: the error for writers whose commit did not end within `timeout_s`.
+
+    Mutable: `_open` is the batch that still takes writes, shared with the thread.
     """
 
     def __init__(
         self,
         worker: Worker,
-        commit: Callable[[Sequence[AckWrite]], Sequence[VodupError | None]],
+        commit: Callable[[Sequence[AckWrite]], Sequence[bool]],
+        no_answer: Callable[[], StateUnavailable],
+        timeout_s: float,
     ) -> None:
         self._worker = worker
         self._commit = commit
-        self._waiting: deque[tuple[AckWrite, asyncio.Future[None]]] = deque()
-        self._is_queued = False
+        self._no_answer = no_answer
+        self._timeout_s = timeout_s
+        self._lock = threading.Lock()
+        self._open: _Batch | None = None
 
-    def write(self, ack: AckWrite) -> asyncio.Future[None]:
-        """Queue a write; the future is done when it is durable, or says why it is not."""
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((ack, future))
-        if not self._is_queued:
-            self._is_queued = True
-            self._worker.submit(self._commit_waiting)
+    def write(self, ack: AckWrite) -> asyncio.Future[bool]:
+        """Queue a write; the future says, once it is durable, whether its claim still held."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[bool] = loop.create_future()
+        with self._lock:
+            batch = self._open
+            if batch is None:
+                batch = self._open = _Batch()
+                # One deadline for all: it is a third of the cost of one for each.
+                batch.deadline = loop.call_later(self._timeout_s, self._give_up, batch)
+                self._worker.submit(self._commit_open)
+            batch.writes.append(ack)
+            batch.futures.append(future)
         return future
 
-    def _commit_waiting(self) -> None:
-        self._is_queued = False
-        batch = [self._waiting.popleft() for _ in range(len(self._waiting))]
-        if not batch:
+    def _commit_open(self) -> None:
+        """In the thread: close the batch and commit it."""
+        with self._lock:
+            batch, self._open = self._open, None
+        if batch is None:
             return
-        outcomes: Sequence[BaseException | None]
         try:
-            outcomes = self._commit([ack for ack, _ in batch])
+            outcomes = self._commit(batch.writes)
         except BaseException as error:
-            outcomes = [error] * len(batch)
-        self._worker.tell(_settle, [future for _, future in batch], outcomes)
-
-
-def _settle(
-    futures: Sequence[asyncio.Future[None]], outcomes: Sequence[BaseException | None]
-) -> None:
-    for future, error in zip(futures, outcomes, strict=True):
-        if future.done():
-            continue
-        if error is None:
-            future.set_result(None)
+            self._worker.tell(batch.fail, error)
         else:
-            future.set_exception(error)
+            self._worker.tell(batch.settle, outcomes)
+
+    def _give_up(self, batch: _Batch) -> None:
+        batch.fail(self._no_answer())
+
+
+class _Batch:
+    """Writes of one commit and who waits for them. Mutable until the thread takes it."""
+
+    __slots__ = ("deadline", "futures", "writes")
+
+    def __init__(self) -> None:
+        self.writes: list[AckWrite] = []
+        self.futures: list[asyncio.Future[bool]] = []
+        self.deadline: asyncio.TimerHandle | None = None
+
+    def settle(self, outcomes: Sequence[bool]) -> None:
+        """Tell each writer how it went."""
+        self._end()
+        for future, is_held in zip(self.futures, outcomes, strict=True):
+            if not future.done():
+                future.set_result(is_held)
+
+    def fail(self, error: BaseException) -> None:
+        """Tell all writers that nothing was written, as far as known."""
+        self._end()
+        for future in self.futures:
+            if not future.done():
+                future.set_exception(error)
+
+    def _end(self) -> None:
+        if self.deadline is not None:
+            self.deadline.cancel()

@@ -175,13 +175,17 @@ class OwnerLock:
 
 
 class Lease:
-    """A claim on one key. Mutable: `lost` is set once, when somebody else took it over."""
+    """A claim on one key.
+
+    Mutable: `epoch` is 0 until the store has given one; `lost` is set once, when
+    somebody else took it over.
+    """
 
     __slots__ = ("epoch", "key", "lost")
 
-    def __init__(self, key: str, epoch: int) -> None:
+    def __init__(self, key: str) -> None:
         self.key = key
-        self.epoch = epoch
+        self.epoch = 0
         self.lost: LeaseLost | None = None
 
     def lose(self, why: str) -> LeaseLost:

@@ -115,10 +115,16 @@ def _field(name: str, value: object) -> Any:  # noqa: ANN401 - each name has its
     return _loaded_text(value) if name in _REQUIRED_TEXTS else _optional_text(value)
 
 
-def ack_row(upload: int, ack: PartAck) -> tuple[int, int, int, str, int, str | None]:
-    """A receipt as (upload, number, size, etag, crc64, md5); the CRC as a signed number."""
-    crc64 = ack.crc64 - _CRC_SPAN if ack.crc64 >= _CRC_SIGN else ack.crc64
-    return upload, ack.number, ack.size, stored_text(ack.etag), crc64, ack.md5
+def ack_row(upload: int, ack: PartAck) -> dict[str, object]:
+    """A receipt as stored for row `upload`; the CRC as a signed number."""
+    return {
+        "upload": upload,
+        "number": ack.number,
+        "size": ack.size,
+        "etag": stored_text(ack.etag),
+        "crc64": ack.crc64 - _CRC_SPAN if ack.crc64 >= _CRC_SIGN else ack.crc64,
+        "md5": ack.md5,
+    }
 
 
 def ack_of(number: object, size: object, etag: object, crc64: object, md5: object) -> PartAck:

@@ -71,7 +71,7 @@ class SqlState:
     async def __aenter__(self) -> Self:
         if self._opened is not None:
             raise RuntimeError("this SqlState is open already")
-        opened = _Opened(self._notice)
+        opened = _Opened(self._notice, self._no_answer, self._answer_timeout_s)
         try:
             await asyncio.wait_for(
                 opened.worker.call(partial(opened.open, self._location)), self._answer_timeout_s
@@ -99,18 +99,14 @@ class SqlState:
     @asynccontextmanager
     async def claim(self, key: str) -> AsyncIterator[_SqlCheckpoint]:
         """Take the upload `key` for ourselves; the lease is kept alive until exit."""
-        epoch = await self._take(key)
-        lease = Lease(key, epoch)
+        lease = Lease(key)
         try:
-            from uploader.state import transactions as tx
-
-            stored = await self._run(partial(tx.load, key=key, notice=self._notice))
-            checkpoint = _SqlCheckpoint(self, lease, stored)
-            renew = partial(self._renew, epoch)
+            checkpoint = _SqlCheckpoint(self, lease, await self._take(lease))
+            renew = partial(self._renew, lease)
             async with kept_alive(lease, renew, ttl_s=self._lease_ttl_s):
                 yield checkpoint
         finally:
-            await self._give_back(epoch)
+            await self._give_back(lease)
 
     async def find(
         self, *, key: str | None = None, video_id: str | None = None
@@ -156,27 +152,27 @@ class SqlState:
 
         await self._run(partial(tx.forget_orphan, upload_id=upload_id))
 
-    async def _take(self, key: str) -> int:
-        """Take the lease. The thread takes it even if we are cancelled: then it is given back."""
+    async def _take(self, lease: Lease) -> Stored:
+        """Take the lease and load what it protects."""
         opened = self._now_open()
-        taking = opened.worker.call(partial(opened.take, key, self._lease_ttl_s))
-        try:
-            return await self._answer(asyncio.shield(taking))
-        except BaseException:
-            taking.add_done_callback(opened.give_back_unwanted)
-            raise
+        return await self._answer(
+            opened.worker.call(partial(opened.take, lease, self._lease_ttl_s))
+        )
 
-    async def _renew(self, epoch: int) -> bool:
+    async def _renew(self, lease: Lease) -> bool:
         from uploader.state import transactions as tx
 
-        return await self._run(partial(tx.renew, epoch=epoch, ttl_s=self._lease_ttl_s))
+        return await self._run(partial(tx.renew, epoch=lease.epoch, ttl_s=self._lease_ttl_s))
 
-    async def _give_back(self, epoch: int) -> None:
-        """Give the lease back. It happens in the thread even if the wait is cancelled."""
+    async def _give_back(self, lease: Lease) -> None:
+        """Give the lease back, also one that the thread takes after we gave up waiting.
+
+        The thread works in order and to the end, so this holds even if we are cancelled.
+        """
         opened = self._opened
         if opened is None or opened.is_elsewhere:
             return
-        giving = opened.worker.call(partial(opened.give_back, epoch))
+        giving = opened.worker.call(partial(opened.give_back, lease))
         try:
             await asyncio.wait_for(giving, _RELEASE_TIMEOUT_S)
         except (StateError, TimeoutError) as error:
@@ -219,10 +215,15 @@ class SqlState:
 class _Opened:
     """One opening of a store. Mutable: its epochs and database, touched only by its thread."""
 
-    def __init__(self, notice: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        notice: Callable[[str], None],
+        no_answer: Callable[[], StateUnavailable],
+        answer_timeout_s: float,
+    ) -> None:
         self.owner = Owner.this_process()
         self.worker = Worker("vodup-state")
-        self.commits = GroupCommit(self.worker, self._commit)
+        self.commits = GroupCommit(self.worker, self._commit, no_answer, answer_timeout_s)
         self._notice = notice
         self._database: Database | None = None
         self._epochs: set[int] = set()
@@ -251,22 +252,23 @@ class _Opened:
             raise StateUnavailable("the state is closed.")
         return self._database.transact(work)
 
-    def take(self, key: str, ttl_s: float) -> int:
-        """Take the lease on `key`; returns its epoch."""
+    def take(self, lease: Lease, ttl_s: float) -> Stored:
+        """Take the lease, filling in its epoch, and load what it protects."""
         from uploader.state import transactions as tx
 
-        epoch = self.transact(
-            partial(tx.take, key=key, owner=self.owner, ttl_s=ttl_s, is_dead=self.is_dead)
+        lease.epoch = self.transact(
+            partial(tx.take, key=lease.key, owner=self.owner, ttl_s=ttl_s, is_dead=self.is_dead)
         )
-        self._epochs.add(epoch)
-        return epoch
+        self._epochs.add(lease.epoch)
+        return self.transact(partial(tx.load, key=lease.key, notice=self._notice))
 
-    def give_back(self, epoch: int) -> None:
-        """End a lease of ours."""
+    def give_back(self, lease: Lease) -> None:
+        """End a lease of ours, if it was taken."""
         from uploader.state import transactions as tx
 
-        self._epochs.discard(epoch)
-        self.transact(partial(tx.drop_leases, epoch=epoch))
+        if lease.epoch in self._epochs:
+            self._epochs.discard(lease.epoch)
+            self.transact(partial(tx.drop_leases, epoch=lease.epoch))
 
     def is_dead(self, epoch: int, owner_text: str) -> bool:
         """Whether the owner of a lease is known not to use it any more."""
@@ -290,18 +292,12 @@ class _Opened:
             database, self._database = self._database, None
             database.close()
 
-    def _commit(self, writes: Sequence[AckWrite]) -> list[LeaseLost | None]:
+    def _commit(self, writes: Sequence[AckWrite]) -> list[bool]:
         from uploader.state import transactions as tx
 
-        allowed = self.transact(partial(tx.add_acks, writes=writes))
-        return [None if ok else tx.lease_lost("") for ok in allowed]
+        return self.transact(partial(tx.add_acks, writes=writes))
 
     # In the loop
-
-    def give_back_unwanted(self, taking: asyncio.Future[int]) -> None:
-        """End a lease that was taken after its caller had gone."""
-        if not taking.cancelled() and taking.exception() is None:
-            self.worker.call(partial(self.give_back, taking.result()))
 
     def abandon(self) -> None:
         """Close without waiting, after a failed opening."""
@@ -350,12 +346,9 @@ class _SqlCheckpoint:
         if self._row_id is None:
             require_known(self._record)
             raise StateUnavailable("the record has no row.")
-        state = self._state
         write = AckWrite(self._lease.epoch, self._row_id, part)
-        try:
-            await state._answer(state._now_open().commits.write(write))
-        except LeaseLost:
-            raise self._lease.lose("another process took it over") from None
+        if not await self._state._now_open().commits.write(write):
+            raise self._lease.lose("another process took it over")
         self._acks[part.number] = part
 
     async def restart_parts(self, *, upload_id: str | None, plan: str | None) -> UploadRecord:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import sqlalchemy as sa
@@ -33,7 +35,7 @@ from uploader.state.rules import (
 from uploader.state.schema import db_now, lease, orphan, part, store, upload
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import Connection, RowMapping
+    from sqlalchemy.engine import Connection, CursorResult, Dialect, RowMapping
 
 __all__ = [
     "Stored",
@@ -140,9 +142,14 @@ def _live_epochs(connection: Connection, epochs: Collection[int]) -> set[int]:
     A lease that ran out and that nobody took is as good as a fresh one: whoever takes it
     has to wait for this transaction and then sees what it wrote.
     """
-    query = sa.select(lease.c.epoch).with_for_update(read=True)
-    query = query.where(lease.c.epoch.in_(sa.bindparam("ours", expanding=True)))
-    return set(connection.execute(query, {"ours": list(epochs)}).scalars())
+    if len(epochs) == 1:
+        return set(_run_prepared(connection, _LIVE_EPOCH, [{"ours": e} for e in epochs]).scalars())
+    return set(connection.execute(_LIVE_EPOCHS, {"ours": list(epochs)}).scalars())
+
+
+_LIVE: Final = sa.select(lease.c.epoch).with_for_update(read=True)
+_LIVE_EPOCH: Final = _LIVE.where(lease.c.epoch == sa.bindparam("ours", type_=sa.BigInteger))
+_LIVE_EPOCHS: Final = _LIVE.where(lease.c.epoch.in_(sa.bindparam("ours", expanding=True)))
 
 
 def _require_lease(connection: Connection, key: str, epoch: int) -> None:
@@ -289,19 +296,31 @@ def add_acks(connection: Connection, writes: Sequence[AckWrite]) -> list[bool]:
     live = _live_epochs(connection, {write.epoch for write in writes})
     rows = [ack_row(write.upload, write.part) for write in writes if write.epoch in live]
     if rows:
-        names = [column.name for column in part.columns]
         # Sorted, so that two stores writing the same rows cannot deadlock.
-        values = [dict(zip(names, row, strict=True)) for row in sorted(rows, key=_position)]
-        connection.execute(_UPSERT[connection.dialect.name], values)
+        rows.sort(key=itemgetter("upload", "number"))
+        _run_prepared(connection, _UPSERT[connection.dialect.name], rows)
     return [write.epoch in live for write in writes]
 
 
-def _position(row: tuple[int, int, int, str, int, str | None]) -> tuple[int, int]:
-    return row[:2]
+def _run_prepared(
+    connection: Connection, statement: sa.Executable, rows: Sequence[Mapping[str, object]]
+) -> CursorResult[Any]:
+    """Run a statement that is turned into SQL once; that halves the cost of a receipt."""
+    text, positions = _prepared(statement, connection.dialect)
+    if positions is None:
+        return connection.exec_driver_sql(text, [dict(row) for row in rows])
+    return connection.exec_driver_sql(text, [tuple(row[n] for n in positions) for row in rows])
+
+
+@lru_cache(maxsize=16)
+def _prepared(statement: Any, dialect: Dialect) -> tuple[str, list[str] | None]:  # noqa: ANN401
+    compiled = statement.compile(dialect=dialect)
+    return str(compiled), list(compiled.positiontup) if compiled.positional else None
 
 
 def _upsert(insert: Any) -> Any:  # noqa: ANN401 - the dialects share no type for this
-    statement = insert(part)
+    names = [column.name for column in part.columns]
+    statement = insert(part).values({name: sa.bindparam(name) for name in names})
     values = {name: statement.excluded[name] for name in _PART_VALUES}
     return statement.on_conflict_do_update(index_elements=["upload", "number"], set_=values)
 
