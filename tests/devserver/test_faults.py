@@ -116,6 +116,7 @@ def test_error_answers_in_the_services_words_and_applies_nothing(
             {"operation": "RefreshUploadVideo", "action": "error", "code": "Throttling.User"},
             {
                 "operation": "HeadObject",
+                "headers": {"Retry-After": "7"},
                 "action": "error",
                 "status": 503,
                 "code": "Odd",
@@ -131,6 +132,7 @@ def test_error_answers_in_the_services_words_and_applies_nothing(
     assert (throttled.status, throttled.code) == (400, "Throttling.User")
     head = oss.call("HEAD")
     assert (head.status, head.code, head.element("EC")) == (503, "Odd", "1-2")
+    assert head.headers["retry-after"] == "7"
     assert server.faults.consumed == {"error": 3}
     assert oss.put_part(upload_id, 1).status == 200
 

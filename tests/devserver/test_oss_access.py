@@ -180,6 +180,23 @@ def test_the_day_of_a_v4_scope_is_the_signing_day(oss: Oss) -> None:
     assert "signing date" in reply.element("Message")
 
 
+@pytest.mark.parametrize(("right", "wrong"), [("/oss/", "/ecs/"), ("v4_request", "v5_request")])
+def test_the_scope_of_a_v4_signature_names_oss(oss: Oss, right: str, wrong: str) -> None:
+    target, headers = oss.signed("POST", {"uploads": ""}, {})
+    name = next(name for name in headers if name.lower() == "authorization")
+    headers[name] = headers[name].replace(right, wrong)
+    reply = send(oss.endpoint, "POST", target, headers, None)
+    assert (reply.status, reply.code) == (400, "InvalidArgument")
+
+
+@pytest.mark.parametrize(("version", "ec"), [("v1", "0002-00000503"), ("v4", "0002-00000212")])
+def test_a_date_that_is_none_is_refused(oss: Oss, version: str, ec: str) -> None:
+    target, headers = with_version(oss, version).signed("POST", {"uploads": ""}, {})
+    kept = {k: v for k, v in headers.items() if k.lower() not in ("x-oss-date", "date")}
+    reply = send(oss.endpoint, "POST", target, {**kept, "x-oss-date": "yesterday"}, None)
+    assert reply.headers["x-oss-ec"] == ec
+
+
 def test_v1_can_be_switched_off(server: DevServer, oss: Oss) -> None:
     server.set_options(signature_versions=("v4",))
     reply = with_version(oss, "v1").call("POST", {"uploads": ""})

@@ -116,6 +116,23 @@ def test_content_md5_is_checked(server: DevServer, oss: Oss) -> None:
     assert oss.put_part(upload_id, 1, Content_MD5=right).status == 200
 
 
+def test_a_claimed_crc_is_checked(server: DevServer, oss: Oss) -> None:
+    upload_id = oss.initiate()
+    reply = oss.put_part(upload_id, 1, x_oss_hash_crc64ecma="1")
+    assert (reply.status, reply.code) == (400, "InvalidCRC64")
+    assert server.stats.parts_stored == 0
+    claimed = str(crc64.xz(PART))
+    assert oss.put_part(upload_id, 1, x_oss_hash_crc64ecma=claimed).status == 200
+
+
+def test_complete_names_parts_between_1_and_10000(oss: Oss) -> None:
+    upload_id, parts = upload(oss, [PART])
+    for number in (0, 10_001):
+        assert oss.complete(upload_id, [(number, etag())]).code == "InvalidPartOrder"
+    other = part_list(parts).replace(b"CompleteMultipartUpload", b"Other")
+    assert oss.call("POST", {"uploadId": upload_id}, other).code == "MalformedXML"
+
+
 def test_a_part_can_be_sent_again_and_the_last_one_counts(server: DevServer, oss: Oss) -> None:
     upload_id, _ = upload(oss, [PART, PART])
     second = oss.put_part(upload_id, 2, b"other").headers["etag"]

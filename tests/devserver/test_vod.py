@@ -134,7 +134,7 @@ def test_create_refuses(vod: Vod, changes: dict[str, str], status: int, code: st
     "changes",
     [
         {"Title": "标" * 128},
-        {"Description": "x" * 1024},
+        {"Description": "述" * 1024},
         {"Tags": ",".join("abcdefghijklmnop")},
         {"FileName": "/a/b/MOVIE.MKV"},
         {"ReferenceId": "abc_-123"},

@@ -70,7 +70,8 @@ class Fault:
 
     ``operation`` is a name or ``"*"``; ``part`` a part number; ``attempt`` a number or a
     ``(from, to)`` pair, counted from 1 per operation, object (or VideoId) and part; ``every``
-    hits each n-th matching request; ``count`` is how often it applies at most (``None``: for
+    hits each n-th matching request; ``headers`` are added to the answer;
+    ``count`` is how often it applies at most (``None``: for
     ever); ``probability`` is drawn from ``seed``.
     """
 

@@ -67,8 +67,7 @@ async def _stay_silent(exchange: Exchange) -> None:
 async def _answer_instead(exchange: Exchange) -> Answer | None:
     early = exchange.fault("early_answer")
     if early is not None and early.status < 300:
-        headers = {"ETag": '"00000000000000000000000000000000"', **early.headers}
-        return Answer(early.status or 200, headers=headers)
+        return Answer(early.status or 200, headers={"ETag": f'"{"0" * 32}"'})
     if early is not None:
         raise ordered_refusal(early)
     redirect = exchange.fault("redirect")
@@ -79,7 +78,7 @@ async def _answer_instead(exchange: Exchange) -> Answer | None:
     if page is not None:
         await exchange.drain()
         status = page.status or 502
-        return Answer(status, _PROXY_PAGE % status, page.headers, content_type="text/html")
+        return Answer(status, _PROXY_PAGE % status, content_type="text/html")
     error = exchange.fault("error")
     if error is not None:
         await exchange.drain()
@@ -98,6 +97,8 @@ def alter(exchange: Exchange, answer: Answer) -> Answer:
         change = _CHANGES.get(fault.action)
         if change is not None:
             answer = change(answer, fault)
+        if fault.headers:
+            answer = dataclasses.replace(answer, headers={**answer.headers, **fault.headers})
     return answer
 
 

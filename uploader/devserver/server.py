@@ -28,6 +28,7 @@ from .storage import Storage, Video
 from .vod import VodService
 
 _READ_BUFFER_SIZE = 1024 * 1024
+_MAX_LINE_SIZE = 64 * 1024  # a Description of 1,024 Chinese characters is 9 KiB of query
 _SHUTDOWN_S = 0.1
 
 
@@ -101,7 +102,13 @@ class DevServer:
     ) -> int:
         front = Front(self.backend, service, admin.handle)
         runner = web.ServerRunner(
-            web.Server(front.handle, access_log=None, read_bufsize=_READ_BUFFER_SIZE),
+            web.Server(
+                front.handle,
+                access_log=None,
+                read_bufsize=_READ_BUFFER_SIZE,
+                max_line_size=_MAX_LINE_SIZE,
+                max_field_size=_MAX_LINE_SIZE,
+            ),
             shutdown_timeout=_SHUTDOWN_S,
         )
         await runner.setup()
