@@ -7,7 +7,7 @@ Everything public is here. Names are loaded when they are first used, so that
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from uploader.credentials import (
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         UrlProvider,
         VodProvider,
     )
-    from uploader.engine import Uploader, UploadOptions, upload_sync
+    from uploader.engine import Uploader, upload_sync
     from uploader.errors import (
         CallerNotAuthenticated,
         ConfigurationError,
@@ -61,6 +61,7 @@ if TYPE_CHECKING:
         UploadResult,
         UploadStarted,
     )
+    from uploader.options import UploadOptions
     from uploader.pace import Bandwidth, parse_bandwidth
     from uploader.protocol.grants import (
         StsCredentials,
@@ -75,10 +76,79 @@ if TYPE_CHECKING:
     from uploader.sources import BytesSource, FileSource, Source
     from uploader.state import MemoryState, SqlState, StateStore, UploadRecord, UploadStatus
 
+__all__ = [
+    "AccessKey",
+    "Bandwidth",
+    "BytesSource",
+    "CallbackProvider",
+    "CallerNotAuthenticated",
+    "CommandProvider",
+    "ConfigurationError",
+    "CredentialError",
+    "CredentialsRejected",
+    "CredentialsRenewed",
+    "Event",
+    "FileSource",
+    "GrantProvider",
+    "GrantSource",
+    "IntegrityError",
+    "InvalidGrant",
+    "LeaseLost",
+    "MemoryState",
+    "NewVideo",
+    "OverwriteRefused",
+    "PartsAdopted",
+    "PermissionDenied",
+    "PolicyError",
+    "RequestRetried",
+    "RetryPolicy",
+    "ServiceError",
+    "Source",
+    "SourceChanged",
+    "SourceError",
+    "SourceUnreadable",
+    "SqlState",
+    "StateError",
+    "StateStore",
+    "StateUnavailable",
+    "StsCredentials",
+    "TransferError",
+    "TransportError",
+    "TrustPolicy",
+    "UnsafePath",
+    "UnsupportedState",
+    "UntrustedEndpoint",
+    "UnverifiedCompletion",
+    "UploadFailed",
+    "UploadFinished",
+    "UploadGrant",
+    "UploadLocked",
+    "UploadOptions",
+    "UploadProgress",
+    "UploadRecord",
+    "UploadRestarted",
+    "UploadResult",
+    "UploadStarted",
+    "UploadStatus",
+    "UploadTarget",
+    "UploadTargetChanged",
+    "Uploader",
+    "UrlProvider",
+    "VideoError",
+    "VideoGone",
+    "VideoMeta",
+    "VodProvider",
+    "VodupError",
+    "decode_answer",
+    "decode_grant",
+    "parse_bandwidth",
+    "upload_sync",
+]
+
 _HOMES = {
     "credentials": "CallbackProvider CommandProvider GrantProvider GrantSource NewVideo "
     "UrlProvider VodProvider",
-    "engine": "UploadOptions Uploader upload_sync",
+    "engine": "Uploader upload_sync",
     "errors": "CallerNotAuthenticated ConfigurationError CredentialError CredentialsRejected "
     "IntegrityError InvalidGrant LeaseLost OverwriteRefused PermissionDenied PolicyError "
     "ServiceError SourceChanged SourceError SourceUnreadable StateError StateUnavailable "
@@ -86,6 +156,7 @@ _HOMES = {
     "UnverifiedCompletion UploadLocked UploadTargetChanged VideoError VideoGone VodupError",
     "events": "CredentialsRenewed Event PartsAdopted RequestRetried UploadFailed UploadFinished "
     "UploadProgress UploadRestarted UploadResult UploadStarted",
+    "options": "UploadOptions",
     "pace": "Bandwidth parse_bandwidth",
     "protocol.grants": "StsCredentials UploadGrant UploadTarget decode_answer decode_grant",
     "protocol.trust": "TrustPolicy",
@@ -96,16 +167,12 @@ _HOMES = {
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 
-__all__ = [  # noqa: PLE0604 - the strings are the keys
-    *sorted(_HOME_OF)
-]
 
-
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - it is every public name
+def __getattr__(name: str) -> object:
     """Load a public name from its module."""
     if (home := _HOME_OF.get(name)) is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    value: object = getattr(importlib.import_module(f"{__name__}.{home}"), name)
     globals()[name] = value
     return value
 

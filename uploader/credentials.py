@@ -155,8 +155,9 @@ def renew_ahead_s(life_s: float, *, slow_part_s: float) -> float:
 class LiveGrant:
     """Signs for one OSS object with credentials that are replaced while parts are sent.
 
-    Mutable state: the held credentials and how many renewals OSS has not accepted yet.
-    The target never changes here. A `Signer` (see `protocol.wire`).
+    Mutable state: the held credentials, how many renewals OSS has not accepted yet, and
+    where VOD points by now (`moved_to`, None while that is our target). A `Signer` (see
+    `protocol.wire`).
     """
 
     def __init__(
@@ -178,11 +179,11 @@ class LiveGrant:
         self._on_renewed, self._draw = on_renewed, draw
         self._lock = asyncio.Lock()
         self._never_accepted = 0
+        self._refused_generation = -1
         self._failure: tuple[int, VodupError] | None = None
         self._held: _Held | None = None
+        self._slow_part_s = 0.0
         self.moved_to: UploadTarget | None = None
-        self.renewal_count = 0
-        self.slow_part_s = 0.0
         if grant is not None and self._is_usable(grant.credentials):
             self._held = self._hold(grant.credentials, generation=1)
 
@@ -199,17 +200,20 @@ class LiveGrant:
         return _Held(credentials, generation, now_s, now_s + life)
 
     async def prepare(self) -> None:
-        """Make sure there are credentials that have not run out."""
+        """Make sure there are credentials that are neither refused nor past their end."""
         held = self._held
         if held is None:
             await self._replace(0)
-        elif self._renew is not None and self._clock.elapsed_s() >= held.deadline_s:
+        elif held.generation == self._refused_generation or (
+            self._renew is not None and self._clock.elapsed_s() >= held.deadline_s
+        ):
             await self._replace(held.generation)
 
     def sign(self, operation: Operation[Any], *, clock_offset_s: float) -> SignedRequest:
         """Sign with the newest credentials."""
         held = self._held
-        assert held is not None, "prepare() comes first"
+        if held is None:
+            raise RuntimeError("prepare() comes first")
         return oss.sign(
             operation,
             held.credentials,
@@ -232,7 +236,17 @@ class LiveGrant:
 
     async def renew(self, refused: SignedRequest) -> None:
         """Replace the credentials that signed `refused`, unless somebody has done so."""
+        # Nothing more is signed with them: `prepare` waits from here on.
+        self._refused_generation = refused.generation
         await self._replace(refused.generation)
+
+    def note_part_time(self, seconds: float) -> None:
+        """Remember how long slow parts take: renewals must come that much earlier."""
+        self._slow_part_s = max(seconds, self._slow_part_s * 0.9)
+
+    def move(self, target: UploadTarget) -> None:
+        """Sign for another object from now on; the credentials are for that one already."""
+        self._target, self.moved_to = target, None
 
     async def keep_fresh(self) -> None:
         """Renew ahead of the deadline for as long as this runs; uploading goes on meanwhile.
@@ -259,7 +273,7 @@ class LiveGrant:
         held = self._held
         if held is None:
             return 1.0
-        ahead_s = renew_ahead_s(held.life_s, slow_part_s=self.slow_part_s)
+        ahead_s = renew_ahead_s(held.life_s, slow_part_s=self._slow_part_s)
         jitter_s = self._draw() * ahead_s / 5
         return max(0.0, held.deadline_s - ahead_s - jitter_s - self._clock.elapsed_s())
 
@@ -279,7 +293,6 @@ class LiveGrant:
             self._note_target(fresh.target)
             self._held = self._hold(fresh.credentials, generation=current + 1)
             self._never_accepted += 1
-            self.renewal_count += 1
         self._on_renewed(current + 1)
 
     async def _ask(self) -> UploadGrant:
@@ -440,7 +453,8 @@ class _CallerSigner:
         return await found if inspect.isawaitable(found) else found
 
     def sign(self, operation: Operation[Any], *, clock_offset_s: float) -> SignedRequest:
-        assert self._key is not None, "prepare() comes first"
+        if self._key is None:
+            raise RuntimeError("prepare() comes first")
         at = self._clock.utc_now() + timedelta(seconds=clock_offset_s)
         nonce = secrets.token_hex(16)
         return vod.sign(operation, self._key, at=at, nonce=nonce, generation=self._generation)
@@ -550,7 +564,7 @@ def _of_video(grant: UploadGrant, video_id: str) -> UploadGrant:
         return replace(grant, video_id=video_id)
     if grant.video_id != video_id:
         raise InvalidGrant(
-            f"The renewed grant is for video {grant.video_id}, not for {video_id}; it was not used.",
+            f"The renewed grant is for video {grant.video_id}, not {video_id}; it was not used.",
             video_id=video_id,
             next_step="Check who hands out grants: the VideoId of an upload never changes.",
         )

@@ -80,9 +80,11 @@ class VodupError(Exception):
             about an answer.
         request_id: what Alibaba Cloud's support asks for; "" if there is none.
         is_resumable: whether the checkpoint is intact and the same command goes on.
+        is_temporary: whether waiting may be all it needs: run the same command later.
     """
 
     is_resumable: ClassVar[bool] = True
+    is_temporary: bool = False
     default_next_step: ClassVar[str] = "Run the same command again."
 
     def __init__(
@@ -182,6 +184,7 @@ class TransportError(TransferError):
             when certainly not (no connection was made).
     """
 
+    is_temporary = True
     default_next_step = "Check the network, then run the same command again to continue."
 
     def __init__(
@@ -211,6 +214,11 @@ class ServiceError(TransferError):
         server_epoch_s: the service's clock in seconds since 1970 as the answer told it.
         retry_after_s: how long the service asks to wait, in seconds.
     """
+
+    default_next_step = (
+        "Look the code up in the service's documentation, mend what it names, and run the same "
+        "command again; support asks for the request id."
+    )
 
     def __init__(
         self,
@@ -291,6 +299,7 @@ class StateError(VodupError):
 class StateUnavailable(StateError):
     """The checkpoint cannot be read or written."""
 
+    is_temporary = True
     default_next_step = "Free space or mend permissions at the state path, then run again."
 
 

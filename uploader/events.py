@@ -149,10 +149,11 @@ class UploadFinished(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UploadFailed(Event):
-    """Ended without success; the checkpoint is kept where `is_resumable`."""
+    """Ended without success; `error` is the class. Where `is_resumable` the checkpoint is kept."""
 
     type: ClassVar[str] = "upload.failed"
     error: str
+    message: str
     code: str
     request_id: str
     is_resumable: bool

@@ -10,10 +10,14 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, MutableMapping
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, TextIO, cast
 
 import structlog
+
+if TYPE_CHECKING:
+    from structlog.stdlib import BoundLogger
+    from structlog.typing import EventDict, Processor
 
 __all__ = ["configure", "get_logger", "redact"]
 
@@ -26,7 +30,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u206
 _REDACTED = "[redacted]"
 
 
-def redact(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+def redact(logger: object, method: str, event: EventDict) -> EventDict:
     """Hide what looks like a secret, by key and by value. The second line of defence.
 
     The first is that secrets have no repr and are never passed to a logger. Control
@@ -35,7 +39,7 @@ def redact(logger: Any, method: str, event: MutableMapping[str, Any]) -> Mutable
     return {key: _clean(key, value) for key, value in event.items()}
 
 
-def _clean(key: str, value: Any) -> Any:
+def _clean(key: str, value: object) -> object:
     if value is not None and _SECRET_KEY.search(key):
         return _REDACTED
     if isinstance(value, str):
@@ -45,13 +49,13 @@ def _clean(key: str, value: Any) -> Any:
     return value
 
 
-def get_logger(**context: Any) -> Any:
+def get_logger(**context: object) -> BoundLogger:
     """Return a bound logger. Ask anew where it is used: configuration may come later."""
     if structlog.is_configured():
         processors = [redact, *structlog.get_config()["processors"]]
         logger = structlog.wrap_logger(None, processors=processors)
-        return logger.bind(**context)
-    return structlog.wrap_logger(
+        return cast("BoundLogger", logger.bind(**context))
+    logger = structlog.wrap_logger(
         logging.getLogger(_NAME),
         wrapper_class=structlog.stdlib.BoundLogger,
         processors=[
@@ -62,12 +66,13 @@ def get_logger(**context: Any) -> Any:
         ],
         context_class=dict,
         cache_logger_on_first_use=False,
-    ).bind(**context)
+    )
+    return cast("BoundLogger", logger.bind(**context))
 
 
-def configure(level: str, *, is_json: bool, stream: Any) -> None:
+def configure(level: str, *, is_json: bool, stream: TextIO) -> None:
     """Configure structlog for the command line: to `stream` (stderr), redacted."""
-    renderer: Any = (
+    renderer: Processor = (
         structlog.processors.JSONRenderer()
         if is_json
         else structlog.dev.ConsoleRenderer(colors=False, pad_event_to=0)

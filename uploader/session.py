@@ -202,5 +202,6 @@ class _Attempts:
         pause_s = 0.0 if is_first_break else policy.pause_s(self._failure_count, draw=self._draw())
         pause_s = max(pause_s, getattr(failure, "retry_after_s", None) or 0.0)
         if now_s + pause_s - self._first_failure_s > patience_s:
+            failure.is_temporary = True
             raise failure
         return pause_s

@@ -18,6 +18,7 @@ from enum import Enum, auto
 
 from uploader.errors import (
     CallerNotAuthenticated,
+    ConfigurationError,
     IntegrityError,
     PermissionDenied,
     ServiceError,
@@ -167,6 +168,10 @@ _GRANT_RAM = (
     "Give this RAM user or role the VOD action named above (system policy AliyunVODFullAccess or "
     "AliyunVodUploadAuth), then run the same command again."
 )
+_CORRECT_META = (
+    "Correct what CreateUploadVideo is told (--title, --file-name with a video's extension, "
+    "--description, --tags, ...), then run again."
+)
 _PAY = "Settle the account's state in the console, then run the same command again."
 _OLD_SIGNATURE = (
     "This bucket takes another signature version: pass --signature v4 (or v1 for old private "
@@ -184,6 +189,20 @@ _MEANINGS: dict[tuple[bool, str], _Meaning] = {
     (False, "UserDisable"): _Meaning(PermissionDenied, _PAY),
     (False, "InDebt"): _Meaning(PermissionDenied, _PAY),
     (False, "InDebtOverdue"): _Meaning(PermissionDenied, _PAY),
+    **{
+        (True, code): _Meaning(ConfigurationError, _CORRECT_META)
+        for code in (
+            "InvalidFileName.Extension",
+            "InvalidParameter.FileName",
+            "IllegalCharacters",
+            "LengthExceededMax",
+            "TagsExceededMax",
+            "InvalidTemplateGroupId.NotFound",
+            "InvalidStorage.NotFound",
+            "MissingParameter",
+            "InvalidParameter",
+        )
+    },
     (True, "InvalidVideo.NotFound"): _Meaning(VideoGone, _CHECK_VIDEO),
     (True, "InvalidVideo.Damaged"): _Meaning(VideoGone, _CHECK_VIDEO),
     (True, "SignatureDoesNotMatch"): _Meaning(CallerNotAuthenticated, _CHECK_KEY),

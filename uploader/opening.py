@@ -1,0 +1,237 @@
+"""From what a caller asks for to a recorded upload with a VideoId and a target."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from uploader.credentials import GrantSource, Network, NewVideo
+from uploader.errors import (
+    ConfigurationError,
+    OverwriteRefused,
+    SourceChanged,
+    UnsupportedState,
+)
+from uploader.events import UploadFinished, UploadResult
+from uploader.options import UploadOptions
+from uploader.progress import Progress
+from uploader.protocol.documents import MalformedDocument
+from uploader.protocol.grants import UploadGrant
+from uploader.protocol.plan import PartPlan
+from uploader.protocol.vod import VideoMeta
+from uploader.sources import Fingerprint, Source
+from uploader.state import Checkpoint, Phase, UploadRecord
+
+__all__ = ["Asked", "Job", "changes_of", "grant_and_target", "receipt_of", "record_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the caller wants of one upload."""
+
+    meta: VideoMeta
+    video_id: str | None
+    grant: UploadGrant | None
+    overwrite: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One run of one upload: what all its steps share."""
+
+    key: str
+    asked: Asked
+    source: Source
+    checkpoint: Checkpoint
+    network: Network
+    grants: GrantSource | None
+    options: UploadOptions
+    progress: Progress
+
+    @property
+    def record(self) -> UploadRecord:
+        """The record; there is one from `record_of` on."""
+        if (record := self.checkpoint.record) is None:
+            raise RuntimeError(f"upload {self.key} is not recorded yet")
+        return record
+
+    def require_grants(self) -> GrantSource:
+        """Whoever hands out grants, or a `ConfigurationError`."""
+        if self.grants is None:
+            raise ConfigurationError(
+                "Nobody was named who hands out grants for this upload.",
+                next_step="Pass a provider, or a fresh grant (--grant).",
+            )
+        return self.grants
+
+
+async def receipt_of(job: Job) -> UploadResult | None:
+    """Return the result of an earlier run if the source is still the one it sent."""
+    record = job.checkpoint.record
+    if record is None or record.phase is not Phase.DONE or record.receipt is None:
+        return None
+    if record.fingerprint != (await job.source.fingerprint()).to_text():
+        if job.asked.overwrite:
+            return None
+        raise SourceChanged(
+            f"{job.source.name} was uploaded as video {record.video_id}, and has changed since.",
+            next_step=f"To make a new video of it, pass --key NAME or run `vodup clean {job.key}` "
+            "first; to replace the video's content, pass --overwrite.",
+        )
+    result = replace(_result_of(record.receipt), is_receipt=True, sent_bytes=0)
+    job.progress.tell(UploadFinished(key=job.key, video_id=record.video_id, result=result))
+    return result
+
+
+def _result_of(receipt: str) -> UploadResult:
+    try:
+        return UploadResult(**json.loads(receipt))
+    except (TypeError, ValueError) as error:
+        raise UnsupportedState(f"The receipt in the checkpoint is not readable: {error}.") from None
+
+
+# --- the record --------------------------------------------------------------------
+
+
+async def record_of(job: Job) -> bool:
+    """Write the upload down, or find it written down; tells whether an earlier run did.
+
+    Raises:
+        SourceChanged: it was begun with other bytes.
+        ConfigurationError: it belongs to another video than the caller says.
+    """
+    record = job.checkpoint.record
+    if record is None or record.phase in {Phase.DONE, Phase.ABORTED}:
+        await job.checkpoint.create(await _new_record(job, record))
+        return False
+    _require_same_video(job, record)
+    await _require_same_source(job, record)
+    return True
+
+
+async def _new_record(job: Job, former: UploadRecord | None) -> UploadRecord:
+    video_id = job.asked.video_id
+    if former is not None and former.phase is Phase.DONE:
+        video_id = video_id or former.video_id  # an overwrite stays with its video
+    return UploadRecord(
+        key=job.key,
+        phase=Phase.NEW,
+        source=job.source.name,
+        fingerprint=(await job.source.fingerprint()).to_text(),
+        size=job.source.size,
+        # Drawn, not derived from the key: a key may be used again after its receipt was
+        # cleaned, and must not lead to the video of its former life.
+        reference_id=f"vodup-{secrets.token_hex(16)}",
+        meta=job.asked.meta.to_text(),
+        video_id=video_id,
+        is_overwrite=job.asked.overwrite,
+    )
+
+
+def _require_same_video(job: Job, record: UploadRecord) -> None:
+    asked = job.asked.video_id
+    if asked is not None and record.video_id is not None and asked != record.video_id:
+        raise ConfigurationError(
+            f"The upload {job.key} belongs to video {record.video_id}, not to {asked}.",
+            next_step="Pass another --key, or leave --video-id away to continue it.",
+        )
+
+
+async def _require_same_source(job: Job, record: UploadRecord) -> None:
+    """Accept the source if it is the recorded one, or proves to hold the same bytes."""
+    now = await job.source.fingerprint()
+    if now.to_text() == record.fingerprint:
+        return
+    if now.size != record.size or not await _holds_acked_bytes(job, record):
+        raise SourceChanged(
+            f"{job.source.name} is not the file this upload was begun with "
+            f"({changes_of(record, now)})."
+        )
+    await job.checkpoint.advance(fingerprint=now.to_text())
+
+
+def changes_of(record: UploadRecord, now: Fingerprint) -> str:
+    """Say in words what is different from the recorded source."""
+    try:
+        changes = Fingerprint.from_text(record.fingerprint).changes(now)
+    except MalformedDocument as error:
+        raise UnsupportedState(
+            f"The fingerprint in the checkpoint is not readable: {error}."
+        ) from None
+    return f"changed: {', '.join(changes)}" if changes else "its content changed"
+
+
+async def _holds_acked_bytes(job: Job, record: UploadRecord) -> bool:
+    """Re-read what OSS has confirmed: a copied or touched file is the same file.
+
+    Where nothing is confirmed, nothing of the old file has been sent for good.
+    """
+    if record.plan is None:
+        return record.phase is not Phase.COMPLETING
+    plan = PartPlan.from_text(record.plan)
+    for ack in job.checkpoint.acks.values():
+        crc64, _ = await job.source.read_crc(plan.part(ack.number).offset, ack.size)
+        if crc64 != ack.crc64:
+            return False
+    return bool(job.checkpoint.acks) or record.phase is not Phase.COMPLETING
+
+
+# --- the grant -----------------------------------------------------------------------
+
+
+async def grant_and_target(job: Job, *, is_repeat: bool) -> UploadGrant | None:
+    """Make sure that the upload has a VideoId and a target, and return a grant if at hand.
+
+    The first target is pinned: this upload never goes anywhere else unless VOD moves it
+    and the caller allows that.
+    """
+    record = job.record
+    if record.endpoint is not None:
+        return job.asked.grant
+    video_id = record.video_id or job.asked.video_id
+    grant = job.asked.grant or await _ask_for_grant(job, video_id, is_repeat=is_repeat)
+    target = job.network.trust.check_target(grant.target)
+    await job.checkpoint.advance(
+        phase=Phase.UPLOADING,
+        video_id=video_id or grant.video_id,
+        endpoint=target.endpoint,
+        region=grant.credentials.region,
+        bucket=target.bucket,
+        object_key=target.object_key,
+    )
+    return grant
+
+
+async def _ask_for_grant(job: Job, video_id: str | None, *, is_repeat: bool) -> UploadGrant:
+    grants = job.require_grants()
+    if video_id is not None:
+        job.progress.phase = "renew"
+        await _refuse_silent_overwrite(job, grants, video_id)
+        return await grants.renew(video_id)
+    job.progress.phase = "create"
+    record = job.record
+    video = NewVideo(
+        meta=job.asked.meta,
+        file_name=Path(record.source).name,
+        file_size=record.size,
+        reference_id=record.reference_id or "",
+        is_repeat=is_repeat,
+    )
+    grant = await grants.create(video)
+    if grant.video_id is None:
+        raise ConfigurationError("The grant for the new video does not tell its VideoId.")
+    return grant
+
+
+async def _refuse_silent_overwrite(job: Job, grants: GrantSource, video_id: str) -> None:
+    """Look before asking for credentials: for a finished video they are for overwriting."""
+    if job.record.is_overwrite or job.asked.overwrite:
+        return
+    facts = await grants.facts(video_id)
+    if facts is not None and not facts.is_waiting:
+        raise OverwriteRefused(
+            f"Video {video_id} is finished already (status {facts.status}); sending to it would "
+            "replace its content and may start transcoding again."
+        )

@@ -1,0 +1,49 @@
+"""How uploads are carried out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from uploader.pace import Bandwidth
+from uploader.session import RetryPolicy
+
+__all__ = ["UploadOptions"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadOptions:
+    """How uploads are carried out. The defaults suit a fast line and large files.
+
+    Attributes:
+        part_size: bytes; None chooses by file size. Too small: requests cost more than
+            bytes, and 10,000 parts do not hold the file. Too large: more is sent again
+            after a crash, and a part may take longer than credentials live.
+        concurrency: connections that carry bodies at once, over all uploads; "auto"
+            follows the link.
+        bandwidth: limit over all connections; None for none.
+        signature, oss_region, is_cname: how OSS wants requests signed and addressed
+            (see `OssDialect`).
+        retry: patience with failures.
+        stall_timeout_s: how long a peer may take or give no byte.
+        on_target_change: when VOD moves an upload to another bucket or key and the first
+            is refused: "fail", or "restart" there under the same VideoId.
+        notification: value of `x-oss-notification` (base64 JSON for VOD), sent with
+            Initiate and Complete.
+        ca_file: one more certificate authority to trust.
+        vod_calls_per_s: calls to the VOD API a second (quotas are 40 to 80 an account).
+    """
+
+    part_size: int | None = None
+    concurrency: int | Literal["auto"] = "auto"
+    bandwidth: Bandwidth | None = None
+    signature: Literal["v4", "v1"] = "v4"
+    oss_region: str | None = None
+    is_cname: bool = False
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    stall_timeout_s: float = 30.0
+    on_target_change: Literal["fail", "restart"] = "fail"
+    notification: str | None = None
+    ca_file: Path | None = None
+    vod_calls_per_s: float = 20.0

@@ -1,0 +1,115 @@
+"""Counting what one run does, and telling whoever listens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+
+from uploader.errors import VodupError
+from uploader.events import (
+    CredentialsRenewed,
+    Event,
+    Listener,
+    RequestRetried,
+    UploadFailed,
+    UploadProgress,
+    UploadRestarted,
+)
+from uploader.log import get_logger
+from uploader.session import Retried
+
+__all__ = ["Progress"]
+
+
+class Progress:
+    """What one run has done so far.
+
+    Mutable: counters, the VideoId once it is known, and `phase`, which step is being done
+    (in the words of `VodupError.phase`).
+    """
+
+    def __init__(self, key: str, video_id: str | None, listeners: Sequence[Listener]) -> None:
+        self.key, self.video_id = key, video_id
+        self.phase = "open"
+        self._listeners = (_log, *listeners)
+        self.sent_bytes = 0
+        self.retry_count = 0
+        self.renewal_count = 0
+        self._positions: dict[int, int] = {}
+
+    def tell(self, event: Event) -> None:
+        """Tell every listener."""
+        for listener in self._listeners:
+            listener(event)
+
+    def watch(self, part_number: int) -> Callable[[int], None]:
+        """Return what a part's body calls with its position; going back is a repeat."""
+
+        def sent(position: int) -> None:
+            before = self._positions.get(part_number, 0)
+            self.sent_bytes += max(0, position - before)
+            self._positions[part_number] = position
+
+        return sent
+
+    def arrived(self, part_number: int) -> None:
+        """The part is with OSS, and counted there from now on."""
+        self._positions.pop(part_number, None)
+
+    @property
+    def under_way_bytes(self) -> int:
+        """Bytes of parts without a receipt that have left."""
+        return sum(self._positions.values())
+
+    def retried(self, retried: Retried) -> None:
+        """A request failed and is being mended."""
+        self.retry_count += 1
+        failure = retried.failure
+        self.tell(
+            RequestRetried(
+                key=self.key,
+                video_id=self.video_id,
+                operation=retried.operation,
+                part_number=retried.part_number,
+                reason=failure.message,
+                code=failure.code,
+                request_id=failure.request_id,
+                verdict=retried.verdict.name,
+                pause_s=round(retried.pause_s, 3),
+            )
+        )
+
+    def renewed(self, generation: int) -> None:
+        """VOD has given new credentials."""
+        self.renewal_count += 1
+        self.tell(
+            CredentialsRenewed(
+                key=self.key, video_id=self.video_id, renewal_count=self.renewal_count
+            )
+        )
+
+    def failed(self, error: VodupError) -> None:
+        """The run ends with this error."""
+        self.tell(
+            UploadFailed(
+                key=self.key,
+                video_id=error.video_id,
+                error=type(error).__name__,
+                message=error.message,
+                code=error.code,
+                request_id=error.request_id,
+                is_resumable=error.is_resumable,
+                next_step=error.next_step,
+            )
+        )
+
+
+def _log(event: Event) -> None:
+    """Log every event under its type; how far it has come is no event for a log."""
+    if isinstance(event, UploadProgress):
+        return
+    log = get_logger(**asdict(event))
+    if isinstance(event, UploadFailed | RequestRetried | UploadRestarted):
+        log.warning(event.type)
+    else:
+        log.info(event.type)

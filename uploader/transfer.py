@@ -1,0 +1,674 @@
+"""From a recorded upload with a target to a verified object."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import asdict, replace
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+from uploader.credentials import LiveGrant, PlainSigner
+from uploader.errors import (
+    ConfigurationError,
+    IntegrityError,
+    PermissionDenied,
+    ServiceError,
+    SourceChanged,
+    UnverifiedCompletion,
+    UploadTargetChanged,
+    VodupError,
+)
+from uploader.events import (
+    PartsAdopted,
+    UploadFinished,
+    UploadProgress,
+    UploadRestarted,
+    UploadResult,
+    UploadStarted,
+)
+from uploader.evidence import ABSENT, NOTHING, Proof, Receipts, Stored
+from uploader.log import get_logger
+from uploader.opening import Job, changes_of
+from uploader.protocol import oss
+from uploader.protocol.grants import UploadGrant, UploadTarget
+from uploader.protocol.integrity import same_etag
+from uploader.protocol.oss import ListedPart, ObjectFacts, OssDialect
+from uploader.protocol.plan import MAX_PUT_SIZE, Part, PartPlan, plan_parts
+from uploader.protocol.verdicts import is_vanished
+from uploader.protocol.vod import VideoFacts
+from uploader.protocol.wire import Operation, SentBody, Signer
+from uploader.session import Session
+from uploader.state import PartAck, Phase
+
+__all__ = ["Transfer", "Vanished", "one_error"]
+
+T = TypeVar("T")
+
+_PROGRESS_INTERVAL_S = 0.25
+_MAX_LIST_PAGES = 20
+
+_REPAIRABLE = frozenset(
+    # At Complete: what OSS holds is not what we list. OSS API: CompleteMultipartUpload.
+    {"InvalidPart", "InvalidPartOrder", "EntityTooSmall", "FilePartNotExist", "FilePartStale"}
+)
+
+
+class Vanished(Exception):
+    """The multipart upload is not there any more; all parts must be sent again."""
+
+    def __init__(self, reason: str, failure: VodupError) -> None:
+        super().__init__(reason)
+        self.reason, self.failure = reason, failure
+
+
+class Transfer:
+    """Sends, completes and verifies one upload.
+
+    Mutable state: the receipts so far, the credentials in use, and whether OSS leaves us
+    in need of MD5s.
+    """
+
+    def __init__(self, job: Job, grant: UploadGrant | None) -> None:
+        """`grant` may have run out or be missing: it is renewed when first needed."""
+        self._job, self._clock = job, job.network.clock
+        self._checkpoint, self._progress, self._source = job.checkpoint, job.progress, job.source
+        self._began_s = self._clock.elapsed_s()
+        self._target = _target_of(job)
+        self._live = self._live_grant(grant)
+        self._oss = self._session(self._live)
+        self._receipts = self._known_receipts()
+        self._resumed_part_count = 0
+        self._needs_md5 = False
+
+    def _live_grant(self, grant: UploadGrant | None) -> LiveGrant:
+        options = self._job.options
+        return LiveGrant(
+            self._target,
+            self._renew if self._job.grants else None,
+            clock=self._clock,
+            dialect=OssDialect(options.oss_region, options.signature, options.is_cname),
+            grant=grant,
+            on_renewed=self._progress.renewed,
+        )
+
+    async def _renew(self) -> UploadGrant:
+        record = self._job.record
+        if record.video_id is None:
+            raise ConfigurationError("Without a VideoId nothing can be renewed.")
+        return await self._job.require_grants().renew(record.video_id)
+
+    def _session(self, signer: Signer) -> Session:
+        network = self._job.network
+        return Session(
+            network.transport,
+            signer,
+            clock=self._clock,
+            is_vod=False,
+            slot=network.pace.slot,
+            slow_down=network.pace.slow_down,
+            retry=network.retry,
+            on_retry=network.on_retry,
+        )
+
+    async def _call(self, operation: Operation[T]) -> T:
+        return await self._oss.call(operation)
+
+    def _known_receipts(self) -> Receipts | None:
+        record = self._job.record
+        if record.plan is None:
+            return None
+        plan = _plan_of(record.plan)
+        is_put = plan.is_single and plan.size <= MAX_PUT_SIZE and record.upload_id is None
+        return Receipts(plan, self._checkpoint.acks.values(), is_put=is_put)
+
+    @property
+    def _sent(self) -> Receipts:
+        if self._receipts is None:
+            raise RuntimeError("start_or_resume() makes the plan")
+        return self._receipts
+
+    @property
+    def _upload_id(self) -> str:
+        if (upload_id := self._job.record.upload_id) is None:
+            raise RuntimeError("start_or_resume() gets the UploadId")
+        return upload_id
+
+    @asynccontextmanager
+    async def under_way(self) -> AsyncIterator[None]:
+        """Keep credentials fresh and report progress for as long as the block runs."""
+        with one_error():
+            async with asyncio.TaskGroup() as companions:
+                tasks = [
+                    companions.create_task(self._live.keep_fresh()),
+                    companions.create_task(self._report_progress()),
+                ]
+                yield
+                for task in tasks:
+                    task.cancel()
+
+    # --- after a crash around Complete --------------------------------------------------
+
+    async def settle_at_vod(self) -> Stored | None:
+        """Before asking VOD for credentials, ask whether the video is finished by now.
+
+        If it is, a refresh would open an overwrite; then only the object itself, read
+        through a URL of VOD's, can prove what it holds. None: go on as usual.
+        """
+        job, record = self._job, self._job.record
+        is_open = record.phase is not Phase.COMPLETING or record.is_overwrite
+        if is_open or job.grants is None or job.asked.grant or record.video_id is None:
+            return None
+        self._progress.phase = "settle"
+        facts = await job.grants.facts(record.video_id)
+        if facts is None or facts.is_waiting:
+            return None
+        stored = await self._ours_by_url(facts)
+        if stored is None:
+            raise UnverifiedCompletion(
+                f"VOD has finished video {record.video_id} (status {facts.status}, {facts.size} "
+                "bytes) after a run that ended while completing it; its bytes could not be "
+                "compared."
+            )
+        self._resumed_part_count = len(self._sent)
+        return stored
+
+    async def _ours_by_url(self, facts: VideoFacts) -> Stored | None:
+        """The object behind VOD's URL, if that can be read and is what we sent."""
+        if facts.file_url is None:
+            return None
+        await self._read_put_receipt()
+        stored = await self._look_by_url(facts.file_url)
+        return stored if stored and self._sent.describe(stored.facts) else None
+
+    async def _read_put_receipt(self) -> None:
+        """Where the answer to PutObject was lost there is no receipt: the source tells it."""
+        if self._sent.is_put and not self._sent:
+            size = self._source.size
+            crc64, md5 = await self._source.read_crc(0, size, with_md5=True)
+            self._sent.keep(PartAck(1, size, md5 or "", crc64, md5))
+
+    async def _look_by_url(self, url: str) -> Stored | None:
+        """Read the object's facts through a URL signed by VOD; None if that does not work."""
+        parts = urlsplit(url)
+        host = parts.netloc.removeprefix(f"{self._target.bucket}.")
+        try:
+            self._job.network.trust.check_oss_endpoint(f"{parts.scheme}://{host}")
+            return Stored(await self._session(PlainSigner()).call(oss.read_signed_url(url)), "-url")
+        except VodupError as error:
+            get_logger(key=self._job.key).info("object.not_readable", reason=error.message)
+            return None
+
+    # --- start or resume ----------------------------------------------------------------
+
+    async def start_or_resume(self) -> None:
+        """Make sure there is a plan and an UploadId, and know which parts OSS has."""
+        self._progress.phase = "start"
+        is_resumed = self._receipts is not None
+        if self._receipts is None:
+            await self._checkpoint.advance(plan=self._new_plan().to_text())
+            self._receipts = self._known_receipts()
+        if self._sent.is_put:
+            await self._settle_put()
+        elif self._job.record.upload_id is None:
+            operation = oss.initiate_multipart_upload(self._target, self._headers())
+            # Parts cost money from here on: the UploadId is durable before the first of them.
+            await self._checkpoint.advance(upload_id=await self._call(operation))
+        else:
+            await self._reconcile()
+        self._resumed_part_count = len(self._sent)
+        self._tell_started(is_resumed=is_resumed)
+
+    def _new_plan(self) -> PartPlan:
+        options = self._job.options
+        concurrency = options.concurrency
+        if concurrency == "auto":
+            concurrency = self._job.network.pace.max_concurrency
+        return plan_parts(
+            self._job.record.size, part_size=options.part_size, concurrency=concurrency
+        )
+
+    def _headers(self) -> dict[str, str]:
+        notification = self._job.options.notification
+        return {"x-oss-notification": notification} if notification else {}
+
+    async def _reconcile(self) -> None:
+        """Compare our receipts with what OSS lists. Without permission ours must do."""
+        try:
+            listed = await self._list_parts()
+        except PermissionDenied:
+            return
+        except ServiceError as error:
+            if is_vanished(error) and self._job.record.phase is not Phase.COMPLETING:
+                raise Vanished("OSS does not know the UploadId any more", error) from None
+            if is_vanished(error):
+                return  # perhaps completed: `complete` settles it
+            raise
+        self._sent.drop_unlike(listed)
+        await self._adopt(listed)
+
+    async def _list_parts(self) -> dict[int, ListedPart]:
+        listed: dict[int, ListedPart] = {}
+        marker = 0
+        for _ in range(_MAX_LIST_PAGES):
+            page = await self._call(oss.list_parts(self._target, self._upload_id, marker=marker))
+            listed |= {part.number: part for part in page.parts}
+            if page.next_marker is None or page.next_marker <= marker:
+                break
+            marker = page.next_marker
+        return listed
+
+    async def _adopt(self, listed: dict[int, ListedPart]) -> None:
+        """Keep parts whose answers were lost, if the source proves to hold their bytes."""
+        adopted_count = 0
+        for part in self._sent.missing():
+            known = listed.get(part.number)
+            if known is not None and (ack := await self._prove(part, known)) is not None:
+                await self._keep(ack)
+                adopted_count += 1
+        if adopted_count:
+            progress = self._progress
+            progress.tell(
+                PartsAdopted(key=progress.key, video_id=progress.video_id, part_count=adopted_count)
+            )
+
+    async def _prove(self, part: Part, listed: ListedPart) -> PartAck | None:
+        if listed.size != part.size:
+            return None
+        needs_md5 = listed.crc64 is None
+        crc64, md5 = await self._source.read_crc(part.offset, part.size, with_md5=needs_md5)
+        is_md5_same = md5 is not None and same_etag(md5, listed.etag)
+        if not (is_md5_same if needs_md5 else crc64 == listed.crc64):
+            return None
+        return PartAck(part.number, part.size, listed.etag, crc64, md5)
+
+    async def _settle_put(self) -> None:
+        """A PutObject whose answer was lost may have been carried out."""
+        if self._job.record.phase is not Phase.COMPLETING:
+            return
+        await self._read_put_receipt()
+        stored = await self._look()
+        if stored is None or not self._sent.describe(stored.facts):
+            self._sent.drop(1)
+
+    def _tell_started(self, *, is_resumed: bool) -> None:
+        record, sent = self._job.record, self._sent
+        self._progress.tell(
+            UploadStarted(
+                key=record.key,
+                video_id=record.video_id,
+                source=record.source,
+                size=record.size,
+                part_count=sent.plan.part_count,
+                done_bytes=sent.size,
+                resumed_part_count=len(sent),
+                upload_id=record.upload_id,
+                is_resumed=is_resumed,
+            )
+        )
+
+    # --- send the missing parts ---------------------------------------------------------
+
+    async def send_missing_parts(self) -> None:
+        """Send every part OSS has not confirmed, several at a time."""
+        if self._sent.is_put:
+            return
+        self._progress.phase = "send"
+        missing = self._sent.missing()
+        pending = iter(missing)
+
+        async def worker() -> None:
+            for part in pending:  # a shared iterator: every part has exactly one worker
+                await self._send_part(part)
+
+        with one_error(), self._target_watched():
+            async with asyncio.TaskGroup() as workers:
+                for _ in range(min(len(missing), self._job.network.pace.max_concurrency)):
+                    workers.create_task(worker())
+
+    async def _send_part(self, part: Part) -> None:
+        began_s = self._clock.elapsed_s()
+        ack: PartAck | None = None
+        while ack is None:
+            body = self._source.body(part.offset, part.size, self._progress.watch(part.number))
+            operation = oss.upload_part(
+                self._target, self._upload_id, part, body, needs_md5=self._needs_md5
+            )
+            try:
+                receipt, sent = await self._call(operation)
+            except ServiceError as error:
+                if is_vanished(error):
+                    raise Vanished("OSS does not know the UploadId any more", error) from None
+                raise
+            ack = await self._accept(part, receipt, sent)
+        self._live.note_part_time(self._clock.elapsed_s() - began_s)
+        await self._keep(ack)
+
+    async def _accept(self, part: Part, receipt: oss.PartReceipt, sent: SentBody) -> PartAck | None:
+        """Turn OSS's receipt into ours; None if it proves nothing and the part goes again.
+
+        A CRC-64 or MD5 that was there has been compared when the answer was parsed.
+        Where OSS tells no CRC-64, the ETag must be the MD5, which is then computed: here
+        by reading again, from the next part on while sending.
+        """
+        md5 = sent.md5
+        if receipt.crc64 is None and md5 is None:
+            self._needs_md5 = True
+            crc64, md5 = await self._source.read_crc(part.offset, part.size, with_md5=True)
+            if crc64 != sent.crc64 or md5 is None or not same_etag(md5, receipt.etag):
+                return None
+        return PartAck(part.number, part.size, receipt.etag, sent.crc64, md5)
+
+    async def _keep(self, ack: PartAck) -> None:
+        """Make a receipt durable before its connection takes another part: this bounds rework."""
+        await self._checkpoint.ack(ack)
+        self._sent.keep(ack)
+        self._progress.arrived(ack.number)
+
+    @contextmanager
+    def _target_watched(self) -> Iterator[None]:
+        """Tell a target that VOD has moved from one that was never allowed."""
+        try:
+            yield
+        except PermissionDenied as error:
+            moved_to = self._live.moved_to
+            if moved_to is None:
+                raise
+            if self._job.options.on_target_change == "restart":
+                raise Vanished(f"VOD moved the upload to {moved_to.bucket}", error) from None
+            raise UploadTargetChanged(
+                f"VOD now names another bucket or key (bucket {moved_to.bucket}), and OSS refuses "
+                f"the first: {error.message}",
+                code=error.code,
+                request_id=error.request_id,
+            ) from None
+
+    # --- complete -----------------------------------------------------------------------
+
+    async def complete(self) -> Stored:
+        """Make the parts an object. After this OSS has forgotten the UploadId."""
+        self._progress.phase = "complete"
+        await self._require_unchanged()
+        if self._sent.is_put:
+            return await self._put()
+        try:
+            with self._target_watched():
+                return await self._join()
+        except ServiceError as error:
+            if is_vanished(error):
+                return await self._settle_vanished(error)
+            if error.code in _REPAIRABLE:
+                return await self._repair(error)
+            if error.code == "CallbackFailed":  # 203: the object is there all the same
+                return await self._look() or Stored(NOTHING)
+            raise
+
+    async def _require_unchanged(self) -> None:
+        """A file rewritten while it was sent would be stored as a mixture of the two."""
+        now = await self._source.fingerprint()
+        record = self._job.record
+        if now.to_text() != record.fingerprint:
+            raise SourceChanged(
+                f"{self._source.name} changed while it was sent ({changes_of(record, now)}).",
+                next_step="Nothing was completed. Put the original back and run the same command, "
+                f"or give this upload up with `vodup abort {record.key}` and start anew.",
+            )
+
+    async def _join(self) -> Stored:
+        etags = [(ack.number, ack.etag) for ack in self._sent.in_order()]
+        await self._checkpoint.advance(phase=Phase.COMPLETING)
+        headers = self._headers()
+        return Stored(
+            await self._call(
+                oss.complete_multipart_upload(self._target, self._upload_id, etags, headers)
+            )
+        )
+
+    async def _repair(self, failure: ServiceError) -> Stored:
+        """Send again what OSS lists otherwise than we do, then complete once more."""
+        await self._checkpoint.advance(phase=Phase.UPLOADING)
+        await self._reconcile()
+        if not self._sent.missing():
+            raise Vanished(f"OSS cannot join the parts ({failure.code})", failure)
+        await self.send_missing_parts()
+        return await self._join()
+
+    async def _put(self) -> Stored:
+        """Store the whole with one PutObject, unless that turned out to have happened."""
+        part = self._sent.plan.part(1)
+        if part.number in self._sent:
+            known = self._sent.in_order()[0]
+            return Stored(ObjectFacts(known.etag or None, known.crc64, known.size, ""), "-head")
+        await self._checkpoint.advance(phase=Phase.COMPLETING)
+        ack: PartAck | None = None
+        while ack is None:
+            body = self._source.body(0, part.size, self._progress.watch(1))
+            operation = oss.put_object(
+                self._target, body, self._headers(), needs_md5=self._needs_md5
+            )
+            with self._target_watched():
+                receipt, sent = await self._call(operation)
+            ack = await self._accept(part, receipt, sent)
+        await self._keep(ack)
+        return Stored(ObjectFacts(receipt.etag, receipt.crc64, part.size, receipt.request_id))
+
+    # --- what a lost answer left open ---------------------------------------------------
+
+    async def _settle_vanished(self, failure: VodupError) -> Stored:
+        """NoSuchUpload at Complete: done, or gone? Decide by what the object is, if any."""
+        self._progress.phase = "settle"
+        stored = await self._look()
+        if stored is None:
+            stored = await self._look_at_vod()
+        if stored is not None and (stored.facts == NOTHING or self._sent.describe(stored.facts)):
+            return stored
+        raise Vanished("the upload was gone before it was completed", failure)
+
+    async def _look(self) -> Stored | None:
+        """HEAD the object; None where we may not."""
+        try:
+            return Stored(await self._call(oss.head_object(self._target)), "-head")
+        except PermissionDenied:
+            return None
+        except ServiceError as error:
+            if error.status == 404:
+                return Stored(ABSENT, "-head")
+            raise
+
+    async def _look_at_vod(self) -> Stored | None:
+        """Ask VOD where OSS does not let us look. None: VOD still waits for the file."""
+        job = self._job
+        video_id = job.record.video_id
+        facts = await job.grants.facts(video_id) if job.grants and video_id else None
+        if facts is None:
+            return Stored(NOTHING)
+        if facts.is_waiting:
+            return None
+        return await self._ours_by_url(facts) or Stored(NOTHING)
+
+    async def restart(self, gone: Vanished) -> None:
+        """Begin a new multipart upload under the same VideoId."""
+        lost_bytes = self._sent.size
+        await self._checkpoint.restart_parts(upload_id=None, plan=None)
+        await self._checkpoint.advance(phase=Phase.UPLOADING)
+        self._receipts = None
+        if self._live.moved_to is not None and isinstance(gone.failure, PermissionDenied):
+            await self._move(self._live.moved_to)
+        progress = self._progress
+        progress.tell(
+            UploadRestarted(
+                key=progress.key,
+                video_id=progress.video_id,
+                reason=gone.reason,
+                lost_bytes=lost_bytes,
+            )
+        )
+
+    async def _move(self, target: UploadTarget) -> None:
+        """Follow VOD to another bucket or key; only ever with all parts sent anew."""
+        self._target = self._job.network.trust.check_target(target)
+        await self._checkpoint.advance(
+            endpoint=self._target.endpoint,
+            bucket=self._target.bucket,
+            object_key=self._target.object_key,
+        )
+        self._live.move(self._target)
+
+    # --- verify -------------------------------------------------------------------------
+
+    async def verify(self, stored: Stored) -> UploadResult:
+        """Prove that the object is what we sent, write the receipt, and return it.
+
+        Raises:
+            IntegrityError: it is not. The next run sends everything again.
+            UnverifiedCompletion: OSS tells nothing that would prove it.
+        """
+        self._progress.phase = "verify"
+        stored = await self._with_figures(stored)
+        try:
+            proof = self._sent.proof(stored.facts)
+        except IntegrityError:
+            await self._checkpoint.restart_parts(upload_id=None, plan=None)
+            await self._checkpoint.advance(phase=Phase.UPLOADING)
+            raise
+        if proof is None:
+            raise UnverifiedCompletion(
+                "OSS completed the object, but tells neither a CRC-64 nor an ETag that would "
+                "prove what it holds."
+            )
+        result = self._result(stored, proof)
+        await self._checkpoint.advance(
+            phase=Phase.DONE, receipt=json.dumps(asdict(result)), error=None
+        )
+        self._progress.tell(UploadFinished(key=result.key, video_id=result.video_id, result=result))
+        return result
+
+    async def _with_figures(self, stored: Stored) -> Stored:
+        """Get a CRC-64 by HEAD where the answer had none; else prepare to check the ETag."""
+        if stored.facts.crc64 is not None:
+            return stored
+        looked = await self._look()
+        if looked is not None and looked.facts.crc64 is not None:
+            return looked
+        if stored.facts.etag is None and looked is not None:
+            stored = looked
+        if stored.facts.etag is not None:
+            await self._compute_md5s()
+        return stored
+
+    async def _compute_md5s(self) -> None:
+        """Read the source again for MD5s nobody needed until now; the CRC-64s tie them down."""
+        for ack in self._sent.in_order():
+            if ack.md5 is not None:
+                continue
+            offset = self._sent.plan.part(ack.number).offset
+            crc64, md5 = await self._source.read_crc(offset, ack.size, with_md5=True)
+            if crc64 != ack.crc64:
+                raise SourceChanged(f"{self._source.name} changed after it was sent.")
+            self._sent.keep(replace(ack, md5=md5))
+
+    def _result(self, stored: Stored, proof: Proof) -> UploadResult:
+        record, progress = self._job.record, self._progress
+        if record.video_id is None:
+            raise RuntimeError("a verified upload has a VideoId")
+        return UploadResult(
+            key=record.key,
+            video_id=record.video_id,
+            upload_id=record.upload_id,
+            bucket=self._target.bucket,
+            object_key=self._target.object_key,
+            size=record.size,
+            crc64=self._sent.crc64,
+            etag=stored.facts.etag,
+            part_count=self._sent.plan.part_count,
+            resumed_part_count=self._resumed_part_count,
+            renewal_count=progress.renewal_count,
+            retry_count=progress.retry_count,
+            sent_bytes=progress.sent_bytes,
+            verified_by=f"crc64{stored.how}" if proof == "crc64" else proof,
+            seconds=round(self._clock.elapsed_s() - self._began_s, 3),
+        )
+
+    async def compare(self) -> ObjectFacts:
+        """Read the source anew and compare it with the object."""
+        self._progress.phase = "verify"
+        stored = await self._look()
+        if stored is None or stored.facts.crc64 is None:
+            raise UnverifiedCompletion("OSS does not let us read the object's CRC-64.")
+        size = self._source.size
+        crc64, _ = await self._source.read_crc(0, size)
+        if (stored.facts.crc64, stored.facts.size) != (crc64, size):
+            raise IntegrityError(
+                f"The object in OSS is not {self._source.name}: {stored.facts.size} bytes with "
+                f"CRC-64 {stored.facts.crc64}, the source has {size} bytes with {crc64}."
+            )
+        return stored.facts
+
+    # --- giving up ----------------------------------------------------------------------
+
+    async def abort(self) -> None:
+        """Remove the parts, then say so in the record."""
+        self._progress.phase = "abort"
+        if self._job.record.upload_id is not None:
+            try:
+                await self._call(oss.abort_multipart_upload(self._target, self._upload_id))
+            except ServiceError as error:
+                if not is_vanished(error):
+                    raise
+        await self._checkpoint.advance(phase=Phase.ABORTED)
+
+    # --- telling ------------------------------------------------------------------------
+
+    async def _report_progress(self) -> None:
+        while True:
+            await self._clock.sleep(_PROGRESS_INTERVAL_S)
+            if self._receipts is not None:
+                self._tell_progress(self._receipts)
+
+    def _tell_progress(self, sent: Receipts) -> None:
+        progress = self._progress
+        progress.tell(
+            UploadProgress(
+                key=progress.key,
+                video_id=progress.video_id,
+                done_bytes=min(sent.size + progress.under_way_bytes, sent.plan.size),
+                size=sent.plan.size,
+                acked_part_count=len(sent),
+                part_count=sent.plan.part_count,
+                renewal_count=progress.renewal_count,
+                retry_count=progress.retry_count,
+            )
+        )
+
+
+def _target_of(job: Job) -> UploadTarget:
+    record = job.record
+    if not (record.endpoint and record.bucket and record.object_key):
+        raise ConfigurationError(
+            f"The upload {job.key} has no target yet.", next_step="Run `vodup push` for it first."
+        )
+    return UploadTarget(record.endpoint, record.bucket, record.object_key)
+
+
+@functools.lru_cache(maxsize=256)
+def _plan_of(text: str) -> PartPlan:
+    return PartPlan.from_text(text)
+
+
+@contextmanager
+def one_error() -> Iterator[None]:
+    """Raise the one error that matters instead of a task group's bundle.
+
+    A task group cancels its other tasks at the first failure, so that is the cause; the
+    rest, if any, failed while going down.
+    """
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        leaf: BaseException = group
+        while isinstance(leaf, BaseExceptionGroup):
+            leaf = leaf.exceptions[0]
+        raise leaf from leaf.__cause__
