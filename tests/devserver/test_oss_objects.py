@@ -412,3 +412,12 @@ def test_bandwidth_is_shared(server: DevServer, oss: Oss) -> None:
     started = time.monotonic()
     assert oss.put_part(upload_id, 1).status == 200
     assert 0.2 <= time.monotonic() - started < 2
+
+
+def test_bodies_nothing_refers_to_are_deleted(server: DevServer, oss: Oss) -> None:
+    bodies = server.backend.storage.folder / "bodies"
+    upload_id, parts = upload(oss, [PART, PART, b"unused"])
+    assert oss.complete(upload_id, parts[:2]).status == 200
+    assert len(list(bodies.iterdir())) == 2
+    assert oss.call("PUT", {}, b"instead").status == 200
+    assert len(list(bodies.iterdir())) == 1

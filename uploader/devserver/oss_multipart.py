@@ -140,8 +140,7 @@ class Multipart:
         check_overwrite(self._backend, call)
         stored = await self._join(upload, parts)
         open_upload(self._backend, call, ec="0042-00000203")
-        self._storage.save_object(stored)
-        self._storage.remove_upload(upload.upload_id, keep=frozenset(part.path for part in parts))
+        self._storage.finish_upload(upload.upload_id, stored)
         self._backend.stats.completes += 1
         self._backend.upload_finished(credential.video_id, call.bucket, call.object_key)
         return self._completed(call, stored)

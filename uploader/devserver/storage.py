@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import secrets
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -254,12 +255,32 @@ class Storage:
         """How many multipart uploads are open."""
         return int(self._db.execute("SELECT COUNT(*) FROM uploads").fetchone()[0])
 
-    def remove_upload(self, upload_id: str, *, keep: frozenset[str] = frozenset()) -> None:
-        """Forget an upload and its parts; bodies named in ``keep`` live on."""
-        names = {part.path for part in self.parts(upload_id)} - keep
+    def remove_upload(self, upload_id: str) -> None:
+        """Forget an upload and delete its parts."""
+        names = [part.path for part in self.parts(upload_id)]
+        with self._transaction():
+            self._forget_upload(upload_id)
+        self.drop_bodies(names)
+
+    def finish_upload(self, upload_id: str, stored: StoredObject) -> None:
+        """Turn an upload into an object, all or nothing; parts it does not use are deleted."""
+        used = {path for path, _ in stored.files}
+        unused = {part.path for part in self.parts(upload_id)} - used
+        replaced = self._bodies_at(stored.bucket, stored.object_key)
+        with self._transaction():
+            self._put_object(stored)
+            self._forget_upload(upload_id)
+        self.drop_bodies([*unused, *replaced])
+
+    def _forget_upload(self, upload_id: str) -> None:
         self._db.execute("DELETE FROM uploads WHERE upload_id=?", (upload_id,))
         self._db.execute("DELETE FROM parts WHERE upload_id=?", (upload_id,))
-        self.drop_bodies(names)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN")
+        with self._db:
+            yield
 
     def save_part(self, part: Part) -> None:
         """Store a part; one of the same number is replaced, the last to finish wins."""
@@ -295,7 +316,15 @@ class Storage:
 
     def save_object(self, stored: StoredObject) -> None:
         """Put an object at its key; what was there before is deleted."""
-        earlier = self.object(stored.bucket, stored.object_key)
+        replaced = self._bodies_at(stored.bucket, stored.object_key)
+        self._put_object(stored)
+        self.drop_bodies(replaced)
+
+    def _bodies_at(self, bucket: str, object_key: str) -> tuple[str, ...]:
+        stored = self.object(bucket, object_key)
+        return tuple(path for path, _ in stored.files) if stored else ()
+
+    def _put_object(self, stored: StoredObject) -> None:
         values = (
             stored.bucket,
             stored.object_key,
@@ -308,8 +337,6 @@ class Storage:
             json.dumps(stored.files),
         )
         self._db.execute(_upsert("objects", values), values)
-        if earlier is not None:
-            self.drop_bodies(path for path, _ in earlier.files)
 
     def object(self, bucket: str, object_key: str) -> StoredObject | None:
         """The object at a key."""
