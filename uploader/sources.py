@@ -142,6 +142,11 @@ class BytesSource:
     name: str = "<bytes>"
 
     @property
+    def identity(self) -> str:
+        """The content, for there is nothing else to go by."""
+        return f"bytes:{self.size}:{crc64(self.data):016x}"
+
+    @property
     def size(self) -> int:
         """Length in bytes."""
         return len(self.data)
@@ -222,6 +227,11 @@ class FileSource:
     def name(self) -> str:
         """The path as it was given."""
         return self._path
+
+    @property
+    def identity(self) -> str:
+        """The absolute path."""
+        return os.path.abspath(self._path)
 
     @property
     def size(self) -> int:

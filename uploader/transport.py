@@ -620,19 +620,23 @@ def _reason(exc: BaseException) -> str:
     """Why, in the words of the system: of a certificate, of TLS, or of errno."""
     inner = getattr(exc, "certificate_error", None) or getattr(exc, "os_error", None) or exc
     if isinstance(inner, ssl.SSLCertVerificationError):
-        return inner.verify_message
+        return getattr(inner, "verify_message", "") or "refused"
     if isinstance(inner, ssl.SSLError):
-        return (inner.reason or "TLS error").replace("_", " ").lower()
+        return (getattr(inner, "reason", "") or "TLS error").replace("_", " ").lower()
     if isinstance(inner, socket.gaierror):
         return inner.strerror or "DNS error"
     if isinstance(inner, OSError) and inner.errno:
         return os.strerror(inner.errno)
-    return "no reason given"
+    return "the other side closed it"
 
 
 def _named(request: SignedRequest) -> str:
     """The request without its path and query: those may hold names and signatures."""
-    return f"{request.method} {URL(request.url, encoded=True).host or 'nowhere'}"
+    try:
+        host = URL(request.url, encoded=True).host
+    except ValueError:
+        host = None
+    return f"{request.method} {host or '(no host)'}"
 
 
 # --- sockets --------------------------------------------------------------------------
