@@ -232,6 +232,27 @@ def test_complete_with_a_malformed_list_is_refused(oss: Oss, body: bytes) -> Non
     assert (reply.status, reply.code) == (400, "MalformedXML")
 
 
+@pytest.mark.parametrize(
+    "part", ["<PartNumber>x</PartNumber><ETag>e</ETag>", "<PartNumber>1</PartNumber>"]
+)
+def test_every_listed_part_has_a_number_and_an_etag(oss: Oss, part: str) -> None:
+    upload_id, _ = upload(oss, [PART])
+    body = f"<CompleteMultipartUpload><Part>{part}</Part></CompleteMultipartUpload>"
+    assert oss.call("POST", {"uploadId": upload_id}, body.encode()).code == "MalformedXML"
+
+
+def test_a_part_list_has_a_size_limit(oss: Oss) -> None:
+    upload_id, parts = upload(oss, [PART])
+    body = part_list(parts) + b" " * 8 * 1024**2
+    assert oss.call("POST", {"uploadId": upload_id}, body).code == "MalformedXML"
+
+
+def test_content_md5_of_a_simple_put_is_checked(oss: Oss) -> None:
+    wrong = base64.b64encode(bytes(16)).decode()
+    assert oss.call("PUT", {}, b"x", {"Content-MD5": wrong}).code == "InvalidDigest"
+    assert oss.call("HEAD").code == "NoSuchKey"
+
+
 def test_complete_all_takes_whatever_is_there(server: DevServer, oss: Oss) -> None:
     upload_id, _ = upload(oss, [PART, b"x"])
     headers = {"x-oss-complete-all": "yes"}
