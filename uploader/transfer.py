@@ -650,7 +650,9 @@ def _target_of(job: Job) -> UploadTarget:
         raise ConfigurationError(
             f"The upload {job.key} has no target yet.", next_step="Run `vodup push` for it first."
         )
-    return UploadTarget(record.endpoint, record.bucket, record.object_key)
+    # Checked again: the store may be shared, and what it says decides who gets credentials.
+    target = UploadTarget(record.endpoint, record.bucket, record.object_key)
+    return job.network.trust.check_target(target)
 
 
 @functools.lru_cache(maxsize=256)
