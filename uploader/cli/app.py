@@ -1,0 +1,142 @@
+"""The commands and their flags. What they do is elsewhere, loaded when it is needed."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from uploader.cli.options import (
+    Access,
+    Describe,
+    Output,
+    Store,
+    Transfer,
+    Which,
+    flag,
+    grouped,
+)
+from uploader.cli.running import end
+
+__all__ = ["app", "run"]
+
+app = typer.Typer(
+    name="vodup",
+    help="Upload large files to Alibaba Cloud ApsaraVideo VOD: resumable, verified. "
+    "Every flag can also be given as VODUP_<FLAG>; AccessKeys only as "
+    "ALIBABA_CLOUD_ACCESS_KEY_ID and ALIBABA_CLOUD_ACCESS_KEY_SECRET.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    # Plain help is there in 0.1 s; rich alone takes longer to load than that.
+    rich_markup_mode=None,
+    # A traceback with locals would print credentials.
+    pretty_exceptions_enable=False,
+)
+
+Names = Annotated[list[str] | None, typer.Argument(metavar="[KEY|VIDEO_ID]...")]
+
+
+def run() -> None:
+    """Run the command line and exit."""
+    app(prog_name="vodup")
+
+
+@app.command()
+@grouped
+def push(
+    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Files to upload.")],
+    which: Which,
+    describe: Describe,
+    transfer: Transfer,
+    access: Access,
+    store: Store,
+    output: Output,
+) -> None:
+    """Upload files, each as a video. The same command again continues."""
+
+    def work() -> int:
+        from uploader.cli.pushing import push
+
+        return push(paths, which, describe, store, access, transfer, output)
+
+    end(work, output)
+
+
+@app.command()
+@grouped
+def resume(
+    transfer: Transfer,
+    access: Access,
+    store: Store,
+    output: Output,
+    names: Names = None,
+    is_all: Annotated[bool, flag("--all", help="Every unfinished upload of a file.")] = False,
+) -> None:
+    """Continue recorded uploads."""
+
+    def work() -> int:
+        from uploader.cli.pushing import resume
+
+        return resume(names or [], is_all, store, access, transfer, output)
+
+    end(work, output)
+
+
+@app.command()
+@grouped
+def devserver(
+    host: Annotated[str, flag("--host", help="Loopback address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, flag("--port", help="Of the VOD API; 0 takes any.")] = 0,
+    oss_port: Annotated[int, flag("--oss-port", help="Of OSS; 0 takes any.")] = 0,
+    data: Annotated[str | None, flag("--data", help="Folder that keeps everything.")] = None,
+    credential_ttl: Annotated[
+        float | None, flag("--credential-ttl", help="Life of an UploadAuth in seconds.")
+    ] = None,
+    bandwidth: Annotated[
+        str | None, flag("--bandwidth", metavar="SIZE", help="Bytes a second, for example 25M.")
+    ] = None,
+    faults: Annotated[str | None, flag("--faults", help="JSON file with a fault script.")] = None,
+    options: Annotated[str, flag("--options", help="JSON object with further options.")] = "{}",
+    tls: Annotated[bool, flag("--tls/--no-tls", help="https with a certificate of its own.")] = (
+        False
+    ),
+) -> None:
+    """Run a local OSS and VOD to try things with; prints one JSON line when ready."""
+
+    def work() -> int:
+        from uploader.cli.options import parse_size
+        from uploader.devserver.__main__ import main
+
+        given = {
+            "--host": host,
+            "--port": port,
+            "--oss-port": oss_port,
+            "--data": data,
+            "--credential-ttl": credential_ttl,
+            "--bandwidth": parse_size(bandwidth, "--bandwidth") if bandwidth else None,
+            "--faults": faults,
+            "--options": options,
+        }
+        words = [f"{name}={value}" for name, value in given.items() if value is not None]
+        return main([*words, "--tls"] if tls else words)
+
+    end(work)
+
+
+@app.command()
+@grouped
+def version(output: Output) -> None:
+    """Print the version."""
+
+    def work() -> int:
+        import json
+        import platform
+        from importlib.metadata import version
+
+        from uploader.cli.text import out
+
+        facts = {"vodup": version("vodup"), "python": platform.python_version()}
+        out(json.dumps(facts) if output.json else f"vodup {facts['vodup']}")
+        return 0
+
+    end(work)

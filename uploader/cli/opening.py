@@ -1,0 +1,160 @@
+"""Flags and environment into what an `Uploader` is made of."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal, cast
+
+from uploader import (
+    CommandProvider,
+    GrantProvider,
+    RetryPolicy,
+    StateStore,
+    TrustPolicy,
+    Uploader,
+    UploadOptions,
+    UrlProvider,
+    VodProvider,
+    parse_bandwidth,
+)
+from uploader.cli.options import (
+    Access,
+    Store,
+    Transfer,
+    parse_duration_s,
+    parse_number,
+    parse_size,
+    require_one_of,
+)
+from uploader.errors import ConfigurationError
+from uploader.protocol.plan import MAX_PART_SIZE, MIN_PART_SIZE
+from uploader.state import open_state
+
+__all__ = [
+    "ca_file",
+    "key_origin",
+    "make_options",
+    "make_provider",
+    "make_trust",
+    "make_uploader",
+    "open_store",
+]
+
+_MAX_CONCURRENCY = 256
+_CHAIN_VARIABLES = (
+    # What the default chain of alibabacloud-credentials looks at.
+    "ALIBABA_CLOUD_CREDENTIALS_URI",
+    "ALIBABA_CLOUD_CREDENTIALS_FILE",
+    "ALIBABA_CLOUD_ECS_METADATA",
+    "ALIBABA_CLOUD_OIDC_TOKEN_FILE",
+    "ALIBABA_CLOUD_PROFILE",
+)
+_CHAIN_FILES = ("~/.aliyun/config.json", "~/.alibabacloud/credentials.ini")
+
+
+def make_uploader(
+    store: Store, access: Access, transfer: Transfer | None = None, *, has_grant: bool = False
+) -> Uploader:
+    """Make the uploader that the flags describe; nothing is opened yet.
+
+    Raises:
+        ConfigurationError, CallerNotAuthenticated: a flag is wrong, or there is no AccessKey.
+    """
+    return Uploader(
+        make_provider(access, is_optional=has_grant),
+        state=open_store(store),
+        options=make_options(transfer or Transfer()),
+        trust=make_trust(access),
+    )
+
+
+def open_store(store: Store) -> StateStore:
+    """Return the checkpoint store, not entered yet."""
+    return open_state(store.state or None)
+
+
+def make_provider(access: Access, *, is_optional: bool) -> GrantProvider | None:
+    """Return who hands out grants; None if that is optional and there is nobody."""
+    if access.auth_command and access.auth_url:
+        raise ConfigurationError("--auth-command and --auth-url exclude each other.")
+    if access.auth_command:
+        return CommandProvider(access.auth_command)
+    if access.auth_url:
+        return UrlProvider(access.auth_url, os.environ.get("VODUP_AUTH_URL_TOKEN") or None)
+    if is_optional and key_origin() is None:
+        return None
+    return VodProvider.from_env(region=access.region, endpoint=access.vod_endpoint)
+
+
+def key_origin() -> str | None:
+    """Say where the caller's AccessKey comes from; None if there is no trace of one."""
+    if os.environ.get("ALIBABA_CLOUD_ACCESS_KEY_ID", "").strip():
+        return "ALIBABA_CLOUD_ACCESS_KEY_ID"
+    for name in _CHAIN_VARIABLES:
+        if os.environ.get(name):
+            return name
+    for name in _CHAIN_FILES:
+        if os.path.exists(os.path.expanduser(name)):
+            return name
+    return None
+
+
+def make_trust(access: Access) -> TrustPolicy:
+    """Return who may receive credentials."""
+    return TrustPolicy(
+        allowed_hosts=frozenset(access.allow_host or ()),
+        allow_loopback=os.environ.get("VODUP_ALLOW_LOOPBACK_HTTP") == "1",
+    )
+
+
+def ca_file() -> Path | None:
+    """Return one more certificate authority to trust. Verification cannot be switched off."""
+    path = os.environ.get("VODUP_CA_FILE")
+    if path and not os.path.isfile(path):
+        raise ConfigurationError(f"VODUP_CA_FILE: {path} is not a file.")
+    return Path(path) if path else None
+
+
+def make_options(transfer: Transfer) -> UploadOptions:
+    """Return how bytes are carried."""
+    require_one_of(transfer.signature, "--signature", ("v4", "v1"))
+    require_one_of(transfer.on_target_change, "--on-target-change", ("fail", "restart"))
+    return UploadOptions(
+        part_size=_part_size(transfer.part_size),
+        concurrency=_concurrency(transfer.concurrency),
+        bandwidth=parse_bandwidth(transfer.bwlimit) if transfer.bwlimit else None,
+        signature=cast('Literal["v4", "v1"]', transfer.signature),
+        oss_region=transfer.oss_region or None,
+        on_target_change=cast('Literal["fail", "restart"]', transfer.on_target_change),
+        retry=_retry(transfer.retry_for),
+        ca_file=ca_file(),
+    )
+
+
+def _part_size(text: str | None) -> int | None:
+    if text is None:
+        return None
+    part_size = parse_size(text, "--part-size")
+    if not MIN_PART_SIZE <= part_size <= MAX_PART_SIZE:
+        raise ConfigurationError(
+            f"--part-size: {text} is outside of what OSS takes, 100 KiB to 5 GiB."
+        )
+    return part_size
+
+
+def _concurrency(text: str) -> int | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    return parse_number(text, "--concurrency", least=1, most=_MAX_CONCURRENCY)
+
+
+def _retry(text: str | None) -> RetryPolicy:
+    usual = RetryPolicy()
+    if text is None:
+        return usual
+    patience_s = parse_duration_s(text, "--retry-for")
+    return RetryPolicy(
+        patience_s=patience_s,
+        first_contact_patience_s=min(patience_s, usual.first_contact_patience_s),
+    )

@@ -1,0 +1,341 @@
+"""What the commands can be told: groups of flags, and how their texts are read.
+
+A command takes a group as one parameter; `grouped` shows typer the flags inside. Every
+flag can also be given as VODUP_<FLAG>. Secrets are never flags: argv is public.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, get_type_hints
+
+import typer
+
+from uploader.errors import ConfigurationError
+
+__all__ = [
+    "Access",
+    "Describe",
+    "Output",
+    "Store",
+    "Transfer",
+    "Which",
+    "flag",
+    "grouped",
+    "parse_duration_s",
+    "parse_number",
+    "parse_size",
+]
+
+
+def flag(*names: str, help: str, metavar: str | None = None) -> Any:  # noqa: ANN401
+    """Describe a flag that is also read from VODUP_<FLAG>."""
+    long_name = next(name for name in names if name.startswith("--"))
+    variable = "VODUP_" + long_name.partition("/")[0].strip("-").replace("-", "_").upper()
+    return typer.Option(*names, help=help, metavar=metavar, envvar=variable, show_envvar=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Store:
+    """Where uploads are remembered."""
+
+    state: Annotated[
+        str | None,
+        flag(
+            "--state",
+            metavar="URL",
+            help="Where uploads are remembered: a path, postgresql://..., or memory. "
+            "[default: a file in your state directory]",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """Who hands out grants, and which hosts are trusted."""
+
+    region: Annotated[
+        str | None,
+        flag("--region", metavar="REGION", help="VOD's region. [default: cn-shanghai]"),
+    ] = None
+    vod_endpoint: Annotated[
+        str | None,
+        flag("--vod-endpoint", metavar="URL", help="Instead of https://vod.REGION.aliyuncs.com."),
+    ] = None
+    auth_command: Annotated[
+        str | None,
+        flag(
+            "--auth-command",
+            metavar="CMD",
+            help="A command that prints grants, instead of an AccessKey on this machine.",
+        ),
+    ] = None
+    auth_url: Annotated[
+        str | None,
+        flag(
+            "--auth-url",
+            metavar="URL",
+            help="An app server that answers with grants; its bearer token is "
+            "VODUP_AUTH_URL_TOKEN.",
+        ),
+    ] = None
+    allow_host: Annotated[
+        list[str] | None,
+        flag(
+            "--allow-host",
+            metavar="HOST",
+            help="One more host that may receive credentials. May be repeated.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transfer:
+    """How bytes are carried."""
+
+    part_size: Annotated[
+        str | None,
+        flag("--part-size", metavar="SIZE", help="For example 8MiB. [default: by file size]"),
+    ] = None
+    concurrency: Annotated[
+        str,
+        flag("--concurrency", metavar="N|auto", help="Connections, over all files."),
+    ] = "auto"
+    bwlimit: Annotated[
+        str | None,
+        flag(
+            "--bwlimit",
+            metavar="RATE",
+            help='Bytes a second: 10M, or by the time of day: "08:00,10M 20:00,off".',
+        ),
+    ] = None
+    oss_region: Annotated[
+        str | None,
+        flag("--oss-region", metavar="REGION", help="For signing; only for hosts of your own."),
+    ] = None
+    signature: Annotated[str, flag("--signature", metavar="v4|v1", help="Of OSS requests.")] = "v4"
+    on_target_change: Annotated[
+        str,
+        flag(
+            "--on-target-change",
+            metavar="fail|restart",
+            help="When VOD moves an upload to another bucket or key.",
+        ),
+    ] = "fail"
+    retry_for: Annotated[
+        str | None,
+        flag(
+            "--retry-for",
+            metavar="SECONDS",
+            help="How long a request may go on failing. [default: 900]",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """What is printed."""
+
+    json: Annotated[bool, flag("--json", help="JSON lines on stdout.")] = False
+    quiet: Annotated[bool, flag("-q", "--quiet", help="No progress; only what was asked.")] = False
+    log_level: Annotated[
+        str,
+        flag("--log-level", metavar="LEVEL", help="debug, info, warning or error, to stderr."),
+    ] = "critical"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Describe:
+    """What CreateUploadVideo is told of a new video."""
+
+    title: Annotated[
+        str | None, flag("--title", metavar="TEXT", help="[default: the file's name]")
+    ] = None
+    file_name: Annotated[
+        str | None,
+        flag("--file-name", metavar="NAME", help="With a video's extension. [default: PATH's]"),
+    ] = None
+    description: Annotated[
+        str | None, flag("--description", metavar="TEXT", help="Up to 1,024 characters.")
+    ] = None
+    tags: Annotated[str | None, flag("--tags", metavar="A,B", help="Up to 16.")] = None
+    cate_id: Annotated[str | None, flag("--cate-id", metavar="N", help="Category.")] = None
+    template_group_id: Annotated[
+        str | None, flag("--template-group-id", metavar="ID", help="Transcoding templates.")
+    ] = None
+    workflow_id: Annotated[
+        str | None, flag("--workflow-id", metavar="ID", help="Wins over a template group.")
+    ] = None
+    storage_location: Annotated[
+        str | None, flag("--storage-location", metavar="BUCKET", help="As VOD's console shows it.")
+    ] = None
+    app_id: Annotated[str | None, flag("--app-id", metavar="ID", help="Of the VOD app.")] = None
+    cover_url: Annotated[str | None, flag("--cover-url", metavar="URL", help="Of a picture.")] = (
+        None
+    )
+    user_data: Annotated[
+        str | None, flag("--user-data", metavar="JSON", help="Callbacks and extensions.")
+    ] = None
+    reference_id: Annotated[
+        str | None,
+        flag("--reference-id", metavar="ID", help="Your own id, unique in the account."),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Which:
+    """Which upload a push is."""
+
+    video_id: Annotated[
+        str | None, flag("--video-id", metavar="ID", help="Continue this video; make none.")
+    ] = None
+    grant: Annotated[
+        str | None,
+        flag(
+            "--grant",
+            metavar="FILE|-",
+            help="An answer of CreateUploadVideo or RefreshUploadVideo, JSON or XML.",
+        ),
+    ] = None
+    key: Annotated[
+        str | None,
+        flag("--key", metavar="NAME", help="The upload's name in the state. [default: derived]"),
+    ] = None
+    overwrite: Annotated[
+        bool, flag("--overwrite", help="Replace the content of a finished video.")
+    ] = False
+
+
+# --- groups of flags ------------------------------------------------------------------
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """Return `command` with the fields of its option groups as parameters of their own."""
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {name: kind for name, kind in hints.items() if _is_group(kind)}
+    parameters = list(_flattened(command, hints))
+
+    @functools.wraps(command)
+    def wrapper(**values: Any) -> None:
+        made = {name: group(**_taken(group, values)) for name, group in groups.items()}
+        command(**values, **made)
+
+    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": None}
+    return wrapper
+
+
+def _is_group(kind: object) -> bool:
+    return dataclasses.is_dataclass(kind)
+
+
+def _taken(group: Any, values: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401
+    """Take the fields of a group out of `values`."""
+    return {field.name: values.pop(field.name) for field in dataclasses.fields(group)}
+
+
+def _flattened(command: Callable[..., None], hints: dict[str, Any]) -> Iterator[inspect.Parameter]:
+    for name, parameter in inspect.signature(command).parameters.items():
+        kind = hints[name]
+        if _is_group(kind):
+            yield from _fields_as_parameters(kind)
+        else:
+            yield parameter.replace(annotation=kind, kind=inspect.Parameter.KEYWORD_ONLY)
+
+
+def _fields_as_parameters(group: Any) -> Iterator[inspect.Parameter]:  # noqa: ANN401
+    hints = get_type_hints(group, include_extras=True)
+    for field in dataclasses.fields(group):
+        yield inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=field.default,
+            annotation=hints[field.name],
+        )
+
+
+# --- texts to values ------------------------------------------------------------------
+
+_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(?:i?B)?|B)?", re.IGNORECASE)
+_SIZE_UNITS: Final = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
+_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw]?)", re.IGNORECASE)
+_DURATION_UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+def parse_size(text: str, name: str) -> int:
+    """Read "8MiB", "8M" or "8388608" as bytes; units are powers of 1024.
+
+    Raises:
+        ConfigurationError: it is none, naming the flag `name`.
+    """
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        raise ConfigurationError(
+            f"{name}: {text!r} is not a size.", next_step="Write for example 8MiB, 8M or 8388608."
+        )
+    return int(float(found[1]) * _SIZE_UNITS[(found[2] or "").upper()])
+
+
+def parse_duration_s(text: str, name: str) -> float:
+    """Read "90", "15m", "12h" or "30d" as seconds.
+
+    Raises:
+        ConfigurationError: it is none, naming the flag `name`.
+    """
+    found = _DURATION.fullmatch(text.strip())
+    if found is None:
+        raise ConfigurationError(
+            f"{name}: {text!r} is not a duration.",
+            next_step="Write seconds, or for example 15m, 12h or 30d.",
+        )
+    return float(found[1]) * _DURATION_UNITS[found[2].lower()]
+
+
+def parse_number(text: str, name: str, *, least: int, most: int) -> int:
+    """Read a whole number from `least` to `most`.
+
+    Raises:
+        ConfigurationError: it is none, naming the flag `name`.
+    """
+    if not re.fullmatch(r"[0-9]{1,18}", text.strip()) or not least <= int(text) <= most:
+        raise ConfigurationError(
+            f"{name}: {text!r} is not a whole number from {least} to {most:,}."
+        )
+    return int(text)
+
+
+def require_one_of(text: str, name: str, choices: tuple[str, ...]) -> None:
+    """Refuse a word that is not among `choices`.
+
+    Raises:
+        ConfigurationError: naming the flag `name`.
+    """
+    if text not in choices:
+        raise ConfigurationError(
+            f"{name}: {text!r} is not known.", next_step=f"Write {' or '.join(choices)}."
+        )
+
+
+def read_text(where: str, name: str) -> str:
+    """Read a small file, or standard input for "-".
+
+    Raises:
+        ConfigurationError: it cannot be read, naming the flag `name`.
+    """
+    import sys
+
+    limit = 1024 * 1024
+    try:
+        if where == "-":
+            return sys.stdin.read(limit)
+        with Path(where).open(encoding="utf-8") as file:
+            return file.read(limit)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigurationError(f"{name}: {where} cannot be read: {reason}.") from error

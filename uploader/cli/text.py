@@ -1,0 +1,90 @@
+"""Figures and errors as people read them."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import TextIO
+
+from uploader.errors import VodupError
+
+__all__ = ["Printer", "count", "duration", "paragraph", "printable", "rate", "size"]
+
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_SECRET = re.compile(r"STS\.[A-Za-z0-9]{8,}|CAIS[A-Za-z0-9+/=_-]{20,}")
+
+
+def size(byte_count: float) -> str:
+    """For example "1.5 GiB"."""
+    value, unit = float(byte_count), "bytes"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:.0f} {unit}" if unit == "bytes" or value >= 100 else f"{value:.1f} {unit}"
+
+
+def rate(bytes_per_s: float) -> str:
+    """For example "41.6 MiB/s"."""
+    return f"{size(bytes_per_s)}/s"
+
+
+def duration(seconds: float) -> str:
+    """For example "12.3 s", "4 min 10 s", "3 h 20 min", "5 days"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} days"
+
+
+def count(number: int, noun: str) -> str:
+    """For example "1 part", "3 parts"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def printable(text: str) -> str:
+    """Return `text` without what could steer a terminal, and without what looks secret.
+
+    Names of files and messages of servers are not ours.
+    """
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", _SECRET.sub("[redacted]", text))
+
+
+def paragraph(error: VodupError, *, about: str | None = None) -> str:
+    """Say what failed and what to do next."""
+    subject = f"{about}: " if about and about not in error.message else ""
+    return printable(f"vodup: {subject}{error.message}\nnext: {error.next_step}")
+
+
+class Printer:
+    """Writes lines to a stream that may go away. Mutable: whether it has.
+
+    `vodup push --json | head -1` ends the reader, not the upload.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._is_gone = False
+
+    def line(self, text: str) -> None:
+        """Write one line at once."""
+        if self._is_gone:
+            return
+        try:
+            self._stream.write(f"{text}\n")
+            self._stream.flush()
+        except (BrokenPipeError, ValueError):
+            self._is_gone = True
+
+
+def out(text: str) -> None:
+    """Print one line for programs and pipes."""
+    Printer(sys.stdout).line(printable(text))
+
+
+def err(text: str) -> None:
+    """Print one line for people."""
+    Printer(sys.stderr).line(printable(text))
