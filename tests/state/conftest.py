@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -28,7 +28,6 @@ class Place:
 
     open: Callable[..., StateStore]
     url: str = ""
-    opened: list[StateStore] = field(default_factory=list)
 
     def execute(self, statement: str) -> None:
         """Change the database behind the store's back."""
@@ -140,6 +139,12 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
 @pytest.fixture(params=["sqlite", "postgres"])
 def sql_place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     """Those that other processes share."""
+    return _place(request, tmp_path)
+
+
+@pytest.fixture(params=["postgres"])
+def pg(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """PostgreSQL alone."""
     return _place(request, tmp_path)
 
 

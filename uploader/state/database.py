@@ -9,8 +9,8 @@ leaves a connection with half a transaction, which a plain function cannot.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Collection
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from uuid import uuid4
@@ -103,9 +103,12 @@ class Database:
                 connection.close()
 
     def live_under(self, locks: Path, owner: Owner) -> None:
-        """Take the lock that tells others we live, and end the leases of those who do not."""
+        """Take the lock that tells others we live."""
         store_id = self.transact(lambda c: c.execute(sa.select(store.c.store_id)).scalar_one())
-        self._owner_lock = OwnerLock(locks, store_id, owner)
+        try:
+            self._owner_lock = OwnerLock(locks, str(store_id), owner)
+        except OSError as error:
+            raise StateUnavailable(f"no lock file in {locks}: {error.strerror}.") from error
 
     @property
     def owner_lock(self) -> OwnerLock:
@@ -117,11 +120,6 @@ class Database:
     def hold_file(self, in_use: FileLock) -> None:
         """Keep the lock that says "this file is open" until closing."""
         self._in_use = in_use
-
-    def bury(self, tokens: Collection[str]) -> None:
-        """Remove the lock files of dead owners, whose leases are gone by now."""
-        for token in tokens:
-            self.owner_lock.bury(token)
 
     def close(self) -> None:
         """Close the connection, then give the locks back."""
@@ -181,17 +179,22 @@ def _open_file(location: SqliteFile, owner: Owner, notice: Callable[[str], None]
     files.refuse_network_mount(path.parent)
     locks = path.parent / "locks"
     files.secure_directory(locks)
-    is_known = location.is_surely_ours or (locks / f"{path.name}.in-use").exists()
-    opening = _lock_file(locks / f"{path.name}.opening")
-    try:
+    in_use_path = locks / f"{path.name}.in-use"
+    is_ours = location.is_surely_ours or in_use_path.exists()
+    with closing(_lock_file(locks / f"{path.name}.opening")) as opening, ExitStack() as undo:
         # One process at a time looks, repairs and creates.
         if not opening.take(wait_s=_OPENING_WAIT_S):
             raise StateUnavailable(f"{location} is being opened by another process for too long.")
         files.create_private(path)
-        in_use = _lock_file(locks / f"{path.name}.in-use") if is_known else None
-        return _open_checked(location, owner, in_use, notice)
-    finally:
-        opening.close()
+        if not is_ours:
+            _refuse_damaged(path)
+        in_use = undo.enter_context(closing(_lock_file(in_use_path)))
+        database = undo.enter_context(closing(_open_mended(path, in_use, notice)))
+        in_use.take(shared=True)
+        database.hold_file(in_use)
+        database.live_under(locks, owner)
+        undo.pop_all()
+    return database
 
 
 def _lock_file(path: Path) -> FileLock:
@@ -201,28 +204,23 @@ def _lock_file(path: Path) -> FileLock:
         raise StateUnavailable(f"{path} cannot be opened: {error.strerror}.") from error
 
 
-def _open_checked(
-    location: SqliteFile,
-    owner: Owner,
-    in_use: FileLock | None,
-    notice: Callable[[str], None],
-) -> Database:
-    path = location.path
+def _refuse_damaged(path: Path) -> None:
+    """A file the user named that we never opened: if it is no database, it is not ours."""
     try:
         _inspect(path)
-        database = _connect_file(path)
     except files.Damaged as damage:
-        if in_use is None:
-            raise ConfigurationError(
-                f"{path} is not a state file ({damage}).", next_step="Name another file."
-            ) from damage
+        raise ConfigurationError(
+            f"{path} is not a state file ({damage}).", next_step="Name another file with --state."
+        ) from damage
+
+
+def _open_mended(path: Path, in_use: FileLock, notice: Callable[[str], None]) -> Database:
+    try:
+        _inspect(path)
+        return _connect_file(path)
+    except files.Damaged as damage:
         _put_aside(path, in_use, damage, notice)
-        database = _connect_file(path)
-    in_use = in_use or _lock_file(path.parent / "locks" / f"{path.name}.in-use")
-    in_use.take(shared=True)
-    database.hold_file(in_use)
-    database.live_under(path.parent / "locks", owner)
-    return database
+    return _connect_file(path)
 
 
 def _inspect(path: Path) -> None:
@@ -261,12 +259,16 @@ def _connect_file(path: Path) -> Database:
     )
     event.listen(engine, "connect", _configure_sqlite)
     event.listen(engine, "begin", _begin_immediate)
-    database = Database(engine, f"state file {path}", path)
-    try:
-        database.transact(_create_sqlite)
-    except BaseException:
-        database.close()
-        raise
+    with ExitStack() as undo:
+        database = undo.enter_context(closing(Database(engine, f"state file {path}", path)))
+        try:
+            database.transact(_create_sqlite)
+        except StateUnavailable as error:
+            cause = getattr(error.__cause__, "orig", None)
+            if isinstance(cause, sqlite3.Error) and files.is_damage(cause):
+                raise files.Damaged(str(cause)) from error
+            raise
+        undo.pop_all()
     return database
 
 
@@ -275,6 +277,12 @@ def _configure_sqlite(connection: Any, record: object) -> None:  # noqa: ANN401 
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.close()
+    connection.text_factory = _lenient_text
+
+
+def _lenient_text(stored: bytes) -> str:
+    """Damaged text as text that no field accepts, so that it does not fail the whole query."""
+    return stored.decode("utf-8", "surrogateescape")
 
 
 def _begin_immediate(connection: Connection) -> None:
@@ -286,6 +294,8 @@ def _create_sqlite(connection: Connection) -> None:
     metadata.create_all(connection)
     connection.exec_driver_sql(f"PRAGMA application_id={files.APPLICATION_ID}")
     _create_store_row(connection)
+    for table in metadata.sorted_tables:  # a damaged schema shows here, not in mid-upload
+        connection.execute(sa.select(table).limit(1)).first()
 
 
 # PostgreSQL
@@ -295,13 +305,11 @@ def _open_postgres(location: PostgresDatabase, owner: Owner) -> Database:
     locks = state_directory() / "locks"
     files.secure_directory(locks)
     engine = _postgres_engine(location)
-    database = Database(engine, str(location), None)
-    try:
+    with ExitStack() as undo:
+        database = undo.enter_context(closing(Database(engine, str(location), None)))
         database.transact(_create_postgres)
         database.live_under(locks, owner)
-    except BaseException:
-        database.close()
-        raise
+        undo.pop_all()
     return database
 
 

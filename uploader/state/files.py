@@ -21,6 +21,7 @@ __all__ = [
     "clear_suspicion",
     "create_private",
     "inspect",
+    "is_damage",
     "is_suspect",
     "quarantine",
     "refuse_network_mount",
@@ -32,6 +33,7 @@ APPLICATION_ID: Final = 0x766F6475  # "vodu": what `file` and we recognise a sta
 _COMPANIONS: Final = ("-wal", "-shm", "-journal")
 _SMALL_BYTES: Final = 4 << 20  # checked whole at every opening; takes a few milliseconds
 _SUSPECT_SUFFIX: Final = ".suspect"
+_MOUNTS: Final = Path("/proc/self/mountinfo")
 
 # Their locks are advisory at best, and SQLite's shared memory does not reach other machines.
 _NETWORK_TYPES: Final = frozenset(
@@ -78,16 +80,20 @@ def _make_private(directory: Path) -> None:
         return
     if directory.parent != directory:
         _make_private(directory.parent)
-    directory.mkdir(mode=0o700, exist_ok=True)
+    try:
+        directory.mkdir(mode=0o700)
+    except FileExistsError:  # another process was faster
+        return
+    directory.chmod(0o700)  # the umask may have taken even our own rights
 
 
-def refuse_network_mount(directory: Path) -> None:
+def refuse_network_mount(directory: Path, *, mounts: Path = _MOUNTS) -> None:
     """Refuse file systems on which two machines would break the database.
 
     Raises:
         ConfigurationError: `directory` is on one.
     """
-    kind = _mount_type(directory)
+    kind = _mount_type(directory, mounts)
     is_fuse = kind.startswith("fuse.") and kind not in _LOCAL_FUSE_TYPES
     if kind in _NETWORK_TYPES or is_fuse:
         raise ConfigurationError(
@@ -97,12 +103,12 @@ def refuse_network_mount(directory: Path) -> None:
         )
 
 
-def _mount_type(directory: Path) -> str:
-    """The type of the file system as /proc/self/mountinfo names it; "" if unknown."""
+def _mount_type(directory: Path, mounts: Path) -> str:
+    """The type of the file system as the table of mounts names it; "" if unknown."""
     device = directory.stat().st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"
     try:
-        lines = Path("/proc/self/mountinfo").read_text("utf-8", "replace").splitlines()
+        lines = mounts.read_text("utf-8", "replace").splitlines()
     except OSError:
         return ""
     for line in lines:
@@ -123,7 +129,9 @@ def create_private(path: Path) -> None:
     """
     try:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        os.close(os.open(path, flags, 0o600))
+        fd = os.open(path, flags, 0o600)
+        os.fchmod(fd, 0o600)  # whatever the umask
+        os.close(fd)
     except FileExistsError:
         pass
     except OSError as error:
@@ -162,7 +170,7 @@ def inspect(path: Path, *, newest_version: int) -> None:
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=5)) as database:
             _inspect_open(database, path, newest_version)
     except sqlite3.Error as error:
-        if _is_damage(error):
+        if is_damage(error):
             raise Damaged(str(error)) from error
         raise
 
@@ -195,7 +203,7 @@ def _require_version(database: sqlite3.Connection, path: Path, newest_version: i
         )
 
 
-def _is_damage(error: sqlite3.Error) -> bool:
+def is_damage(error: sqlite3.Error) -> bool:
     """Whether SQLite says that the content is wrong, rather than out of reach."""
     code = getattr(error, "sqlite_errorcode", None)
     if code is None:

@@ -27,6 +27,7 @@ __all__ = ["FileLock", "Lease", "Owner", "OwnerLock", "kept_alive"]
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _LOCK_SUFFIX: Final = ".owner"
 _POLL_S: Final = 0.02
+_LITTER_AGE_S: Final = 86_400.0  # a lease is over by then, whoever held it
 
 
 class FileLock:
@@ -40,6 +41,7 @@ class FileLock:
     def __init__(self, path: Path) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         self._fd: int | None = os.open(path, flags, 0o600)
+        os.fchmod(self._fd, 0o600)  # whatever the umask
         FileLock._open.add(self)
 
     def take(self, *, shared: bool = False, wait_s: float = 0.0) -> bool:
@@ -123,12 +125,13 @@ class OwnerLock:
     """The flock that says "this owner lives", and the judgement of others by theirs.
 
     The file gets its final name only once it is locked: a file by that name that can be
-    locked by somebody else belongs to a dead process.
+    locked by somebody else belongs to a dead process. Only owners of this boot of this
+    kernel are judged: on a shared folder, locks of other machines may be invisible.
     """
 
     def __init__(self, directory: Path, store_id: str, owner: Owner) -> None:
         self._directory = directory
-        self._prefix = f"{store_id}."
+        self._prefix = f"{store_id}.{owner.boot}."
         self._owner = owner
         self._path = self._path_of(owner.token)
         fresh = self._path.with_suffix(".new")
@@ -150,6 +153,14 @@ class OwnerLock:
     def bury(self, token: str) -> None:
         """Remove the file of a dead owner whose leases are gone."""
         self._path_of(token).unlink(missing_ok=True)
+
+    def sweep(self) -> None:
+        """Remove what other boots, other stores and broken openings left behind long ago."""
+        oldest = time.time() - _LITTER_AGE_S
+        for pattern in (f"*{_LOCK_SUFFIX}", "*.new"):
+            for path in self._directory.glob(pattern):
+                if path.lstat().st_mtime < oldest and self._is_free(path):
+                    path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Stop living: remove the file, then give the lock back."""

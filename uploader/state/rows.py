@@ -15,6 +15,7 @@ __all__ = [
     "ack_of",
     "ack_row",
     "instant",
+    "loaded_text",
     "orphan_of",
     "orphan_row",
     "record_of",
@@ -47,9 +48,16 @@ def stored_text(text: str) -> str:
     return text if is_plain else _ESCAPED + json.dumps(text)
 
 
-def _loaded_text(value: object) -> str:
+def loaded_text(value: object) -> str:
+    """Text as it was before `stored_text`."""
     if not isinstance(value, str):
         raise _Garbage(f"{value!r:.40} is not a text")
+    if value.isascii() and not value.startswith(_ESCAPED):
+        return value
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise _Garbage("a text is not UTF-8") from error
     if not value.startswith(_ESCAPED):
         return value
     try:
@@ -62,7 +70,7 @@ def _loaded_text(value: object) -> str:
 
 
 def _optional_text(value: object) -> str | None:
-    return None if value is None else _loaded_text(value)
+    return None if value is None else loaded_text(value)
 
 
 def _count(value: object) -> int:
@@ -111,8 +119,8 @@ def _field(name: str, value: object) -> Any:  # noqa: ANN401 - each name has its
     if name == "is_overwrite":
         return bool(_count(value))
     if name == "phase":
-        return Phase(_loaded_text(value))
-    return _loaded_text(value) if name in _REQUIRED_TEXTS else _optional_text(value)
+        return Phase(loaded_text(value))
+    return loaded_text(value) if name in _REQUIRED_TEXTS else _optional_text(value)
 
 
 def ack_row(upload: int, ack: PartAck) -> dict[str, object]:
@@ -137,7 +145,7 @@ def ack_of(number: object, size: object, etag: object, crc64: object, md5: objec
         if type(crc64) is not int or not number:
             raise _Garbage(f"{crc64!r:.40} is not a CRC")
         return PartAck(
-            _count(number), _count(size), _loaded_text(etag), crc64 % _CRC_SPAN, _optional_text(md5)
+            _count(number), _count(size), loaded_text(etag), crc64 % _CRC_SPAN, _optional_text(md5)
         )
     except _Garbage as error:
         raise StateUnavailable(
@@ -161,7 +169,7 @@ def orphan_of(row: Mapping[Any, Any]) -> Orphan:
     try:
         return Orphan(
             **{
-                name: _optional_text(row[name]) if name in optional else _loaded_text(row[name])
+                name: _optional_text(row[name]) if name in optional else loaded_text(row[name])
                 for name in _ORPHAN_NAMES
             }  # type: ignore[arg-type]  # the names above are the optional ones
         )

@@ -38,6 +38,10 @@ _RELEASE_TIMEOUT_S: Final = 10.0
 class SqlState:
     """Uploads remembered in a database.
 
+    A file lies in a folder that only its owner may write (0700, created so), never on a
+    network file system: SQLite's locks do not hold there, and it is refused. A damaged
+    file is put aside as `<name>.corrupt-<n>` and a new one started.
+
     Args:
         url: a path or `sqlite:///path` for a file on this machine, `postgresql://...`
             for a database shared by machines; None for the file in this user's state
@@ -173,6 +177,8 @@ class SqlState:
         if opened is None or opened.is_elsewhere:
             return
         giving = opened.worker.call(partial(opened.give_back, lease))
+        if lease.lost is not None:  # nothing of ours to wait for
+            return
         try:
             await asyncio.wait_for(giving, _RELEASE_TIMEOUT_S)
         except (StateError, TimeoutError) as error:
@@ -241,10 +247,13 @@ class _Opened:
         from uploader.state.database import open_database
 
         self._database = open_database(location, self.owner, self._notice)
-        dead = self._database.owner_lock.dead_tokens()
+        others = self._database.owner_lock
+        dead = others.dead_tokens()
         if dead:
             self.transact(partial(tx.drop_leases, owners=dead))
-            self._database.bury(dead)
+        for token in dead:
+            others.bury(token)
+        others.sweep()
 
     def transact(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in one transaction."""

@@ -19,6 +19,7 @@ from uploader.state.rows import (
     ack_of,
     ack_row,
     instant,
+    loaded_text,
     orphan_of,
     orphan_row,
     record_of,
@@ -261,7 +262,7 @@ def _require_free_video(connection: Connection, record: UploadRecord) -> None:
     query = sa.select(upload.c.key).where(upload.c.video_id == stored_text(record.video_id))
     other = connection.execute(query).scalar_one_or_none()
     if other is not None and other != stored_text(record.key):
-        raise video_taken(record.video_id, other)
+        raise video_taken(record.video_id, loaded_text(other))
 
 
 def _delete(connection: Connection, row_id: int) -> None:
