@@ -50,6 +50,9 @@ T = TypeVar("T")
 
 _PROGRESS_INTERVAL_S = 0.25
 _MAX_LIST_PAGES = 20
+_USUAL_CONCURRENCY = 8
+"""What the tail of a plan is tapered for while "auto" has not found its level. A higher
+number cuts more small parts, whose requests cost CPU on links that need none of them."""
 
 _REPAIRABLE = frozenset(
     # At Complete: what OSS holds is not what we list. OSS API: CompleteMultipartUpload.
@@ -226,7 +229,7 @@ class Transfer:
         options = self._job.options
         concurrency = options.concurrency
         if concurrency == "auto":
-            concurrency = self._job.network.pace.max_concurrency
+            concurrency = _USUAL_CONCURRENCY
         return plan_parts(
             self._job.record.size, part_size=options.part_size, concurrency=concurrency
         )
