@@ -14,10 +14,10 @@ import hashlib
 import os
 import stat
 import threading
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, TypeVar
 
 import aiofiles
 
@@ -26,18 +26,18 @@ from uploader.protocol.integrity import crc64
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from io import FileIO
     from pathlib import Path
     from types import TracebackType
-    from typing import ParamSpec, Self
+    from typing import Self
 
     from aiofiles.threadpool.binary import AsyncFileIO
 
     from uploader.protocol.wire import Body
 
-    P = ParamSpec("P")
-
 __all__ = ["BytesSource", "FileSource", "Fingerprint", "Source"]
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 READING_THREAD_COUNT: Final = 8
@@ -220,7 +220,6 @@ class FileSource:
         self._path = os.fspath(path)
         self._follow_symlinks = follow_symlinks
         self._read_timeout_s = read_timeout_s
-        self._exit_stack = AsyncExitStack()
         self._file: _OpenFile | None = None
 
     @property
@@ -244,19 +243,11 @@ class FileSource:
         Raises:
             SourceUnreadable: it is missing, empty, no regular file, or not permitted.
         """
-        opener = functools.partial(_open_descriptor, follow_symlinks=self._follow_symlinks)
-        try:
-            handle = await self._exit_stack.enter_async_context(
-                aiofiles.open(
-                    self._path, "rb", buffering=0, opener=opener, executor=_reading_threads()
-                )
-            )
-        except (OSError, ValueError) as exc:
-            raise _unreadable(self._path, exc) from exc
+        handle = await self._open()
         try:
             self._file = _OpenFile(self._path, handle, self._read_timeout_s)
         except BaseException:
-            await self._exit_stack.aclose()
+            await handle.close()
             raise
         return self
 
@@ -267,8 +258,8 @@ class FileSource:
         trace: TracebackType | None,
     ) -> None:
         file, self._file = self._file, None
-        if file is None or await file.has_fallen_silent():
-            await self._exit_stack.aclose()
+        if file is not None:
+            await file.close()
 
     async def fingerprint(self) -> Fingerprint:
         """What identifies the file right now.
@@ -296,6 +287,19 @@ class FileSource:
             await file.in_thread(checksums.update, piece)
         await file.check()
         return checksums.result()
+
+    async def _open(self) -> AsyncFileIO:
+        opener = functools.partial(_open_descriptor, follow_symlinks=self._follow_symlinks)
+        threads = _OpeningThreads()
+        try:
+            return await aiofiles.open(
+                self._path, "rb", buffering=0, opener=opener, executor=threads
+            )
+        except asyncio.CancelledError:
+            threads.close_what_is_opened()
+            raise
+        except (OSError, ValueError) as exc:
+            raise _unreadable(self._path, exc) from exc
 
     def _opened(self) -> _OpenFile:
         if self._file is None:
@@ -381,15 +385,13 @@ class _OpenFile:
                 f"{self._read_timeout_s:g} s."
             ) from exc
 
-    async def has_fallen_silent(self) -> bool:
-        """Wait, not for ever, until no thread uses the descriptor."""
-        if self._under_way:
-            try:
-                async with asyncio.timeout(self._CLOSE_TIMEOUT_S):
+    async def close(self) -> None:
+        """Close it once no thread uses it; one that never returns keeps it open."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._CLOSE_TIMEOUT_S):
+                if self._under_way:
                     await self._silent.wait()
-            except TimeoutError:
-                return False
-        return True
+                await self._handle.close()
 
     def _has_returned(self) -> None:
         self._under_way -= 1
@@ -429,6 +431,30 @@ _NOWAIT_UNSUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.EN
 def _reading_threads() -> ThreadPoolExecutor:
     """One pool per process, so that threads do not grow with the number of files."""
     return ThreadPoolExecutor(READING_THREAD_COUNT, thread_name_prefix="vodup-read")
+
+
+class _OpeningThreads(Executor):
+    """The reading threads as one opening sees them. Mutable: its last job.
+
+    A thread goes on opening when the task that waits for it is cancelled.
+    """
+
+    _job: Future[Any] | None = None
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Run it in a reading thread."""
+        self._job = job = _reading_threads().submit(fn, *args, **kwargs)
+        return job
+
+    def close_what_is_opened(self) -> None:
+        """Close the file as soon as the thread has opened it."""
+        if self._job is not None:
+            self._job.add_done_callback(_close_result)
+
+
+def _close_result(job: Future[FileIO]) -> None:
+    if not job.cancelled() and job.exception() is None:
+        job.result().close()
 
 
 def _call_if_open(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
