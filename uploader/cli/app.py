@@ -84,6 +84,128 @@ def resume(
 
 @app.command()
 @grouped
+def status(
+    store: Store,
+    output: Output,
+    names: Names = None,
+    is_watching: Annotated[bool, flag("--watch", help="Again every two seconds.")] = False,
+) -> None:
+    """Show recorded uploads: how far they are, who works on them, what went wrong."""
+
+    def work() -> int:
+        from uploader.cli.recorded import status
+
+        return status(names or [], is_watching, store, output)
+
+    end(work, output)
+
+
+@app.command()
+@grouped
+def abort(
+    names: Annotated[list[str], typer.Argument(metavar="KEY|VIDEO_ID...")],
+    access: Access,
+    store: Store,
+    output: Output,
+) -> None:
+    """Give uploads up: their parts are removed at OSS. The videos stay."""
+
+    def work() -> int:
+        from uploader.cli.recorded import abort
+
+        return abort(names, store, access, output)
+
+    end(work, output)
+
+
+@app.command()
+@grouped
+def clean(
+    access: Access,
+    store: Store,
+    output: Output,
+    names: Names = None,
+    is_done: Annotated[bool, flag("--done", help="Receipts of finished uploads.")] = False,
+    is_aborted: Annotated[bool, flag("--aborted", help="Uploads that were given up.")] = False,
+    older_than: Annotated[
+        str | None, flag("--older-than", metavar="30d", help="Only what has rested for so long.")
+    ] = None,
+    with_orphans: Annotated[
+        bool, flag("--orphans", help="Abort what nobody continues at OSS.")
+    ] = False,
+    is_forced: Annotated[bool, flag("--force", help="Forget unfinished ones named, too.")] = False,
+    is_dry: Annotated[bool, flag("-n", "--dry-run", help="Only say what would be done.")] = False,
+) -> None:
+    """Forget receipts and given-up uploads. Unfinished ones stay unless named with --force."""
+
+    def work() -> int:
+        from uploader.cli.recorded import Choice, clean
+
+        choice = Choice(
+            names=names or [],
+            is_done=is_done,
+            is_aborted=is_aborted,
+            older_than=older_than,
+            with_orphans=with_orphans,
+            is_forced=is_forced,
+            is_dry=is_dry,
+        )
+        return clean(choice, store, access, output)
+
+    end(work, output)
+
+
+@app.command()
+@grouped
+def verify(
+    path: Annotated[str, typer.Argument(metavar="PATH")],
+    access: Access,
+    store: Store,
+    output: Output,
+    key: Annotated[str | None, flag("--key", metavar="NAME", help="The upload's name.")] = None,
+) -> None:
+    """Read a file again and compare it with what OSS holds of it."""
+
+    def work() -> int:
+        from uploader.cli.checking import verify
+
+        return verify(path, key, store, access, output)
+
+    end(work, output)
+
+
+@app.command()
+@grouped
+def inspect(
+    access: Access,
+    output: Output,
+    where: Annotated[str, typer.Argument(metavar="[FILE|-]")] = "-",
+) -> None:
+    """Show what an UploadAddress and UploadAuth hold, without their secrets."""
+
+    def work() -> int:
+        from uploader.cli.checking import inspect
+
+        return inspect(where, access, output)
+
+    end(work, output)
+
+
+@app.command()
+@grouped
+def doctor(access: Access, store: Store, output: Output) -> None:
+    """Check credentials, network, clock, state and versions. Prints no secret."""
+
+    def work() -> int:
+        from uploader.cli.doctor import doctor
+
+        return doctor(access, store, output)
+
+    end(work, output)
+
+
+@app.command()
+@grouped
 def devserver(
     host: Annotated[str, flag("--host", help="Loopback address to listen on.")] = "127.0.0.1",
     port: Annotated[int, flag("--port", help="Of the VOD API; 0 takes any.")] = 0,
@@ -119,6 +241,23 @@ def devserver(
         }
         words = [f"{name}={value}" for name, value in given.items() if value is not None]
         return main([*words, "--tls"] if tls else words)
+
+    end(work)
+
+
+@app.command()
+@grouped
+def demo(
+    size: Annotated[str, flag("--size", metavar="SIZE", help="Of the file.")] = "512MiB",
+    keep: Annotated[bool, flag("--keep", help="Keep the file and the server's data.")] = False,
+    as_json: Annotated[bool, flag("--json", help="The report as one JSON line.")] = False,
+) -> None:
+    """Upload to a local server, get killed, continue: see that nothing is lost or sent twice."""
+
+    def work() -> int:
+        from uploader.cli.demo import demo
+
+        return demo(size, keep, as_json)
 
     end(work)
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import sys
-from typing import TextIO
+from typing import Final, TextIO
 
 from uploader.errors import VodupError
 
-__all__ = ["Printer", "count", "duration", "paragraph", "printable", "rate", "size"]
+__all__ = ["MIB", "Printer", "count", "duration", "paragraph", "printable", "rate", "size"]
+
+MIB: Final = 1024 * 1024
 
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _SECRET = re.compile(r"STS\.[A-Za-z0-9]{8,}|CAIS[A-Za-z0-9+/=_-]{20,}")

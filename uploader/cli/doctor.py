@@ -1,0 +1,237 @@
+"""`vodup doctor`: is everything there that an upload needs?"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import ssl
+import stat
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final, Literal, cast
+from urllib.parse import urlsplit
+
+from uploader.cli import exits
+from uploader.cli.opening import key_origin, make_provider, open_store
+from uploader.cli.options import Access, Output, Store
+from uploader.cli.orphans import open_network
+from uploader.cli.running import run_async
+from uploader.cli.text import count, out, size
+from uploader.credentials import GrantProvider, Network, VodProvider
+from uploader.errors import StateError, VideoGone, VodupError
+from uploader.protocol.wire import Response, SignedRequest
+from uploader.state import Phase
+from uploader.state.locations import SqliteFile, locate
+from uploader.transport import AiohttpTransport
+
+__all__ = ["doctor"]
+
+_REQUEST_S: Final = 15.0
+_MAX_OFFSET_S: Final = 300.0  # OSS and VOD refuse at 15 minutes
+_LOW_SPACE: Final = 100 * 1024 * 1024
+_NO_VIDEO: Final = "0" * 32
+_REMOTE_FILE_SYSTEMS: Final = ("nfs", "cifs", "smb", "fuse.", "9p", "afs", "ceph", "lustre")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What was seen of one thing. `code` is the exit code if it failed."""
+
+    name: str
+    verdict: Literal["ok", "warning", "failed"]
+    detail: str
+    code: int = exits.FAILED
+
+
+def doctor(access: Access, store: Store, output: Output) -> int:
+    """Look at everything and return the code of what failed."""
+    findings = _examined(access, store)
+    for finding in findings:
+        if output.json:
+            line = {k: v for k, v in asdict(finding).items() if k != "code"}
+            out(json.dumps({"type": "doctor.finding", **line}, ensure_ascii=False))
+        else:
+            out(f"{finding.verdict:<8} {finding.name:<12} {finding.detail}")
+    return exits.common_code(f.code for f in findings if f.verdict == "failed")
+
+
+def _examined(access: Access, store: Store) -> list[Finding]:
+    """Look at everything, network included."""
+    findings: list[Finding] = [*_versions(), _credentials(access), *_state_path(store)]
+
+    async def work() -> int:
+        findings.append(await _records(store))
+        async with open_network(access) as network:
+            findings.extend(await _services(access, network))
+            findings.append(_congestion(network))
+        return exits.DONE
+
+    run_async(work())
+    return findings
+
+
+# --- this machine ---------------------------------------------------------------------
+
+
+def _versions() -> Iterator[Finding]:
+    packages = ("vodup", "aiohttp", "SQLAlchemy", "oss2")
+    words = [f"{name} {importlib.metadata.version(name)}" for name in packages]
+    words += [f"Python {platform.python_version()}", ssl.OPENSSL_VERSION]
+    yield Finding("versions", "ok", ", ".join(words))
+    yield Finding("system", "ok", f"{platform.system()} {platform.release()}")
+
+
+def _credentials(access: Access) -> Finding:
+    if access.auth_command or access.auth_url:
+        return Finding("credentials", "ok", "grants come from --auth-command or --auth-url")
+    origin = key_origin()
+    if origin is None:
+        detail = "no AccessKey: set ALIBABA_CLOUD_ACCESS_KEY_ID and _SECRET, or push with a --grant"
+        return Finding("credentials", "failed", detail, exits.CREDENTIALS)
+    return Finding("credentials", "ok", f"an AccessKey from {origin}")
+
+
+def _state_path(store: Store) -> Iterator[Finding]:
+    if store.state == "memory":
+        yield Finding("state", "warning", "memory: nothing survives this process")
+        return
+    location = locate(store.state or None)
+    if not isinstance(location, SqliteFile):
+        yield Finding("state", "ok", "a database server")
+        return
+    folder = next(p for p in (location.path.parent, *location.path.parents) if p.exists())
+    yield _state_folder(location.path, folder)
+
+
+def _state_folder(path: Path, folder: Path) -> Finding:
+    free = shutil.disk_usage(folder).free
+    kind = _file_system_of(folder)
+    mode = f"{stat.S_IMODE(path.stat().st_mode):04o}" if path.exists() else "not there yet"
+    detail = f"{path} ({mode}), {kind or 'unknown file system'}, {size(free)} free"
+    if not os.access(folder, os.W_OK):
+        return Finding("state", "failed", f"{detail}: {folder} is not writable", exits.TEMPORARY)
+    if free < _LOW_SPACE:
+        return Finding("state", "warning", f"{detail}: little space")
+    if kind.startswith(_REMOTE_FILE_SYSTEMS):
+        return Finding("state", "warning", f"{detail}: locks of a network file system may lie")
+    return Finding("state", "ok", detail)
+
+
+def _file_system_of(folder: Path) -> str:
+    """Return the type of the file system `folder` is on, "" where that is not told."""
+    try:
+        mounts = Path("/proc/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    where = os.path.realpath(folder)
+    best = ("", "")
+    for fields in map(str.split, mounts):
+        point = fields[1].replace("\\040", " ")
+        if os.path.commonpath([where, point]) == point and len(point) >= len(best[0]):
+            best = (point, fields[2])
+    return best[1]
+
+
+async def _records(store: Store) -> Finding:
+    try:
+        async with open_store(store) as state:
+            phases = [found.record.phase async for found in state.uploads()]
+            orphans = await state.orphans()
+    except StateError as error:
+        return Finding("uploads", "failed", error.message, exits.exit_code(error))
+    open_count = sum(phase not in {Phase.DONE, Phase.ABORTED} for phase in phases)
+    detail = f"{count(len(phases), 'upload')} recorded, {open_count} unfinished"
+    if orphans:
+        return Finding("uploads", "warning", f"{detail}; `vodup clean --orphans` would help")
+    return Finding("uploads", "ok", detail)
+
+
+# --- the network ----------------------------------------------------------------------
+
+
+async def _services(access: Access, network: Network) -> list[Finding]:
+    try:
+        provider = make_provider(access, is_optional=True)
+        endpoint = _vod_endpoint(access, network)
+    except VodupError as error:
+        return [Finding("VOD", "failed", error.message, exits.exit_code(error))]
+    findings = [await _reach("VOD", endpoint, network)]
+    if isinstance(provider, VodProvider) and findings[0].verdict != "failed":
+        findings.append(await _access_key(provider, network))
+    findings.append(await _reach_oss(access, endpoint, network))
+    return findings
+
+
+def _region(access: Access) -> str:
+    return access.region or os.environ.get("VODUP_REGION") or "cn-shanghai"
+
+
+def _vod_endpoint(access: Access, network: Network) -> str:
+    endpoint = access.vod_endpoint or f"https://vod.{_region(access)}.aliyuncs.com"
+    return network.trust.check_vod_endpoint(endpoint)
+
+
+async def _reach_oss(access: Access, vod_endpoint: str, network: Network) -> Finding:
+    if urlsplit(vod_endpoint).hostname in {"127.0.0.1", "::1"}:
+        return Finding("OSS", "ok", "a development server tells its own with each grant")
+    return await _reach("OSS", f"https://oss-{_region(access)}.aliyuncs.com", network)
+
+
+async def _reach(name: str, endpoint: str, network: Network) -> Finding:
+    """Ask without a signature: any answer shows the way, TLS and the service's clock."""
+    request = SignedRequest("GET", f"{endpoint}/", {}, None)
+    began = time.monotonic()
+    try:
+        async with asyncio.timeout(2 * _REQUEST_S):
+            answer = await network.transport.send(request, answer_timeout_s=_REQUEST_S)
+    except (VodupError, TimeoutError) as error:
+        words = error.message if isinstance(error, VodupError) else "no answer"
+        return Finding(name, "failed", f"{endpoint}: {words}", exits.TEMPORARY)
+    return _reached(name, endpoint, answer, time.monotonic() - began)
+
+
+def _reached(name: str, endpoint: str, answer: Response, took_s: float) -> Finding:
+    words = [f"{endpoint} answers in {1000 * took_s:.0f} ms"]
+    if urlsplit(endpoint).scheme != "https":
+        words.append("without TLS")
+    offset_s = _offset_s(answer)
+    if offset_s is not None:
+        words.append(f"its clock is {offset_s:+.0f} s from ours")
+    is_off = offset_s is not None and abs(offset_s) > _MAX_OFFSET_S
+    return Finding(name, "warning" if is_off else "ok", ", ".join(words))
+
+
+def _offset_s(answer: Response) -> float | None:
+    server = answer.server_epoch_s
+    return None if server is None else server - time.time()
+
+
+async def _access_key(provider: GrantProvider, network: Network) -> Finding:
+    """A cheap signed call: a video that cannot exist is not found by those who may ask."""
+    try:
+        async with asyncio.timeout(2 * _REQUEST_S):
+            await provider.connect(network).facts(_NO_VIDEO)
+    except VideoGone:
+        pass
+    except TimeoutError:
+        return Finding("AccessKey", "failed", "no answer in time", exits.TEMPORARY)
+    except VodupError as error:
+        return Finding("AccessKey", "failed", error.message, exits.exit_code(error))
+    return Finding("AccessKey", "ok", "VOD accepts it")
+
+
+def _congestion(network: Network) -> Finding:
+    used = cast("AiohttpTransport", network.transport).facts().congestion
+    if not used:
+        return Finding("congestion", "warning", "no connection was made")
+    if used == "bbr":
+        return Finding("congestion", "ok", used)
+    return Finding(
+        "congestion", "warning", f"{used}; on lossy links bbr is faster (modprobe tcp_bbr)"
+    )
