@@ -292,9 +292,9 @@ class Steering:
     """
 
     limit: int
+    trusted_limit: int
     ceiling: int
     is_fixed: bool = False
-    trusted_limit: int = 1
     trusted_rate: float = 0.0
     is_trial: bool = True
     trial_s: float = 0.0
@@ -302,6 +302,19 @@ class Steering:
     hold_s: float = 0.0
     next_hold_s: float = 4.0
 
+    @classmethod
+    def automatic(cls, ceiling: int) -> Steering:
+        """Starts at four connections, which no path is worse off with than with one."""
+        limit = min(FIRST_LIMIT, ceiling)
+        return cls(limit=limit, trusted_limit=limit, ceiling=ceiling)
+
+    @classmethod
+    def fixed(cls, limit: int) -> Steering:
+        """Stays where it is unless the service refuses."""
+        return cls(limit=limit, trusted_limit=limit, ceiling=limit, is_fixed=True, is_trial=False)
+
+
+FIRST_LIMIT: Final = 4
 
 GAIN: Final = 1.10
 """Goodput must grow by this factor to justify more connections: below is noise."""
@@ -550,9 +563,9 @@ class Pace:
 def _first_steering(concurrency: int | Literal["auto"], ceiling: int) -> Steering:
     if concurrency == "auto":
         _require(ceiling >= 1, "max_concurrency must be at least 1.")
-        return Steering(limit=min(4, ceiling), ceiling=ceiling)
+        return Steering.automatic(ceiling)
     _require(concurrency >= 1, "concurrency must be at least 1.")
-    return Steering(limit=concurrency, ceiling=concurrency, is_fixed=True, is_trial=False)
+    return Steering.fixed(concurrency)
 
 
 def _vod_limiter(calls_per_s: float) -> AsyncLimiter:

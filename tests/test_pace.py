@@ -1,0 +1,584 @@
+"""The budget: slots, bandwidth, calls, and how the slots are steered."""
+
+import asyncio
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from itertools import accumulate, count, pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from uploader.errors import ConfigurationError, SourceChanged
+from uploader.pace import (
+    FAST_LINK_RATE,
+    REFUSED_HOLD_S,
+    TICK_S,
+    Bandwidth,
+    Interval,
+    LinkSample,
+    Pace,
+    Steering,
+    decide,
+    parse_bandwidth,
+    set_back,
+)
+
+KIB, MIB = 1024, 1024 * 1024
+
+
+@dataclass
+class VirtualClock:
+    """Time that passes only when everybody sleeps; at once."""
+
+    now_s: float = 1000.0
+    day: datetime = datetime(2024, 5, 1, tzinfo=UTC)
+    _sleepers: list[tuple[float, int, asyncio.Future[None]]] = field(default_factory=list)
+    _order: count = field(default_factory=count)
+
+    def utc_now(self) -> datetime:
+        return self.day + timedelta(seconds=self.now_s - 1000)
+
+    def elapsed_s(self) -> float:
+        return self.now_s
+
+    async def sleep(self, seconds: float) -> None:
+        done = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._sleepers, (self.now_s + seconds, next(self._order), done))
+        await done
+
+    async def run(self, until_s: float = float("inf")) -> None:
+        """Let time pass up to that moment, or until nobody sleeps."""
+        while True:
+            for _ in range(10):
+                await asyncio.sleep(0)
+            if not self._sleepers or self._sleepers[0][0] > until_s:
+                return
+            self.now_s, _, done = heapq.heappop(self._sleepers)
+            if not done.done():
+                done.set_result(None)
+
+
+# --- bandwidth: what is written -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [
+        ("512B", 512),
+        ("10K", 10 * KIB),
+        ("10M", 10 * MIB),
+        ("1.5m", 1536 * KIB),
+        ("2G", 2048 * MIB),
+        ("off", None),
+        ("OFF", None),
+    ],
+)
+def test_one_rate_holds_all_day(text: str, rate: int | None) -> None:
+    assert parse_bandwidth(text) == Bandwidth.constant(rate)
+
+
+@pytest.mark.parametrize(
+    ("hour", "minute", "rate"),
+    [(0, 0, None), (7, 59, None), (8, 0, 10 * MIB), (19, 59, 10 * MIB), (20, 0, None)],
+)
+def test_a_timetable_changes_at_its_minutes_and_wraps(
+    hour: int, minute: int, rate: int | None
+) -> None:
+    table = parse_bandwidth("20:00,off 8:00,10M")
+    assert table.rate_at(datetime(2024, 1, 1, hour, minute)) == rate
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", " ", "10", "0", "0K", "-1M", "10T", "ten", "nan", "1e3K", "1M 2M"),
+        *("8,10M", "25:00,1M", "08:60,1M", "08:00,", ",1M", "08:00 1M", "08:00,1M 08:00,2M"),
+    ],
+)
+def test_anything_else_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(ConfigurationError, match='Write for example "10M"'):
+        parse_bandwidth(text)
+
+
+@given(st.text(max_size=20))
+def test_any_text_is_a_bandwidth_or_a_configuration_error(text: str) -> None:
+    try:
+        parse_bandwidth(text)
+    except ConfigurationError:
+        return
+
+
+# --- bandwidth: what is spent ---------------------------------------------------------
+
+
+async def spend_all(
+    pace: Pace, clock: VirtualClock, callers: list[list[int]]
+) -> list[tuple[float, int, int]]:
+    """(time, caller, bytes) of every spending that was granted."""
+    granted = []
+
+    async def spend(caller: int, amounts: list[int]) -> None:
+        for amount in amounts:
+            await pace.spend(amount)
+            granted.append((clock.now_s, caller, amount))
+
+    async with asyncio.TaskGroup() as group:
+        for caller, amounts in enumerate(callers):
+            group.create_task(spend(caller, amounts))
+        await clock.run()
+    return granted
+
+
+@given(
+    rate=st.integers(1, 10**6),
+    callers=st.lists(st.lists(st.integers(1, 10**6), min_size=1, max_size=5), max_size=5),
+)
+@settings(max_examples=50, deadline=None)
+def test_never_more_than_the_rate_over_any_span(rate: int, callers: list[list[int]]) -> None:
+    """What a caller was granted piece by piece counts when its last piece is."""
+    total = sum(map(sum, callers))
+    rate = max(rate, total // 10 + 1)
+
+    async def scenario() -> list[tuple[float, int, int]]:
+        clock = VirtualClock()
+        pace = Pace(bandwidth=Bandwidth.constant(rate), clock=clock)
+        return await spend_all(pace, clock, callers)
+
+    granted = asyncio.run(scenario())
+    tolerance = sum(map(max, callers)) + rate * SLACK_S + 1
+    for first, (since, _, _) in enumerate(granted):
+        span = accumulate((amount for _, _, amount in granted[first + 1 :]), initial=0)
+        for (at, _, _), spent in zip(granted[first:], span, strict=True):
+            assert spent <= rate * (at - since) + tolerance
+    if granted:
+        assert granted[-1][0] - 1000 == pytest.approx(total / rate, abs=SLACK_S)
+
+
+SLACK_S = 0.1
+"""A slice, the credit for a late wake-up and a nap, with room."""
+
+
+async def test_a_long_rest_is_not_made_up_for_by_a_burst() -> None:
+    clock = VirtualClock()
+    pace = Pace(bandwidth=Bandwidth.constant(1000), clock=clock)
+    clock.now_s += 3600
+    granted = await spend_all(pace, clock, [[100] * 10])
+    assert granted[-1][0] - 4600 == pytest.approx(1.0, abs=0.05)
+
+
+async def test_callers_share_evenly_whatever_they_ask_for() -> None:
+    clock = VirtualClock()
+    pace = Pace(bandwidth=Bandwidth.constant(100_000), clock=clock)
+    granted = await spend_all(pace, clock, [[50_000] * 4, [5_000] * 40])
+    half = granted[len(granted) // 2][0]
+    shares = [sum(n for at, who, n in granted if who == w and at <= half) for w in (0, 1)]
+    assert abs(shares[0] - shares[1]) <= 55_000
+
+
+async def test_without_a_limit_nothing_waits() -> None:
+    clock = VirtualClock()
+    assert [at for at, _, _ in await spend_all(Pace(clock=clock), clock, [[10**12] * 3])] == [
+        1000.0
+    ] * 3
+
+
+async def test_the_limit_may_change_meanwhile() -> None:
+    clock = VirtualClock()
+    pace = Pace(bandwidth=Bandwidth.constant(1000), clock=clock)
+    async with asyncio.TaskGroup() as group:
+        spending = group.create_task(pace.spend(100_000))
+        await clock.run(until_s=1010)
+        assert not spending.done()
+        pace.set_bandwidth(None)
+        await clock.run()
+    assert clock.now_s < 1011
+    assert pace.bytes_per_s is None
+
+
+async def test_the_time_of_day_rules() -> None:
+    clock = VirtualClock()
+    midnight = clock.utc_now().astimezone()
+    soon = midnight + timedelta(minutes=1)
+    table = Bandwidth(
+        tuple(
+            sorted(
+                ((midnight.hour * 60 + midnight.minute, 1000), (soon.hour * 60 + soon.minute, None))
+            )
+        )
+    )
+    pace = Pace(bandwidth=table, clock=clock)
+    granted = await spend_all(pace, clock, [[10_000_000]])
+    assert granted[0][0] - 1000 == pytest.approx(60, abs=1)
+
+
+def test_pieces_are_small_only_when_the_rate_is() -> None:
+    assert Pace().piece_size(512 * KIB) == 512 * KIB
+    assert Pace(bandwidth=Bandwidth.constant(100 * MIB)).piece_size(512 * KIB) == 512 * KIB
+    assert Pace(bandwidth=Bandwidth.constant(80 * KIB)).piece_size(512 * KIB) == 10 * KIB
+    assert Pace(bandwidth=Bandwidth.constant(10)).piece_size(512 * KIB) == 1024
+
+
+# --- slots ----------------------------------------------------------------------------
+
+
+@dataclass
+class Crowd:
+    """Tasks that hold a slot until told to go."""
+
+    pace: Pace
+    entered: list[int] = field(default_factory=list)
+    gates: list[asyncio.Event] = field(default_factory=list)
+
+    async def hold(self, number: int) -> None:
+        async with self.pace.slot():
+            self.entered.append(number)
+            await self.gates[number].wait()
+
+    def start(self, group: asyncio.TaskGroup, size: int) -> list[asyncio.Task[None]]:
+        self.gates = [asyncio.Event() for _ in range(size)]
+        return [group.create_task(self.hold(number)) for number in range(size)]
+
+    def let_all_go(self) -> None:
+        for gate in self.gates:
+            gate.set()
+
+
+async def settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_slots_are_given_in_the_order_of_asking() -> None:
+    crowd = Crowd(Pace(concurrency=2))
+    async with asyncio.TaskGroup() as group:
+        crowd.start(group, 5)
+        await settle()
+        assert (crowd.entered, crowd.pace.in_use) == ([0, 1], 2)
+        crowd.gates[1].set()
+        await settle()
+        assert crowd.entered == [0, 1, 2]
+        crowd.let_all_go()
+    assert crowd.entered == [0, 1, 2, 3, 4]
+    assert crowd.pace.in_use == 0
+
+
+async def test_slots_come_back_after_failures() -> None:
+    pace = Pace(concurrency=1)
+    for _ in range(3):
+        with pytest.raises(SourceChanged):
+            async with pace.slot():
+                raise SourceChanged("x")
+    assert pace.in_use == 0
+
+
+async def test_more_slots_let_those_who_wait_in_at_once() -> None:
+    pace = Pace(concurrency=4)
+    for _ in range(3):
+        pace.slow_down()
+    assert pace.limit == 2, "a bunch of refusals counts once"
+    crowd = Crowd(pace)
+    async with asyncio.TaskGroup() as group:
+        crowd.start(group, 4)
+        await settle()
+        assert crowd.entered == [0, 1]
+        pace._apply(replace(pace._steering, limit=4))
+        await settle()
+        assert crowd.entered == [0, 1, 2, 3]
+        pace._apply(replace(pace._steering, limit=1))
+        assert pace.in_use == 4, "nobody is thrown out"
+        crowd.let_all_go()
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=30), st.integers(1, 4))
+@settings(max_examples=60, deadline=None)
+def test_no_slot_is_lost_to_cancellation(steps: list[tuple[int, bool]], limit: int) -> None:
+    async def scenario() -> None:
+        crowd = Crowd(Pace(concurrency=limit))
+        async with asyncio.TaskGroup() as group:
+            tasks = crowd.start(group, 10)
+            for number, is_cancel in steps:
+                if is_cancel:
+                    tasks[number].cancel()
+                else:
+                    crowd.gates[number].set()
+                await asyncio.sleep(0)
+                assert crowd.pace.in_use <= limit
+            crowd.let_all_go()
+        assert crowd.pace.in_use == 0
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Pace(concurrency=0),
+        lambda: Pace(max_concurrency=0),
+        lambda: Pace(vod_calls_per_s=0),
+    ],
+)
+def test_a_budget_of_nothing_is_refused(make: Callable[[], Pace]) -> None:
+    with pytest.raises(ConfigurationError):
+        make()
+
+
+async def test_vod_calls_are_spread() -> None:
+    pace = Pace(vod_calls_per_s=50)
+    loop = asyncio.get_running_loop()
+    started_at, times = loop.time(), []
+    for _ in range(30):
+        await pace.vod_call()
+        times.append(loop.time() - started_at)
+    assert times[9] < 0.1, "a fifth of a second's worth goes at once"
+    assert 0.3 < times[-1] < 0.8
+
+
+# --- steering: single decisions -------------------------------------------------------
+
+START = Steering.automatic(32)
+
+
+def seen(rate: float, **more: float | bool) -> Interval:
+    return Interval(seconds=TICK_S, acked_bytes=int(rate * TICK_S), **more)  # type: ignore[arg-type]
+
+
+QUEUE = {"rtt_s": 0.2, "min_rtt_s": 0.05}
+
+
+def test_goodput_doubles_the_limit() -> None:
+    assert decide(START, seen(MIB)).limit == 8
+
+
+def test_a_fast_link_ramps_four_fold() -> None:
+    assert decide(START, seen(5 * FAST_LINK_RATE)).limit == 16
+
+
+def test_growth_that_brings_nothing_is_taken_back_and_held() -> None:
+    grown = decide(START, seen(MIB))
+    back = decide(grown, seen(1.05 * MIB))
+    assert (back.limit, back.is_trial) == (4, False)
+    held = back
+    for _ in range(int(back.hold_s / TICK_S)):
+        assert held.limit == 4
+        held = decide(held, seen(MIB))
+    assert decide(held, seen(MIB)).limit == 6, "then it is tried again, more carefully"
+
+
+def test_failed_trials_become_rare() -> None:
+    state, holds = START, []
+    for _ in range(2000):
+        before, state = state, decide(state, seen(MIB))
+        if before.is_trial and not state.is_trial:
+            holds.append(state.hold_s)
+    assert holds[:5] == [4, 8, 16, 32, 60]
+
+
+def test_a_queue_is_never_made_longer() -> None:
+    grown = decide(START, seen(MIB))
+    assert decide(grown, seen(4 * MIB, **QUEUE)).limit == 4
+
+
+def test_a_busy_scheduler_is_no_queue() -> None:
+    assert not seen(MIB, rtt_s=0.002, min_rtt_s=0.00002).has_queue
+
+
+def test_loss_without_a_queue_justifies_more_connections() -> None:
+    grown = decide(START, seen(MIB))
+    assert decide(grown, seen(MIB, retransmit_count=7)).limit == 16
+
+
+def test_slow_start_is_waited_for() -> None:
+    grown = decide(START, seen(MIB))
+    far = {"rtt_s": 0.2, "min_rtt_s": 0.19}
+    state = grown
+    for _ in range(3):
+        state = decide(state, seen(0.5 * MIB, **far))
+        assert state.limit == 8
+    assert decide(state, seen(0.5 * MIB, **far)).limit == 4
+
+
+def test_unused_slots_teach_nothing() -> None:
+    assert decide(START, seen(MIB, is_used_up=False)) == START
+
+
+def test_the_ceiling_holds() -> None:
+    state = replace(START, ceiling=10)
+    for factor in range(1, 8):
+        state = decide(state, seen(MIB * 2**factor))
+    assert state.limit == 10
+
+
+def test_a_refusal_halves_and_holds() -> None:
+    state = set_back(replace(START, limit=20))
+    assert (state.limit, state.hold_s) == (10, REFUSED_HOLD_S)
+    assert decide(state, seen(100 * MIB)).limit == 10
+    assert set_back(set_back(set_back(START))).limit == 1
+
+
+def test_a_fixed_number_comes_back_after_a_refusal() -> None:
+    state = set_back(Steering.fixed(12))
+    limits = []
+    for _ in range(20):
+        state = decide(state, seen(MIB))
+        limits.append(state.limit)
+    assert sorted(set(limits)) == [6, 12]
+
+
+any_interval = st.builds(
+    Interval,
+    seconds=st.floats(0.1, 5),
+    acked_bytes=st.integers(0, 10**10),
+    retransmit_count=st.integers(0, 1000),
+    rtt_s=st.floats(0, 5),
+    min_rtt_s=st.floats(0, 5),
+    is_used_up=st.booleans(),
+)
+
+
+@given(
+    st.lists(st.one_of(any_interval, st.none()), max_size=60), st.integers(1, 100), st.booleans()
+)
+def test_the_limit_stays_within_its_bounds(
+    history: list[Interval | None], ceiling: int, is_fixed: bool
+) -> None:
+    state = Steering.fixed(ceiling) if is_fixed else Steering.automatic(ceiling)
+    for interval in history:
+        state = set_back(state) if interval is None else decide(state, interval)
+        assert 1 <= state.limit <= ceiling
+        assert state.trusted_limit <= ceiling
+
+
+# --- steering: whole links ------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Link:
+    """A bottleneck; with loss, each connection reaches only its share of it."""
+
+    capacity: float
+    rtt_s: float
+    per_connection: float
+    has_loss: bool = False
+
+    def goodput(self, connections: int) -> float:
+        return min(self.capacity, connections * self.per_connection)
+
+    def carry(self, connections: int) -> Interval:
+        excess = connections * self.per_connection / self.capacity
+        return Interval(
+            seconds=TICK_S,
+            acked_bytes=int(self.goodput(connections) * TICK_S),
+            retransmit_count=3 if self.has_loss or excess > 1 else 0,
+            rtt_s=self.rtt_s * (1 if self.has_loss else max(1.0, excess)),
+            min_rtt_s=self.rtt_s,
+        )
+
+
+@pytest.mark.parametrize(
+    ("link", "share"),
+    [
+        pytest.param(Link(25 * MIB, 0.05, 20 * MIB), 0.95, id="clean-200M"),
+        pytest.param(Link(25 * MIB, 0.05, 0.5 * MIB, has_loss=True), 0.6, id="lossy-200M"),
+        pytest.param(Link(250 * MIB, 0.05, 45 * MIB), 0.75, id="clean-2G"),
+        pytest.param(Link(1 * MIB, 0.2, 1 * MIB), 0.95, id="slow-far"),
+        pytest.param(Link(1200 * MIB, 0.0005, 300 * MIB), 0.8, id="10G-next-door"),
+    ],
+)
+def test_a_link_is_filled_within_half_a_minute(link: Link, share: float) -> None:
+    state, sent, best = START, 0.0, link.goodput(32)
+    ticks = int(30 / TICK_S)
+    for _ in range(ticks):
+        interval = link.carry(state.limit)
+        sent += interval.acked_bytes
+        state = decide(state, interval)
+    assert sent / (best * TICK_S * ticks) >= share
+
+
+def test_a_link_that_becomes_slower_is_followed() -> None:
+    wide, narrow = Link(250 * MIB, 0.05, 20 * MIB), Link(5 * MIB, 0.05, 5 * MIB)
+    state = START
+    for _ in range(60):
+        state = decide(state, wide.carry(state.limit))
+    for _ in range(400):
+        state = decide(state, narrow.carry(state.limit))
+        assert state.limit <= 32
+    assert narrow.goodput(state.limit) == narrow.capacity
+
+
+# --- steering: ticking ----------------------------------------------------------------
+
+
+@dataclass
+class FakeProbe:
+    """Connections that go faster and faster."""
+
+    samples: list[list[LinkSample]]
+
+    def sample(self) -> list[LinkSample]:
+        return self.samples.pop(0) if self.samples else []
+
+
+def link(connection: int, acked: int, retransmits: int = 0) -> LinkSample:
+    return LinkSample(connection, acked, 0.01, 0.01, retransmits)
+
+
+async def test_ticks_steer_while_the_block_runs_and_not_after() -> None:
+    clock = VirtualClock()
+    pace = Pace(clock=clock)
+    probe = FakeProbe([[link(n, (n + 1) * i * MIB) for n in range(4)] for i in range(1, 9)])
+    crowd = Crowd(pace)
+    async with asyncio.TaskGroup() as group:
+        crowd.start(group, 40)
+        async with pace.steering(probe):
+            await clock.run(until_s=1000 + 2.1 * TICK_S)
+            assert pace.limit > 4
+        crowd.let_all_go()
+    limit = pace.limit
+    await clock.run()
+    assert pace.limit == limit
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_two_blocks_tick_as_often_as_one() -> None:
+    clock = VirtualClock()
+    pace = Pace(clock=clock)
+    probe = FakeProbe([[link(1, n * MIB)] for n in range(100)])
+    async with pace.steering(probe), pace.steering(probe):
+        await clock.run(until_s=1000 + 10 * TICK_S)
+    assert 100 - len(probe.samples) == 10
+
+
+async def test_an_error_leaves_the_block_as_it_is() -> None:
+    pace = Pace()
+    with pytest.raises(SourceChanged, match="itself"):
+        async with pace.steering(FakeProbe([])):
+            raise SourceChanged("itself")
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.02), pace.steering(FakeProbe([])):
+            await asyncio.sleep(5)
+
+
+async def test_where_the_kernel_is_silent_sent_bytes_are_the_measure() -> None:
+    clock = VirtualClock()
+    pace = Pace(clock=clock)
+    async with asyncio.TaskGroup() as group:
+        crowd = Crowd(pace)
+        crowd.start(group, 10)
+        await settle()
+        pace.note_sent(10 * MIB)
+        pace.tick(FakeProbe([]))
+        crowd.let_all_go()
+    assert pace.limit == 8
+
+
+async def test_closed_and_new_connections_do_not_confuse_the_meter() -> None:
+    pace = Pace(clock=VirtualClock())
+    meter = pace._meter
+    looks = [[link(1, 10 * MIB, 5)], [link(2, MIB, 1)], [link(2, 3 * MIB, 1), link(3, 0)]]
+    read = [meter.read(look, seconds=1, sent_bytes=0) for look in looks]
+    assert [one.acked_bytes for one in read] == [10 * MIB, MIB, 2 * MIB]
+    assert [one.retransmit_count for one in read] == [5, 1, 0]
+    assert all(a.rate >= 0 for a, _ in pairwise(read))
