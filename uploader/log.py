@@ -2,8 +2,9 @@
 
 An application that has configured structlog gets our events through it. One that has
 configured only the standard library's logging gets them on the logger "vodup" with the
-values as `extra`. Nobody configured: nothing is printed (structlog's own default would
-print to stdout, where a program's output belongs).
+values as `extra` (names of its own, such as "message", become "message_"). Nobody
+configured: nothing is printed (structlog's own default would print to stdout, where a
+program's output belongs).
 """
 
 from __future__ import annotations
@@ -25,9 +26,14 @@ _NAME = "vodup"
 logging.getLogger(_NAME).addHandler(logging.NullHandler())
 
 _SECRET_KEY = re.compile(r"authorization|token|secret|signature|upload_?auth|password", re.I)
-_SECRET_VALUE = re.compile(r"STS\.[A-Za-z0-9]{8,}|CAIS[A-Za-z0-9+/=]{20,}")
+# A token may be percent-encoded: it also travels in URLs.
+_SECRET_VALUE = re.compile(r"STS\.[A-Za-z0-9]{8,}|CAIS[A-Za-z0-9+/=%]{20,}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _REDACTED = "[redacted]"
+
+_MEANT = {"exc_info", "stack_info"}
+_TAKEN = (vars(logging.makeLogRecord({})).keys() | {"message", "asctime"}) - _MEANT
+"""What a `LogRecord` calls its own things: `extra` with such a name raises KeyError."""
 
 
 def redact(logger: object, method: str, event: EventDict) -> EventDict:
@@ -42,11 +48,22 @@ def redact(logger: object, method: str, event: EventDict) -> EventDict:
 def _clean(key: str, value: object) -> object:
     if value is not None and _SECRET_KEY.search(key):
         return _REDACTED
+    if key == "exc_info":
+        return value  # for whoever prints tracebacks, as it is
     if isinstance(value, str):
         return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", _SECRET_VALUE.sub(_REDACTED, value))
     if isinstance(value, Mapping):
         return {inner: _clean(str(inner), item) for inner, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_clean(key, item) for item in value]
+    if isinstance(value, BaseException):
+        return _clean(key, f"{type(value).__name__}: {value}")
     return value
+
+
+def _rename_taken(logger: object, method: str, event: EventDict) -> EventDict:
+    """Append "_" to names the standard library keeps for itself."""
+    return {f"{key}_" if key in _TAKEN else key: value for key, value in event.items()}
 
 
 def get_logger(**context: object) -> BoundLogger:
@@ -62,6 +79,7 @@ def get_logger(**context: object) -> BoundLogger:
             structlog.contextvars.merge_contextvars,
             structlog.stdlib.filter_by_level,
             redact,
+            _rename_taken,
             structlog.stdlib.render_to_log_kwargs,
         ],
         context_class=dict,

@@ -1,0 +1,178 @@
+"""A library is silent until somebody listens, and secrets stay out of what is heard."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from uploader.errors import ServiceError
+from uploader.log import configure, get_logger, redact
+from uploader.progress import Progress
+
+TOKEN = "CAIS" + "tOkEnCaNaRy4711+/=" * 5
+KEY_ID = "STS.NTzCanary4711abcdefgh"
+
+
+@pytest.fixture(autouse=True)
+def _unconfigured() -> Iterator[None]:
+    """Leave structlog as each test found it: not configured."""
+    structlog.reset_defaults()
+    yield
+    structlog.reset_defaults()
+
+
+def cleaned(**event: object) -> dict[str, object]:
+    return dict(redact(None, "info", event))
+
+
+def refusal() -> ServiceError:
+    return ServiceError("It was refused.", operation="UploadPart", status=403, code="AccessDenied")
+
+
+# --- nobody configured ---------------------------------------------------------------
+
+
+def test_nobody_configured_nothing_is_printed() -> None:
+    code = (
+        "from uploader.errors import VodupError\n"
+        "from uploader.log import get_logger\n"
+        "from uploader.progress import Progress\n"
+        "get_logger(video_id='v').error('upload.failed', code='X')\n"
+        "Progress('k', 'v', []).failed(VodupError('It failed.'))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+# --- the standard library ------------------------------------------------------------
+
+
+def test_standard_logging_gets_the_values_as_extra(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    get_logger(video_id="c6a2").info("part.acked", part_number=17)
+    (record,) = caplog.records
+    assert (record.name, record.levelname, record.getMessage()) == ("vodup", "INFO", "part.acked")
+    assert (vars(record)["video_id"], vars(record)["part_number"]) == ("c6a2", 17)
+
+
+def test_standard_logging_decides_what_is_heard(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    get_logger().info("part.acked")
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("name", ["message", "name", "args", "module", "asctime", "process"])
+def test_fields_named_like_those_of_a_log_record_are_kept(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    get_logger(**{name: "kept"}).warning("upload.failed")
+    (record,) = caplog.records
+    assert vars(record)[f"{name}_"] == "kept"
+    assert record.getMessage() == "upload.failed"
+
+
+def test_a_failed_upload_reaches_standard_logging(caplog: pytest.LogCaptureFixture) -> None:
+    Progress("k", "c6a2", []).failed(refusal().located(video_id="c6a2", phase="send"))
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert vars(record)["code"] == "AccessDenied"
+    assert vars(record)["message_"] == "It was refused."
+
+
+def test_standard_logging_hears_no_secret(caplog: pytest.LogCaptureFixture) -> None:
+    get_logger(security_token=TOKEN).warning("it.happened", reason=f"token {TOKEN} is bad")
+    (record,) = caplog.records
+    assert "tOkEnCaNaRy" not in repr(vars(record))
+
+
+# --- structlog -----------------------------------------------------------------------
+
+
+def test_an_app_with_structlog_gets_events() -> None:
+    heard: list[dict[str, object]] = []
+
+    def listen(logger: object, method: str, event: structlog.typing.EventDict) -> str:
+        heard.append(dict(event, method=method))
+        raise structlog.DropEvent
+
+    structlog.configure(processors=[listen])
+    get_logger(video_id="c6a2").warning("request.retried", signature="abc")
+    (event,) = heard
+    assert event["event"] == "request.retried"
+    assert (event["video_id"], event["method"]) == ("c6a2", "warning")
+    assert event["signature"] == "[redacted]"
+
+
+def test_configuration_may_come_after_the_first_logger() -> None:
+    get_logger().info("too.early")
+    stream = io.StringIO()
+    configure("info", is_json=True, stream=stream)
+    get_logger(video_id="c6a2").info("in.time")
+    event = json.loads(stream.getvalue())
+    assert (event["event"], event["video_id"], event["level"]) == ("in.time", "c6a2", "info")
+
+
+def test_the_command_line_writes_redacted_lines_for_people() -> None:
+    stream = io.StringIO()
+    configure("warning", is_json=False, stream=stream)
+    get_logger(authorization="OSS4 abc").info("below.the_level")
+    get_logger(authorization="OSS4 abc").warning("it.happened", name="a\x1b[2Jb\nc")
+    text = stream.getvalue()
+    assert "below.the_level" not in text
+    assert "it.happened" in text
+    assert "OSS4" not in text
+    assert text.count("\n") == 1
+    assert "\x1b" not in text
+
+
+# --- redaction -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "key",
+    "Authorization security_token SecurityToken access_key_secret Signature UploadAuth "
+    "upload_auth bearer_token password".split(),
+)
+def test_values_are_hidden_by_key(key: str) -> None:
+    assert cleaned(**{key: "plain"}) == {key: "[redacted]"}
+    assert cleaned(outer={key: {"inner": 1}}) == {"outer": {key: "[redacted]"}}
+
+
+def test_no_value_is_nothing_to_hide() -> None:
+    assert cleaned(bearer_token=None) == {"bearer_token": None}
+
+
+@pytest.mark.parametrize("secret", [TOKEN, KEY_ID, TOKEN.replace("+", "%2B").replace("/", "%2F")])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda text: f"refused: {text}!",
+        lambda text: {"inner": {"deep": text}},
+        lambda text: [text, (text,)],
+        lambda text: ValueError(text),
+    ],
+    ids=["text", "mapping", "sequence", "exception"],
+)
+def test_values_are_hidden_wherever_they_are(secret: str, wrap: object) -> None:
+    assert callable(wrap)
+    shown = repr(cleaned(reason=wrap(secret)))
+    assert "anary" not in shown.lower()
+    assert "[redacted]" in shown
+
+
+def test_other_values_stay_as_they_are() -> None:
+    event = {"part_number": 17, "pause_s": 0.5, "video_id": "c6a2", "is_new": True, "sizes": [1, 2]}
+    assert cleaned(**event) == event
+
+
+@pytest.mark.parametrize("char", ["\n", "\r", "\x00", "\x1b", "\x9b", "\u2028", "\u202e", "\u2066"])
+def test_control_characters_are_replaced(char: str) -> None:
+    assert cleaned(name=f"a{char}b") == {"name": "a\N{REPLACEMENT CHARACTER}b"}
+    assert cleaned(names=[f"a{char}b"]) == {"names": ["a\N{REPLACEMENT CHARACTER}b"]}
