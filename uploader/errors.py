@@ -114,6 +114,15 @@ class VodupError(Exception):
     def __str__(self) -> str:
         return f"{self.message} {self.next_step}"
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exception's own calls the class with its positional arguments alone, and a worker
+        # process could not send home an error whose class requires more.
+        return _bare, (type(self), self.message), self.__dict__
+
+
+def _bare(kind: type[VodupError], message: str) -> VodupError:
+    return kind.__new__(kind, message)
+
 
 class ConfigurationError(VodupError):
     """An option or an argument is wrong; nothing was started."""

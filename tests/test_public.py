@@ -1,0 +1,128 @@
+"""What other people's code relies on: the names, cheap imports, and errors that travel."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+import uploader
+from uploader import errors
+from uploader.errors import ServiceError, TransportError, VodupError
+
+HEAVY = ("aiohttp", "aliyunsdkcore", "aiofiles", "oss2", "pydantic", "sqlalchemy", "structlog")
+
+
+def loaded_by(code: str) -> set[str]:
+    """Run `code` in a new interpreter; return the top-level modules it has loaded."""
+    probe = f"import sys\n{code}\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr.decode()
+    return set(done.stdout.decode().split())
+
+
+def every_error() -> Iterator[type[VodupError]]:
+    pending = [VodupError]
+    while pending:
+        kind = pending.pop()
+        yield kind
+        pending += kind.__subclasses__()
+
+
+def an_error(kind: type[VodupError]) -> VodupError:
+    where = {"video_id": "c6a2", "phase": "send"}
+    if issubclass(kind, ServiceError):
+        return kind(
+            "It failed.",
+            operation="UploadPart",
+            status=403,
+            code="AccessDenied",
+            request_id="5C3D",
+            ec="0003-00000001",
+            server_epoch_s=1.5,
+            retry_after_s=2.5,
+            **where,
+        )
+    if issubclass(kind, TransportError):
+        return kind("It failed.", is_sent=False, **where)
+    return kind("It failed.", code="X.Y", request_id="5C3D", **where)
+
+
+ERRORS = sorted(every_error(), key=lambda kind: kind.__name__)
+
+
+@pytest.mark.parametrize("name", uploader.__all__)
+def test_every_public_name_can_be_imported(name: str) -> None:
+    assert getattr(uploader, name) is not None
+    assert name in dir(uploader)
+
+
+def test_public_names_are_sorted_and_without_twins() -> None:
+    assert list(uploader.__all__) == sorted(set(uploader.__all__))
+
+
+def test_unknown_names_are_attribute_errors() -> None:
+    with pytest.raises(AttributeError, match="no_such_name"):
+        getattr(uploader, "no_such_name")  # noqa: B009  # mypy knows the name is not there
+
+
+def test_every_error_is_public() -> None:
+    assert {kind.__name__ for kind in ERRORS} == set(errors.__all__)
+    assert set(errors.__all__) <= set(uploader.__all__)
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    assert not loaded_by("import uploader") & set(HEAVY)
+
+
+def test_importing_errors_loads_nothing_heavy() -> None:
+    assert not loaded_by("from uploader import VodupError, CredentialsRejected") & set(HEAVY)
+
+
+def test_the_uploader_does_not_load_the_signing_codecs() -> None:
+    loaded = loaded_by("from uploader import Uploader, VodProvider")
+    assert "aiohttp" in loaded
+    assert not loaded & {"oss2", "aliyunsdkcore"}
+
+
+# --- errors --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+def test_errors_say_what_where_and_what_next(kind: type[VodupError]) -> None:
+    error = an_error(kind)
+    assert (error.message, error.video_id, error.phase) == ("It failed.", "c6a2", "send")
+    assert error.next_step == kind.default_next_step
+    assert str(error) == f"It failed. {error.next_step}"
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+def test_next_steps_are_sentences(kind: type[VodupError]) -> None:
+    step = kind.default_next_step
+    assert step[0].isupper()
+    assert step.endswith(".")
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+def test_errors_survive_the_way_to_another_process(kind: type[VodupError]) -> None:
+    error = an_error(kind)
+    error.is_temporary = True
+    for copied in (pickle.loads(pickle.dumps(error)), copy.copy(error)):  # noqa: S301
+        assert type(copied) is kind
+        assert vars(copied) == vars(error)
+        assert (str(copied), copied.args) == (str(error), error.args)
+
+
+def test_a_given_next_step_replaces_the_usual_one() -> None:
+    error = VodupError("It failed.", next_step="Do this.")
+    assert str(error) == "It failed. Do this."
+
+
+def test_the_place_is_filled_in_where_it_is_not_known() -> None:
+    error = VodupError("It failed.", phase="send")
+    assert error.located(video_id="c6a2", phase="complete") is error
+    assert (error.video_id, error.phase) == ("c6a2", "send")
