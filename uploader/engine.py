@@ -239,7 +239,9 @@ class Uploader:
             record = await self._state.find(video_id=video_id)
             return record.key if record else f"video-{video_id}"
         scope = self._provider.scope if self._provider else ""
-        digest = hashlib.sha256(f"{scope}\0{source.identity}".encode()).hexdigest()
+        # A file's name may hold bytes that are no UTF-8; Python carries them as surrogates.
+        named = f"{scope}\0{source.identity}".encode(errors="surrogateescape")
+        digest = hashlib.sha256(named).hexdigest()
         return f"file-{digest[:20]}"
 
 
@@ -277,8 +279,9 @@ async def _noted(job: Job) -> AsyncIterator[None]:
             yield
     except VodupError as error:
         if job.checkpoint.record is not None and not isinstance(error, StateError):
+            said = f"{type(error).__name__}: {error.message}".encode(errors="replace").decode()
             with suppress(StateError):
-                await job.checkpoint.advance(error=f"{type(error).__name__}: {error.message}")
+                await job.checkpoint.advance(error=said)
         raise
 
 

@@ -224,8 +224,8 @@ class FileSource:
 
     @property
     def name(self) -> str:
-        """The path as it was given."""
-        return self._path
+        """The path as it was given; "?" for bytes that are no UTF-8."""
+        return self._path.encode(errors="replace").decode()
 
     @property
     def identity(self) -> str:

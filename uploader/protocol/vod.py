@@ -34,6 +34,7 @@ __all__ = [
 T = TypeVar("T")
 
 _VERSION = "2017-03-21"
+_MAX_TITLE_LENGTH = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +51,7 @@ class VideoMeta:
     """What CreateUploadVideo is told of a video (VOD API: CreateUploadVideo).
 
     Attributes:
-        title: up to 128 characters; None takes the file's name.
+        title: up to 128 characters; None takes the file's name, as far as VOD allows it.
         file_name: with an extension VOD supports; None takes the source's name.
         description: up to 1,024 characters.
         cover_url: of a picture.
@@ -116,7 +117,7 @@ def create_upload_video(
     finds the first again (`refresh_upload_video(reference_id=...)`).
     """
     params = {
-        "Title": meta.title or file_name,
+        "Title": meta.title or _title_of(file_name),
         "FileName": meta.file_name or file_name,
         "FileSize": str(file_size),
         "Description": meta.description,
@@ -131,6 +132,16 @@ def create_upload_video(
         "UserData": meta.user_data,
     }
     return _operation(endpoint, "CreateUploadVideo", params, _parse_grant, is_repeatable=False)
+
+
+def _title_of(file_name: str) -> str:
+    """Make of a file's name a title VOD takes.
+
+    At most 128 characters; none of four UTF-8 bytes (emoji), no control characters (VOD
+    API: CreateUploadVideo, IllegalCharacters).
+    """
+    kept = "".join(char for char in file_name if " " <= char <= "\uffff" and char != "\x7f")
+    return kept.strip()[:_MAX_TITLE_LENGTH] or "video"
 
 
 def refresh_upload_video(
