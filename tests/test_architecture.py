@@ -49,7 +49,7 @@ LINES = (
     # values: pure, no I/O, no clock, no asyncio
     _value("errors"),
     _value("protocol.documents", "defusedxml"),
-    _value("protocol.grants", "pydantic"),
+    _value("protocol.grants"),
     _value("protocol.trust", "yarl"),
     _value("protocol.plan"),
     _value("protocol.integrity", "fastcrc"),
@@ -65,7 +65,7 @@ LINES = (
     _hand("pace", "aiolimiter"),
     _hand("transport", "aiohttp", "yarl"),
     _hand("sources", "aiofiles", "fsspec"),
-    _hand("state.*", "aiosqlite", "platformdirs", "psycopg", "sqlalchemy"),
+    _hand("state.*", "platformdirs", "psycopg", "sqlalchemy"),
     _hand("session"),
     _hand("credentials", "alibabacloud_credentials"),
     # engine
