@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any, NoReturn, Protocol, runtime_checkable
+from typing import Any, NoReturn, Protocol, TypeVar, runtime_checkable
 from urllib.parse import quote, urlsplit
 
 from uploader.clock import Clock
@@ -24,7 +24,6 @@ from uploader.errors import (
     InvalidGrant,
     OverwriteRefused,
     ServiceError,
-    TransferError,
     TransportError,
     UntrustedEndpoint,
     VideoError,
@@ -57,7 +56,7 @@ _DOCUMENTED_LIFE_S = 3000.0
 """VOD doc "Upload URLs and credentials": 3,000 s, whatever `Expiration` says."""
 
 _RENEW_AHEAD_S = 300.0
-_MAX_NEVER_ACCEPTED = 2
+_MAX_REFUSED_IN_A_ROW = 2
 _RENEWAL_PAUSE_S = 10.0
 
 Answer = UploadGrant | str | bytes | Mapping[str, Any]
@@ -155,7 +154,7 @@ def renew_ahead_s(life_s: float, *, slow_part_s: float) -> float:
 class LiveGrant:
     """Signs for one OSS object with credentials that are replaced while parts are sent.
 
-    Mutable state: the held credentials, how many renewals OSS has not accepted yet, and
+    Mutable state: the held credentials, which of them OSS has refused or accepted, and
     where VOD points by now (`moved_to`, None while that is our target). A `Signer` (see
     `protocol.wire`).
     """
@@ -178,14 +177,19 @@ class LiveGrant:
         self._target, self._renew, self._clock, self._dialect = target, renew, clock, dialect
         self._on_renewed, self._draw = on_renewed, draw
         self._lock = asyncio.Lock()
-        self._never_accepted = 0
-        self._refused_generation = -1
+        self._refused_in_a_row = 0
+        self._refused_generation = self._accepted_generation = -1
         self._failure: tuple[int, VodupError] | None = None
         self._held: _Held | None = None
         self._slow_part_s = 0.0
         self.moved_to: UploadTarget | None = None
         if grant is not None and self._is_usable(grant.credentials):
-            self._held = self._hold(grant.credentials, generation=1)
+            self._held = self._hold(grant.credentials, generation=0)
+
+    @property
+    def _generation(self) -> int:
+        """0 until the first renewal, whether a usable grant was given or not."""
+        return self._held.generation if self._held else 0
 
     def _is_usable(self, credentials: StsCredentials) -> bool:
         return self._renew is None or life_s(credentials, clock=self._clock) > 0
@@ -201,13 +205,15 @@ class LiveGrant:
 
     async def prepare(self) -> None:
         """Make sure there are credentials that are neither refused nor past their end."""
+        if not self.is_ready():
+            await self._replace(self._generation)
+
+    def is_ready(self) -> bool:
+        """Whether the held credentials are neither refused nor past their end."""
         held = self._held
-        if held is None:
-            await self._replace(0)
-        elif held.generation == self._refused_generation or (
-            self._renew is not None and self._clock.elapsed_s() >= held.deadline_s
-        ):
-            await self._replace(held.generation)
+        if held is None or held.generation == self._refused_generation:
+            return False
+        return self._renew is None or self._clock.elapsed_s() < held.deadline_s
 
     def sign(self, operation: Operation[Any], *, clock_offset_s: float) -> SignedRequest:
         """Sign with the newest credentials."""
@@ -231,14 +237,26 @@ class LiveGrant:
 
     def accepted(self, signed: SignedRequest) -> None:
         """OSS took these credentials: renewing makes progress."""
-        if self._held is not None and signed.generation == self._held.generation:
-            self._never_accepted = 0
+        if signed.generation == self._generation:
+            self._accepted_generation = signed.generation
+            self._refused_in_a_row = 0
 
     async def renew(self, refused: SignedRequest) -> None:
         """Replace the credentials that signed `refused`, unless somebody has done so."""
-        # Nothing more is signed with them: `prepare` waits from here on.
-        self._refused_generation = refused.generation
+        self._note_refused(refused.generation)
         await self._replace(refused.generation)
+
+    def _note_refused(self, generation: int) -> None:
+        """Sign nothing more with these: `prepare` waits from here on.
+
+        A renewal counts as one made in vain only when OSS has refused what it brought:
+        while no request is sent, credentials come and go without having been tried.
+        """
+        if generation != self._generation or generation == self._refused_generation:
+            return
+        self._refused_generation = generation
+        if generation > 0 and generation != self._accepted_generation:
+            self._refused_in_a_row += 1
 
     def note_part_time(self, seconds: float) -> None:
         """Remember how long slow parts take: renewals must come that much earlier."""
@@ -280,7 +298,7 @@ class LiveGrant:
     async def _replace(self, refused_generation: int) -> None:
         """Renew once for all who were refused with the same generation."""
         async with self._lock:
-            current = self._held.generation if self._held else 0
+            current = self._generation
             if current != refused_generation:
                 return  # another caller renewed while this one waited
             if self._failure is not None and self._failure[0] == refused_generation:
@@ -292,7 +310,6 @@ class LiveGrant:
                 raise
             self._note_target(fresh.target)
             self._held = self._hold(fresh.credentials, generation=current + 1)
-            self._never_accepted += 1
         self._on_renewed(current + 1)
 
     async def _ask(self) -> UploadGrant:
@@ -302,9 +319,9 @@ class LiveGrant:
                 next_step="Run the same command with a new --grant (an answer of "
                 "RefreshUploadVideo), or with --auth-command or --auth-url.",
             )
-        if self._never_accepted >= _MAX_NEVER_ACCEPTED:
+        if self._refused_in_a_row >= _MAX_REFUSED_IN_A_ROW:
             raise CredentialsRejected(
-                f"OSS refused the credentials of {self._never_accepted} renewals in a row."
+                f"OSS refused the credentials of {self._refused_in_a_row} renewals in a row."
             )
         return await self._renew()
 
@@ -323,6 +340,10 @@ class PlainSigner:
 
     async def prepare(self) -> None:
         """Nothing to wait for."""
+
+    def is_ready(self) -> bool:
+        """There is nothing that could run out."""
+        return True
 
     def sign(self, operation: Operation[Any], *, clock_offset_s: float) -> SignedRequest:
         """Send it as it is: `endpoint` is the whole URL."""
@@ -435,16 +456,25 @@ def _default_chain() -> AccessKeys:
 
 
 class _CallerSigner:
-    """Signs VOD calls with the caller's AccessKey. Mutable state: the newest key."""
+    """Signs VOD calls with the caller's AccessKey. Mutable state: the newest key.
+
+    One upload may ask VOD for credentials and for facts at a time, so keys are asked for
+    one at a time, too.
+    """
 
     def __init__(self, access_key: AccessKey | AccessKeys, clock: Clock) -> None:
         self._source, self._clock = access_key, clock
         self._key: AccessKey | None = None
         self._generation = 0
+        self._lock = asyncio.Lock()
 
     async def prepare(self) -> None:
-        if self._key is None:
-            self._key = await self._ask()
+        async with self._lock:
+            if self._key is None:
+                self._key = await self._ask()
+
+    def is_ready(self) -> bool:
+        return self._key is not None
 
     async def _ask(self) -> AccessKey:
         if isinstance(self._source, AccessKey):
@@ -463,12 +493,15 @@ class _CallerSigner:
         return signed.generation != self._generation
 
     async def renew(self, refused: SignedRequest) -> None:
-        if refused.generation != self._generation:
-            return
-        fresh = await self._ask()
-        if fresh == self._key:
-            raise CallerNotAuthenticated("VOD does not accept this AccessKey, or it has expired.")
-        self._key, self._generation = fresh, self._generation + 1
+        async with self._lock:
+            if refused.generation != self._generation:
+                return
+            fresh = await self._ask()
+            if fresh == self._key:
+                raise CallerNotAuthenticated(
+                    "VOD does not accept this AccessKey, or it has expired."
+                )
+            self._key, self._generation = fresh, self._generation + 1
 
     def accepted(self, signed: SignedRequest) -> None:
         pass
@@ -505,7 +538,7 @@ class _VodSource:
         for _ in range(_CREATE_ATTEMPTS):
             try:
                 return await self._session.call(operation)
-            except TransferError as failure:
+            except VodupError as failure:
                 has_doubt = has_doubt or not is_outcome_known(failure)
                 if not has_doubt:
                     raise
@@ -516,14 +549,19 @@ class _VodSource:
         raise last
 
     async def _find(self, reference_id: str) -> UploadGrant | None:
+        """Return a grant for the video of this ReferenceId; None if there is none.
+
+        Where that cannot be told, as in a region that does not know ReferenceId yet, it
+        raises: the video may exist, and a second one must not be made.
+        """
         operation = vod.refresh_upload_video(self._endpoint, reference_id=reference_id)
         try:
             grant = await self._session.call(operation)
         except VideoGone:
             return None
-        except ServiceError as error:
+        except VodupError as error:
             if error.code.startswith(("MissingParameter", "InvalidParameter")):
-                return None  # this region does not know ReferenceId yet
+                error.next_step = _LOOK_YOURSELF
             raise
         if grant.video_id is None:
             raise TransportError("RefreshUploadVideo did not tell the VideoId.", is_sent=True)
@@ -550,6 +588,11 @@ class _VodSource:
 
 
 _CREATE_ATTEMPTS = 3
+
+_LOOK_YOURSELF = (
+    "Look in the VOD console whether the video was made, for its ReferenceId cannot be asked for "
+    "here: if it was, pass its VideoId (--video-id), else run `vodup abort`; then run again."
+)
 
 
 @asynccontextmanager
@@ -605,6 +648,28 @@ class CallbackProvider:
         return _CallbackSource(self)
 
 
+_Asked = TypeVar("_Asked")
+
+
+async def _answered(
+    name: str, callback: Callable[[_Asked], Awaitable[Answer]], asked: _Asked
+) -> Answer:
+    """Call a caller's coroutine. What it raises becomes ours: a renewal that fails ahead of
+    time must not end an upload that goes on.
+    """
+    try:
+        return await callback(asked)
+    except VodupError:
+        raise
+    except Exception as error:
+        # Its text is not repeated: it may hold what the coroutine asked with.
+        raise TransportError(
+            f"The callback {name} raised {type(error).__name__}.",
+            is_sent=True,
+            next_step="Mend what it raised, then run the same command again.",
+        ) from error
+
+
 @dataclass(frozen=True, slots=True)
 class _CallbackSource:
     provider: CallbackProvider
@@ -612,10 +677,11 @@ class _CallbackSource:
     async def create(self, video: NewVideo) -> UploadGrant:
         if self.provider.on_create is None:
             _cannot_create("This callback")
-        return _grant_of(await self.provider.on_create(video))
+        return _grant_of(await _answered("on_create", self.provider.on_create, video))
 
     async def renew(self, video_id: str) -> UploadGrant:
-        return _of_video(_grant_of(await self.provider.on_renew(video_id)), video_id)
+        answer = await _answered("on_renew", self.provider.on_renew, video_id)
+        return _of_video(_grant_of(answer), video_id)
 
     async def facts(self, video_id: str) -> VideoFacts | None:
         return None
@@ -752,7 +818,10 @@ class UrlProvider:
 
 
 def _require_private(url: str, trust: TrustPolicy) -> None:
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise ConfigurationError("The auth URL is not a URL.") from None
     is_loopback = trust.allow_loopback and parts.hostname in {"127.0.0.1", "::1"}
     if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback):
         raise UntrustedEndpoint(
@@ -810,6 +879,7 @@ def _parse_auth_answer(response: Response) -> UploadGrant:
             operation="AuthUrl",
             status=response.status,
             code=f"HTTP{response.status}",
+            retry_after_s=response.retry_after_s,
             next_step="Check the app server's log, then run the same command again.",
         )
     try:

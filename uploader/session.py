@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from uploader.clock import Clock
 from uploader.errors import (
+    CredentialError,
     CredentialsRejected,
     IntegrityError,
     ServiceError,
@@ -105,6 +106,8 @@ class Session:
         while True:
             await self._signer.prepare()
             async with self._slot():
+                if not self._signer.is_ready():
+                    continue  # refused or run out while this call waited for its slot
                 signed = self._signer.sign(operation, clock_offset_s=self._clock_offset_s)
                 try:
                     answer = await self._send(operation, signed)
@@ -134,9 +137,10 @@ class Session:
             raise failure
         match verdict:
             case Verdict.RENEW:
-                attempts.count_renewal(failure)
+                if not attempts.may_renew():
+                    raise self._renewed_in_vain(failure)
                 self._tell(operation, failure, verdict, 0.0)
-                await self._signer.renew(signed)
+                await self._renew(signed, failure)
             case Verdict.FIX_CLOCK:
                 self._fix_clock(failure, attempts)
                 self._tell(operation, failure, verdict, 0.0)
@@ -149,13 +153,38 @@ class Session:
             case Verdict.RESTART_UPLOAD | Verdict.GIVE_UP:
                 raise meaning(failure, is_vod=self._is_vod) from failure.__cause__
 
+    async def _renew(self, signed: SignedRequest, failure: _Failure) -> None:
+        try:
+            await self._signer.renew(signed)
+        except CredentialError as error:
+            # Support asks for the refusal that made renewing necessary.
+            error.code = error.code or failure.code
+            error.request_id = error.request_id or failure.request_id
+            raise
+
+    def _renewed_in_vain(self, failure: _Failure) -> VodupError:
+        """What to raise when one request is refused with ever newer credentials.
+
+        To OSS it may take longer than credentials live; a smaller part would get through.
+        """
+        if self._is_vod:
+            return meaning(failure, is_vod=True)
+        return CredentialsRejected(
+            f"{failure.message} So were {_MAX_RENEWALS_A_CALL} credentials in a row.",
+            next_step="Use a smaller --part-size or more bandwidth: a part must be sent "
+            "within the life of one credential. Then run the same command again.",
+            code=failure.code,
+            request_id=failure.request_id,
+        )
+
     def _fix_clock(self, failure: VodupError, attempts: _Attempts) -> None:
         """Learn the server's clock from its answer; once a call, for it must help."""
         server_s = getattr(failure, "server_epoch_s", None)
-        if server_s is None or attempts.is_clock_fixed:
-            raise meaning(failure, is_vod=self._is_vod)
-        offset_s = server_s - self._clock.utc_now().timestamp()
-        self._clock_offset_s = max(-_MAX_CLOCK_OFFSET_S, min(_MAX_CLOCK_OFFSET_S, offset_s))
+        offset_s = (server_s or 0.0) - self._clock.utc_now().timestamp()
+        if server_s is None or attempts.is_clock_fixed or abs(offset_s) > _MAX_CLOCK_OFFSET_S:
+            failure.next_step = "Set the clock of this machine, then run the same command again."
+            raise failure
+        self._clock_offset_s = offset_s
         attempts.is_clock_fixed = True
 
     def _tell(
@@ -174,20 +203,10 @@ class _Attempts:
         self._first_failure_s: float | None = None
         self.is_clock_fixed = False
 
-    def count_renewal(self, failure: _Failure) -> None:
-        """Raise when this one request keeps being refused with ever newer credentials.
-
-        It may take longer than credentials live; a smaller part would get through.
-        """
+    def may_renew(self) -> bool:
+        """Count one more renewal for this request, if there may be one."""
         self._renewal_count += 1
-        if self._renewal_count > _MAX_RENEWALS_A_CALL:
-            raise CredentialsRejected(
-                f"{failure.message} So were {_MAX_RENEWALS_A_CALL} credentials in a row.",
-                next_step="Use a smaller --part-size or more bandwidth: a part must be sent "
-                "within the life of one credential. Then run the same command again.",
-                code=failure.code,
-                request_id=failure.request_id,
-            )
+        return self._renewal_count <= _MAX_RENEWALS_A_CALL
 
     def next_pause_s(self, failure: _Failure, *, has_answered: bool) -> float:
         """Return how long to wait before the next attempt, or raise `failure`."""

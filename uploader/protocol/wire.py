@@ -205,6 +205,12 @@ class Signer(Protocol):
     async def prepare(self) -> None:
         """Wait until there are credentials worth signing with; may renew them."""
 
+    def is_ready(self) -> bool:
+        """Whether the credentials are still worth signing with.
+
+        Between `prepare` and `sign` a call may have waited long for its turn.
+        """
+
     def sign(self, operation: Operation[Any], *, clock_offset_s: float) -> SignedRequest:
         """Sign with the newest credentials.
 

@@ -1,0 +1,501 @@
+"""The one retry loop: what is repeated, after which pause, and what ends it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from email.utils import format_datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.clocks import START, SkippingClock
+from uploader.errors import (
+    CallerNotAuthenticated,
+    CredentialsRejected,
+    IntegrityError,
+    PermissionDenied,
+    ServiceError,
+    SourceChanged,
+    TransportError,
+    VideoGone,
+    VodupError,
+)
+from uploader.protocol.verdicts import Verdict
+from uploader.protocol.wire import Operation, Request, Response, SignedRequest
+from uploader.session import Retried, RetryPolicy, Session
+
+Answer = Response | BaseException
+BROKEN = TransportError("The connection was reset.", is_sent=True)
+OK = Response(200, {}, b"done")
+
+
+def refused(status: int, code: str, **headers: str) -> Response:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Response(status, {"x-code": code, **named}, b"")
+
+
+def parse(response: Response) -> str:
+    if response.status == 200:
+        return response.body.decode()
+    code = response.headers["x-code"]
+    raise ServiceError(
+        f"Refused with {code}.",
+        operation="UploadPart",
+        status=response.status,
+        code=code,
+        request_id="5C3D",
+        server_epoch_s=response.server_epoch_s,
+        retry_after_s=response.retry_after_s,
+    )
+
+
+OPERATION = Operation(name="UploadPart", request=Request("PUT", "https://h"), parse=parse)
+ONCE = Operation(
+    name="Create", request=Request("POST", "https://h"), parse=parse, is_repeatable=False
+)
+
+
+@dataclass
+class FakeSigner:
+    """Counts what it is asked for. Mutable."""
+
+    slots: Slots
+    generation: int = 1
+    is_old: bool = False
+    renewal_count: int = 0
+    accepted_generations: list[int] = field(default_factory=list)
+    offsets_s: list[float] = field(default_factory=list)
+    unready_count: int = 0
+    prepare_count: int = 0
+    on_renew: Callable[[], None] = lambda: None
+
+    async def prepare(self) -> None:
+        assert self.slots.held == 0
+        self.prepare_count += 1
+
+    def is_ready(self) -> bool:
+        self.unready_count -= 1
+        return self.unready_count < 0
+
+    def sign(self, operation: Operation[Any], *, clock_offset_s: float) -> SignedRequest:
+        assert self.slots.held == 1
+        self.offsets_s.append(clock_offset_s)
+        return SignedRequest("PUT", f"https://h/{len(self.offsets_s)}", {}, None, self.generation)
+
+    def is_aged(self, signed: SignedRequest) -> bool:
+        return self.is_old or signed.generation != self.generation
+
+    async def renew(self, refused: SignedRequest) -> None:
+        assert self.slots.held == 0
+        self.on_renew()
+        self.renewal_count += 1
+        self.generation += 1
+
+    def accepted(self, signed: SignedRequest) -> None:
+        self.accepted_generations.append(signed.generation)
+
+
+@dataclass
+class Slots:
+    """How many slots are held, and have ever been taken. Mutable."""
+
+    held: int = 0
+    taken: int = 0
+
+    @asynccontextmanager
+    async def slot(self) -> AsyncIterator[None]:
+        self.held += 1
+        self.taken += 1
+        try:
+            yield
+        finally:
+            self.held -= 1
+
+
+class WatchedClock(SkippingClock):
+    """Asserts that nobody sleeps with a slot in hand."""
+
+    def __init__(self, slots: Slots, *, wrong_by_s: float = 0.0) -> None:
+        super().__init__(wrong_by_s=wrong_by_s)
+        self._slots = slots
+
+    async def sleep(self, seconds: float) -> None:
+        assert self._slots.held == 0
+        await super().sleep(seconds)
+
+
+class Rig:
+    """A session on a script of answers; the last one is given for ever. Mutable."""
+
+    def __init__(
+        self,
+        answers: Sequence[Answer],
+        *,
+        is_vod: bool = False,
+        draw: float = 0.5,
+        wrong_by_s: float = 0.0,
+        seconds_per_answer: float = 0.0,
+    ) -> None:
+        self.answers, self.seconds_per_answer = list(answers), seconds_per_answer
+        self.slots = Slots()
+        self.clock = WatchedClock(self.slots, wrong_by_s=wrong_by_s)
+        self.signer = FakeSigner(self.slots)
+        self.sent: list[SignedRequest] = []
+        self.retried: list[Retried] = []
+        self.slow_down_count = 0
+        self.session = Session(
+            self,
+            self.signer,
+            clock=self.clock,
+            is_vod=is_vod,
+            slot=self.slots.slot,
+            slow_down=self._slow_down,
+            on_retry=self.retried.append,
+            draw=lambda: draw,
+        )
+
+    def _slow_down(self) -> None:
+        self.slow_down_count += 1
+
+    async def send(self, request: SignedRequest, *, answer_timeout_s: float) -> Response:
+        assert self.slots.held == 1
+        self.sent.append(request)
+        await asyncio.sleep(0)
+        self.clock.now_s += self.seconds_per_answer
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    async def call(self, operation: Operation[str] = OPERATION) -> str:
+        return await self.session.call(operation)
+
+    async def fails(
+        self, kind: type[VodupError], operation: Operation[str] = OPERATION
+    ) -> VodupError:
+        with pytest.raises(kind) as caught:
+            await self.call(operation)
+        assert type(caught.value) is kind
+        assert self.slots.held == 0
+        return caught.value
+
+    def verdicts(self) -> list[Verdict]:
+        return [retried.verdict for retried in self.retried]
+
+
+async def test_a_success_is_returned_and_noted() -> None:
+    rig = Rig([OK])
+    assert await rig.call() == "done"
+    assert rig.signer.accepted_generations == [1]
+    assert not rig.retried
+    assert rig.slots.held == 0
+
+
+# --- pauses --------------------------------------------------------------------------
+
+
+async def test_pauses_double_up_to_the_cap() -> None:
+    rig = Rig([*[refused(500, "InternalError")] * 9, OK])
+    await rig.call()
+    assert rig.clock.pauses == [0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 15.0, 15.0, 15.0]
+    assert [retried.pause_s for retried in rig.retried] == rig.clock.pauses
+
+
+@given(st.integers(1, 10**6), st.floats(0, 1, exclude_max=True))
+def test_pauses_are_drawn_from_zero_to_their_limit(failure_count: int, draw: float) -> None:
+    policy = RetryPolicy()
+    pause_s = policy.pause_s(failure_count, draw=draw)
+    assert 0 <= pause_s <= min(policy.cap_s, policy.base_s * 2.0 ** min(failure_count, 60))
+    assert pause_s == pytest.approx(draw * policy.pause_s(failure_count, draw=1.0))
+
+
+async def test_the_first_broken_connection_is_retried_at_once() -> None:
+    rig = Rig([BROKEN, BROKEN, OK])
+    await rig.call()
+    assert rig.clock.pauses == [0.0, 1.0]
+
+
+async def test_a_first_refusal_is_not_retried_at_once() -> None:
+    rig = Rig([refused(500, "InternalError"), OK])
+    await rig.call()
+    assert rig.clock.pauses == [0.5]
+
+
+async def test_other_bytes_in_oss_are_sent_again() -> None:
+    rig = Rig([IntegrityError("Other bytes."), OK])
+    assert await rig.call() == "done"
+    assert rig.clock.pauses == [0.5]
+
+
+async def test_retry_after_is_the_least_pause() -> None:
+    rig = Rig([refused(503, "ServiceUnavailable", retry_after="7"), OK])
+    await rig.call()
+    assert rig.clock.pauses == [7.0]
+
+
+async def test_retry_after_does_not_shorten_a_pause() -> None:
+    rig = Rig([*[refused(503, "ServiceUnavailable", retry_after="1")] * 5, OK])
+    await rig.call()
+    assert rig.clock.pauses == [1.0, 1.0, 2.0, 4.0, 8.0]
+
+
+async def test_every_attempt_is_signed_anew() -> None:
+    rig = Rig([BROKEN, refused(500, "InternalError"), OK])
+    await rig.call()
+    assert len({request.url for request in rig.sent}) == 3
+    assert rig.slots.taken == 3
+
+
+# --- patience ------------------------------------------------------------------------
+
+
+async def test_a_service_that_never_answered_is_given_up_after_a_minute() -> None:
+    rig = Rig([BROKEN])
+    error = await rig.fails(TransportError)
+    assert error.is_temporary
+    assert 30 < rig.clock.now_s <= 60
+
+
+async def test_a_service_that_has_answered_before_gets_fifteen_minutes() -> None:
+    rig = Rig([OK, BROKEN])
+    await rig.call()
+    await rig.fails(TransportError)
+    assert 870 < rig.clock.now_s <= 900
+
+
+async def test_any_answer_is_a_first_contact() -> None:
+    rig = Rig([refused(500, "InternalError")])
+    error = await rig.fails(ServiceError)
+    assert error.is_temporary
+    assert 870 < rig.clock.now_s <= 900
+
+
+async def test_patience_begins_with_the_first_failure_not_with_the_call() -> None:
+    rig = Rig([OK, BROKEN, OK], seconds_per_answer=2000.0)
+    await rig.call()
+    assert await rig.call() == "done"
+
+
+async def test_patience_counts_the_time_attempts_take() -> None:
+    rig = Rig([OK, BROKEN], seconds_per_answer=500.0)
+    await rig.call()
+    await rig.fails(TransportError)
+    assert len(rig.sent) == 1 + 3
+
+
+async def test_waiting_longer_than_patience_is_not_begun() -> None:
+    rig = Rig([refused(503, "ServiceUnavailable", retry_after="901")])
+    error = await rig.fails(ServiceError)
+    assert error.is_temporary
+    assert rig.clock.pauses == []
+
+
+async def test_every_call_has_patience_of_its_own() -> None:
+    failures = [refused(500, "InternalError")] * 40
+    rig = Rig([*failures, OK, *failures, OK])
+    await rig.call()
+    assert await rig.call() == "done"
+    assert rig.clock.now_s > 900
+
+
+# --- slowing down --------------------------------------------------------------------
+
+
+async def test_a_busy_service_is_told_on_each_time() -> None:
+    rig = Rig([refused(503, "SlowDown"), refused(503, ""), refused(429, ""), OK])
+    await rig.call()
+    assert rig.slow_down_count == 3
+    assert rig.verdicts() == [Verdict.SLOW_DOWN] * 3
+
+
+async def test_a_mere_failure_does_not_slow_down() -> None:
+    rig = Rig([BROKEN, refused(500, "InternalError"), OK])
+    await rig.call()
+    assert rig.slow_down_count == 0
+
+
+# --- renewing ------------------------------------------------------------------------
+
+
+async def test_expired_credentials_are_renewed_and_the_request_repeated_at_once() -> None:
+    rig = Rig([refused(403, "SecurityTokenExpired"), OK])
+    assert await rig.call() == "done"
+    assert rig.signer.renewal_count == 1
+    assert [request.generation for request in rig.sent] == [1, 2]
+    assert rig.signer.accepted_generations == [2]
+    assert rig.clock.pauses == []
+    assert rig.verdicts() == [Verdict.RENEW]
+
+
+async def test_a_vague_403_of_fresh_credentials_is_final() -> None:
+    rig = Rig([refused(403, "AccessDenied"), OK])
+    error = await rig.fails(PermissionDenied)
+    assert (error.code, error.request_id) == ("AccessDenied", "5C3D")
+    assert rig.signer.renewal_count == 0
+
+
+async def test_a_vague_403_of_aged_credentials_is_worth_a_renewal() -> None:
+    rig = Rig([refused(403, "AccessDenied"), OK])
+    rig.signer.is_old = True
+    assert await rig.call() == "done"
+    assert rig.signer.renewal_count == 1
+
+
+async def test_renewals_of_one_call_have_an_end() -> None:
+    rig = Rig([refused(403, "SecurityTokenExpired")])
+    error = await rig.fails(CredentialsRejected)
+    assert rig.signer.renewal_count == 5
+    assert "--part-size" in error.next_step
+    assert (error.code, error.request_id) == ("SecurityTokenExpired", "5C3D")
+
+
+async def test_a_caller_whose_every_key_is_refused_is_told_about_keys() -> None:
+    rig = Rig([refused(400, "InvalidSecurityToken.Expired")], is_vod=True)
+    error = await rig.fails(CallerNotAuthenticated)
+    assert rig.signer.renewal_count == 5
+    assert "ALIBABA_CLOUD_ACCESS_KEY_ID" in error.next_step
+
+
+async def test_a_failed_renewal_tells_which_refusal_led_to_it() -> None:
+    def fail() -> None:
+        raise CredentialsRejected("No more credentials.")
+
+    rig = Rig([refused(403, "SecurityTokenExpired")])
+    rig.signer.on_renew = fail
+    error = await rig.fails(CredentialsRejected)
+    assert (error.message, error.code) == ("No more credentials.", "SecurityTokenExpired")
+    assert error.request_id == "5C3D"
+
+
+async def test_credentials_refused_while_waiting_for_a_slot_are_not_signed_with() -> None:
+    rig = Rig([OK])
+    rig.signer.unready_count = 2
+    assert await rig.call() == "done"
+    assert rig.signer.prepare_count == 3
+    assert len(rig.sent) == len(rig.signer.offsets_s) == 1
+
+
+# --- the clock -----------------------------------------------------------------------
+
+
+def skewed(*, server_ahead_s: float) -> Response:
+    date = format_datetime(START + timedelta(seconds=server_ahead_s), usegmt=True)
+    return refused(403, "RequestTimeTooSkewed", date=date)
+
+
+async def test_the_servers_clock_is_learned_and_kept() -> None:
+    rig = Rig([skewed(server_ahead_s=0), OK], wrong_by_s=3600)
+    await rig.call()
+    await rig.call()
+    assert rig.signer.offsets_s == [0.0, -3600.0, -3600.0]
+    assert rig.clock.pauses == []
+    assert rig.verdicts() == [Verdict.FIX_CLOCK]
+
+
+async def test_the_clock_is_fixed_once_a_call() -> None:
+    rig = Rig([skewed(server_ahead_s=3600)])
+    error = await rig.fails(ServiceError)
+    assert error.code == "RequestTimeTooSkewed"
+    assert "clock" in error.next_step
+    assert len(rig.sent) == 2
+
+
+async def test_a_later_call_may_fix_the_clock_again() -> None:
+    rig = Rig([skewed(server_ahead_s=3600), OK, skewed(server_ahead_s=7200), OK])
+    await rig.call()
+    await rig.call()
+    assert rig.signer.offsets_s[-1] == 7200.0
+
+
+async def test_without_a_date_there_is_nothing_to_learn() -> None:
+    rig = Rig([refused(403, "RequestTimeTooSkewed")])
+    await rig.fails(ServiceError)
+    assert len(rig.sent) == 1
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+async def test_a_clock_more_than_a_day_away_is_not_believed(sign: int) -> None:
+    rig = Rig([skewed(server_ahead_s=sign * (24 * 3600 + 1)), OK])
+    await rig.fails(ServiceError)
+    assert len(rig.sent) == 1
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+async def test_a_clock_a_day_away_is_believed(sign: int) -> None:
+    rig = Rig([skewed(server_ahead_s=sign * 24 * 3600), OK])
+    await rig.call()
+    assert rig.signer.offsets_s == [0.0, sign * 24 * 3600.0]
+
+
+# --- what may not be repeated --------------------------------------------------------
+
+
+@pytest.mark.parametrize("failure", [BROKEN, refused(500, "InternalError"), refused(504, "")])
+async def test_what_must_not_happen_twice_is_not_repeated_in_doubt(failure: Answer) -> None:
+    rig = Rig([failure, OK], is_vod=True)
+    with pytest.raises((TransportError, ServiceError)):
+        await rig.call(ONCE)
+    assert len(rig.sent) == 1
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        TransportError("No route.", is_sent=False),
+        refused(400, "Throttling.User"),
+        refused(503, "ServiceUnAvailable"),
+        refused(400, "InvalidSecurityToken.Expired"),
+    ],
+)
+async def test_what_certainly_did_not_happen_is_repeated(failure: Answer) -> None:
+    rig = Rig([failure, OK], is_vod=True)
+    assert await rig.call(ONCE) == "done"
+    assert len(rig.sent) == 2
+
+
+# --- ends ----------------------------------------------------------------------------
+
+
+async def test_giving_up_raises_what_callers_catch_apart() -> None:
+    error = await Rig([refused(404, "InvalidVideo.NotFound")], is_vod=True).fails(VideoGone)
+    assert (error.code, error.request_id) == ("InvalidVideo.NotFound", "5C3D")
+
+
+@pytest.mark.parametrize("code", ["NoSuchUpload", "NoSuchBucket", "NobodyKnowsThis"])
+async def test_giving_up_raises_the_refusal_itself(code: str) -> None:
+    rig = Rig([refused(404, code), OK])
+    error = await rig.fails(ServiceError)
+    assert error.code == code
+    assert len(rig.sent) == 1
+    assert not error.is_temporary
+
+
+async def test_what_is_wrong_with_the_source_passes_through() -> None:
+    rig = Rig([SourceChanged("It is shorter."), OK])
+    await rig.fails(SourceChanged)
+    assert len(rig.sent) == 1
+
+
+async def test_cancellation_passes_through_and_frees_the_slot() -> None:
+    rig = Rig([asyncio.CancelledError()])
+    with pytest.raises(asyncio.CancelledError):
+        await rig.call()
+    assert len(rig.sent) == 1
+    assert rig.slots.held == 0
+
+
+async def test_listeners_hear_what_was_mended() -> None:
+    part = Operation(
+        name="UploadPart", request=Request("PUT", "https://h"), parse=parse, part_number=17
+    )
+    rig = Rig([refused(500, "InternalError"), OK])
+    await rig.call(part)
+    (told,) = rig.retried
+    assert (told.operation, told.part_number, told.pause_s) == ("UploadPart", 17, 0.5)
+    assert told.failure.code == "InternalError"
