@@ -9,9 +9,9 @@ from typing import Any
 
 from uploader import UploadGrant, decode_answer, decode_grant
 from uploader.cli import exits
+from uploader.cli.loop import run_async
 from uploader.cli.opening import make_trust, make_uploader
 from uploader.cli.options import Access, Output, Store, read_text
-from uploader.cli.running import run_async
 from uploader.cli.text import duration, out, size
 from uploader.clock import SystemClock
 from uploader.credentials import life_s

@@ -25,7 +25,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from uploader.cli import exits, text
-from uploader.cli.running import run_async
+from uploader.cli.loop import run_async
 from uploader.errors import ConfigurationError, VodupError
 
 __all__ = ["demo"]
@@ -38,7 +38,9 @@ _LIVES: Final = 5
 
 _KILL_AT: Final = 0.45
 _CONNECTIONS: Final = 8
-_PART_SIZE: Final = 8 * text.MIB
+_PARTS: Final = 128
+"""Small enough that a part takes less time than the credentials live."""
+
 _MIN_SIZE: Final = 64 * text.MIB
 _PIECE: Final = 4 * text.MIB
 _READY_S: Final = 20.0
@@ -109,6 +111,7 @@ class _Demo:
         self._folder, self._size, self._say, self._as_json = folder, size, say, as_json
         self._file = folder / "movie.mp4"
         self._bandwidth = int(size / _UPLOAD_S)
+        self._part_size = -(-size // _PARTS)
         self._ttl_s = round(_UPLOAD_S / _LIVES, 1)
         self._began = time.monotonic()
         self._env: dict[str, str] = {}
@@ -165,7 +168,7 @@ class _Demo:
             *("-c", "from uploader.cli import main; main()", "push", str(self._file), "--json"),
             f"--state={self._folder / 'state.db'}",
             f"--concurrency={_CONNECTIONS}",
-            f"--part-size={_PART_SIZE}",
+            f"--part-size={self._part_size}",
             stdout=asyncio.subprocess.PIPE,
             env=_clean_environment() | self._env,
         )
@@ -258,12 +261,12 @@ class _Demo:
     def _rework(self, stats: dict[str, Any]) -> Claim:
         """Parts under way at the crash had to be sent again; nothing else."""
         twice = sum(stats["bytes_by_part"].values()) - self._size
-        most = _CONNECTIONS * _PART_SIZE
+        most = _CONNECTIONS * self._part_size
         return Claim(
             "what was under way at the crash is all that was lost",
             0 <= twice <= most,
             f"{text.size(twice)} were sent twice; the most possible is {_CONNECTIONS} "
-            f"connections × {text.size(_PART_SIZE)}",
+            f"connections × {text.size(self._part_size)}",
         )
 
     def _report(self, claims: list[Claim]) -> int:

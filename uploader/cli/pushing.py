@@ -19,6 +19,7 @@ from uploader import (
     decode_answer,
 )
 from uploader.cli import exits
+from uploader.cli.loop import run_async
 from uploader.cli.opening import make_uploader
 from uploader.cli.options import (
     Access,
@@ -31,7 +32,7 @@ from uploader.cli.options import (
     read_text,
 )
 from uploader.cli.progress import Board, Row, View, listener, make_view
-from uploader.cli.running import Interrupted, explain_bug, run_async
+from uploader.cli.running import Interrupted, explain_bug
 from uploader.cli.text import count, size
 from uploader.errors import ConfigurationError, VodupError
 from uploader.state import Phase

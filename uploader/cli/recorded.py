@@ -13,11 +13,11 @@ from typing import Any, Final
 
 from uploader import StateStore, UploadRecord, UploadStatus, VodupError
 from uploader.cli import exits
+from uploader.cli.loop import run_async
 from uploader.cli.opening import make_uploader, open_store
 from uploader.cli.options import Access, Output, Store, parse_duration_s
 from uploader.cli.orphans import abort_orphans
 from uploader.cli.pushing import find_record
-from uploader.cli.running import run_async
 from uploader.cli.text import count, duration, err, out, paragraph, size
 from uploader.errors import ConfigurationError
 from uploader.state import Phase

@@ -1,15 +1,14 @@
-"""Running a command: its loop, its signals, its end. No traceback for what is expected."""
+"""How a command begins and ends: exit codes, no core dumps, no traceback for what is expected."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Coroutine, Iterator
-from typing import Final, TextIO, cast
+from collections.abc import Callable
+from typing import TextIO, cast
 
 import typer
 
@@ -18,10 +17,7 @@ from uploader.cli.options import Output, require_one_of
 from uploader.cli.text import err, paragraph
 from uploader.errors import VodupError
 
-__all__ = ["Interrupted", "end", "explain_bug", "run_async"]
-
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
-_SHOW_CURSOR: Final = "\x1b[?25h"
+__all__ = ["Interrupted", "end", "explain_bug"]
 
 
 class Interrupted(Exception):
@@ -111,51 +107,3 @@ def _drop_broken_stdout() -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def run_async(work: Coroutine[None, None, int]) -> int:
-    """Run `work` on a loop; the first Ctrl-C or SIGTERM cancels it, the second one ends it.
-
-    Raises:
-        Interrupted: it was cancelled that way, and has cleaned up.
-    """
-    with asyncio.Runner() as runner:
-        return runner.run(_interruptible(work))
-
-
-async def _interruptible(work: Coroutine[None, None, int]) -> int:
-    task = asyncio.ensure_future(work)
-    with _signals_cancelling(task) as received:
-        try:
-            return await task
-        except asyncio.CancelledError:
-            if not received:
-                raise
-            raise Interrupted(received[0]) from None
-
-
-@contextlib.contextmanager
-def _signals_cancelling(task: asyncio.Future[int]) -> Iterator[list[signal.Signals]]:
-    loop = asyncio.get_running_loop()
-    received: list[signal.Signals] = []
-
-    def stop(number: signal.Signals) -> None:
-        if received:
-            _stop_at_once(number)
-        received.append(number)
-        task.cancel()
-
-    for number in _SIGNALS:
-        loop.add_signal_handler(number, stop, number)
-    try:
-        yield received
-    finally:
-        for number in _SIGNALS:
-            loop.remove_signal_handler(number)
-
-
-def _stop_at_once(number: signal.Signals) -> None:
-    """End without cleaning up: what must survive is on disk already."""
-    if sys.stderr.isatty():
-        os.write(2, f"{_SHOW_CURSOR}\n".encode())
-    os._exit(exits.interrupted_code(number))

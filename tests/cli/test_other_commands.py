@@ -1,0 +1,202 @@
+"""Everything but `push`."""
+
+from __future__ import annotations
+
+import base64
+import json
+import signal
+import subprocess
+
+import pytest
+
+from tests.devserver.clients import Vod
+from uploader.cli.demo import demo
+from uploader.cli.options import Access, Output, Store, Transfer
+from uploader.cli.pushing import resume
+from uploader.cli.recorded import Choice, clean
+from uploader.devserver import DevServer
+from uploader.errors import ConfigurationError
+
+from .conftest import MIB, SLOWLY, VODUP, Cli, interrupt
+
+
+@pytest.fixture
+def stopped(cli: Cli, slow_server: DevServer) -> str:
+    """The VideoId of an upload that was stopped in the middle."""
+    cli.file(size=12 * MIB)
+    ended = interrupt(cli.start("push", "movie.mp4", "--key=film", *SLOWLY), signal.SIGTERM)
+    slow_server.set_options(bandwidth=None)
+    return str(ended.last["video_id"])
+
+
+def test_an_unfinished_upload_through_its_life(cli: Cli, stopped: str) -> None:
+    shown = cli.run("status", "film", "--json").last
+    assert (shown["key"], shown["state"], shown["video_id"]) == ("film", "uploading", stopped)
+    assert 2 <= shown["acked_part_count"] < shown["part_count"]
+    assert shown["source"] == str(cli.folder / "movie.mp4")
+    table = cli.run("status").out
+    assert stopped in table
+    assert "uploading" in table
+
+    refused = cli.run("clean", "film")
+    assert refused.code == 2
+    assert "--force" in refused.err
+
+    resumed = cli.run("resume", stopped, "--json")
+    assert resumed.code == 0, resumed.err
+    assert resumed.last["key"] == "film"
+
+    verified = cli.run("verify", "movie.mp4", "--key=film")
+    assert verified.code == 0, verified.err
+    assert str(resumed.last["crc64"]) in verified.out
+
+    assert "would forget film" in cli.run("clean", "--done", "--dry-run").out
+    assert cli.run("clean", "--done", "--older-than=1h").out == ""
+    assert "forgot film" in cli.run("clean", "--done").out
+    assert cli.run("status").out.strip() == "Nothing is recorded."
+
+
+def test_abort_removes_the_parts(cli: Cli, stopped: str) -> None:
+    before = cli.server.stats.aborts
+
+    ended = cli.run("abort", stopped)
+
+    assert ended.code == 0, ended.err
+    assert cli.server.stats.aborts == before + 1
+    assert cli.run("resume", "film").code == 2
+    assert cli.run("clean", "--aborted", "-q").code == 0
+
+
+def test_a_forgotten_upload_is_an_orphan_until_it_is_aborted(cli: Cli, stopped: str) -> None:
+    forgotten = cli.run("clean", "film", "--force")
+    assert "--orphans" in forgotten.err
+    before = cli.server.stats.aborts
+
+    ended = cli.run("clean", "--orphans")
+
+    assert ended.code == 0, ended.err
+    assert cli.server.stats.aborts == before + 1
+    assert cli.run("clean", "--orphans").out == ""
+
+
+def test_names_that_nobody_recorded_are_2_with_a_sentence(cli: Cli) -> None:
+    for command in ("resume", "abort", "status"):
+        ended = cli.run(command, "nobody")
+
+        assert ended.code == 2, ended.err
+        assert "vodup: There is no upload 'nobody'" in ended.err
+        assert "next: " in ended.err
+        assert "Traceback" not in ended.err
+
+
+def test_a_command_that_was_told_too_little_is_a_usage_error() -> None:
+    nothing = Choice(
+        names=(),
+        is_done=False,
+        is_aborted=False,
+        older_than=None,
+        with_orphans=False,
+        is_forced=False,
+        is_dry=False,
+    )
+    with pytest.raises(ConfigurationError, match="Nothing was chosen"):
+        clean(nothing, Store(), Access(), Output())
+    with pytest.raises(ConfigurationError, match="Name the uploads"):
+        resume([], False, Store(), Access(), Transfer(), Output())
+    with pytest.raises(ConfigurationError, match="--size"):
+        demo("1M", False, False)
+
+
+def test_verify_tells_a_changed_file(cli: Cli) -> None:
+    cli.file()
+    assert cli.run("push", "movie.mp4").code == 0
+    cli.file(seed=b"other")
+
+    ended = cli.run("verify", "movie.mp4")
+
+    assert ended.code == 1
+    assert "CRC-64" in ended.err
+
+
+# --- inspect ---------------------------------------------------------------------------
+
+
+def test_inspect_shows_everything_but_secrets(cli: Cli) -> None:
+    answer = Vod(cli.server).ok("CreateUploadVideo", Title="t", FileName="a.mp4")
+    auth = json.loads(base64.b64decode(answer["UploadAuth"]))
+
+    ended = cli.run("inspect", "-", "--json", stdin=json.dumps(answer))
+
+    assert ended.code == 0, ended.err
+    shown = ended.last
+    assert shown["video_id"] == answer["VideoId"]
+    assert shown["is_trusted"] is True
+    assert 2900 < shown["remaining_s"] <= 3000
+    for name in ("AccessKeySecret", "SecurityToken", "AccessKeyId"):
+        assert auth[name] not in ended.out
+
+
+def test_inspect_takes_the_bare_pair_and_tells_distrust(cli: Cli) -> None:
+    answer = Vod(cli.server).ok("CreateUploadVideo", Title="t", FileName="a.mp4")
+    pair = f"{answer['UploadAddress']}\n{answer['UploadAuth']}\n"
+
+    ended = cli.run("inspect", stdin=pair, env={"VODUP_ALLOW_LOOPBACK_HTTP": "0"})
+
+    assert ended.code == 7
+    assert "refused" in ended.out
+
+
+def test_inspect_of_nonsense_is_3(cli: Cli) -> None:
+    assert cli.run("inspect", stdin="hello").code == 3
+
+
+# --- doctor, devserver, version --------------------------------------------------------
+
+
+def test_doctor_finds_everything_in_order(cli: Cli) -> None:
+    ended = cli.run("doctor", "--json")
+
+    found = {line["name"]: line for line in ended.lines}
+    assert ended.code == 0, ended.out
+    assert {"versions", "credentials", "state", "VOD", "AccessKey", "congestion"} <= found.keys()
+    assert found["credentials"]["detail"].endswith("ALIBABA_CLOUD_ACCESS_KEY_ID")
+    assert cli.server.access_key_id not in ended.out
+
+
+def test_doctor_names_a_wrong_key_and_a_dead_endpoint(cli: Cli) -> None:
+    wrong = cli.run("doctor", env={"ALIBABA_CLOUD_ACCESS_KEY_SECRET": "wrong"})
+    assert wrong.code == 3
+    assert "failed   AccessKey" in wrong.out
+
+    dead = cli.run("doctor", env={"VODUP_VOD_ENDPOINT": "http://127.0.0.1:9"})
+    assert dead.code == 5
+    assert "failed   VOD" in dead.out
+
+
+def test_devserver_prints_one_line_and_ends_quietly(cli: Cli) -> None:
+    words = ["devserver", "--bandwidth=25M", "--credential-ttl=5"]
+    with subprocess.Popen([*VODUP, *words], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        ready = json.loads(process.stdout.readline())
+        process.send_signal(signal.SIGTERM)
+        rest = process.stdout.read()
+
+    assert ready["env"]["VODUP_VOD_ENDPOINT"] == ready["vod_endpoint"]
+    assert (process.returncode, rest) == (0, "")
+
+
+def test_version(cli: Cli) -> None:
+    assert cli.run("version").out.startswith("vodup ")
+    assert cli.run("version", "--json").last["vodup"]
+
+
+# --- demo ------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_demo_proves_what_it_claims(cli: Cli) -> None:
+    ended = cli.run("demo", "--size", "128M", "--json")
+
+    assert ended.code == 0, ended.out + ended.err
+    assert ended.last["ok"] is True
+    assert [claim["holds"] for claim in ended.last["claims"]] == [True] * 7

@@ -1,0 +1,342 @@
+"""`vodup push` as scripts use it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from uploader.cli.options import Access, Describe, Output, Store, Transfer, Which
+from uploader.cli.pushing import push
+from uploader.devserver import DevServer
+
+from .conftest import MIB, SLOWLY, Cli, Ended, interrupt, is_under_way
+
+FINISHED = (
+    "type video_id upload_id bucket object_key size crc64 etag part_count resumed_part_count "
+    "renewal_count retry_count verified_by seconds key sent_bytes source"
+).split()
+FAILED = (
+    "type video_id error message code request_id resumable next_step exit_code source"
+).split()
+
+
+def _assert_failed(ended: Ended, code: int, *words: str) -> None:
+    """It ended with `code`, told what failed and what to do, and showed no traceback."""
+    assert ended.code == code, ended.err
+    assert "vodup: " in ended.err
+    assert "next: " in ended.err
+    assert "Traceback" not in ended.err
+    for word in words:
+        assert word in ended.err
+
+
+def test_a_file_is_stored_and_the_sentence_names_its_video(cli: Cli) -> None:
+    path = cli.file()
+
+    ended = cli.run("push", path.name, "--title", "A movie")
+
+    assert ended.code == 0, ended.err
+    [video_id] = [v for v in cli.server.videos if v in ended.out]
+    assert cli.server.object_bytes(video_id) == path.read_bytes()
+    assert cli.server.videos[video_id].title == "A movie"
+
+
+def test_json_lines_are_all_there_is_on_stdout(cli: Cli) -> None:
+    cli.file()
+
+    ended = cli.run("push", "movie.mp4", "--json")
+
+    assert ended.code == 0, ended.err
+    assert ended.lines[0]["type"] == "upload.started"
+    assert ended.last["type"] == "upload.finished"
+    assert set(FINISHED) <= ended.last.keys()
+    assert ended.last["source"] == "movie.mp4"
+    assert isinstance(ended.last["crc64"], str)
+    assert ended.last["crc64"].isdecimal()
+
+
+def test_quiet_prints_the_video_id_alone(cli: Cli) -> None:
+    cli.file()
+
+    ended = cli.run("push", "movie.mp4", "-q")
+
+    assert ended.out.strip() in cli.server.videos
+    assert ended.err == ""
+
+
+def test_the_same_command_again_sends_nothing(cli: Cli) -> None:
+    cli.file()
+    first = cli.run("push", "movie.mp4", "--json").last
+    before = cli.server.stats.snapshot()["requests"]
+
+    again = cli.run("push", "movie.mp4", "--json")
+
+    assert again.code == 0
+    assert again.last["video_id"] == first["video_id"]
+    assert (again.last["is_receipt"], again.last["sent_bytes"]) == (True, 0)
+    assert cli.server.stats.snapshot()["requests"] == before
+
+
+def test_after_kill_9_the_same_command_continues(cli: Cli, slow_server: DevServer) -> None:
+    path = cli.file(size=12 * MIB)
+    running = cli.start("push", path.name, *SLOWLY)
+    started = running.until(lambda event: event["type"] == "upload.started")
+    running.until(is_under_way)
+    running.process.kill()
+    assert running.ended().code == -signal.SIGKILL
+    slow_server.set_options(bandwidth=None)
+
+    ended = cli.run("push", path.name, *SLOWLY)
+
+    assert ended.code == 0, ended.err
+    assert ended.last["video_id"] == started["video_id"]
+    assert ended.last["upload_id"] == started["upload_id"]
+    assert ended.last["resumed_part_count"] >= 2
+    assert slow_server.object_bytes(started["video_id"]) == path.read_bytes()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_gracefully_and_the_upload_is_resumable(
+    cli: Cli, slow_server: DevServer, number: signal.Signals, code: int
+) -> None:
+    path = cli.file(size=12 * MIB)
+
+    stopped = interrupt(cli.start("push", path.name, *SLOWLY), number)
+
+    assert stopped.code == code
+    assert set(FAILED) <= stopped.last.keys()
+    assert (stopped.last["error"], stopped.last["exit_code"]) == ("Interrupted", code)
+    assert stopped.last["resumable"] is True
+    slow_server.set_options(bandwidth=None)
+    ended = cli.run("resume", "--all", "--json")
+    assert ended.code == 0, ended.err
+    assert ended.last["video_id"] == stopped.last["video_id"]
+    assert ended.last["resumed_part_count"] >= 2
+
+
+def test_ctrl_c_says_how_far_it_came(cli: Cli, slow_server: DevServer) -> None:
+    cli.file(size=12 * MIB)
+    stored = slow_server.stats.parts_stored
+    running = cli.start("push", "movie.mp4", "--part-size=1M", "--concurrency=2")
+    deadline = time.monotonic() + 20
+    while slow_server.stats.parts_stored < stored + 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+    running.process.send_signal(signal.SIGINT)
+    ended = running.ended()
+
+    assert ended.code == 130
+    assert "interrupted; OSS has confirmed" in ended.err
+    assert "same command" in ended.err
+    assert "Traceback" not in ended.err
+
+
+def test_the_second_signal_stops_at_once(cli: Cli, slow_server: DevServer) -> None:
+    cli.file(size=12 * MIB)
+    running = cli.start("push", "movie.mp4", *SLOWLY)
+    running.until(is_under_way)
+    running.process.send_signal(signal.SIGINT)
+    running.process.send_signal(signal.SIGTERM)
+
+    assert running.ended().code in {130, 143}
+
+
+def test_a_second_process_is_refused_with_6(cli: Cli, slow_server: DevServer) -> None:
+    cli.file(size=12 * MIB)
+    running = cli.start("push", "movie.mp4", *SLOWLY)
+    running.until(is_under_way)
+    slow_server.set_options(bandwidth=MIB // 4)
+
+    ended = cli.run("push", "movie.mp4")
+
+    running.process.kill()
+    running.ended()
+    _assert_failed(ended, 6)
+
+
+def test_failures_are_apart_and_share_a_code(cli: Cli) -> None:
+    cli.file()
+
+    ended = cli.run("push", "missing.mp4", "movie.mp4", "--json")
+
+    ends = {line["source"]: line for line in ended.lines if "exit_code" in line or "crc64" in line}
+    assert ended.code == 4
+    assert ends["movie.mp4"]["type"] == "upload.finished"
+    assert ends["missing.mp4"]["error"] == "SourceUnreadable"
+    assert set(FAILED) <= ends["missing.mp4"].keys()
+
+
+def test_missing_and_empty_files_are_4(cli: Cli) -> None:
+    (cli.folder / "empty.mp4").touch()
+
+    _assert_failed(cli.run("push", "missing.mp4", "empty.mp4"), 4, "missing.mp4 does not", "empty")
+
+
+def test_a_changed_file_is_4(cli: Cli) -> None:
+    cli.file()
+    assert cli.run("push", "movie.mp4").code == 0
+    cli.file(seed=b"other")
+
+    _assert_failed(cli.run("push", "movie.mp4"), 4, "changed")
+
+
+def test_no_credentials_are_3(cli: Cli) -> None:
+    cli.file()
+    nobody = {"ALIBABA_CLOUD_ACCESS_KEY_ID": "", "ALIBABA_CLOUD_ACCESS_KEY_SECRET": ""}
+
+    _assert_failed(cli.run("push", "movie.mp4", env=nobody), 3)
+
+
+def test_a_video_that_is_not_there_is_1_and_no_other_is_made(cli: Cli) -> None:
+    cli.file()
+    before = len(cli.server.videos)
+
+    ended = cli.run("push", "movie.mp4", "--video-id", "0" * 32)
+
+    _assert_failed(ended, 1, "InvalidVideo.NotFound")
+    assert len(cli.server.videos) == before
+
+
+def test_an_unfitting_extension_is_2(cli: Cli) -> None:
+    cli.file("movie.bin")
+
+    _assert_failed(cli.run("push", "movie.bin"), 2, "--file-name")
+
+
+@pytest.mark.parametrize(
+    ("paths", "which", "describe", "access", "sentence"),
+    [
+        (["a", "b"], Which(), Describe(title="both"), Access(), "--title is for one file"),
+        (["a", "b"], Which(key="both"), Describe(), Access(), "--key is for one file"),
+        (["a", "./a"], Which(), Describe(), Access(), "given twice"),
+        (["a"], Which(), Describe(cate_id="x"), Access(), "--cate-id"),
+        (["a"], Which(grant="missing.json"), Describe(), Access(), "cannot be read"),
+        (["a"], Which(), Describe(), Access(allow_host=["https://x"]), "not a plain host name"),
+    ],
+)
+def test_usage_errors_are_2_with_a_sentence(
+    capfd: pytest.CaptureFixture[str],
+    paths: list[str],
+    which: Which,
+    describe: Describe,
+    access: Access,
+    sentence: str,
+) -> None:
+    code = push(paths, which, describe, Store(state="memory"), access, Transfer(), Output())
+
+    printed = capfd.readouterr()
+    assert code == 2
+    assert sentence in printed.err
+    assert "next: " in printed.err
+
+
+def test_an_unknown_flag_and_an_unknown_level_are_2(cli: Cli) -> None:
+    assert cli.run("push", "a.mp4", "--no-verify").code == 2
+    _assert_failed(cli.run("push", "a.mp4", "--log-level=loud"), 2, "--log-level")
+
+
+def test_flags_come_from_the_environment(cli: Cli) -> None:
+    cli.file()
+
+    ended = cli.run("push", "movie.mp4", env={"VODUP_BWLIMIT": "fast"})
+    _assert_failed(ended, 2, "'fast' is not a bandwidth")
+
+    ended = cli.run("push", "movie.mp4", env={"VODUP_JSON": "1", "VODUP_PART_SIZE": "1M"})
+    assert ended.last["part_count"] >= 3
+
+
+# --- grants ----------------------------------------------------------------------------
+
+
+def _answer(cli: Cli, name: str = "movie.mp4", **fields: str) -> dict[str, str]:
+    """An answer of CreateUploadVideo, with some fields of its address replaced."""
+    from tests.devserver.clients import Vod
+
+    answer = Vod(cli.server).ok("CreateUploadVideo", Title="t", FileName=name)
+    address = json.loads(base64.b64decode(answer["UploadAddress"]))
+    answer["UploadAddress"] = base64.b64encode(json.dumps(address | fields).encode()).decode()
+    return answer
+
+
+def _save(cli: Cli, answer: dict[str, str]) -> Path:
+    path = cli.folder / "grant.json"
+    path.write_text(json.dumps(answer))
+    return path
+
+
+def test_a_grant_needs_no_access_key(cli: Cli) -> None:
+    path = cli.file()
+    answer = _answer(cli)
+    nobody = {"ALIBABA_CLOUD_ACCESS_KEY_ID": "", "ALIBABA_CLOUD_ACCESS_KEY_SECRET": ""}
+
+    ended = cli.run("push", "movie.mp4", "--grant", "-", "-q", stdin=json.dumps(answer), env=nobody)
+
+    assert ended.code == 0, ended.err
+    assert ended.out.strip() == answer["VideoId"]
+    assert cli.server.object_bytes(answer["VideoId"]) == path.read_bytes()
+
+
+def test_a_hostile_endpoint_in_a_grant_is_7(cli: Cli) -> None:
+    cli.file()
+    grant = _save(cli, _answer(cli, Endpoint="https://oss-cn-shanghai.aliyuncs.com.evil.example"))
+
+    _assert_failed(cli.run("push", "movie.mp4", "--grant", str(grant)), 7)
+
+
+def test_a_grant_that_is_none_is_3(cli: Cli) -> None:
+    cli.file()
+    (cli.folder / "grant.json").write_text('{"VideoId": "abc"}')
+
+    _assert_failed(cli.run("push", "movie.mp4", "--grant", "grant.json"), 3)
+
+
+def test_loopback_is_refused_unless_it_was_asked_for(cli: Cli) -> None:
+    cli.file()
+
+    ended = cli.run("push", "movie.mp4", env={"VODUP_ALLOW_LOOPBACK_HTTP": "0"})
+
+    _assert_failed(ended, 7)
+
+
+def test_an_auth_command_hands_out_grants(cli: Cli) -> None:
+    path = cli.file()
+    answer = _answer(cli)
+    script = f"cat {_save(cli, answer)}"
+    (cli.folder / "grants.sh").write_text(script)
+    nobody = {"ALIBABA_CLOUD_ACCESS_KEY_ID": "", "ALIBABA_CLOUD_ACCESS_KEY_SECRET": ""}
+
+    ended = cli.run("push", "movie.mp4", "-q", "--auth-command", "sh grants.sh", env=nobody)
+
+    assert ended.code == 0, ended.err
+    assert cli.server.object_bytes(answer["VideoId"]) == path.read_bytes()
+
+
+# --- secrets ---------------------------------------------------------------------------
+
+
+def test_no_secret_is_printed_at_debug(cli: Cli) -> None:
+    cli.file()
+    grant = _save(cli, _answer(cli))
+    denied = ("--key", "denied")
+    runs = [
+        cli.run("push", "movie.mp4", "--log-level=debug"),
+        cli.run("push", "movie.mp4", "--log-level=debug", "--json", "--key=other"),
+        cli.run("push", "movie.mp4", "--log-level=debug", "--grant", str(grant), "--key=granted"),
+        cli.run("inspect", str(grant), "--log-level=debug"),
+        cli.run("doctor", "--log-level=debug"),
+    ]
+    cli.server.set_options(denied_operations=("PutObject", "InitiateMultipartUpload"))
+    runs.append(cli.run("push", "movie.mp4", "--log-level=debug", *denied))
+    cli.server.set_options(denied_operations=())
+
+    printed = "".join(run.out + run.err for run in runs)
+    assert [run.code for run in runs] == [0, 0, 0, 0, 0, 3], printed
+    assert "upload.finished" in printed
+    for secret in cli.server.secrets():
+        assert secret not in printed
+    assert "Traceback" not in printed
