@@ -83,6 +83,22 @@ def test_every_and_count_and_probability_choose_among_matches() -> None:
     assert 10 < sum(draws[0]) < 40
 
 
+def test_a_fault_can_be_about_one_video_of_several(server: DevServer, vod: Vod) -> None:
+    mine = vod.ok("CreateUploadVideo", Title="t", FileName="a.mp4", ReferenceId="reference-1")
+    other = vod.ok("CreateUploadVideo", Title="t", FileName="a.mp4", ReferenceId="reference-2")
+    for subject in ("reference-1", mine["VideoId"]):
+        server.faults.replace([Fault(action="error", subject=subject, count=None, code="Odd")])
+        assert granted(other).call("HEAD").code == "NoSuchKey"
+        assert granted(mine).call("HEAD").code == "Odd"
+        assert vod.call("RefreshUploadVideo", ReferenceId="reference-2").status == 200
+        assert vod.call("RefreshUploadVideo", ReferenceId="reference-1").code == "Odd"
+        assert server.faults.consumed == {"error": 2}
+        server.faults.forget("reference-3")
+        assert server.faults.consumed
+        server.faults.forget(subject)
+        assert granted(mine).call("HEAD").code == "NoSuchKey"
+
+
 def test_attempts_are_counted_by_operation_object_and_part(server: DevServer, oss: Oss) -> None:
     upload_id = oss.initiate()
     for number in (1, 1, 2):

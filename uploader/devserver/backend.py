@@ -106,6 +106,11 @@ class Backend:
         )
         self.storage.save_video(finished)
 
+    def names_of_video(self, name: str) -> set[str]:
+        """All names of a video, one of which is ``name``: its VideoId and its ReferenceId."""
+        video = self.storage.video(name) or self.storage.video_by_reference(name)
+        return {name, video.video_id, video.reference_id or ""} if video else {name}
+
     def status_of(self, video: Video) -> str:
         """A video's status as GetVideoInfo names it ("VOD: Video status")."""
         if video.status != "Uploaded":

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -69,8 +69,9 @@ class Fault:
     """One order: requests that match get ``action``.
 
     ``operation`` is a name or ``"*"``; ``part`` a part number; ``attempt`` a number or a
-    ``(from, to)`` pair, counted from 1 per operation, object (or VideoId) and part; ``every``
-    hits each n-th matching request; ``headers`` are added to the answer;
+    ``(from, to)`` pair, counted from 1 per operation, object (or VideoId) and part; ``subject``
+    a VideoId, a ReferenceId or an object key, so that uploads side by side have faults of their
+    own; ``every`` hits each n-th matching request; ``headers`` are added to the answer;
     ``count`` is how often it applies at most (``None``: for
     ever); ``probability`` is drawn from ``seed``.
     """
@@ -79,6 +80,7 @@ class Fault:
     operation: str = "*"
     part: int | None = None
     attempt: int | tuple[int, int] | None = None
+    subject: str = ""
     every: int = 1
     count: int | None = 1
     probability: float = 1.0
@@ -105,11 +107,14 @@ class Fault:
         """The name under which it is counted."""
         return self.name or self.action
 
-    def is_about(self, operation: str, part: int | None, attempt: int) -> bool:
-        """Whether a request is one of those named."""
+    def is_about(
+        self, operation: str, part: int | None, attempt: int, subjects: Collection[str] = ()
+    ) -> bool:
+        """Whether a request is one of those named; ``subjects`` are all names of its video."""
         return (
             self.operation in ("*", operation)
             and self.part in (None, part)
+            and (not self.subject or self.subject in subjects)
             and self._covers(attempt)
         )
 
@@ -151,15 +156,23 @@ class FaultScript:
         """Append to the script in force."""
         self._faults.extend(_Armed(fault) for fault in faults)
 
+    def forget(self, subject: str) -> None:
+        """Take out the faults of one subject, and with them their counts."""
+        self._faults = [armed for armed in self._faults if armed.fault.subject != subject]
+
     def next_attempt(self, operation: str, subject: str, part: int | None) -> int:
         """Number this request among those of its operation, object and part, from 1."""
         self._attempts[operation, subject, part] += 1
         return self._attempts[operation, subject, part]
 
-    def take(self, operation: str, part: int | None, attempt: int) -> tuple[Fault, ...]:
+    def take(
+        self, operation: str, part: int | None, attempt: int, subjects: Collection[str] = ()
+    ) -> tuple[Fault, ...]:
         """The faults that hit this request; they count as consumed."""
         return tuple(
-            armed.fault for armed in self._faults if armed.strikes(operation, part, attempt)
+            armed.fault
+            for armed in self._faults
+            if armed.strikes(operation, part, attempt, subjects)
         )
 
     @property
@@ -185,8 +198,10 @@ class _Armed:
         self._seen = 0
         self._random = random.Random(fault.seed)
 
-    def strikes(self, operation: str, part: int | None, attempt: int) -> bool:
-        if not self.fault.is_about(operation, part, attempt) or self._is_spent():
+    def strikes(
+        self, operation: str, part: int | None, attempt: int, subjects: Collection[str]
+    ) -> bool:
+        if not self.fault.is_about(operation, part, attempt, subjects) or self._is_spent():
             return False
         self._seen += 1
         hit = self._seen % self.fault.every == 0 and self._draws()

@@ -153,7 +153,8 @@ class Front:
         record, backend = exchange.record, self._backend
         name, part = record.operation, record.part_number
         record.attempt = backend.faults.next_attempt(name, record.subject, part)
-        exchange.faults = backend.faults.take(name, part, record.attempt)
+        subjects = {record.subject, *backend.names_of_video(record.video_id or record.subject)}
+        exchange.faults = backend.faults.take(name, part, record.attempt, subjects)
         record.faults.extend(fault.label() for fault in exchange.faults)
         backend.stats.remember(record, backend.options.request_log_size)
         if exchange.fault("stale_close"):

@@ -142,6 +142,7 @@ class Multipart:
         open_upload(self._backend, call, ec="0042-00000203")
         self._storage.finish_upload(upload.upload_id, stored)
         self._backend.stats.completes += 1
+        self._backend.stats.completes_by_video[credential.video_id] += 1
         self._backend.upload_finished(credential.video_id, call.bucket, call.object_key)
         return self._completed(call, stored)
 

@@ -61,6 +61,7 @@ class Stats:
     initiates: int = 0
     completes: int = 0
     """CompleteMultipartUpload calls that made an object."""
+    completes_by_video: Counter[str] = field(default_factory=Counter)
     aborts: int = 0
     puts: int = 0
     expired_refusals: int = 0
