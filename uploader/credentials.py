@@ -698,7 +698,7 @@ class CommandProvider:
     RefreshUploadVideo, JSON or XML, within `timeout_s`.
     """
 
-    command: str | Sequence[str]
+    command: str | Sequence[str] = field(repr=False)
     timeout_s: float = 60.0
 
     @property
@@ -709,10 +709,13 @@ class CommandProvider:
     @property
     def argv(self) -> list[str]:
         """The command as a list."""
-        parts = shlex.split(self.command) if isinstance(self.command, str) else list(self.command)
+        try:
+            parts = shlex.split(self.command) if isinstance(self.command, str) else self.command
+        except ValueError as error:
+            raise ConfigurationError(f"The auth command cannot be split: {error}.") from None
         if not parts:
             raise ConfigurationError("The auth command is empty.")
-        return parts
+        return list(parts)
 
     def connect(self, network: Network) -> GrantSource:
         """Nothing to connect."""
@@ -803,13 +806,15 @@ class UrlProvider:
         bearer_token: sent as `Authorization: Bearer …`.
     """
 
-    url: str
+    url: str = field(repr=False)
     bearer_token: str | None = field(default=None, repr=False)
 
     @property
     def scope(self) -> str:
-        """The URL without its query."""
-        return self.url.partition("?")[0]
+        """The URL without its query and without a password."""
+        scheme, _, rest = self.url.partition("?")[0].partition("://")
+        host, slash, path = rest.partition("/")
+        return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
     def connect(self, network: Network) -> GrantSource:
         """Check the URL; nothing is sent yet."""
