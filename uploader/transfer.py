@@ -20,6 +20,7 @@ from uploader.errors import (
     SourceChanged,
     UnverifiedCompletion,
     UploadTargetChanged,
+    VideoGone,
     VodupError,
 )
 from uploader.events import (
@@ -163,7 +164,10 @@ class Transfer:
         """
         job, record = self._job, self._job.record
         is_open = record.phase is not Phase.COMPLETING or record.is_overwrite
-        if is_open or job.grants is None or job.asked.grant or record.video_id is None:
+        is_begun_anew = self._receipts is None  # a run ended within `restart`
+        if is_open or is_begun_anew or job.grants is None or job.asked.grant:
+            return None
+        if record.video_id is None:
             return None
         self._progress.phase = "settle"
         facts = await job.grants.facts(record.video_id)
@@ -218,8 +222,10 @@ class Transfer:
             await self._settle_put()
         elif self._job.record.upload_id is None:
             operation = oss.initiate_multipart_upload(self._target, self._headers())
+            with self._target_watched():
+                upload_id = await self._call(operation)
             # Parts cost money from here on: the UploadId is durable before the first of them.
-            await self._checkpoint.advance(upload_id=await self._call(operation))
+            await self._checkpoint.advance(upload_id=upload_id)
         else:
             await self._reconcile()
         self._resumed_part_count = len(self._sent)
@@ -327,7 +333,7 @@ class Transfer:
             for part in pending:  # a shared iterator: every part has exactly one worker
                 await self._send_part(part)
 
-        with one_error(), self._target_watched():
+        with self._target_watched(), one_error():  # in this order: it knows single errors only
             async with asyncio.TaskGroup() as workers:
                 for _ in range(min(len(missing), self._job.network.pace.max_concurrency)):
                     workers.create_task(worker())
@@ -376,9 +382,9 @@ class Transfer:
         """Tell a target that VOD has moved from one that was never allowed."""
         try:
             yield
-        except PermissionDenied as error:
+        except (PermissionDenied, ServiceError) as error:
             moved_to = self._live.moved_to
-            if moved_to is None:
+            if moved_to is None or not _is_target_refused(error):
                 raise
             if self._job.options.on_target_change == "restart":
                 raise Vanished(f"VOD moved the upload to {moved_to.bucket}", error) from None
@@ -498,7 +504,7 @@ class Transfer:
         await self._checkpoint.restart_parts(upload_id=None, plan=None)
         await self._checkpoint.advance(phase=Phase.UPLOADING)
         self._receipts = None
-        if self._live.moved_to is not None and isinstance(gone.failure, PermissionDenied):
+        if self._live.moved_to is not None and _is_target_refused(gone.failure):
             await self._move(self._live.moved_to)
         progress = self._progress
         progress.tell(
@@ -613,15 +619,29 @@ class Transfer:
     # --- giving up ----------------------------------------------------------------------
 
     async def abort(self) -> None:
-        """Remove the parts, then say so in the record."""
+        """Remove the parts, then say so in the record.
+
+        A video that is gone has no credentials any more to remove them with; OSS's
+        lifecycle rules do it then.
+        """
         self._progress.phase = "abort"
-        if self._job.record.upload_id is not None:
-            try:
+        try:
+            if not await self._is_finished():
                 await self._call(oss.abort_multipart_upload(self._target, self._upload_id))
-            except ServiceError as error:
-                if not is_vanished(error):
-                    raise
+        except VideoGone as error:
+            get_logger(key=self._job.key).warning("parts.not_removed", reason=error.message)
+        except ServiceError as error:
+            if not is_vanished(error):
+                raise
         await self._checkpoint.advance(phase=Phase.ABORTED)
+
+    async def _is_finished(self) -> bool:
+        """Whether VOD has the file after all: credentials would then be for overwriting it."""
+        job, record = self._job, self._job.record
+        if record.phase is not Phase.COMPLETING or job.grants is None or record.video_id is None:
+            return False
+        facts = await job.grants.facts(record.video_id)
+        return facts is not None and not facts.is_waiting
 
     # --- telling ------------------------------------------------------------------------
 
@@ -645,6 +665,11 @@ class Transfer:
                 retry_count=progress.retry_count,
             )
         )
+
+
+def _is_target_refused(failure: VodupError) -> bool:
+    """Whether OSS does not take our bucket or key, rather than this request."""
+    return isinstance(failure, PermissionDenied) or failure.code == "NoSuchBucket"
 
 
 def _target_of(job: Job) -> UploadTarget:

@@ -94,6 +94,9 @@ class Desk:
             on_event=self.events.append,
         )
 
+    def uploader_without_provider(self) -> Uploader:
+        return Uploader(state=self.state_path, options=options(), trust=LOOPBACK)
+
     async def push(
         self, source: AnySource, *, provider: AnyProvider | None = None, **given: Any
     ) -> UploadResult:
@@ -162,10 +165,17 @@ class Desk:
         The first part is refused for good, so nothing can complete.
         """
         self.order(
-            Fault(action="error", operation="UploadPart", part=after + 1, count=None, status=400),
+            Fault(
+                action="error",
+                operation="UploadPart",
+                part=after + 1,
+                count=None,
+                status=400,
+                code="InvalidArgument",
+            ),
         )
         error = await self.fail(source, concurrency=1, **given)
-        assert error.code == "InternalError" or error.is_resumable
+        assert error.code == "InvalidArgument"
         self.assert_faults_struck()
         self.order()
         return await self.record()
