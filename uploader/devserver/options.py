@@ -67,6 +67,8 @@ class DevServerOptions:
     """What Create does with a ReferenceId that exists; the documents do not say."""
     duplicate_reference_code: str = "InvalidReferenceId.Duplicate"
     status_after_upload: str = "Normal"
+    file_url: bool = True
+    """GetMezzanineInfo gives a signed URL of the source file."""
     processing_s: float = 0
     """How long a finished upload is UploadSucc and Transcoding before its last status."""
 

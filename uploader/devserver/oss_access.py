@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from .answers import Refusal
 from .backend import Backend, iso_date
+from .oss_signed_url import check_signed_url, is_signed_url
 from .signatures import (
     OssAuthorization,
     SignedRequest,
@@ -37,6 +38,11 @@ def check_access(backend: Backend, target: OssTarget, request: SignedRequest) ->
 
     Raises: Refusal as OSS words it.
     """
+    if is_signed_url(request):
+        credential = check_signed_url(backend, request)
+        _check_bucket(backend, target)
+        _check_policy(backend, target, credential)
+        return credential
     authorization = _parse_authorization(request)
     credential = _known_credential(backend, authorization, request)
     check_expiry(backend, credential)

@@ -19,6 +19,7 @@ from .backend import Backend, http_date, iso_date
 from .encoding import Node, Pairs, parse_query, render_xml, split_target
 from .exchange import Exchange
 from .grants import grant
+from .oss_signed_url import signed_url
 from .signatures import SignedRequest
 from .storage import Video
 from .vod_access import Gateway, VodCall
@@ -179,6 +180,8 @@ class VodService:
             "FileName": video.object_key,
             "OutputType": "oss",
         }
+        if stored and self._backend.options.file_url:
+            mezzanine["FileURL"] = signed_url(self._backend, stored.bucket, stored.object_key)
         return {"Mezzanine": mezzanine}
 
     def _video_info(self, call: VodCall) -> Fields:
