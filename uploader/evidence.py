@@ -75,10 +75,15 @@ class Receipts:
             self.size -= former.size
 
     def drop_unlike(self, listed: dict[int, ListedPart]) -> None:
-        """Forget what OSS does not list, or lists otherwise."""
-        for number, ack in list(self._acks.items()):
-            if number not in listed or not is_same_part(ack, listed[number]):
+        """Forget what OSS lists otherwise than we have it."""
+        for number, part in listed.items():
+            if number in self._acks and not is_same_part(self._acks[number], part):
                 self.drop(number)
+
+    def drop_unlisted(self, listed: dict[int, ListedPart]) -> None:
+        """Forget what OSS does not list; only a whole list says so."""
+        for number in self._acks.keys() - listed.keys():
+            self.drop(number)
 
     def in_order(self) -> list[PartAck]:
         """All receipts, by part number.

@@ -247,7 +247,7 @@ class Transfer:
     async def _reconcile(self) -> None:
         """Compare our receipts with what OSS lists. Without permission ours must do."""
         try:
-            listed = await self._list_parts()
+            listed, is_whole = await self._list_parts()
         except PermissionDenied:
             return
         except ServiceError as error:
@@ -257,18 +257,23 @@ class Transfer:
                 return  # perhaps completed: `complete` settles it
             raise
         self._sent.drop_unlike(listed)
+        if is_whole:
+            self._sent.drop_unlisted(listed)
         await self._adopt(listed)
 
-    async def _list_parts(self) -> dict[int, ListedPart]:
+    async def _list_parts(self) -> tuple[dict[int, ListedPart], bool]:
+        """All parts OSS lists, and whether its pages came to an end."""
         listed: dict[int, ListedPart] = {}
         marker = 0
         for _ in range(_MAX_LIST_PAGES):
             page = await self._call(oss.list_parts(self._target, self._upload_id, marker=marker))
             listed |= {part.number: part for part in page.parts}
-            if page.next_marker is None or page.next_marker <= marker:
+            if page.next_marker is None:
+                return listed, True
+            if page.next_marker <= marker:
                 break
             marker = page.next_marker
-        return listed
+        return listed, False
 
     async def _adopt(self, listed: dict[int, ListedPart]) -> None:
         """Keep parts whose answers were lost, if the source proves to hold their bytes."""
