@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import http.server
 import json
 import signal
+import threading
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -314,6 +317,49 @@ def test_an_auth_command_hands_out_grants(cli: Cli) -> None:
 
     assert ended.code == 0, ended.err
     assert cli.server.object_bytes(answer["VideoId"]) == path.read_bytes()
+
+
+class _AppServer(http.server.BaseHTTPRequestHandler):
+    """Hands out one answer to those who know the token."""
+
+    answer: ClassVar[dict[str, str]]
+    asked: ClassVar[list[dict[str, str]]]
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.asked.append(asked)
+        is_known = self.headers["authorization"] == "Bearer app-token"
+        body = json.dumps(self.answer).encode() if is_known else b"{}"
+        self.send_response(200 if is_known else 401)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Keep quiet."""
+
+
+def test_an_app_server_hands_out_grants_to_those_who_know_its_token(cli: Cli) -> None:
+    path = cli.file()
+    _AppServer.answer, _AppServer.asked = _answer(cli), []
+    env = {
+        "ALIBABA_CLOUD_ACCESS_KEY_ID": "",
+        "ALIBABA_CLOUD_ACCESS_KEY_SECRET": "",
+        "VODUP_AUTH_URL_TOKEN": "app-token",
+    }
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _AppServer) as app:
+        threading.Thread(target=app.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{app.server_port}/grants"
+        ended = cli.run("push", "movie.mp4", "-q", "--auth-url", url, env=env)
+        env["VODUP_AUTH_URL_TOKEN"] = "wrong"
+        refused = cli.run("push", "movie.mp4", "--key=2", "--auth-url", url, env=env)
+        app.shutdown()
+
+    assert ended.code == 0, ended.err
+    assert cli.server.object_bytes(_AppServer.answer["VideoId"]) == path.read_bytes()
+    assert _AppServer.asked[0]["action"] == "create"
+    assert _AppServer.asked[0]["file_name"] == "movie.mp4"
+    _assert_failed(refused, 1, "401")
 
 
 # --- secrets ---------------------------------------------------------------------------

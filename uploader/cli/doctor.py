@@ -19,9 +19,10 @@ from urllib.parse import urlsplit
 
 from uploader.cli import exits
 from uploader.cli.loop import run_async
-from uploader.cli.opening import key_origin, make_provider, open_store
+from uploader.cli.opening import key_origin, make_provider
 from uploader.cli.options import Access, Output, Store
 from uploader.cli.orphans import open_network
+from uploader.cli.store import open_store
 from uploader.cli.text import count, out, size
 from uploader.credentials import GrantProvider, Network, VodProvider
 from uploader.errors import StateError, VideoGone, VodupError

@@ -10,7 +10,6 @@ from uploader import (
     CommandProvider,
     GrantProvider,
     RetryPolicy,
-    StateStore,
     TrustPolicy,
     Uploader,
     UploadOptions,
@@ -27,9 +26,9 @@ from uploader.cli.options import (
     parse_size,
     require_one_of,
 )
+from uploader.cli.store import open_store
 from uploader.errors import ConfigurationError
 from uploader.protocol.plan import MAX_PART_SIZE, MIN_PART_SIZE
-from uploader.state import open_state
 
 __all__ = [
     "ca_file",
@@ -38,7 +37,6 @@ __all__ = [
     "make_provider",
     "make_trust",
     "make_uploader",
-    "open_store",
 ]
 
 _MAX_CONCURRENCY = 256
@@ -67,11 +65,6 @@ def make_uploader(
         options=make_options(transfer or Transfer()),
         trust=make_trust(access),
     )
-
-
-def open_store(store: Store) -> StateStore:
-    """Return the checkpoint store, not entered yet."""
-    return open_state(store.state or None)
 
 
 def make_provider(access: Access, *, is_optional: bool) -> GrantProvider | None:

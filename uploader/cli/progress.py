@@ -219,7 +219,7 @@ class JsonLines:
         self._told_at: dict[int, float] = {}
 
     def told(self, row: Row, event: Event) -> None:
-        """Print the event; progress at most once a second."""
+        """Print the event; progress at most once a second, and only of what has started."""
         if isinstance(event, UploadFinished | UploadFailed):
             return  # printed by `finished` and `failed`, which know the exit code
         if isinstance(event, UploadProgress) and not self._is_due(row):
@@ -227,6 +227,8 @@ class JsonLines:
         self._print(row, event.type, **asdict(event))
 
     def _is_due(self, row: Row) -> bool:
+        if not row.is_active:
+            return False
         now = time.monotonic()
         if now - self._told_at.get(id(row), float("-inf")) < _JSON_INTERVAL_S:
             return False
@@ -389,16 +391,24 @@ class RichRows(_Words):
             BarColumn,
             DownloadColumn,
             Progress,
+            ProgressColumn,
+            Task,
             TextColumn,
             TimeRemainingColumn,
-            TransferSpeedColumn,
         )
+        from rich.text import Text
+
+        class Speed(ProgressColumn):
+            """In the units of the sizes; rich's own column counts in powers of 1000."""
+
+            def render(self, task: Task) -> Text:
+                return Text(rate(task.finished_speed or task.speed or 0))
 
         return Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
+            Speed(),
             TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[notes]}", markup=False, style="dim"),
             console=Console(stderr=True),

@@ -11,7 +11,6 @@ from dataclasses import dataclass, fields
 from typing import Final
 
 from uploader import (
-    StateStore,
     Uploader,
     UploadGrant,
     UploadRecord,
@@ -33,6 +32,7 @@ from uploader.cli.options import (
 )
 from uploader.cli.progress import Board, Row, View, listener, make_view
 from uploader.cli.running import Interrupted, explain_bug
+from uploader.cli.store import find_record
 from uploader.cli.text import count, size
 from uploader.errors import ConfigurationError, VodupError
 from uploader.state import Phase
@@ -164,21 +164,6 @@ async def _named(uploader: Uploader, names: Sequence[str]) -> list[UploadRecord]
                 next_step="`vodup push` begins anew.",
             )
     return records
-
-
-async def find_record(state: StateStore, name: str) -> UploadRecord:
-    """Return the record with this key or VideoId.
-
-    Raises:
-        ConfigurationError: there is none.
-    """
-    found = await state.find(key=name) or await state.find(video_id=name)
-    if found is None:
-        raise ConfigurationError(
-            f"There is no upload {name!r} in this state.",
-            next_step="`vodup status` lists them; --state names another one.",
-        )
-    return found
 
 
 def _job_of(record: UploadRecord) -> Job:

@@ -11,16 +11,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from uploader import StateStore, UploadRecord, UploadStatus, VodupError
 from uploader.cli import exits
 from uploader.cli.loop import run_async
-from uploader.cli.opening import make_uploader, open_store
 from uploader.cli.options import Access, Output, Store, parse_duration_s
-from uploader.cli.orphans import abort_orphans
-from uploader.cli.pushing import find_record
+from uploader.cli.store import find_record, open_store
 from uploader.cli.text import count, duration, err, out, paragraph, size
-from uploader.errors import ConfigurationError
-from uploader.state import Phase
+from uploader.errors import ConfigurationError, VodupError
+from uploader.state import Phase, StateStore, UploadRecord, UploadStatus
 
 __all__ = ["abort", "clean", "status"]
 
@@ -163,6 +160,7 @@ def _age_s(record: UploadRecord) -> float:
 
 def abort(names: Sequence[str], store: Store, access: Access, output: Output) -> int:
     """Give uploads up: their parts are removed at OSS, the videos stay."""
+    from uploader.cli.opening import make_uploader
 
     async def work() -> int:
         codes = []
@@ -242,6 +240,8 @@ def clean(choice: Choice, store: Store, access: Access, output: Output) -> int:
                 await _forget(state, record, choice, output)
             left = await state.orphans()
             if left and choice.with_orphans and not choice.is_dry:
+                from uploader.cli.orphans import abort_orphans
+
                 code = await abort_orphans(state, left, access)
             elif left:
                 _mention_orphans(len(left), choice)
