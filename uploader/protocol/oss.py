@@ -420,7 +420,7 @@ def _parse_parts_page(response: Response) -> PartsPage:
     try:
         parts = tuple(_listed_part(element) for element in root.iter("Part"))
         marker = decimal(_text(root, "NextPartNumberMarker") or "0")
-    except (MalformedDocument, ValueError) as error:
+    except MalformedDocument as error:
         raise _unusable("ListParts", str(error)) from error
     is_truncated = _text(root, "IsTruncated").lower() == "true"
     return PartsPage(parts, marker if is_truncated else None)
@@ -456,7 +456,7 @@ def _parse_object_facts(response: Response) -> ObjectFacts:
     return ObjectFacts(
         etag=etag or None,
         crc64=_crc64_header(response),
-        size=int(size) if size.isascii() and size.isdigit() else None,
+        size=_number(size),
         request_id=_request_id(response),
     )
 
@@ -543,8 +543,12 @@ def _request_id(response: Response) -> str:
 
 
 def _crc64_header(response: Response) -> int | None:
-    value = response.headers.get("x-oss-hash-crc64ecma", "").strip()
+    return _number(response.headers.get("x-oss-hash-crc64ecma", ""))
+
+
+def _number(text: str) -> int | None:
+    """Read a header's number; None when it is not one."""
     try:
-        return decimal(value) if value else None
-    except (MalformedDocument, ValueError):
+        return decimal(text.strip())
+    except MalformedDocument:
         return None

@@ -16,7 +16,13 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from uploader.errors import InvalidGrant, ServiceError, TransportError
-from uploader.protocol.documents import MalformedDocument, clean_text, parse_json, parse_xml
+from uploader.protocol.documents import (
+    MalformedDocument,
+    clean_text,
+    decimal,
+    parse_json,
+    parse_xml,
+)
 from uploader.protocol.grants import UploadGrant, decode_answer
 from uploader.protocol.wire import BytesBody, Operation, Request, Response, SignedRequest
 
@@ -81,7 +87,8 @@ class VideoMeta:
     def to_text(self) -> str:
         """As JSON, for the checkpoint and for commands."""
         fields = {name: getattr(self, name) for name in self.__slots__}
-        return json.dumps({name: value for name, value in fields.items() if value})
+        given = {name: value for name, value in fields.items() if value not in (None, "", ())}
+        return json.dumps(given)
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,26 +265,48 @@ def _parse_grant(action: str, response: Response) -> UploadGrant:
 
 def _parse_mezzanine(action: str, response: Response) -> VideoFacts:
     _require_success(action, response)
+    fields = _mezzanine_fields(response.body)
+    status, size, url = (fields.get(name) for name in ("Status", "Size", "FileURL"))
+    if not isinstance(status, str) or not status:
+        # What is not told must not be taken for a finished video.
+        raise _unusable(action)
     try:
-        mezzanine = parse_json(response.body).get("Mezzanine") or {}
-        size = mezzanine.get("Size")
         return VideoFacts(
-            status=clean_text(str(mezzanine["Status"]), 40),
-            size=None if size is None else int(size),
-            file_url=mezzanine.get("FileURL"),
+            status=clean_text(status, 40),
+            size=None if size is None or size == "" else decimal(str(size)),
+            file_url=url if isinstance(url, str) and url else None,
         )
-    except (MalformedDocument, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise TransportError(f"The answer to {action} is not usable.", is_sent=True) from error
+    except MalformedDocument as error:
+        raise _unusable(action) from error
+
+
+def _mezzanine_fields(body: bytes) -> dict[str, Any]:
+    """Read the facts in either format; empty when there are none."""
+    try:
+        found = parse_json(body).get("Mezzanine")
+        return found if isinstance(found, dict) else {}
+    except MalformedDocument:
+        pass
+    try:
+        return {child.tag: child.text for child in parse_xml(body).iterfind("Mezzanine/*")}
+    except MalformedDocument:
+        return {}
 
 
 def _parse_nothing(action: str, response: Response) -> None:
     _require_success(action, response)
+    if not _plain_fields(response.body).get("RequestId"):
+        raise _unusable(action)
+
+
+def _unusable(action: str) -> TransportError:
+    return TransportError(f"The answer to {action} is not usable.", is_sent=True)
 
 
 def _require_success(action: str, response: Response) -> None:
     if response.status == 200:
         return
-    told = _error_fields(response.body)
+    told = _plain_fields(response.body)
     code = clean_text(told.get("Code", ""), 80)
     request_id = clean_text(told.get("RequestId", ""), 60)
     said = clean_text(told.get("Message", ""), 200)
@@ -290,11 +319,12 @@ def _require_success(action: str, response: Response) -> None:
         code=code,
         request_id=request_id,
         server_epoch_s=response.server_epoch_s,
+        retry_after_s=response.retry_after_s,
     )
 
 
-def _error_fields(body: bytes) -> dict[str, str]:
-    """Read an error in either format: a gateway may ignore `Format`."""
+def _plain_fields(body: bytes) -> dict[str, str]:
+    """Read a flat answer in either format: a gateway may ignore `Format`."""
     try:
         return {k: v for k, v in parse_json(body).items() if isinstance(v, str)}
     except MalformedDocument:

@@ -1,0 +1,432 @@
+"""Calls of VOD's API: signed as documented, and answers in every shape they come in."""
+
+from __future__ import annotations
+
+import base64
+import json
+import traceback
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import pytest
+from aliyunsdkcore.auth.composer import rpc_signature_composer
+from hypothesis import given
+from hypothesis import strategies as st
+
+from uploader.errors import ServiceError, TransportError, VodupError
+from uploader.protocol import vod
+from uploader.protocol.vod import (
+    AccessKey,
+    VideoFacts,
+    VideoMeta,
+    create_upload_video,
+    delete_multipart_upload,
+    get_mezzanine_info,
+    refresh_upload_video,
+)
+from uploader.protocol.wire import BytesBody, Operation, Response, SignedRequest
+
+ENDPOINT = "https://vod.cn-shanghai.aliyuncs.com"
+VIDEO_ID = "c6a23a870c8c4ffcd40cbd3813311111"
+KEY = AccessKey(id="testAccessKeyId", secret="testAccessKeySecret")
+STS_KEY = replace(KEY, security_token="CAIStOkEn4711+/=")
+AT = datetime(2026, 11, 22, 9, 3, 54, tzinfo=UTC)
+HOSTILE = "a b+c&d=e?f#g%h/中文 é~!*'() 😀"
+FULL = VideoMeta(
+    title=HOSTILE,
+    file_name="b.mov",
+    description="d",
+    cover_url="https://h/c.png",
+    cate_id=0,
+    tags=("x", "y"),
+    template_group_id="t",
+    workflow_id="w",
+    storage_location="bkt.oss-cn-shanghai.aliyuncs.com",
+    app_id="app-1000000",
+    reference_id="mine-01",
+    user_data='{"Extend": {"a": "b"}}',
+)
+
+
+def create(meta: VideoMeta = FULL) -> Operation[Any]:
+    return create_upload_video(
+        ENDPOINT, meta, file_name="a.mp4", file_size=9, reference_id="vodup-1"
+    )
+
+
+REFRESH = refresh_upload_video(ENDPOINT, video_id=VIDEO_ID)
+FACTS = get_mezzanine_info(ENDPOINT, VIDEO_ID)
+DELETE = delete_multipart_upload(ENDPOINT, VIDEO_ID)
+EVERY = [create(), REFRESH, FACTS, DELETE]
+IDS = [operation.name for operation in EVERY]
+
+
+def signed(operation: Operation[Any], key: AccessKey = KEY, at: datetime = AT) -> SignedRequest:
+    return vod.sign(operation, key, at=at, nonce="nonce-1", generation=3)
+
+
+def query_of(request: SignedRequest) -> dict[str, str]:
+    return dict(parse_qsl(urlsplit(request.url).query, keep_blank_values=True))
+
+
+def form_of(request: SignedRequest) -> dict[str, str]:
+    assert isinstance(request.body, BytesBody)
+    return dict(parse_qsl(request.body.data.decode(), keep_blank_values=True))
+
+
+# --- signatures ----------------------------------------------------------------------
+
+
+def test_the_documented_signature() -> None:
+    # VOD doc "Signature mechanism": its sample, and what it says comes out.
+    params = {
+        "Timestamp": "2017-10-10T12:02:54Z",
+        "Format": "JSON",
+        "AccessKeyId": "testAccessKeyId",
+        "Action": "GetVideoPlayAuth",
+        "SignatureMethod": "HMAC-SHA1",
+        "SignatureNonce": "8f8a035d-6496-4268-afd4-67c22837e38d",
+        "Version": "2017-03-21",
+        "SignatureVersion": "1.0",
+        "VideoId": "5aed81b74ba84920be578cdfe004af4b",
+    }
+    signature = vod._signature("GET", params, "testAccessKeySecret")
+    assert signature == "Ibgh7y8Vp47LBuAsf5Xhi1SvDss="
+
+
+@pytest.mark.parametrize("key", [KEY, STS_KEY], ids=["key", "sts"])
+@pytest.mark.parametrize("operation", EVERY, ids=IDS)
+def test_signatures_are_those_of_the_sdk(operation: Operation[Any], key: AccessKey) -> None:
+    params = dict(operation.request.params)
+    system = {name: params.pop(name) for name in ("Action", "Version", "Format")}
+    if key.security_token:
+        system["SecurityToken"] = key.security_token
+    url, _ = rpc_signature_composer.get_signed_url(
+        system, key.id, key.secret, "JSON", "POST", params
+    )
+    theirs = dict(parse_qsl(urlsplit(url).query, keep_blank_values=True))
+    at = datetime.strptime(theirs["Timestamp"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+    ours = vod.sign(operation, key, at=at, nonce=theirs["SignatureNonce"], generation=1)
+    assert query_of(ours) == theirs
+    assert form_of(ours) == params
+
+
+def test_pinned_signature() -> None:
+    assert query_of(signed(create(), STS_KEY)) == {
+        "Action": "CreateUploadVideo",
+        "Version": "2017-03-21",
+        "Format": "JSON",
+        "AccessKeyId": "testAccessKeyId",
+        "SignatureMethod": "HMAC-SHA1",
+        "SignatureVersion": "1.0",
+        "SignatureType": "",
+        "SignatureNonce": "nonce-1",
+        "Timestamp": "2026-11-22T09:03:54Z",
+        "SecurityToken": "CAIStOkEn4711+/=",
+        "Signature": "jgwJA59qFihrW1+OfwhPdorMzPA=",
+    }
+
+
+def test_parameters_travel_in_the_body_and_the_rest_in_the_query() -> None:
+    request = signed(create())
+    assert (request.method, request.generation) == ("POST", 3)
+    assert request.url.startswith(f"{ENDPOINT}/?")
+    assert request.headers == {"content-type": "application/x-www-form-urlencoded"}
+    assert form_of(request)["Title"] == HOSTILE
+    assert not set(form_of(request)) & set(query_of(request))
+    assert isinstance(request.body, BytesBody)
+    assert request.body.data.isascii()
+    assert b"+" not in request.body.data  # a space is %20: signed and sent alike
+
+
+@pytest.mark.parametrize(
+    "change", [{"nonce": "nonce-2"}, {"at": AT + timedelta(seconds=1)}, {"key": STS_KEY}]
+)
+def test_nonce_time_and_token_are_signed(change: dict[str, Any]) -> None:
+    usual: dict[str, Any] = {"key": KEY, "at": AT, "nonce": "nonce-1"}
+    one, other = (
+        vod.sign(REFRESH, given["key"], at=given["at"], nonce=given["nonce"], generation=1)
+        for given in (usual, usual | change)
+    )
+    assert query_of(one)["Signature"] != query_of(other)["Signature"]
+
+
+def test_the_time_is_signed_in_utc() -> None:
+    assert signed(REFRESH, at=AT.astimezone(timezone(timedelta(hours=8)))) == signed(REFRESH)
+
+
+def test_nothing_secret_is_shown() -> None:
+    shown = repr(signed(create(), STS_KEY)) + repr(STS_KEY)
+    for secret in ("tOkEn4711", "testAccessKey", "Signature="):
+        assert secret not in shown
+
+
+# --- parameters ----------------------------------------------------------------------
+
+
+def test_create_tells_all_it_is_given() -> None:
+    operation = create()
+    assert operation.request.params == {
+        "Action": "CreateUploadVideo",
+        "Version": "2017-03-21",
+        "Format": "JSON",
+        "Title": HOSTILE,
+        "FileName": "b.mov",
+        "FileSize": "9",
+        "Description": "d",
+        "CoverURL": "https://h/c.png",
+        "CateId": "0",
+        "Tags": "x,y",
+        "TemplateGroupId": "t",
+        "WorkflowId": "w",
+        "StorageLocation": "bkt.oss-cn-shanghai.aliyuncs.com",
+        "AppId": "app-1000000",
+        "ReferenceId": "mine-01",
+        "UserData": '{"Extend": {"a": "b"}}',
+    }
+    assert not operation.is_repeatable
+
+
+def test_create_tells_nothing_it_is_not_given() -> None:
+    params = dict(create(VideoMeta()).request.params)
+    for name in ("Action", "Version", "Format"):
+        del params[name]
+    assert params == {
+        "Title": "a.mp4",
+        "FileName": "a.mp4",
+        "FileSize": "9",
+        "ReferenceId": "vodup-1",
+    }
+
+
+def test_the_other_calls_may_be_repeated() -> None:
+    asked = [(op.name, op.is_repeatable, form_of(signed(op))) for op in EVERY[1:]]
+    assert asked == [
+        ("RefreshUploadVideo", True, {"VideoId": VIDEO_ID}),
+        ("GetMezzanineInfo", True, {"VideoId": VIDEO_ID, "OutputType": "oss"}),
+        ("DeleteMultipartUpload", True, {"MediaId": VIDEO_ID, "MediaType": "video"}),
+    ]
+    by_reference = refresh_upload_video(ENDPOINT, reference_id="vodup-1")
+    assert form_of(signed(by_reference)) == {"ReferenceId": "vodup-1"}
+
+
+def test_meta_as_text_leaves_out_what_is_not_said() -> None:
+    assert VideoMeta().to_text() == "{}"
+    assert json.loads(VideoMeta(title="é", tags=("x",), cate_id=0).to_text()) == {
+        "title": "é",
+        "tags": ["x"],
+        "cate_id": 0,
+    }
+
+
+# --- answers -------------------------------------------------------------------------
+
+
+def packed(fields: Mapping[str, str]) -> str:
+    return base64.b64encode(json.dumps(fields).encode()).decode()
+
+
+ADDRESS = packed(
+    {"Endpoint": "https://oss-cn-shanghai.aliyuncs.com", "Bucket": "bkt", "FileName": "sv/a.mp4"}
+)
+AUTH = packed(
+    {"AccessKeyId": "STS.id", "AccessKeySecret": "canary", "SecurityToken": "canary"}
+    | {"ExpireUTCTime": "2026-11-22T10:03:54Z", "Expiration": "3600", "Region": "cn-shanghai"}
+)
+GRANT = {
+    "RequestId": "8906582E",
+    "VideoId": VIDEO_ID,
+    "UploadAddress": ADDRESS,
+    "UploadAuth": AUTH,
+}
+
+
+def as_xml(root: str, fields: Mapping[str, str]) -> bytes:
+    inner = "".join(f"<{name}>{value}</{name}>" for name, value in fields.items())
+    return f'<?xml version="1.0" encoding="UTF-8"?><{root}>{inner}</{root}>'.encode()
+
+
+def answer(body: object, status: int = 200, **headers: str) -> Response:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return Response(status, {k.replace("_", "-"): v for k, v in headers.items()}, data)
+
+
+@pytest.mark.parametrize("operation", EVERY[:2], ids=IDS[:2])
+@pytest.mark.parametrize("body", [GRANT, as_xml("CreateUploadVideoResponse", GRANT)])
+def test_a_grant_is_read_from_json_and_xml(operation: Operation[Any], body: object) -> None:
+    grant = operation.parse(answer(body))
+    assert (grant.video_id, grant.request_id) == (VIDEO_ID, "8906582E")
+    assert (grant.target.bucket, grant.target.object_key) == ("bkt", "sv/a.mp4")
+    assert grant.credentials.life_s == 3600
+
+
+PORTAL = b"<!doctype html><html><body>canary: please log in</body></html>"
+
+
+@pytest.mark.parametrize("operation", EVERY, ids=IDS)
+@pytest.mark.parametrize(
+    "body", [PORTAL, b"<html><body>canary</body></html>", b"", b"{", b"[]", b"{}", b"\xff"]
+)
+def test_an_answer_that_is_not_vods_leaves_the_outcome_open(
+    operation: Operation[Any], body: bytes
+) -> None:
+    with pytest.raises(TransportError, match=f"{operation.name} is not usable") as caught:
+        operation.parse(answer(body))
+    assert caught.value.is_sent
+    assert "canary" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_an_answer_without_an_auth_is_not_usable() -> None:
+    for name in ("UploadAddress", "UploadAuth"):
+        body = {key: value for key, value in GRANT.items() if key != name}
+        with pytest.raises(TransportError, match=name):
+            REFRESH.parse(answer(body))
+
+
+def test_parts_are_deleted() -> None:
+    assert DELETE.parse(answer({"RequestId": "8906582E"})) is None
+    assert DELETE.parse(answer(as_xml("Response", {"RequestId": "8906582E"}))) is None
+
+
+# --- what VOD knows of a video -------------------------------------------------------
+
+
+def mezzanine(**fields: object) -> Response:
+    return answer({"RequestId": "8906582E", "Mezzanine": fields})
+
+
+def test_facts_are_read() -> None:
+    url = "https://bkt.oss-cn-shanghai.aliyuncs.com/sv/a.mp4?Signature=canary"
+    facts = FACTS.parse(mezzanine(Status="Normal", Size=102400, FileURL=url, Duration="1.5"))
+    assert facts == VideoFacts("Normal", 102400, url)
+    assert "canary" not in repr(facts)
+
+
+def test_facts_are_read_from_xml() -> None:
+    body = as_xml(
+        "GetMezzanineInfoResponse",
+        {"Mezzanine": "<Status>Uploading</Status><Size>0</Size><FileURL/>"},
+    )
+    assert FACTS.parse(answer(body)) == VideoFacts("Uploading", 0, None)
+
+
+@pytest.mark.parametrize("size", ["102400", 102400])
+def test_a_size_is_a_number_or_its_text(size: object) -> None:
+    assert FACTS.parse(mezzanine(Status="Normal", Size=size)).size == 102400
+
+
+@pytest.mark.parametrize("size", [None, ""])
+def test_a_size_may_be_missing(size: object) -> None:
+    assert FACTS.parse(mezzanine(Status="Normal", Size=size)).size is None
+    assert FACTS.parse(mezzanine(Status="Normal")).size is None
+
+
+@pytest.mark.parametrize("size", [-1, 1.5, True, [1], {"a": 1}, "1_0", "x", "9" * 5000])
+def test_an_odd_size_is_not_usable(size: object) -> None:
+    with pytest.raises(TransportError, match="not usable"):
+        FACTS.parse(mezzanine(Status="Normal", Size=size))
+
+
+@pytest.mark.parametrize("status", [None, "", 0, True, ["Normal"], {"a": "b"}])
+def test_without_a_status_nothing_is_known(status: object) -> None:
+    with pytest.raises(TransportError, match="not usable"):
+        FACTS.parse(mezzanine(Status=status, Size=1))
+
+
+@pytest.mark.parametrize("value", [None, [], "Normal", 0, {}])
+def test_without_facts_nothing_is_known(value: object) -> None:
+    with pytest.raises(TransportError, match="not usable"):
+        FACTS.parse(answer({"RequestId": "8906582E", "Mezzanine": value}))
+
+
+@pytest.mark.parametrize("url", [None, "", 0, ["https://h"], {"a": "b"}])
+def test_an_odd_url_is_no_url(url: object) -> None:
+    assert FACTS.parse(mezzanine(Status="Normal", FileURL=url)).file_url is None
+
+
+@pytest.mark.parametrize(
+    ("status", "is_waiting"),
+    [
+        ("Uploading", True),
+        ("UploadFail", True),
+        ("UploadSucc", False),
+        ("Normal", False),
+        ("Deleted", False),
+        ("SomethingNew", False),
+    ],
+)
+def test_vod_waits_for_a_file_it_does_not_have(status: str, is_waiting: bool) -> None:
+    assert VideoFacts(status, None).is_waiting is is_waiting
+
+
+# --- refusals ------------------------------------------------------------------------
+
+ERROR = {
+    "RequestId": "8906582E-B5C8",
+    "HostId": "vod.cn-shanghai.aliyuncs.com",
+    "Code": "InvalidVideo.NotFound",
+    "Message": "The video not exist.",
+    "Recommend": "https://canary",
+}
+
+
+@pytest.mark.parametrize("body", [ERROR, as_xml("Error", ERROR)], ids=["json", "xml"])
+@pytest.mark.parametrize("operation", EVERY, ids=IDS)
+def test_refusals_tell_code_reason_and_request(operation: Operation[Any], body: object) -> None:
+    date = "Sun, 22 Nov 2026 09:03:54 GMT"
+    with pytest.raises(ServiceError) as caught:
+        operation.parse(answer(body, 404, date=date, retry_after="7"))
+    error = caught.value
+    assert error.message == (
+        f"{operation.name} was refused (404 InvalidVideo.NotFound, request 8906582E-B5C8): "
+        "The video not exist."
+    )
+    assert (error.operation, error.status) == (operation.name, 404)
+    assert (error.code, error.request_id) == ("InvalidVideo.NotFound", "8906582E-B5C8")
+    assert error.server_epoch_s == AT.timestamp()
+    assert error.retry_after_s == 7
+    assert "canary" not in repr(vars(error))
+
+
+@pytest.mark.parametrize("body", [PORTAL, b"", b"{", b'{"Code": 5}', b"<x", b"\xff", b"[]"])
+@pytest.mark.parametrize("status", [302, 400, 502])
+def test_refusals_of_others_have_no_code(status: int, body: bytes) -> None:
+    with pytest.raises(ServiceError) as caught:
+        REFRESH.parse(answer(body, status))
+    assert (caught.value.status, caught.value.code) == (status, "")
+    assert "without a code" in caught.value.message
+    assert "canary" not in str(caught.value)
+
+
+def test_hostile_texts_are_harmless_to_show() -> None:
+    body = {"Code": "A\x1b[2J", "Message": "x" * 5000 + "\n\u202e", "RequestId": "\u2028"}
+    with pytest.raises(ServiceError) as caught:
+        REFRESH.parse(answer(body, 400))
+    assert caught.value.message.isprintable()
+    assert len(caught.value.message) < 500
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["Mezzanine", "Status", "Size", "FileURL", "Code", "UploadAuth"]), inner
+        )
+    ),
+    max_leaves=8,
+)
+
+
+@given(st.sampled_from(EVERY), st.sampled_from([200, 204, 302, 400, 503]), _JSON)
+def test_whatever_comes_is_a_value_or_one_of_our_errors(
+    operation: Operation[Any], status: int, body: object
+) -> None:
+    try:
+        operation.parse(answer(body, status))
+    except VodupError:
+        return
+    assert status == 200
