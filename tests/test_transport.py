@@ -700,12 +700,13 @@ async def test_cancelling_at_any_moment_leaves_nothing(transport: AiohttpTranspo
         assert (await send(transport, server.url, BIG)).sent.crc64 == crc64(BIG)
 
 
-async def test_closing_is_quick_and_final() -> None:
+@pytest.mark.parametrize("progress_s", [0, 0.001, 0.2])
+async def test_closing_is_quick_and_final(progress_s: float) -> None:
     async with serving(_never_answers) as server:
         transport = a_transport()
         task = asyncio.ensure_future(send(transport, server.url, BIG))
-        await asyncio.sleep(0.05)
-        async with asyncio.timeout(0.5):
+        await asyncio.sleep(progress_s)
+        async with asyncio.timeout(1):
             await transport.close()
             await transport.close()
         await refusal(task)

@@ -136,7 +136,8 @@ class AiohttpTransport:
     async def close(self) -> None:
         """Close every connection without waiting for the peers; may be called twice."""
         self._is_closed = True
-        session, self._session = self._session, None
+        async with self._opening:  # a session that is being made must not be forgotten
+            session, self._session = self._session, None
         if session is not None:
             with suppress(TimeoutError):
                 async with asyncio.timeout(CLOSE_TIMEOUT_S):
