@@ -92,9 +92,12 @@ class Receipts:
             IntegrityError: they do not add up to the plan. OSS would join what it is
                 given, so nothing less must ever be completed.
         """
-        parts = self.plan.parts
-        acks = [ack for part in parts if (ack := self._acks.get(part.number)) is not None]
-        if len(acks) != len(parts) or self.size != self.plan.size:
+        acks = [
+            ack
+            for part in self.plan.parts
+            if (ack := self._acks.get(part.number)) is not None and ack.size == part.size
+        ]
+        if len(acks) != self.plan.part_count:
             raise IntegrityError("The receipts do not add up to the plan; nothing was completed.")
         return acks
 

@@ -1,0 +1,225 @@
+"""Receipts add up to the plan or prove nothing; only our figures prove OSS's."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from uploader.errors import IntegrityError
+from uploader.evidence import ABSENT, NOTHING, Receipts, is_same_part
+from uploader.protocol.integrity import crc64
+from uploader.protocol.oss import ListedPart, ObjectFacts
+from uploader.protocol.plan import PartPlan, plan_parts
+from uploader.state.records import PartAck
+
+PART = 100 * 1024
+"""The smallest part OSS takes."""
+
+
+def plan_of(size: int) -> PartPlan:
+    return plan_parts(size, part_size=PART, concurrency=1)
+
+
+def ack_of(number: int, data: bytes, *, has_md5: bool = True) -> PartAck:
+    md5 = hashlib.md5(data).hexdigest().upper()  # noqa: S324  # the ETag of a part
+    return PartAck(number, len(data), md5, crc64(data), md5 if has_md5 else None)
+
+
+def listed_of(ack: PartAck, **changes: Any) -> ListedPart:
+    fields = {"number": ack.number, "size": ack.size, "etag": ack.etag, "crc64": ack.crc64}
+    return ListedPart(**(fields | changes))
+
+
+def pieces_of(data: bytes) -> list[bytes]:
+    return [data[p.offset : p.offset + p.size] for p in plan_of(len(data)).parts]
+
+
+def acks_of(data: bytes, *, has_md5: bool = True) -> list[PartAck]:
+    pieces = enumerate(pieces_of(data), 1)
+    return [ack_of(number, piece, has_md5=has_md5) for number, piece in pieces]
+
+
+def receipts_of(data: bytes, *, has_md5: bool = True) -> Receipts:
+    return Receipts(plan_of(len(data)), acks_of(data, has_md5=has_md5), is_put=False)
+
+
+MOVIE = bytes(range(256)) * 1700  # 425 KiB: five parts
+MOVIE_ACKS = acks_of(MOVIE)
+NUMBERS = range(1, len(MOVIE_ACKS) + 1)
+
+
+def total(receipts: Receipts) -> int:
+    return sum(ack.size for ack in MOVIE_ACKS if ack.number in receipts)
+
+
+# --- adding up -----------------------------------------------------------------------
+
+
+@given(st.sets(st.sampled_from(NUMBERS)))
+def test_receipts_add_up_only_when_none_is_missing(known: set[int]) -> None:
+    acks = [ack for ack in MOVIE_ACKS if ack.number in known]
+    receipts = Receipts(plan_of(len(MOVIE)), reversed(acks), is_put=False)
+    assert len(receipts) == len(known)
+    assert receipts.size == sum(ack.size for ack in acks)
+    assert [part.number for part in receipts.missing()] == sorted(set(NUMBERS) - known)
+    if len(known) == len(MOVIE_ACKS):
+        assert receipts.in_order() == MOVIE_ACKS
+    else:
+        with pytest.raises(IntegrityError):
+            receipts.in_order()
+
+
+@pytest.mark.parametrize("sizes", [(PART - 1, PART), (PART + 1, PART - 1), (0, 2 * PART)])
+def test_receipts_for_parts_of_other_sizes_do_not_add_up(sizes: tuple[int, int]) -> None:
+    acks = [PartAck(number, size, "A", 0) for number, size in enumerate(sizes, 1)]
+    with pytest.raises(IntegrityError):
+        Receipts(plan_of(2 * PART), acks, is_put=False).in_order()
+
+
+def test_receipts_for_parts_outside_the_plan_do_not_count() -> None:
+    strangers = [PartAck(0, 1, "A", 0), PartAck(len(MOVIE_ACKS) + 1, 1, "A", 0)]
+    receipts = Receipts(plan_of(len(MOVIE)), [*MOVIE_ACKS, *strangers], is_put=False)
+    assert len(receipts) == len(MOVIE_ACKS)
+    assert receipts.size == len(MOVIE)
+    assert receipts.in_order() == MOVIE_ACKS
+
+
+@given(st.lists(st.tuples(st.booleans(), st.sampled_from(NUMBERS)), max_size=20))
+def test_sizes_follow_keeping_and_dropping(steps: list[tuple[bool, int]]) -> None:
+    receipts = Receipts(plan_of(len(MOVIE)), [], is_put=False)
+    for is_kept, number in steps:
+        if is_kept:
+            receipts.keep(MOVIE_ACKS[number - 1])
+        else:
+            receipts.drop(number)
+        assert (number in receipts) is is_kept
+        assert receipts.size == total(receipts)
+
+
+def test_a_newer_receipt_replaces_the_older() -> None:
+    receipts = receipts_of(MOVIE)
+    receipts.keep(PartAck(1, PART, "NEW", 5))
+    assert receipts.in_order()[0].etag == "NEW"
+    assert receipts.size == len(MOVIE)
+
+
+@given(st.binary(min_size=1, max_size=400_000))
+def test_joined_crc_is_the_crc_of_the_whole(data: bytes) -> None:
+    assert receipts_of(data).crc64 == crc64(data)
+
+
+# --- what OSS lists ------------------------------------------------------------------
+
+_CHANGES: list[dict[str, Any]] = [
+    {},
+    {"crc64": None},
+    {"crc64": 1},
+    {"size": 1},
+    {"etag": "B" * 32},
+    {"etag": ""},
+]
+
+
+@given(st.lists(st.sampled_from([*_CHANGES, None]), min_size=5, max_size=5))
+def test_what_oss_lists_otherwise_is_sent_again(changes: list[dict[str, Any] | None]) -> None:
+    receipts = receipts_of(MOVIE)
+    listed = {
+        ack.number: listed_of(ack, **change)
+        for ack, change in zip(MOVIE_ACKS, changes, strict=True)
+        if change is not None
+    }
+    receipts.drop_unlike(listed)
+    other = {
+        number
+        for number, change in zip(NUMBERS, changes, strict=True)
+        if change is not None and change not in ({}, {"crc64": None})
+    }
+    assert {number for number in NUMBERS if number in receipts} == set(NUMBERS) - other
+    assert receipts.size == total(receipts)
+    receipts.drop_unlisted(listed)
+    assert {number for number in NUMBERS if number in receipts} == set(listed) - other
+    assert receipts.size == total(receipts)
+
+
+def test_etags_are_compared_whatever_their_quotes_and_case() -> None:
+    ack = MOVIE_ACKS[0]
+    assert is_same_part(ack, listed_of(ack, etag=f'"{ack.etag.lower()}"'))
+
+
+# --- proof ---------------------------------------------------------------------------
+
+
+def right_etag(acks: list[PartAck]) -> str:
+    joined = "".join(ack.etag for ack in acks).encode()
+    return f"{hashlib.md5(joined).hexdigest().upper()}-{len(acks)}"  # noqa: S324
+
+
+_WORDS = ("right", "wrong", "absent")
+
+
+@pytest.mark.parametrize(("crc", "etag", "size"), [*itertools.product(_WORDS, repeat=3)])
+@pytest.mark.parametrize("has_md5", [True, False])
+def test_proof_over_all_that_oss_may_tell(crc: str, etag: str, size: str, has_md5: bool) -> None:
+    receipts = receipts_of(MOVIE, has_md5=has_md5)
+    facts = ObjectFacts(
+        etag={"right": right_etag(MOVIE_ACKS), "wrong": "B" * 32 + "-5", "absent": None}[etag],
+        crc64={"right": crc64(MOVIE), "wrong": crc64(MOVIE) ^ 1, "absent": None}[crc],
+        size={"right": len(MOVIE), "wrong": len(MOVIE) - 1, "absent": None}[size],
+        request_id="5C3D",
+    )
+    # An ETag decides only where there is no CRC, and only if we know all MD5s.
+    counts = crc if crc != "absent" else etag if has_md5 else "absent"
+    if "wrong" in (size, counts):
+        with pytest.raises(IntegrityError) as caught:
+            receipts.proof(facts)
+        assert caught.value.request_id == "5C3D"
+        assert not receipts.describe(facts)
+    else:
+        kind = "crc64" if crc == "right" else "etag"
+        expected = kind if counts == "right" else None
+        assert receipts.proof(facts) == expected
+        assert receipts.describe(facts) is (expected is not None)
+
+
+def test_a_crc_of_zero_is_a_crc() -> None:
+    receipts = receipts_of(MOVIE)
+    with pytest.raises(IntegrityError):
+        receipts.proof(ObjectFacts(None, 0, None, ""))
+
+
+def test_one_missing_md5_leaves_no_etag() -> None:
+    receipts = receipts_of(MOVIE)
+    receipts.keep(ack_of(3, pieces_of(MOVIE)[2], has_md5=False))
+    assert receipts.etag is None
+
+
+def test_the_etag_of_one_put_is_its_md5() -> None:
+    data = b"short"
+    ack = ack_of(1, data)
+    put = Receipts(plan_of(len(data)), [ack], is_put=True)
+    multipart = Receipts(plan_of(len(data)), [ack], is_put=False)
+    assert put.etag == ack.md5
+    assert multipart.etag == right_etag([ack])
+    assert put.proof(ObjectFacts(ack.etag.lower(), None, None, "")) == "etag"
+
+
+def test_incomplete_receipts_prove_nothing() -> None:
+    receipts = receipts_of(MOVIE)
+    receipts.drop(2)
+    for facts in (
+        ObjectFacts(None, crc64(MOVIE), len(MOVIE), ""),
+        ObjectFacts(right_etag(MOVIE_ACKS), None, len(MOVIE), ""),
+        NOTHING,
+        ABSENT,
+    ):
+        assert not receipts.describe(facts)
+
+
+def test_an_object_that_is_not_there_is_not_ours() -> None:
+    assert not receipts_of(MOVIE).describe(ABSENT)
+    assert not receipts_of(MOVIE).describe(NOTHING)
