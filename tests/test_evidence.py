@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -31,8 +32,7 @@ def ack_of(number: int, data: bytes, *, has_md5: bool = True) -> PartAck:
 
 
 def listed_of(ack: PartAck, **changes: Any) -> ListedPart:
-    fields = {"number": ack.number, "size": ack.size, "etag": ack.etag, "crc64": ack.crc64}
-    return ListedPart(**(fields | changes))
+    return replace(ListedPart(ack.number, ack.size, ack.etag, ack.crc64), **changes)
 
 
 def pieces_of(data: bytes) -> list[bytes]:
