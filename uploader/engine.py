@@ -102,6 +102,10 @@ class Uploader:
         await self._stack.__aexit__(exc_type, exc, traceback)
 
     @property
+    def _scope(self) -> str:
+        return self._provider.scope if self._provider else ""
+
+    @property
     def state(self) -> StateStore:
         """The checkpoint store."""
         return self._state
@@ -219,9 +223,17 @@ class Uploader:
             network = replace(self._network, on_retry=progress.retried)
             with _told(progress):
                 async with self._state.claim(key) as checkpoint:
-                    grants = self._provider.connect(network) if self._provider else None
-                    options = self._options
-                    job = Job(key, asked, source, checkpoint, network, grants, options, progress)
+                    job = Job(
+                        key=key,
+                        asked=asked,
+                        source=source,
+                        checkpoint=checkpoint,
+                        network=network,
+                        scope=self._scope,
+                        grants=self._provider.connect(network) if self._provider else None,
+                        options=self._options,
+                        progress=progress,
+                    )
                     async with _noted(job):
                         yield job
 

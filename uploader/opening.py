@@ -46,6 +46,7 @@ class Job:
     source: Source
     checkpoint: Checkpoint
     network: Network
+    scope: str
     grants: GrantSource | None
     options: UploadOptions
     progress: Progress
@@ -72,7 +73,8 @@ async def receipt_of(job: Job) -> UploadResult | None:
     record = job.checkpoint.record
     if record is None or record.phase is not Phase.DONE or record.receipt is None:
         return None
-    if record.fingerprint != (await job.source.fingerprint()).to_text():
+    result = _result_of(record.receipt)
+    if not await _is_source_of(job, record, result):
         if job.asked.overwrite:
             return None
         raise SourceChanged(
@@ -80,9 +82,21 @@ async def receipt_of(job: Job) -> UploadResult | None:
             next_step=f"To make a new video of it, pass --key NAME or run `vodup clean {job.key}` "
             "first; to replace the video's content, pass --overwrite.",
         )
-    result = replace(_result_of(record.receipt), is_receipt=True, sent_bytes=0)
+    result = replace(result, is_receipt=True, sent_bytes=0)
     job.progress.tell(UploadFinished(key=job.key, video_id=record.video_id, result=result))
     return result
+
+
+async def _is_source_of(job: Job, record: UploadRecord, result: UploadResult) -> bool:
+    """Whether the source holds what was uploaded; a copied or touched file is read again."""
+    now = (await job.source.fingerprint()).to_text()
+    if now == record.fingerprint:
+        return True
+    size = job.source.size
+    if size != result.size or (await job.source.read_crc(0, size))[0] != result.crc64:
+        return False
+    await job.checkpoint.advance(fingerprint=now)
+    return True
 
 
 def _result_of(receipt: str) -> UploadResult:
@@ -121,6 +135,7 @@ async def _new_record(job: Job, former: UploadRecord | None) -> UploadRecord:
         source=job.source.name,
         fingerprint=(await job.source.fingerprint()).to_text(),
         size=job.source.size,
+        scope=job.scope,
         # Drawn, not derived from the key: a key may be used again after its receipt was
         # cleaned, and must not lead to the video of its former life.
         reference_id=f"vodup-{secrets.token_hex(16)}",
