@@ -87,6 +87,7 @@ class Transfer:
         self._receipts = self._known_receipts()
         self._resumed_part_count = 0
         self._needs_md5 = False
+        self._has_started = False
 
     def _live_grant(self, grant: UploadGrant | None) -> LiveGrant:
         options = self._job.options
@@ -163,7 +164,8 @@ class Transfer:
         through a URL of VOD's, can prove what it holds. None: go on as usual.
         """
         job, record = self._job, self._job.record
-        is_open = record.phase is not Phase.COMPLETING or record.is_overwrite
+        may_overwrite = record.is_overwrite or job.asked.overwrite
+        is_open = record.phase is not Phase.COMPLETING or may_overwrite
         is_begun_anew = self._receipts is None  # a run ended within `restart`
         if is_open or is_begun_anew or job.grants is None or job.asked.grant:
             return None
@@ -173,23 +175,30 @@ class Transfer:
         facts = await job.grants.facts(record.video_id)
         if facts is None or facts.is_waiting:
             return None
-        stored = await self._ours_by_url(facts)
+        stored = await self._by_url(facts)
+        finished = (
+            f"VOD has finished video {record.video_id} (status {facts.status}, {facts.size} bytes) "
+            "after a run that ended while completing it"
+        )
         if stored is None:
-            raise UnverifiedCompletion(
-                f"VOD has finished video {record.video_id} (status {facts.status}, {facts.size} "
-                "bytes) after a run that ended while completing it; its bytes could not be "
-                "compared."
+            raise UnverifiedCompletion(f"{finished}; its bytes could not be compared.")
+        if not self._sent.describe(stored.facts):
+            raise IntegrityError(
+                f"{finished}, but its file is not what was sent.",
+                next_step="Pass --overwrite (overwrite=True) to send it again in its place.",
             )
         self._resumed_part_count = len(self._sent)
         return stored
 
-    async def _ours_by_url(self, facts: VideoFacts) -> Stored | None:
-        """The object behind VOD's URL, if that can be read and is what we sent."""
+    async def _by_url(self, facts: VideoFacts) -> Stored | None:
+        """The object behind VOD's URL, with figures to compare; None where it has none."""
         if facts.file_url is None:
             return None
         await self._read_put_receipt()
         stored = await self._look_by_url(facts.file_url)
-        return stored if stored and self._sent.describe(stored.facts) else None
+        if stored is None or (stored.facts.crc64 is None and stored.facts.etag is None):
+            return None
+        return await self._with_figures(stored)
 
     async def _read_put_receipt(self) -> None:
         """Where the answer to PutObject was lost there is no receipt: the source tells it."""
@@ -310,6 +319,7 @@ class Transfer:
 
     def _tell_started(self, *, is_resumed: bool) -> None:
         record, sent = self._job.record, self._sent
+        self._has_started = True
         self._progress.tell(
             UploadStarted(
                 key=record.key,
@@ -463,8 +473,13 @@ class Transfer:
             operation = oss.put_object(
                 self._target, body, self._headers(), needs_md5=self._needs_md5
             )
-            with self._target_watched():
-                receipt, sent = await self._call(operation)
+            try:
+                with self._target_watched():
+                    receipt, sent = await self._call(operation)
+            except IntegrityError:
+                # What is there now is no earlier run's success: the next one sends it again.
+                await self._checkpoint.advance(phase=Phase.UPLOADING)
+                raise
             ack = await self._accept(part, receipt, sent)
         await self._keep(ack)
         return Stored(ObjectFacts(receipt.etag, receipt.crc64, part.size, receipt.request_id))
@@ -501,7 +516,8 @@ class Transfer:
             return Stored(NOTHING)
         if facts.is_waiting:
             return None
-        return await self._ours_by_url(facts) or Stored(NOTHING)
+        stored = await self._by_url(facts)
+        return stored if stored and self._sent.describe(stored.facts) else Stored(NOTHING)
 
     async def restart(self, gone: Vanished) -> None:
         """Begin a new multipart upload under the same VideoId."""
@@ -561,15 +577,19 @@ class Transfer:
         return result
 
     async def _with_figures(self, stored: Stored) -> Stored:
-        """Get a CRC-64 by HEAD where the answer had none; else prepare to check the ETag."""
-        if stored.facts.crc64 is not None:
-            return stored
-        looked = await self._look()
-        if looked is not None and looked.facts.crc64 is not None:
-            return looked
-        if stored.facts.etag is None and looked is not None:
-            stored = looked
-        if stored.facts.etag is not None:
+        """Get a CRC-64 by HEAD where the answer had none; else prepare to check the ETag.
+
+        One that contradicts us is worth a second look: the object may be all right, and
+        sending everything again is dear.
+        """
+        has_proof = stored.facts.crc64 is not None and self._sent.describe(stored.facts)
+        if not stored.how and not has_proof:
+            looked = await self._look()
+            if looked is not None and looked.facts.crc64 is not None:
+                return looked
+            if stored.facts.etag is None and looked is not None:
+                stored = looked
+        if stored.facts.crc64 is None and stored.facts.etag is not None:
             await self._compute_md5s()
         return stored
 
@@ -653,7 +673,7 @@ class Transfer:
     async def _report_progress(self) -> None:
         while True:
             await self._clock.sleep(_PROGRESS_INTERVAL_S)
-            if self._receipts is not None:
+            if self._receipts is not None and self._has_started:
                 self._tell_progress(self._receipts)
 
     def _tell_progress(self, sent: Receipts) -> None:

@@ -28,7 +28,7 @@ from uploader.devserver.stats import RequestRecord
 from uploader.engine import AnyProvider, AnySource
 from uploader.state import StateStore, open_state
 
-from ..devserver.clients import Vod
+from ..devserver.clients import Vod, granted
 
 PART = 100 * 1024
 """The smallest part OSS takes."""
@@ -202,3 +202,12 @@ async def created(server: DevServer) -> dict[str, Any]:
 async def refreshed(server: DevServer, video_id: str) -> dict[str, Any]:
     """The answer of RefreshUploadVideo, as an app server would pass it on."""
     return await asyncio.to_thread(Vod(server).ok, "RefreshUploadVideo", VideoId=video_id)
+
+
+async def foreign_part(desk: Desk, number: int) -> None:
+    """Somebody else stores other bytes of the same size under our UploadId."""
+    record = await desk.record()
+    client = granted(await refreshed(desk.server, record.video_id or ""))
+    other = content(PART, seed=99)
+    reply = await asyncio.to_thread(client.put_part, record.upload_id or "", number, other)
+    assert reply.status == 200

@@ -8,11 +8,9 @@ import pytest
 
 from uploader import PartsAdopted, ServiceError, UploadRestarted, UploadStarted
 from uploader.devserver import Fault
-from uploader.devserver.storage import Upload
 from uploader.state import Phase
 
-from ..devserver.clients import Oss, granted
-from .harness import PART, Desk, content, refreshed
+from .harness import PART, Desk, foreign_part
 
 
 async def test_only_the_gap_is_sent(desk: Desk) -> None:
@@ -43,7 +41,7 @@ async def test_a_hole_in_the_middle_is_filled(desk: Desk) -> None:
             status=400,
             code="InvalidArgument",
             name="refuse",
-        ),  # fmt: skip
+        ),
         Fault(action="delay", operation="UploadPart", part=4, delay_s=0.3, count=None),
     )
     movie = desk.file(8 * PART)
@@ -69,7 +67,7 @@ async def test_everything_there_but_complete_sends_no_part(desk: Desk) -> None:
             count=None,
             status=400,
             code="InvalidArgument",
-        )  # fmt: skip
+        )
     )
     await desk.fail(movie)
     desk.order()
@@ -132,7 +130,7 @@ async def test_a_part_whose_answer_was_lost_is_adopted(desk: Desk, list_crc: boo
             count=None,
             status=400,
             code="InvalidArgument",
-        ),  # fmt: skip
+        ),
     )
     await desk.fail(movie, concurrency=1)
     desk.assert_faults_struck()
@@ -317,15 +315,3 @@ async def test_a_create_that_was_never_carried_out_is_repeated(desk: Desk) -> No
 
     await desk.assert_stored(result, movie)
     assert desk.server.stats.creates == 1
-
-
-async def foreign_part(desk: Desk, number: int) -> None:
-    """Somebody else stores other bytes of the same size under our UploadId."""
-    record = await desk.record()
-    client: Oss = granted(await refreshed(desk.server, record.video_id or ""))
-    stored = desk.server.backend.storage.upload(record.upload_id or "")
-    assert isinstance(stored, Upload)
-    reply = await asyncio.to_thread(
-        client.put_part, stored.upload_id, number, content(PART, seed=99)
-    )
-    assert reply.status == 200

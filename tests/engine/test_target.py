@@ -64,9 +64,13 @@ async def test_restarting_there_keeps_the_video(desk: Desk, differs: str) -> Non
 async def test_a_bucket_that_is_gone_is_a_move_too(desk: Desk) -> None:
     desk.server.set_options(refresh_target="bucket", refresh_scope="refreshed")
     gone = Fault(
-        action="error", operation="UploadPart", attempt=(2, 9), status=404, code="NoSuchBucket",
+        action="error",
+        operation="UploadPart",
+        attempt=(2, 9),
+        status=404,
+        code="NoSuchBucket",
         count=None,
-    )  # fmt: skip
+    )
     desk.order(EXPIRE, gone)
 
     assert isinstance(await desk.fail(desk.file(8 * PART)), UploadTargetChanged)

@@ -1,0 +1,309 @@
+"""The one request that must not be guessed about: done, not done, or not known."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from uploader import (
+    IntegrityError,
+    OverwriteRefused,
+    SourceChanged,
+    UnverifiedCompletion,
+    UploadRestarted,
+)
+from uploader.devserver import Fault
+from uploader.state import Phase
+
+from .harness import PART, Desk, content, created, foreign_part, until
+
+COMPLETE = "CompleteMultipartUpload"
+
+
+def deny(desk: Desk, *operations: str) -> None:
+    desk.server.set_options(denied_operations=operations)
+
+
+# --- the answer is lost, the run goes on ---------------------------------------------------
+
+
+@pytest.mark.parametrize("action", ["drop_answer", "truncate_body", "garbage"])
+async def test_a_lost_answer_is_settled_by_looking_at_the_object(desk: Desk, action: str) -> None:
+    desk.order(Fault(action=action, operation=COMPLETE, after_bytes=20))
+    movie = desk.file(4 * PART)
+
+    result = await desk.push(movie)
+
+    await desk.assert_stored(result, movie)
+    desk.assert_faults_struck()
+    assert result.verified_by == "crc64-head"
+    assert desk.server.stats.completes == 1
+    assert not desk.told(UploadRestarted)
+
+
+async def test_where_looking_is_denied_vods_own_url_settles_it(desk: Desk) -> None:
+    deny(desk, "HeadObject")
+    desk.order(Fault(action="drop_answer", operation=COMPLETE))
+    movie = desk.file(4 * PART)
+
+    result = await desk.push(movie)
+
+    await desk.assert_stored(result, movie)
+    assert result.verified_by == "crc64-url"
+    assert desk.server.stats.overwrite_refreshes == 0
+
+
+async def test_without_any_way_to_look_it_is_not_called_a_success(desk: Desk) -> None:
+    deny(desk, "HeadObject", "GetObject")
+    desk.order(Fault(action="drop_answer", operation=COMPLETE))
+
+    error = await desk.fail(desk.file(4 * PART))
+
+    assert isinstance(error, UnverifiedCompletion)
+    assert error.is_resumable
+    assert desk.server.stats.completes == 1
+
+
+async def test_a_complete_that_was_never_applied_is_repeated(desk: Desk) -> None:
+    desk.order(Fault(action="reset", operation=COMPLETE))
+    movie = desk.file(4 * PART)
+
+    await desk.assert_stored(await desk.push(movie), movie)
+    assert desk.count("UploadPart") == 4
+
+
+async def test_another_object_under_the_key_proves_nothing(desk: Desk) -> None:
+    """An old object is there, ours is gone: existence must not pass for success."""
+    answer = await created(desk.server)
+    old = await desk.push(desk.file(2 * PART, "old.mp4", seed=5), video_id=answer["VideoId"])
+    new = desk.file(4 * PART, "new.mp4", seed=6)
+    desk.order(Fault(action="vanish", operation=COMPLETE))
+
+    result = await desk.push(new, video_id=old.video_id, overwrite=True)
+
+    await desk.assert_stored(result, new)
+    assert len(desk.told(UploadRestarted)) == 1
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(action="error_body", operation=COMPLETE, code="InternalError"),
+        Fault(action="empty_body", operation=COMPLETE),
+        Fault(action="malformed", operation=COMPLETE),
+        Fault(action="html", operation=COMPLETE, status=200),
+        Fault(action="oversize", operation=COMPLETE, value=4 << 20),
+    ],
+    ids=lambda fault: fault.action,
+)
+async def test_a_200_that_is_no_result_is_no_success(desk: Desk, fault: Fault) -> None:
+    desk.order(fault)
+    movie = desk.file(4 * PART)
+
+    result = await desk.push(movie)
+
+    await desk.assert_stored(result, movie)
+    desk.assert_faults_struck()
+    assert desk.count(COMPLETE) == 2
+
+
+async def test_a_200_with_an_error_for_ever_is_an_error(desk: Desk) -> None:
+    desk.order(Fault(action="html", operation=COMPLETE, status=200, count=None))
+
+    error = await desk.fail(desk.file(4 * PART))
+
+    assert error.is_temporary
+    assert desk.server.stats.completes == 0
+
+
+async def test_a_failed_callback_does_not_hide_a_stored_object(desk: Desk) -> None:
+    desk.order(Fault(action="callback_failed", operation=COMPLETE))
+    movie = desk.file(4 * PART)
+
+    result = await desk.push(movie)
+
+    await desk.assert_stored(result, movie)
+    assert result.verified_by == "crc64-head"
+
+
+async def test_a_part_oss_has_otherwise_is_sent_again_and_completed(desk: Desk) -> None:
+    movie = desk.file(5 * PART)
+    desk.order(Fault(action="delay", operation=COMPLETE, delay_s=0.6, attempt=1))
+
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(desk.push(movie))
+        await until(lambda: desk.count(COMPLETE) == 1)
+        await foreign_part(desk, 3)
+
+    result = task.result()
+    await desk.assert_stored(result, movie)
+    assert len([r for r in desk.requests(COMPLETE) if r.code == "InvalidPart"]) == 1
+    assert result.sent_bytes == 6 * PART
+    assert not desk.told(UploadRestarted)
+
+
+# --- the run ends around Complete ----------------------------------------------------------
+
+
+async def cut_off(desk: Desk, movie: Path, operation: str, action: str) -> None:
+    """End a run the moment `operation` was (or was not) carried out."""
+    desk.order(Fault(action=action, operation=operation))
+    done = {"no_answer": lambda: finished(desk), "hang": lambda: desk.count(operation) == 1}
+    async with desk.uploader() as up:
+        task = asyncio.create_task(up.upload(movie))
+        await until(done[action])
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert (await desk.record()).phase is Phase.COMPLETING
+    desk.order()
+
+
+def finished(desk: Desk) -> bool:
+    return desk.server.stats.completes + desk.server.stats.puts == 1
+
+
+@pytest.mark.parametrize(("size", "operation"), [(4 * PART, COMPLETE), (PART, "PutObject")])
+async def test_a_finished_video_is_proved_through_vods_url_without_a_refresh(
+    desk: Desk, size: int, operation: str
+) -> None:
+    movie = desk.file(size)
+    await cut_off(desk, movie, operation, "no_answer")
+
+    result = await desk.push(movie)
+
+    await desk.assert_stored(result, movie)
+    assert result.verified_by == "crc64-url"
+    assert desk.count("RefreshUploadVideo") == 0, "it would open an overwrite"
+    assert result.sent_bytes == 0
+    assert finished(desk)
+
+
+@pytest.mark.parametrize(("size", "operation"), [(4 * PART, COMPLETE), (PART, "PutObject")])
+async def test_a_finished_video_that_cannot_be_read_stays_unverified(
+    desk: Desk, size: int, operation: str
+) -> None:
+    desk.server.set_options(file_url=False)
+    movie = desk.file(size)
+    await cut_off(desk, movie, operation, "no_answer")
+
+    for _ in range(2):
+        assert isinstance(await desk.fail(movie), UnverifiedCompletion)
+
+    assert desk.count("RefreshUploadVideo") == 0
+    assert finished(desk)
+
+
+@pytest.mark.parametrize(("size", "operation"), [(4 * PART, COMPLETE), (PART, "PutObject")])
+async def test_a_complete_that_did_not_happen_happens_in_the_next_run(
+    desk: Desk, size: int, operation: str
+) -> None:
+    movie = desk.file(size)
+    await cut_off(desk, movie, operation, "hang")
+
+    result = await desk.push(movie)
+
+    await desk.assert_stored(result, movie)
+    assert desk.server.stats.overwrite_refreshes == 0
+    assert desk.server.stats.creates == 1
+
+
+async def test_other_bytes_behind_vods_url_are_no_success(desk: Desk) -> None:
+    movie = desk.file(4 * PART)
+    await cut_off(desk, movie, COMPLETE, "no_answer")
+    desk.order(Fault(action="wrong_crc", operation="GetObject", count=None))
+
+    error = await desk.fail(movie)
+
+    assert isinstance(error, IntegrityError)
+    assert desk.count("RefreshUploadVideo") == 0
+    result = await desk.push(movie, overwrite=True)
+    await desk.assert_stored(result, movie)
+
+
+async def test_vods_url_proves_by_etag_where_there_is_no_crc(desk: Desk) -> None:
+    desk.server.set_options(crc_headers=False)
+    movie = desk.file(4 * PART)
+    await cut_off(desk, movie, COMPLETE, "no_answer")
+
+    result = await desk.push(movie)
+
+    await desk.assert_stored(result, movie)
+    assert result.verified_by == "etag"
+    assert desk.count("RefreshUploadVideo") == 0
+
+
+async def test_giving_up_a_finished_video_opens_no_overwrite(desk: Desk) -> None:
+    movie = desk.file(4 * PART)
+    await cut_off(desk, movie, COMPLETE, "no_answer")
+    key = (await desk.record()).key
+
+    async with desk.uploader() as up:
+        await up.abort(key)
+
+    assert desk.count("RefreshUploadVideo") == 0
+
+
+# --- overwriting -------------------------------------------------------------------------
+
+
+async def test_a_finished_video_is_not_overwritten_unasked(desk: Desk) -> None:
+    first = await desk.push(desk.file(2 * PART))
+    other = desk.file(3 * PART, "other.mp4", seed=1)
+
+    error = await desk.fail(other, video_id=first.video_id)
+
+    assert isinstance(error, SourceChanged)
+    assert "--overwrite" in error.next_step
+    assert desk.server.stats.overwrite_refreshes == 0
+    assert desk.server.object_bytes(first.video_id) == content(2 * PART)
+
+
+async def test_somebody_elses_finished_video_is_not_overwritten_unasked(
+    desk: Desk, tmp_path: Path
+) -> None:
+    first = await desk.push(desk.file(2 * PART))
+    elsewhere = Desk(desk.server, tmp_path / "elsewhere")
+    elsewhere.folder.mkdir(mode=0o700)
+    other = elsewhere.file(3 * PART, seed=1)
+
+    error = await elsewhere.fail(other, video_id=first.video_id)
+
+    assert isinstance(error, OverwriteRefused)
+    assert desk.server.stats.overwrite_refreshes == 0
+
+    result = await elsewhere.push(other, video_id=first.video_id, overwrite=True)
+    await desk.assert_stored(result, other)
+    assert desk.server.stats.overwrite_refreshes > 0
+
+
+async def test_new_content_replaces_the_old_when_asked_for(desk: Desk) -> None:
+    movie = desk.file(2 * PART)
+    first = await desk.push(movie)
+    desk.file(3 * PART, seed=1)
+
+    assert isinstance(await desk.fail(movie), SourceChanged)
+    result = await desk.push(movie, overwrite=True)
+
+    assert result.video_id == first.video_id
+    await desk.assert_stored(result, movie)
+    assert desk.server.stats.creates == 1
+
+
+async def test_an_object_that_is_not_ours_after_complete_is_never_a_success(desk: Desk) -> None:
+    desk.order(
+        Fault(action="wrong_crc", operation=COMPLETE, count=None),
+        Fault(action="wrong_crc", operation="HeadObject", count=None),
+    )
+    movie = desk.file(4 * PART)
+
+    error = await desk.fail(movie)
+
+    assert isinstance(error, IntegrityError)
+    assert (await desk.record()).phase is not Phase.DONE
+    desk.order()
+    result = await desk.push(movie)
+    await desk.assert_stored(result, movie)
+    assert result.video_id == (await desk.record()).video_id

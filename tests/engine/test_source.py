@@ -1,0 +1,156 @@
+"""The source is read while others may write to it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from uploader import SourceChanged, SourceUnreadable
+from uploader.devserver import Fault
+from uploader.state import Phase
+
+from .harness import PART, Desk, content, until
+
+
+def grown(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"more")
+
+
+def truncated(path: Path) -> None:
+    os.truncate(path, 7 * PART)
+
+
+def edited_in_secret(path: Path) -> None:
+    """Other content, the old time: only ctime tells."""
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.write(b"\0" * 100)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def replaced(path: Path) -> None:
+    other = path.with_suffix(".new")
+    other.write_bytes(content(8 * PART, seed=9))
+    other.replace(path)
+
+
+def touched(path: Path) -> None:
+    os.utime(path, (1, 1))
+
+
+def copied(path: Path) -> None:
+    other = path.with_suffix(".copy")
+    shutil.copyfile(path, other)
+    other.replace(path)
+
+
+CHANGES = [grown, truncated, edited_in_secret, replaced]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_another_content_between_runs_is_refused(
+    desk: Desk, change: Callable[[Path], None]
+) -> None:
+    movie = desk.file(8 * PART)
+    before = await desk.interrupted(movie, after=4)
+    change(movie)
+    sent = desk.count("UploadPart")
+
+    error = await desk.fail(movie)
+
+    assert isinstance(error, SourceChanged)
+    assert desk.count("UploadPart") == sent
+    assert desk.server.stats.completes == 0
+    desk.file(8 * PART)  # the original is put back
+    result = await desk.push(movie)
+    await desk.assert_stored(result, movie)
+    assert (result.upload_id, result.resumed_part_count) == (before.upload_id, 4)
+
+
+@pytest.mark.parametrize("change", [touched, copied])
+async def test_the_same_bytes_go_on(desk: Desk, change: Callable[[Path], None]) -> None:
+    movie = desk.file(8 * PART)
+    before = await desk.interrupted(movie, after=4)
+    change(movie)
+
+    result = await desk.push(movie)
+
+    await desk.assert_stored(result, movie)
+    assert (result.upload_id, result.resumed_part_count) == (before.upload_id, 4)
+
+
+@pytest.mark.parametrize("change", [touched, copied])
+async def test_the_same_bytes_still_have_their_receipt(
+    desk: Desk, change: Callable[[Path], None]
+) -> None:
+    movie = desk.file(8 * PART)
+    first = await desk.push(movie)
+    change(movie)
+    sent = desk.server.stats.requests.total()
+
+    again = await desk.push(movie)
+
+    assert again.is_receipt
+    assert again.video_id == first.video_id
+    assert desk.server.stats.requests.total() == sent
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_other_bytes_have_no_receipt(desk: Desk, change: Callable[[Path], None]) -> None:
+    movie = desk.file(8 * PART)
+    await desk.push(movie)
+    change(movie)
+
+    error = await desk.fail(movie)
+
+    assert isinstance(error, SourceChanged)
+    assert desk.server.stats.creates == 1
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_a_change_while_it_is_sent_completes_nothing(
+    desk: Desk, change: Callable[[Path], None]
+) -> None:
+    movie = desk.file(8 * PART)
+    desk.server.set_options(connection_bandwidth=200e3)
+
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(desk.fail(movie, concurrency=1))
+        await until(lambda: desk.count("UploadPart") == 1)
+        change(movie)
+
+    assert isinstance(task.result(), SourceChanged)
+    assert desk.server.stats.completes == 0
+    assert (await desk.record()).phase is not Phase.DONE
+
+
+async def test_a_change_after_the_last_part_completes_nothing(desk: Desk) -> None:
+    movie = desk.file(3 * PART)
+    desk.order(Fault(action="slow", operation="UploadPart", part=3, delay_s=0.3))
+
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(desk.fail(movie, concurrency=1))
+        await until(lambda: desk.server.stats.parts_stored == 3)
+        edited_in_secret(movie)
+
+    assert isinstance(task.result(), SourceChanged)
+    assert desk.count("CompleteMultipartUpload") == 0
+
+
+async def test_what_cannot_be_sent_is_refused_before_a_video_is_made(desk: Desk) -> None:
+    empty, folder, pipe = desk.file(0), desk.folder / "folder.mp4", desk.folder / "pipe.mp4"
+    folder.mkdir()
+    os.mkfifo(pipe)
+
+    for path in (empty, folder, pipe, desk.folder / "missing.mp4"):
+        async with asyncio.timeout(5):
+            assert isinstance(await desk.fail(path), SourceUnreadable)
+    assert isinstance(await desk.fail(b""), SourceUnreadable)
+
+    assert desk.server.stats.requests.total() == 0

@@ -1,0 +1,199 @@
+"""Success means: OSS's figures over the object equal ours over what we sent."""
+
+from __future__ import annotations
+
+import pytest
+
+from uploader import IntegrityError, RequestRetried, TransportError, UnverifiedCompletion
+from uploader.devserver import Fault
+from uploader.state import Phase
+
+from .harness import PART, Desk
+
+SIZES = pytest.mark.parametrize("size", [4 * PART, PART], ids=["parts", "put"])
+
+
+@SIZES
+async def test_without_any_crc_the_etag_over_our_md5s_is_the_proof(desk: Desk, size: int) -> None:
+    desk.server.set_options(crc_headers=False, list_crc=False)
+    movie = desk.file(size)
+
+    result = await desk.push(movie)
+
+    await desk.assert_stored(result, movie)
+    assert result.verified_by == "etag"
+
+
+@SIZES
+async def test_the_etag_is_a_proof_where_looking_is_denied_too(desk: Desk, size: int) -> None:
+    desk.server.set_options(crc_headers=False, denied_operations=["HeadObject"])
+    movie = desk.file(size)
+
+    result = await desk.push(movie)
+
+    await desk.assert_stored(result, movie)
+    assert result.verified_by == "etag"
+
+
+async def test_parts_of_an_earlier_run_count_in_the_etag(desk: Desk) -> None:
+    movie = desk.file(6 * PART)
+    await desk.interrupted(movie, after=3)
+    desk.server.set_options(crc_headers=False)
+
+    result = await desk.push(movie)
+
+    await desk.assert_stored(result, movie)
+    assert (result.verified_by, result.resumed_part_count) == ("etag", 3)
+
+
+async def test_neither_crc_nor_etag_is_no_success(desk: Desk) -> None:
+    desk.server.set_options(crc_headers=False, denied_operations=["HeadObject"])
+    desk.order(Fault(action="missing_etag", operation="CompleteMultipartUpload"))
+
+    error = await desk.fail(desk.file(4 * PART))
+
+    assert isinstance(error, UnverifiedCompletion)
+    assert (await desk.record()).phase is not Phase.DONE
+
+
+@pytest.mark.parametrize("operation", ["UploadPart", "PutObject"])
+@pytest.mark.parametrize("action", ["wrong_crc", "flip_bit", "missing_etag"])
+async def test_a_receipt_that_contradicts_us_once_is_mended(
+    desk: Desk, operation: str, action: str
+) -> None:
+    desk.order(Fault(action=action, operation=operation, attempt=1))
+    movie = desk.file(PART if operation == "PutObject" else 4 * PART)
+
+    result = await desk.push(movie)
+
+    await desk.assert_stored(result, movie)
+    desk.assert_faults_struck()
+    assert [retry.operation for retry in desk.told(RequestRetried)] == [operation]
+
+
+@SIZES
+async def test_a_wrong_etag_where_there_is_no_crc_is_mended(desk: Desk, size: int) -> None:
+    desk.server.set_options(crc_headers=False)
+    operation = "PutObject" if size == PART else "UploadPart"
+    desk.order(Fault(action="wrong_etag", operation=operation, attempt=1))
+    movie = desk.file(size)
+
+    result = await desk.push(movie)
+
+    await desk.assert_stored(result, movie)
+    desk.assert_faults_struck()
+
+
+@pytest.mark.parametrize("operation", ["UploadPart", "PutObject"])
+@pytest.mark.parametrize("action", ["wrong_crc", "flip_bit"])
+async def test_receipts_that_contradict_us_for_ever_are_no_success(
+    desk: Desk, operation: str, action: str
+) -> None:
+    desk.order(Fault(action=action, operation=operation, count=None))
+    movie = desk.file(PART if operation == "PutObject" else 4 * PART)
+
+    error = await desk.fail(movie)
+
+    assert isinstance(error, IntegrityError)
+    assert desk.server.stats.completes == 0
+    desk.order()
+    await desk.assert_stored(await desk.push(movie), movie)
+
+
+@SIZES
+async def test_a_wrong_etag_for_ever_ends_in_bounded_time(desk: Desk, size: int) -> None:
+    desk.server.set_options(crc_headers=False)
+    operation = "PutObject" if size == PART else "UploadPart"
+    desk.order(Fault(action="wrong_etag", operation=operation, count=None))
+
+    assert isinstance(await desk.fail(desk.file(size)), IntegrityError)
+
+
+async def test_a_bit_that_rots_in_a_stored_part_is_found_and_mended_by_the_next_run(
+    desk: Desk,
+) -> None:
+    desk.order(Fault(action="rot", operation="UploadPart", part=2))
+    movie = desk.file(4 * PART)
+
+    error = await desk.fail(movie)
+
+    assert isinstance(error, IntegrityError)
+    assert error.request_id
+    result = await desk.push(movie)
+    await desk.assert_stored(result, movie)
+    assert result.video_id == error.video_id
+
+
+async def test_a_bit_that_rots_is_found_by_the_etag_alone(desk: Desk) -> None:
+    desk.server.set_options(crc_headers=False)
+    desk.order(Fault(action="wrong_etag", operation="CompleteMultipartUpload", count=None))
+
+    assert isinstance(await desk.fail(desk.file(4 * PART)), IntegrityError)
+
+
+async def test_one_wrong_crc_of_the_whole_is_worth_a_second_look(desk: Desk) -> None:
+    desk.order(Fault(action="wrong_crc", operation="CompleteMultipartUpload"))
+    movie = desk.file(4 * PART)
+
+    result = await desk.push(movie)
+
+    await desk.assert_stored(result, movie)
+    assert result.verified_by == "crc64-head"
+
+
+@pytest.mark.parametrize("operation", ["UploadPart", "PutObject"])
+async def test_a_success_told_before_the_body_was_read_is_none(desk: Desk, operation: str) -> None:
+    desk.order(
+        Fault(action="early_answer", operation=operation, status=200, close="fin", attempt=1)
+    )
+    size = 20 * PART if operation == "PutObject" else 60 * PART
+    movie = desk.file(size)
+
+    result = await desk.push(movie, part_size=20 * PART)
+
+    await desk.assert_stored(result, movie)
+    desk.assert_faults_struck()
+
+
+async def test_a_success_told_too_early_for_ever_is_an_error(desk: Desk) -> None:
+    desk.order(
+        Fault(action="early_answer", operation="UploadPart", status=200, close="fin", count=None)
+    )
+
+    error = await desk.fail(desk.file(60 * PART), part_size=20 * PART)
+
+    assert isinstance(error, TransportError | IntegrityError)
+    assert desk.server.stats.completes == 0
+
+
+@pytest.mark.parametrize("version", ["v1", "v4"])
+@SIZES
+async def test_either_signature_version_will_do(desk: Desk, version: str, size: int) -> None:
+    desk.server.set_options(signature_versions=[version])
+    movie = desk.file(size)
+
+    result = await desk.push(movie, signature=version)
+
+    await desk.assert_stored(result, movie)
+    assert {r.signature_version for r in desk.server.stats.log if r.service == "oss"} == {version}
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [("v1", "v4"), ("v4", "v1")])
+async def test_the_other_signature_version_is_told(desk: Desk, ours: str, theirs: str) -> None:
+    desk.server.set_options(signature_versions=[theirs])
+
+    error = await desk.fail(desk.file(2 * PART), signature=ours)
+
+    assert "--signature" in error.next_step
+
+
+async def test_verifying_again_reads_the_source_and_looks_at_the_object(desk: Desk) -> None:
+    movie = desk.file(4 * PART)
+    result = await desk.push(movie)
+
+    async with desk.uploader() as up:
+        facts = await up.verify(movie)
+        assert facts.crc64 == result.crc64
+        desk.order(Fault(action="wrong_crc", operation="HeadObject", count=None))
+        with pytest.raises(IntegrityError):
+            await up.verify(movie)
