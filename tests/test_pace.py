@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import accumulate, count, pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from uploader.errors import ConfigurationError, SourceChanged
@@ -293,12 +293,14 @@ async def test_more_slots_let_those_who_wait_in_at_once() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=30), st.integers(1, 4))
+@example([(0, False), (1, True)], 1)  # cancelled at the moment its turn came
 @settings(max_examples=60, deadline=None)
 def test_no_slot_is_lost_to_cancellation(steps: list[tuple[int, bool]], limit: int) -> None:
     async def scenario() -> None:
         crowd = Crowd(Pace(concurrency=limit))
         async with asyncio.TaskGroup() as group:
             tasks = crowd.start(group, 10)
+            await settle()
             for number, is_cancel in steps:
                 if is_cancel:
                     tasks[number].cancel()
