@@ -291,6 +291,13 @@ async def test_credentials_past_their_end_are_renewed_before_they_are_refused() 
     assert issuer.count == 1
 
 
+async def test_what_ran_out_while_waiting_for_a_slot_is_tried_all_the_same() -> None:
+    desk = Desk(Issuer(), a_grant())
+    await desk.live.prepare()
+    desk.clock.now_s = 3001
+    assert desk.live.is_ready()
+
+
 async def test_nobody_renews_what_nobody_can_renew() -> None:
     desk = Desk(None, a_grant(expires_at=START - timedelta(days=1)))
     signed = await desk.used()

@@ -205,15 +205,22 @@ class LiveGrant:
 
     async def prepare(self) -> None:
         """Make sure there are credentials that are neither refused nor past their end."""
-        if not self.is_ready():
+        if not self.is_ready() or self._has_run_out():
             await self._replace(self._generation)
 
     def is_ready(self) -> bool:
-        """Whether the held credentials are neither refused nor past their end."""
+        """Whether there are credentials that OSS has not refused.
+
+        What ran out while a call waited for its turn is tried all the same: our deadline is
+        the earliest of several guesses.
+        """
+        return self._held is not None and self._generation != self._refused_generation
+
+    def _has_run_out(self) -> bool:
         held = self._held
-        if held is None or held.generation == self._refused_generation:
+        if held is None or self._renew is None:
             return False
-        return self._renew is None or self._clock.elapsed_s() < held.deadline_s
+        return self._clock.elapsed_s() >= held.deadline_s
 
     def sign(self, operation: Operation[Any], *, clock_offset_s: float) -> SignedRequest:
         """Sign with the newest credentials."""

@@ -107,7 +107,7 @@ class Session:
             await self._signer.prepare()
             async with self._slot():
                 if not self._signer.is_ready():
-                    continue  # refused or run out while this call waited for its slot
+                    continue  # they were refused while this call waited for its slot
                 signed = self._signer.sign(operation, clock_offset_s=self._clock_offset_s)
                 try:
                     answer = await self._send(operation, signed)

@@ -206,7 +206,7 @@ class Signer(Protocol):
         """Wait until there are credentials worth signing with; may renew them."""
 
     def is_ready(self) -> bool:
-        """Whether the credentials are still worth signing with.
+        """Whether the credentials have not been refused since `prepare`.
 
         Between `prepare` and `sign` a call may have waited long for its turn.
         """
