@@ -61,6 +61,7 @@ if TYPE_CHECKING:
         UploadResult,
         UploadStarted,
     )
+    from uploader.many import Outcome, UploadItem
     from uploader.options import UploadOptions
     from uploader.pace import Bandwidth, parse_bandwidth
     from uploader.protocol.grants import (
@@ -96,6 +97,7 @@ __all__ = [
     "LeaseLost",
     "MemoryState",
     "NewVideo",
+    "Outcome",
     "OverwriteRefused",
     "PartsAdopted",
     "PermissionDenied",
@@ -122,6 +124,7 @@ __all__ = [
     "UploadFailed",
     "UploadFinished",
     "UploadGrant",
+    "UploadItem",
     "UploadLocked",
     "UploadOptions",
     "UploadProgress",
@@ -156,6 +159,7 @@ _HOMES = {
     "UnverifiedCompletion UploadLocked UploadTargetChanged VideoError VideoGone VodupError",
     "events": "CredentialsRenewed Event PartsAdopted RequestRetried UploadFailed UploadFinished "
     "UploadProgress UploadRestarted UploadResult UploadStarted",
+    "many": "Outcome UploadItem",
     "options": "UploadOptions",
     "pace": "Bandwidth parse_bandwidth",
     "protocol.grants": "StsCredentials UploadGrant UploadTarget decode_answer decode_grant",

@@ -8,10 +8,9 @@ Where we are in the work is the call stack; what survives a crash is the checkpo
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +21,8 @@ from uploader.credentials import CallbackProvider, GrantProvider, Network
 from uploader.errors import ConfigurationError, StateError, VodupError
 from uploader.events import Listener, UploadResult
 from uploader.evidence import Stored
-from uploader.opening import Asked, Job, grant_and_target, receipt_of, record_of
+from uploader.many import Items, Outcome, UploadItem, require_files, upload_all
+from uploader.opening import Asked, Job, default_key, grant_and_target, receipt_of, record_of
 from uploader.options import UploadOptions
 from uploader.pace import Pace
 from uploader.progress import Progress
@@ -102,7 +102,8 @@ class Uploader:
         await self._stack.__aexit__(exc_type, exc, traceback)
 
     @property
-    def _scope(self) -> str:
+    def scope(self) -> str:
+        """Which service and region the videos are in; a part of an upload's default key."""
         return self._provider.scope if self._provider else ""
 
     @property
@@ -155,6 +156,39 @@ class Uploader:
             async with transfer.under_way():
                 stored = await _store(transfer)
                 return await transfer.verify(stored)
+
+    async def upload_many(
+        self, items: Items, *, files: int | None = None, on_event: Listener | None = None
+    ) -> AsyncGenerator[Outcome, None]:
+        """Upload every item and yield how each ended, in the order in which they end.
+
+        One item's failure is its outcome and stops no other. All of them share this
+        uploader's connections, bandwidth and VOD calls. Items are read a bounded number
+        ahead; the largest of those is begun first.
+
+        Args:
+            files: how many at once. Too few: small files wait for each other's round
+                trips. Too many: more is unfinished when the batch is interrupted.
+            on_event: told about every item, after the uploader's own listener.
+
+        Close the iterator (`contextlib.aclosing`) to stop early: what is under way is
+        cancelled and can be resumed.
+        """
+
+        async def upload(item: UploadItem) -> UploadResult:
+            return await self.upload(
+                item.source,
+                meta=item.meta,
+                video_id=item.video_id,
+                grant=item.grant,
+                key=item.key,
+                overwrite=item.overwrite,
+                on_event=on_event,
+            )
+
+        async with aclosing(upload_all(upload, items, files=require_files(files))) as outcomes:
+            async for outcome in outcomes:
+                yield outcome
 
     async def abort(self, key: str) -> None:
         """Give an upload up: its parts are removed, its record says so. The video stays.
@@ -217,7 +251,7 @@ class Uploader:
         """Open the source, claim the upload, and see its errors on their way out."""
         if self._network is None:
             raise RuntimeError("An Uploader works inside its block: async with Uploader(…) as up:")
-        async with source:
+        async with _opened(source, asked.video_id):
             key = key or await self._default_key(source, asked.video_id)
             progress = Progress(key, asked.video_id, [*filter(None, (self._on_event, on_event))])
             network = replace(self._network, on_retry=progress.retried)
@@ -229,7 +263,7 @@ class Uploader:
                         source=source,
                         checkpoint=checkpoint,
                         network=network,
-                        scope=self._scope,
+                        scope=self.scope,
                         grants=self._provider.connect(network) if self._provider else None,
                         options=self._options,
                         progress=progress,
@@ -250,11 +284,7 @@ class Uploader:
         if video_id is not None:
             record = await self._state.find(video_id=video_id)
             return record.key if record else f"video-{video_id}"
-        scope = self._provider.scope if self._provider else ""
-        # A file's name may hold bytes that are no UTF-8; Python carries them as surrogates.
-        named = f"{scope}\0{source.identity}".encode(errors="surrogateescape")
-        digest = hashlib.sha256(named).hexdigest()
-        return f"file-{digest[:20]}"
+        return default_key(self.scope, source.identity)
 
 
 async def _store(transfer: Transfer) -> Stored:
@@ -270,6 +300,18 @@ async def _store(transfer: Transfer) -> Stored:
                 raise gone.failure from None
             await transfer.restart(gone)
             restart_count += 1
+
+
+@asynccontextmanager
+async def _opened(source: Source, video_id: str | None) -> AsyncIterator[None]:
+    """The source, open; an error says that it was about opening."""
+    async with AsyncExitStack() as stack:
+        try:
+            await stack.enter_async_context(source)
+        except VodupError as error:
+            error.located(video_id=video_id, phase="open")
+            raise
+        yield
 
 
 @contextmanager

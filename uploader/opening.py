@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import secrets
 from dataclasses import dataclass, replace
@@ -24,7 +25,15 @@ from uploader.protocol.vod import VideoMeta
 from uploader.sources import Fingerprint, Source
 from uploader.state import Checkpoint, Phase, UploadRecord
 
-__all__ = ["Asked", "Job", "changes_of", "grant_and_target", "receipt_of", "record_of"]
+__all__ = [
+    "Asked",
+    "Job",
+    "changes_of",
+    "default_key",
+    "grant_and_target",
+    "receipt_of",
+    "record_of",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +75,13 @@ class Job:
                 next_step="Pass a provider, or a fresh grant (--grant).",
             )
         return self.grants
+
+
+def default_key(scope: str, identity: str) -> str:
+    """What an upload is called in the state where nobody names it."""
+    # A file's name may hold bytes that are no UTF-8; Python carries them as surrogates.
+    named = f"{scope}\0{identity}".encode(errors="surrogateescape")
+    return f"file-{hashlib.sha256(named).hexdigest()[:20]}"
 
 
 async def receipt_of(job: Job) -> UploadResult | None:
@@ -181,11 +197,14 @@ def changes_of(record: UploadRecord, now: Fingerprint) -> str:
 async def _holds_acked_bytes(job: Job, record: UploadRecord) -> bool:
     """Re-read what OSS has confirmed: a copied or touched file is the same file.
 
-    Where nothing is confirmed, nothing of the old file has been sent for good.
+    Where nothing is confirmed, nothing of the old file has been sent for good; what became
+    of one PutObject without an answer is seen by comparing the object with this file.
     """
     if record.plan is None:
         return record.phase is not Phase.COMPLETING
     plan = PartPlan.from_text(record.plan)
+    if plan.is_single and record.upload_id is None and not job.checkpoint.acks:
+        return True
     for ack in job.checkpoint.acks.values():
         crc64, _ = await job.source.read_crc(plan.part(ack.number).offset, ack.size)
         if crc64 != ack.crc64:

@@ -35,6 +35,7 @@ __all__ = [
     "get_mezzanine_info",
     "refresh_upload_video",
     "sign",
+    "title_of",
 ]
 
 T = TypeVar("T")
@@ -124,7 +125,7 @@ def create_upload_video(
     finds the first again (`refresh_upload_video(reference_id=...)`).
     """
     params = {
-        "Title": meta.title or _title_of(file_name),
+        "Title": meta.title or title_of(file_name),
         "FileName": meta.file_name or file_name,
         "FileSize": str(file_size),
         "Description": meta.description,
@@ -141,7 +142,7 @@ def create_upload_video(
     return _operation(endpoint, "CreateUploadVideo", params, _parse_grant, is_repeatable=False)
 
 
-def _title_of(file_name: str) -> str:
+def title_of(file_name: str) -> str:
     """Make of a file's name a title VOD takes.
 
     At most 128 characters; none of four UTF-8 bytes (emoji), no control characters (VOD

@@ -1,0 +1,168 @@
+"""`Uploader.upload_many`: order, limits, failures apart, ending early."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+
+from tests.engine.harness import Desk
+from uploader import Outcome, SourceUnreadable, UploadItem
+from uploader.errors import ConfigurationError, VodupError
+from uploader.events import UploadResult
+from uploader.many import _LARGE_SIZE, upload_all
+
+LARGE = _LARGE_SIZE
+
+
+def result_of(item: UploadItem) -> UploadResult:
+    return UploadResult(
+        key=str(item.key),
+        video_id="v",
+        upload_id=None,
+        bucket="b",
+        object_key="o",
+        size=1,
+        crc64=0,
+        etag=None,
+        part_count=1,
+        resumed_part_count=0,
+        renewal_count=0,
+        retry_count=0,
+        sent_bytes=1,
+        verified_by="crc64",
+        seconds=0.0,
+    )
+
+
+class Site:
+    """Uploads nothing; remembers the order and how many were under way."""
+
+    def __init__(self) -> None:
+        self.begun: list[str | None] = []
+        self.under_way = self.most = self.large_under_way = self.most_large = 0
+
+    async def upload(self, item: UploadItem) -> UploadResult:
+        self.begun.append(item.key)
+        is_large = (item.size or 0) >= LARGE
+        self.under_way += 1
+        self.large_under_way += is_large
+        self.most = max(self.most, self.under_way)
+        self.most_large = max(self.most_large, self.large_under_way)
+        try:
+            await asyncio.sleep(0.002)
+        finally:
+            self.under_way -= 1
+            self.large_under_way -= is_large
+        if item.key == "bad":
+            raise SourceUnreadable("No.")
+        if item.key == "bug":
+            raise KeyError("oops")
+        return result_of(item)
+
+
+def items(*sizes: int) -> list[UploadItem]:
+    return [UploadItem(source="x", key=f"{n}:{s}", size=s) for n, s in enumerate(sizes)]
+
+
+async def outcomes(site: Site, given: object, **options: int) -> list[Outcome]:
+    options = {"files": 2, "look_ahead": 10} | options
+    return [o async for o in upload_all(site.upload, given, **options)]  # type: ignore[arg-type]
+
+
+async def test_every_item_ends_once_and_no_more_than_so_many_are_under_way() -> None:
+    site = Site()
+    ended = await outcomes(site, items(*[5] * 50), files=3)
+    assert sorted(str(o.item.key) for o in ended) == sorted(f"{n}:5" for n in range(50))
+    assert site.most == 3
+
+
+async def test_the_largest_of_those_read_ahead_is_begun_first() -> None:
+    site = Site()
+    await outcomes(site, items(1, 7, 3, 9, 2), files=1)
+    assert site.begun == ["3:9", "1:7", "2:3", "4:2", "0:1"]
+
+
+async def test_small_ones_pass_large_ones_that_wait_for_each_other() -> None:
+    site = Site()
+    await outcomes(site, items(*[LARGE] * 9, *[1] * 20), files=16, look_ahead=100)
+    assert site.most_large == 4
+    assert site.most == 16
+    assert "9:1" in site.begun[:16]
+
+
+async def test_only_large_ones_all_end() -> None:
+    site = Site()
+    assert len(await outcomes(site, items(*[LARGE] * 11), files=16, look_ahead=3)) == 11
+
+
+async def test_failures_are_outcomes_and_stop_nobody() -> None:
+    given = [UploadItem(source="x", key=key, size=1) for key in ("bad", "good", "bug", "fine")]
+    ended = {o.item.key: o for o in await outcomes(Site(), given)}
+    assert isinstance(ended["bad"].error, SourceUnreadable)
+    assert isinstance(ended["bug"].error, VodupError)
+    assert isinstance(ended["bug"].error.__cause__, KeyError)
+    assert ended["good"].result is not None
+    assert ended["fine"].result is not None
+
+
+async def test_items_are_read_only_so_far_ahead() -> None:
+    read = 0
+
+    def reading() -> Iterator[UploadItem]:
+        nonlocal read
+        for item in items(*[1] * 1000):
+            read += 1
+            yield item
+
+    async with aclosing(upload_all(Site().upload, reading(), files=2, look_ahead=20)) as ending:
+        async for _ in ending:
+            break
+    assert read <= 2 + 20 + 4 + 4  # taken, waiting, ended and not yet asked for, in hand
+
+
+async def test_closing_early_cancels_what_is_under_way() -> None:
+    site = Site()
+    async with aclosing(upload_all(site.upload, items(*[1] * 30), files=4)) as ending:
+        async for _ in ending:
+            break
+    assert site.under_way == 0
+    assert len(site.begun) < 30
+
+
+async def test_an_error_while_reading_items_comes_out() -> None:
+    async def reading() -> AsyncIterator[UploadItem]:
+        yield UploadItem(source="x", key="one", size=1)
+        raise ConfigurationError("unreadable")
+
+    with pytest.raises(ConfigurationError, match="unreadable"):
+        await outcomes(Site(), reading())
+
+
+async def test_nothing_to_do_ends_at_once() -> None:
+    assert await outcomes(Site(), []) == []
+
+
+async def test_files_are_stored_and_verified(desk: Desk, tmp_path: Path) -> None:
+    paths = [tmp_path / f"{n}.mp4" for n in range(12)]
+    for number, path in enumerate(paths[1:], 1):
+        path.write_bytes(bytes([number]) * 1000 * number)
+    async with desk.uploader() as up:
+        given = [UploadItem(source=path, tag=path) for path in paths]
+        ended = [outcome async for outcome in up.upload_many(given, files=3)]
+    failed = [o for o in ended if o.error is not None]
+    assert [o.item.tag for o in failed] == [paths[0]]
+    stored = {o.item.tag: o.result for o in ended if o.result is not None}
+    assert {path: result.size for path, result in stored.items()} == {
+        path: path.stat().st_size for path in paths[1:]
+    }
+    assert desk.server.stats.creates == 11
+
+
+async def test_fewer_than_one_file_at_once_is_refused(desk: Desk) -> None:
+    async with desk.uploader() as up:
+        with pytest.raises(ConfigurationError):
+            [_ async for _ in up.upload_many([], files=0)]
