@@ -278,6 +278,7 @@ def test_html_plays_a_proxy_or_a_portal(server: DevServer, oss: Oss, status: int
     reply = oss.put_part("U", 1)
     assert (reply.status, reply.headers["content-type"]) == (status, "text/html")
     assert reply.body.startswith(b"<html>")
+    assert "x-oss-request-id" not in reply.headers
 
 
 # on the request itself

@@ -171,8 +171,9 @@ class Front:
         except Refusal as refusal:
             answer = self._service.refuse(exchange, refusal, request_id)
             await self._drain_refused(exchange)
-        decoration = self._service.decorate(request_id, exchange.record.started_at)
-        answer = dataclasses.replace(answer, headers={**decoration, **answer.headers})
+        if not exchange.fault("html"):  # a proxy's page has none of the service's headers
+            decoration = self._service.decorate(request_id, exchange.record.started_at)
+            answer = dataclasses.replace(answer, headers={**decoration, **answer.headers})
         return alter(exchange, answer)
 
     async def _become_zombie(self, exchange: Exchange) -> None:
