@@ -6,7 +6,7 @@ import asyncio
 import functools
 import json
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict, replace
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -18,6 +18,7 @@ from uploader.errors import (
     PermissionDenied,
     ServiceError,
     SourceChanged,
+    StateError,
     UnverifiedCompletion,
     UploadTargetChanged,
     VideoGone,
@@ -233,12 +234,21 @@ class Transfer:
             operation = oss.initiate_multipart_upload(self._target, self._headers())
             with self._target_watched():
                 upload_id = await self._call(operation)
-            # Parts cost money from here on: the UploadId is durable before the first of them.
-            await self._checkpoint.advance(upload_id=upload_id)
+            await self._record_upload(upload_id)
         else:
             await self._reconcile()
         self._resumed_part_count = len(self._sent)
         self._tell_started(is_resumed=is_resumed)
+
+    async def _record_upload(self, upload_id: str) -> None:
+        """Parts cost money from here on: the UploadId is durable before the first of them."""
+        try:
+            await self._checkpoint.advance(upload_id=upload_id)
+        except StateError:
+            # Nobody else knows it, so nobody could remove it later.
+            with suppress(VodupError):
+                await self._call(oss.abort_multipart_upload(self._target, upload_id))
+            raise
 
     def _new_plan(self) -> PartPlan:
         options = self._job.options
@@ -480,6 +490,11 @@ class Transfer:
                 # What is there now is no earlier run's success: the next one sends it again.
                 await self._checkpoint.advance(phase=Phase.UPLOADING)
                 raise
+            except ServiceError as error:
+                if error.code != "CallbackFailed":
+                    raise
+                await self._read_put_receipt()  # 203: the object is there all the same
+                return await self._look() or Stored(NOTHING)
             ack = await self._accept(part, receipt, sent)
         await self._keep(ack)
         return Stored(ObjectFacts(receipt.etag, receipt.crc64, part.size, receipt.request_id))
@@ -503,7 +518,7 @@ class Transfer:
         except PermissionDenied:
             return None
         except ServiceError as error:
-            if error.status == 404:
+            if error.code == "NoSuchKey":
                 return Stored(ABSENT, "-head")
             raise
 

@@ -444,11 +444,19 @@ def _parse_completed(response: Response) -> ObjectFacts:
 
 
 def _parse_aborted(response: Response) -> None:
-    _require_success(response, "AbortMultipartUpload")
+    name = "AbortMultipartUpload"
+    _require_success(response, name)
+    if response.status != 204:  # OSS API: AbortMultipartUpload; a login page answers 200
+        raise _unusable(name, f"its status is {response.status}")
 
 
 def _parse_object_facts(response: Response) -> ObjectFacts:
-    _require_success(response, "GetObject" if response.status == 206 else "HeadObject")
+    name = "GetObject" if response.status == 206 else "HeadObject"
+    _require_success(response, name)
+    if not (_request_id(response) or "x-oss-hash-crc64ecma" in response.headers):
+        # No document shows whose answer it is, and what a login page says of an object
+        # would be believed. OSS's common headers are in each of its answers.
+        raise _unusable(name, "it is not from OSS")
     etag = plain_etag(response.headers.get("etag", ""))
     size = response.headers.get("content-length", "")
     if response.status == 206:
