@@ -138,6 +138,7 @@ class OwnerLock:
         self._lock = FileLock(fresh)
         self._lock.take()
         fresh.rename(self._path)
+        self._is_file_left = False
 
     def is_dead(self, owner: Owner) -> bool:
         """Whether that process is known to be gone. Unknown counts as alive."""
@@ -162,9 +163,14 @@ class OwnerLock:
                 if path.lstat().st_mtime < oldest and self._is_free(path):
                     path.unlink(missing_ok=True)
 
+    def leave_file(self) -> None:
+        """Keep the file when we close: there are leases of ours that others must judge."""
+        self._is_file_left = True
+
     def close(self) -> None:
         """Stop living: remove the file, then give the lock back."""
-        self._path.unlink(missing_ok=True)
+        if not self._is_file_left:
+            self._path.unlink(missing_ok=True)
         self._lock.close()
 
     def _path_of(self, token: str) -> Path:

@@ -233,6 +233,7 @@ class _Opened:
         self._notice = notice
         self._database: Database | None = None
         self._epochs: set[int] = set()
+        self._owes_leases = False
 
     @property
     def is_elsewhere(self) -> bool:
@@ -277,7 +278,9 @@ class _Opened:
 
         if lease.epoch in self._epochs:
             self._epochs.discard(lease.epoch)
+            self._owes_leases = True
             self.transact(partial(tx.drop_leases, epoch=lease.epoch))
+            self._owes_leases = False
 
     def is_dead(self, epoch: int, owner_text: str) -> bool:
         """Whether the owner of a lease is known not to use it any more."""
@@ -295,8 +298,12 @@ class _Opened:
         if self._database is None:
             return
         try:
-            if self._epochs:
+            if self._epochs or self._owes_leases:
                 self.transact(partial(tx.drop_leases, owners=[self.owner.token]))
+        except StateError as error:
+            # Our lock file stays, unlocked: by that the next one sees that we are gone.
+            self._database.owner_lock.leave_file()
+            self._notice(f"leases could not be given back: {error}")
         finally:
             database, self._database = self._database, None
             database.close()
