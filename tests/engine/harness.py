@@ -193,15 +193,17 @@ async def until(condition: Callable[[], bool | Awaitable[bool]], *, timeout_s: f
             await asyncio.sleep(0.005)
 
 
+async def called(server: DevServer, action: str, **params: str) -> dict[str, Any]:
+    """The answer of a VOD call that somebody else makes: an app server, a colleague."""
+    return await asyncio.to_thread(Vod(server).ok, action, **params)
+
+
 async def created(server: DevServer) -> dict[str, Any]:
-    """A video somebody else has made: the answer of CreateUploadVideo."""
-    named = {"Title": "A title", "FileName": "movie.mp4"}
-    return await asyncio.to_thread(Vod(server).ok, "CreateUploadVideo", **named)
+    return await called(server, "CreateUploadVideo", Title="A title", FileName="movie.mp4")
 
 
 async def refreshed(server: DevServer, video_id: str) -> dict[str, Any]:
-    """The answer of RefreshUploadVideo, as an app server would pass it on."""
-    return await asyncio.to_thread(Vod(server).ok, "RefreshUploadVideo", VideoId=video_id)
+    return await called(server, "RefreshUploadVideo", VideoId=video_id)
 
 
 async def foreign_part(desk: Desk, number: int) -> None:

@@ -307,6 +307,14 @@ def _unusable(action: str) -> TransportError:
 def _require_success(action: str, response: Response) -> None:
     if response.status == 200:
         return
+    if 300 <= response.status < 400:
+        raise ServiceError(
+            f"{action} was redirected ({response.status}); redirects are never followed.",
+            operation=action,
+            status=response.status,
+            code="",
+            next_step="Check the endpoint and the network (a proxy or login page?).",
+        )
     told = _plain_fields(response.body)
     code = clean_text(told.get("Code", ""), 80)
     request_id = clean_text(told.get("RequestId", ""), 60)

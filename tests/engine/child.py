@@ -1,0 +1,64 @@
+"""Uploads in processes that are killed: a parent without threads that forks one per run.
+
+    python -m tests.engine.child < one JSON job a line > one pid, then one line of result each
+
+Starting an interpreter costs a second; a fork costs a few milliseconds, and the kernel does
+not know the difference when it kills.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import traceback
+from dataclasses import asdict
+from typing import Any
+
+import aiosqlite  # noqa: F401 - loaded once, before the forks
+import oss2.auth  # noqa: F401
+import sqlalchemy.ext.asyncio  # noqa: F401
+from aliyunsdkcore.auth.composer import rpc_signature_composer  # noqa: F401
+
+from uploader import AccessKey, Uploader, VodProvider, VodupError
+from uploader.transport import AiohttpTransport  # noqa: F401
+
+from .harness import LOOPBACK, options
+
+
+async def upload(job: dict[str, Any]) -> dict[str, Any]:
+    key = AccessKey(id=job["access_key_id"], secret=job["access_key_secret"])
+    provider = VodProvider(key, endpoint=job["vod_endpoint"])
+    quick = options(concurrency=job["concurrency"])
+    async with Uploader(provider, state=job["state"], options=quick, trust=LOOPBACK) as up:
+        return asdict(await up.upload(job["source"]))
+
+
+def run(job: dict[str, Any], out: int) -> None:
+    """In the forked child: upload, say how it ended, and never return."""
+    try:
+        try:
+            said: dict[str, Any] = {"result": asyncio.run(upload(job))}
+        except VodupError as error:
+            said = {"error": type(error).__name__, "message": str(error)}
+        os.write(out, json.dumps(said).encode() + b"\n")
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+
+
+def main() -> None:
+    for line in iter(sys.stdin.readline, ""):
+        job = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            run(job, sys.stdout.fileno())
+        print(json.dumps({"pid": pid}), flush=True)
+        os.waitpid(pid, 0)
+        print(json.dumps({"ended": pid}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""SIGKILL at any moment, over and over: the same upload ends verified, and little is sent twice."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from uploader.devserver import Fault
+from uploader.state import Phase
+
+from .harness import PART, Desk
+
+CONCURRENCY = 4
+SIZE = 60 * PART
+
+
+@dataclass
+class Nursery:
+    """A process that forks uploaders."""
+
+    process: asyncio.subprocess.Process
+    job: dict[str, Any]
+
+    async def start(self) -> int:
+        """Start an upload; returns the pid of its process."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(self.job).encode() + b"\n")
+        await self.process.stdin.drain()
+        return int((await self._line())["pid"])
+
+    async def end(self) -> dict[str, Any] | None:
+        """Wait until it has ended; what it said, or None if it could not say a word."""
+        said: dict[str, Any] | None = None
+        while "ended" not in (line := await self._line()):
+            said = line
+        return said
+
+    async def _line(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        async with asyncio.timeout(60):
+            line = await self.process.stdout.readline()
+        assert line, "the nursery has died"
+        return dict(json.loads(line))
+
+
+@asynccontextmanager
+async def nursery(desk: Desk, movie: Path) -> AsyncIterator[Nursery]:
+    job = {
+        "access_key_id": desk.server.access_key_id,
+        "access_key_secret": desk.server.access_key_secret,
+        "vod_endpoint": desk.server.vod_endpoint,
+        "state": str(desk.state_path),
+        "source": str(movie),
+        "concurrency": CONCURRENCY,
+    }
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.engine.child",
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        yield Nursery(process, job)
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+        async with asyncio.timeout(30):
+            await process.wait()
+
+
+async def killed_again_and_again(desk: Desk, *, kill_count: int, rate: float, seed: int) -> None:
+    draw = random.Random(seed)
+    movie = desk.file(SIZE)
+    desk.server.set_options(bandwidth=rate)
+    upload_ids: set[str] = set()
+    async with nursery(desk, movie) as children:
+        for _ in range(kill_count):
+            pid = await children.start()
+            await asyncio.sleep(draw.uniform(0.0, 0.4))
+            os.kill(pid, signal.SIGKILL)
+            await children.end()
+            upload_ids |= await recorded_upload_ids(desk)
+        desk.server.set_options(bandwidth=None)
+        await children.start()
+        said = await children.end()
+
+    assert said is not None
+    result = said["result"]
+    assert desk.server.object_bytes(result["video_id"]) == movie.read_bytes()
+    stats = desk.server.stats
+    assert stats.creates == len(desk.server.videos) == 1
+    assert stats.completes == 1
+    assert result["resumed_part_count"] > 0
+    assert stats.overwrite_refreshes == 0
+    assert upload_ids == {result["upload_id"]}, "recorded once, then never changed"
+    assert sum(stats.bytes_by_part.values()) <= SIZE + kill_count * CONCURRENCY * PART
+    assert stats.bytes_sent_twice <= kill_count * CONCURRENCY * PART
+
+
+async def recorded_upload_ids(desk: Desk) -> set[str]:
+    """Opening it as the next run does; a kill may have come before there was a record."""
+    async with desk.uploader() as up:
+        records = [status.record async for status in up.state.uploads()]
+    return {record.upload_id for record in records if record.upload_id is not None}
+
+
+@pytest.mark.timeout(240)
+async def test_twenty_kills_in_a_row_cost_what_was_under_way(desk: Desk) -> None:
+    await killed_again_and_again(desk, kill_count=20, rate=1.2e6, seed=20)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_sixty_kills_in_a_row_cost_what_was_under_way(desk: Desk, seed: int) -> None:
+    await killed_again_and_again(desk, kill_count=60, rate=0.5e6, seed=seed)
+
+
+@pytest.mark.parametrize(
+    "operation",
+    ["CreateUploadVideo", "InitiateMultipartUpload", "UploadPart", "CompleteMultipartUpload"],
+)
+async def test_a_kill_while_an_answer_is_on_its_way(desk: Desk, operation: str) -> None:
+    """The request was carried out, and nobody was left to hear of it."""
+    movie = desk.file(6 * PART)
+    desk.order(Fault(action="no_answer", operation=operation))
+    async with nursery(desk, movie) as children:
+        pid = await children.start()
+        while not applied(desk, operation):  # noqa: ASYNC110 - the server has no event for it
+            await asyncio.sleep(0.01)
+        os.kill(pid, signal.SIGKILL)
+        await children.end()
+        desk.order()
+        await children.start()
+        said = await children.end()
+
+    assert said is not None
+    result = said["result"]
+    assert desk.server.object_bytes(result["video_id"]) == movie.read_bytes()
+    assert (desk.server.stats.creates, desk.server.stats.completes) == (1, 1)
+    assert desk.server.stats.overwrite_refreshes == 0
+    assert (await desk.record()).phase is Phase.DONE
+    assert desk.server.stats.bytes_sent_twice <= CONCURRENCY * PART
+
+
+def applied(desk: Desk, operation: str) -> bool:
+    stats = desk.server.stats
+    counts = {
+        "CreateUploadVideo": stats.creates,
+        "InitiateMultipartUpload": stats.initiates,
+        "UploadPart": stats.parts_stored,
+        "CompleteMultipartUpload": stats.completes,
+    }
+    return counts[operation] > 0
+
+
+async def test_the_next_run_starts_at_once_after_a_kill(desk: Desk) -> None:
+    movie = desk.file(SIZE)
+    desk.server.set_options(bandwidth=1e6)
+    async with nursery(desk, movie) as children:
+        pid = await children.start()
+        while desk.server.stats.parts_stored < 5:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        os.kill(pid, signal.SIGKILL)
+        desk.server.set_options(bandwidth=None)
+
+        async with asyncio.timeout(15):  # far less than a lease lives
+            result = await desk.push(movie)
+
+        await children.end()
+    await desk.assert_stored(result, movie)
+    assert result.resumed_part_count >= 4
