@@ -72,7 +72,7 @@ SHORT: Final = Scale(
     static_connections=(4, 16, 32),
     network_s=3.0,
     network_limit_s=12.0,
-    bulk=(("1,000 × 100 KB", 1000, 100_000), ("100 × 5 MB", 100, 5 * MB)),
+    bulk=(("300 × 100 KB", 300, 100_000), ("50 × 5 MB", 50, 5 * MB)),
     resume_parts=10_000,
     paced_s=5.0,
 )
@@ -92,8 +92,8 @@ ALL: Final = Scale(
     part_counts=(500, 1000, 2500, 5000, 10_000),
     networks="all",
     static_connections=(1, 4, 8, 16, 32),
-    network_s=8.0,
-    network_limit_s=25.0,
+    network_s=5.0,
+    network_limit_s=18.0,
     bulk=(
         ("1,000 × 100 KB", 1000, 100_000),
         ("200 × 5 MB", 200, 5 * MB),

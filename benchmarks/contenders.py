@@ -231,5 +231,5 @@ def versions(peers_python: str | None) -> dict[str, str]:
     for name, argv in (("curl", ["curl", "--version"]), ("rclone", ["rclone", "version"])):
         if shutil.which(name):
             text = subprocess.run(argv, capture_output=True, text=True, check=False).stdout
-            found[name] = text.splitlines()[0].split("(")[0].strip() if text else "?"
+            found[name] = text.split()[1] if text else "?"
     return found
