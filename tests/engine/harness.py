@@ -33,7 +33,7 @@ from ..devserver.clients import Vod, granted
 PART = 100 * 1024
 """The smallest part OSS takes."""
 
-QUICK = RetryPolicy(patience_s=2.0, first_contact_patience_s=1.0, base_s=0.01, cap_s=0.05)
+QUICK = RetryPolicy(patience_s=1.2, first_contact_patience_s=1.2, base_s=0.01, cap_s=0.05)
 LOOPBACK = TrustPolicy(allow_loopback=True)
 
 E = TypeVar("E", bound=Event)

@@ -7,10 +7,9 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +18,36 @@ import pytest
 from uploader.devserver import Fault
 from uploader.state import Phase
 
-from .harness import PART, Desk
+from .harness import PART, Desk, until
 
 CONCURRENCY = 4
 SIZE = 60 * PART
 
 
-@dataclass
 class Nursery:
-    """A process that forks uploaders."""
+    """A process that forks uploaders, for all tests of this module: its start takes long."""
 
-    process: asyncio.subprocess.Process
-    job: dict[str, Any]
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.engine.child"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
 
-    async def start(self) -> int:
+    def close(self) -> None:
+        self._process.communicate(timeout=30)
+
+    async def start(self, desk: Desk, movie: Path) -> int:
         """Start an upload; returns the pid of its process."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(self.job).encode() + b"\n")
-        await self.process.stdin.drain()
+        job = {
+            "access_key_id": desk.server.access_key_id,
+            "access_key_secret": desk.server.access_key_secret,
+            "vod_endpoint": desk.server.vod_endpoint,
+            "state": str(desk.state_path),
+            "source": str(movie),
+            "concurrency": CONCURRENCY,
+        }
+        assert self._process.stdin is not None
+        print(json.dumps(job), file=self._process.stdin, flush=True)
         return int((await self._line())["pid"])
 
     async def end(self) -> dict[str, Any] | None:
@@ -47,51 +58,35 @@ class Nursery:
         return said
 
     async def _line(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        async with asyncio.timeout(60):
-            line = await self.process.stdout.readline()
+        assert self._process.stdout is not None
+        line = await asyncio.to_thread(self._process.stdout.readline)
         assert line, "the nursery has died"
         return dict(json.loads(line))
 
 
-@asynccontextmanager
-async def nursery(desk: Desk, movie: Path) -> AsyncIterator[Nursery]:
-    job = {
-        "access_key_id": desk.server.access_key_id,
-        "access_key_secret": desk.server.access_key_secret,
-        "vod_endpoint": desk.server.vod_endpoint,
-        "state": str(desk.state_path),
-        "source": str(movie),
-        "concurrency": CONCURRENCY,
-    }
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.engine.child",
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    try:
-        yield Nursery(process, job)
-    finally:
-        assert process.stdin is not None
-        process.stdin.close()
-        async with asyncio.timeout(30):
-            await process.wait()
+@pytest.fixture(scope="module")
+def children() -> Iterator[Nursery]:
+    nursery = Nursery()
+    yield nursery
+    nursery.close()
 
 
-async def killed_again_and_again(desk: Desk, *, kill_count: int, rate: float, seed: int) -> None:
+async def killed_again_and_again(
+    desk: Desk, children: Nursery, *, kill_count: int, rate: float, seed: int
+) -> None:
     draw = random.Random(seed)
     movie = desk.file(SIZE)
     desk.server.set_options(bandwidth=rate)
     upload_ids: set[str] = set()
-    async with nursery(desk, movie) as children:
-        for _ in range(kill_count):
-            pid = await children.start()
-            await asyncio.sleep(draw.uniform(0.0, 0.4))
-            os.kill(pid, signal.SIGKILL)
-            await children.end()
-            upload_ids |= await recorded_upload_ids(desk)
-        desk.server.set_options(bandwidth=None)
-        await children.start()
-        said = await children.end()
+    for _ in range(kill_count):
+        pid = await children.start(desk, movie)
+        await asyncio.sleep(draw.uniform(0.0, 0.4))
+        os.kill(pid, signal.SIGKILL)
+        await children.end()
+        upload_ids |= await recorded_upload_ids(desk)
+    desk.server.set_options(bandwidth=None)
+    await children.start(desk, movie)
+    said = await children.end()
 
     assert said is not None
     result = said["result"]
@@ -114,34 +109,36 @@ async def recorded_upload_ids(desk: Desk) -> set[str]:
 
 
 @pytest.mark.timeout(240)
-async def test_twenty_kills_in_a_row_cost_what_was_under_way(desk: Desk) -> None:
-    await killed_again_and_again(desk, kill_count=20, rate=1.2e6, seed=20)
+async def test_twenty_kills_in_a_row_cost_what_was_under_way(desk: Desk, children: Nursery) -> None:
+    await killed_again_and_again(desk, children, kill_count=20, rate=1.2e6, seed=20)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", [1, 2])
-async def test_sixty_kills_in_a_row_cost_what_was_under_way(desk: Desk, seed: int) -> None:
-    await killed_again_and_again(desk, kill_count=60, rate=0.5e6, seed=seed)
+async def test_sixty_kills_in_a_row_cost_what_was_under_way(
+    desk: Desk, children: Nursery, seed: int
+) -> None:
+    await killed_again_and_again(desk, children, kill_count=60, rate=0.5e6, seed=seed)
 
 
 @pytest.mark.parametrize(
     "operation",
     ["CreateUploadVideo", "InitiateMultipartUpload", "UploadPart", "CompleteMultipartUpload"],
 )
-async def test_a_kill_while_an_answer_is_on_its_way(desk: Desk, operation: str) -> None:
+async def test_a_kill_while_an_answer_is_on_its_way(
+    desk: Desk, children: Nursery, operation: str
+) -> None:
     """The request was carried out, and nobody was left to hear of it."""
     movie = desk.file(6 * PART)
     desk.order(Fault(action="no_answer", operation=operation))
-    async with nursery(desk, movie) as children:
-        pid = await children.start()
-        while not applied(desk, operation):  # noqa: ASYNC110 - the server has no event for it
-            await asyncio.sleep(0.01)
-        os.kill(pid, signal.SIGKILL)
-        await children.end()
-        desk.order()
-        await children.start()
-        said = await children.end()
+    pid = await children.start(desk, movie)
+    await until(lambda: applied(desk, operation))
+    os.kill(pid, signal.SIGKILL)
+    await children.end()
+    desk.order()
+    await children.start(desk, movie)
+    said = await children.end()
 
     assert said is not None
     result = said["result"]
@@ -163,19 +160,17 @@ def applied(desk: Desk, operation: str) -> bool:
     return counts[operation] > 0
 
 
-async def test_the_next_run_starts_at_once_after_a_kill(desk: Desk) -> None:
+async def test_the_next_run_starts_at_once_after_a_kill(desk: Desk, children: Nursery) -> None:
     movie = desk.file(SIZE)
     desk.server.set_options(bandwidth=1e6)
-    async with nursery(desk, movie) as children:
-        pid = await children.start()
-        while desk.server.stats.parts_stored < 5:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-        os.kill(pid, signal.SIGKILL)
-        desk.server.set_options(bandwidth=None)
+    pid = await children.start(desk, movie)
+    await until(lambda: desk.server.stats.parts_stored >= 5)
+    os.kill(pid, signal.SIGKILL)
+    desk.server.set_options(bandwidth=None)
 
-        async with asyncio.timeout(15):  # far less than a lease lives
-            result = await desk.push(movie)
+    async with asyncio.timeout(10):  # less than a lease lives
+        result = await desk.push(movie)
 
-        await children.end()
+    await children.end()
     await desk.assert_stored(result, movie)
     assert result.resumed_part_count >= 4

@@ -392,12 +392,20 @@ def test_refusals_tell_code_reason_and_request(operation: Operation[Any], body: 
 
 
 @pytest.mark.parametrize("body", [PORTAL, b"", b"{", b'{"Code": 5}', b"<x", b"\xff", b"[]"])
-@pytest.mark.parametrize("status", [302, 400, 502])
+@pytest.mark.parametrize("status", [400, 502])
 def test_refusals_of_others_have_no_code(status: int, body: bytes) -> None:
     with pytest.raises(ServiceError) as caught:
         REFRESH.parse(answer(body, status))
     assert (caught.value.status, caught.value.code) == (status, "")
     assert "without a code" in caught.value.message
+    assert "canary" not in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_redirects_are_named(status: int) -> None:
+    with pytest.raises(ServiceError, match="redirects are never followed") as caught:
+        REFRESH.parse(answer(PORTAL, status))
+    assert (caught.value.status, caught.value.code) == (status, "Redirected")
     assert "canary" not in str(caught.value)
 
 

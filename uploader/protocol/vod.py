@@ -312,7 +312,7 @@ def _require_success(action: str, response: Response) -> None:
             f"{action} was redirected ({response.status}); redirects are never followed.",
             operation=action,
             status=response.status,
-            code="",
+            code="Redirected",
             next_step="Check the endpoint and the network (a proxy or login page?).",
         )
     told = _plain_fields(response.body)
