@@ -1,0 +1,561 @@
+"""Plays runs of the matrix: one upload each, hit as ordered, then judged.
+
+Engine, transport and devserver are real; a proxy stands between the last two where the
+network is to blame. Every run has a video, a state, a clock and a proxy of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import ssl
+import time
+import traceback
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from itertools import count
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import trustme
+
+from uploader import Event, IntegrityError, UploadResult, VodupError
+from uploader.clock import SystemClock
+from uploader.devserver import DevServer, Fault
+from uploader.devserver.stats import RequestRecord
+from uploader.devserver.storage import Video
+from uploader.events import RequestRetried
+from uploader.protocol.wire import SignedRequest
+from uploader.sources import FileSource, Source
+from uploader.state import MemoryState, Phase, SqlState, StateStore, UploadRecord
+
+from . import child
+from .asking import CALM, CONCURRENCY, HASTY, PART, Account, Patience, Wish, ask
+from .local import FailingState, Hurt, UnreadableSource
+from .proxy import FaultProxy, Toxic, closed_port, unreachable
+from .table import Run
+
+BUSY_S = 15.0
+"""What a run may take that meets no trouble, on a machine that does much else."""
+
+ROUNDS = {"once": 1, "twice": 2, "for ever": 4}
+"""How many runs in a row are struck by an ill that ends a run."""
+
+_NUMBERS = count(1)
+
+_NO_SUCH_NAME = ".".join(["x" * 60] * 5)
+"""Longer than a name in the DNS may be: refused without asking anybody."""
+
+
+class JumpingClock(SystemClock):
+    """The system's clock, but for the wall, on which it may be moved. Mutable."""
+
+    ahead_s = 0.0
+
+    def utc_now(self) -> datetime:
+        return super().utc_now() + timedelta(seconds=self.ahead_s)
+
+
+@dataclass
+class Outcome:
+    """How one run ended, and what was wrong with that. Mutable until it is judged."""
+
+    run: Run
+    ended: str
+    seconds: float = 0.0
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def is_good(self) -> bool:
+        """Whether nothing was wrong."""
+        return not self.faults
+
+
+class Arena:
+    """A server, a folder and a source that many runs share. Mutable: what was said aloud."""
+
+    def __init__(self, server: DevServer, folder: Path) -> None:
+        self.server, self.folder = server, folder
+        self.data = os.urandom(8 * PART - 17)
+        self.source = folder / "movie.mp4"
+        self.source.write_bytes(self.data)
+        self.said: list[str] = []
+        self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        trustme.CA().issue_cert("127.0.0.1").configure_cert(self.tls)
+        self.visited_elsewhere = 0
+        self.elsewhere = ""
+        self.account = Account(
+            server.vod_endpoint,
+            server.oss_endpoint,
+            server.access_key_id,
+            server.access_key_secret,
+        )
+        self._old_secrets = frozenset(server.secrets()[2:])
+
+    def reference_id(self) -> str:
+        """A name for one run."""
+        return f"run-{os.getpid()}-{next(_NUMBERS):05}"
+
+    def new_secrets(self) -> tuple[str, ...]:
+        """Secrets issued since this arena was opened, and those of the caller."""
+        return tuple(s for s in self.server.secrets() if s not in self._old_secrets)
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """Listen where no credential must ever go."""
+
+        def visited(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            self.visited_elsewhere += 1
+            writer.transport.abort()
+
+        listener = await asyncio.start_server(visited, "127.0.0.1", 0)
+        self.elsewhere = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/"
+        try:
+            yield
+        finally:
+            listener.close()
+            await asyncio.sleep(0)
+
+    async def play(self, run: Run) -> Outcome:
+        """Play one run and judge it."""
+        outcome = Outcome(run, "nothing")
+        began_s = time.monotonic()
+        stage = Stage(self, run, outcome)
+        try:
+            async with asyncio.timeout(stage.bound_s + 2 * BUSY_S):
+                await stage.play()
+        except TimeoutError:
+            outcome.faults.append("it did not end at all")
+        except Exception as error:
+            outcome.faults.append("".join(traceback.format_exception(error)))
+        finally:
+            self.server.faults.forget(stage.reference_id)
+            self.said.extend(stage.said)
+        outcome.seconds = time.monotonic() - began_s
+        return outcome
+
+
+class Stage:
+    """One run with its own video, state, clock and proxy. Mutable."""
+
+    def __init__(self, arena: Arena, run: Run, outcome: Outcome) -> None:
+        self.arena, self.run, self.outcome = arena, run, outcome
+        self.site, self.ill = run.cell.site, run.cell.ill
+        self.server, self.account = arena.server, arena.account
+        self.reference_id = arena.reference_id()
+        self.is_in_child = self.ill.hook in child.SIGNALS
+        self.store = self._new_store()
+        self.state = FailingState(self.store)
+        self.clock = JumpingClock()
+        self.said: list[str] = []
+        self.retry_count = 0
+        self.hit_count = 0
+        self.integrity_error_count = 0
+        self.is_armed = False
+        self.is_hit = False
+        self.proxy: FaultProxy | None = None
+        self.door_url = ""
+        self.task: asyncio.Task[UploadResult | None] | None = None
+        self.hurt: Hurt | None = None
+        self.video_id: str | None = None
+        self.data = arena.data[: PART - 9] if self.site.part_count == 1 else arena.data
+        self.path = arena.source
+
+    def _new_store(self) -> StateStore:
+        return SqlState(self._state_path) if self.is_in_child else MemoryState()
+
+    @property
+    def _state_path(self) -> Path:
+        return self.arena.folder / self.reference_id / "state.db"
+
+    # --- the run ------------------------------------------------------------------------
+
+    @property
+    def bound_s(self) -> float:
+        """How long a run that is hit may take: every call in doubt uses its patience up.
+
+        Creating makes three attempts, each followed by a search; completing may be
+        followed by settling, restarting twice and completing again.
+        """
+        calls = 7 if self.site.service == "vod" else 4
+        return BUSY_S + calls * HASTY.call_s
+
+    async def play(self) -> None:
+        """Lead an upload to the site, hit it, let it recover, and judge all that."""
+        self._prepare_source()
+        try:
+            await self._play()
+        finally:
+            if self.hurt is not None:
+                self.hurt.clean_up()
+
+    async def _play(self) -> None:
+        for fault in self.site.leads:
+            self.server.faults.add(replace(fault, subject=self.reference_id))
+        if self.site.is_later:
+            await self._interrupted_run()
+        if self.site.knows_video:
+            self._make_video()
+        async with AsyncExitStack() as stack:
+            await self._arm(stack)
+            ended = await self._faulty_rounds()
+            self._disarm()
+            if self.proxy is not None:
+                await self.proxy.settled()
+        if not await self._is_done(ended):
+            ended = await self._calm_run(ended)
+        await self._judge(ended)
+
+    async def _faulty_rounds(self) -> object:
+        ended: object = None
+        for _ in range(ROUNDS[self.run.persistence] if self.ill.ends_a_run else 1):
+            began_s, self.is_armed = time.monotonic(), True
+            if self.site.name == "source-open":
+                self._strike()
+            ended = await self._struck_attempt()
+            took_s = time.monotonic() - began_s
+            if took_s > self.bound_s:
+                self.outcome.faults.append(f"took {took_s:.1f} s, more than {self.bound_s:.1f}")
+            self._heal()
+            if await self._is_done(ended):
+                break
+        self.outcome.ended = self._named(ended)
+        return ended
+
+    async def _struck_attempt(self) -> object:
+        if not self.is_in_child:
+            return await self._attempt(HASTY)
+        code = await child.exit_code_of(
+            self._wish(), self.path, self._state_path, self.site.name, self.ill.hook
+        )
+        is_struck = code in (-child.SIGNALS[self.ill.hook], child.INTERRUPTED)
+        self.hit_count += is_struck
+        return f"signal {-code}" if is_struck else None
+
+    async def _attempt(self, patience: Patience, *, is_abort: bool | None = None) -> object:
+        """Do what the caller asks once; returns the result, the error, or the cancellation."""
+        self.task = asyncio.ensure_future(
+            ask(
+                self._wish(is_abort=is_abort),
+                self._source(),
+                self.state,
+                patience,
+                before=self._before,
+                on_event=self._told,
+                clock=self.clock,
+            )
+        )
+        try:
+            return await self.task
+        except VodupError as error:
+            self._note(error)
+            return error
+        except asyncio.CancelledError as cancelled:
+            current = asyncio.current_task()
+            if current is not None and current.cancelling():
+                self.task.cancel()
+                raise
+            return cancelled
+
+    def _wish(self, *, is_abort: bool | None = None) -> Wish:
+        is_abort = self.site.verb == "abort" if is_abort is None else is_abort
+        return Wish(self.account, self.reference_id, self.reference_id, self.video_id, is_abort)
+
+    def _source(self) -> Source:
+        source = FileSource(self.path)
+        if self.ill.hook != "unreadable":
+            return source
+        return UnreadableSource(source, lambda: self.is_armed and self.is_hit)
+
+    # --- before -------------------------------------------------------------------------
+
+    def _prepare_source(self) -> None:
+        is_hurt = self.ill.hook in Hurt.KINDS
+        if is_hurt or self.site.part_count == 1:
+            self.path = self.arena.folder / f"{self.reference_id}.mp4"
+            self.path.write_bytes(self.data)
+            self.hurt = Hurt(self.path, self.data)
+
+    async def _interrupted_run(self) -> None:
+        """Six parts arrive, the seventh is refused for good."""
+        refused = Fault(
+            action="error", operation="UploadPart", part=7, status=400, code="EntityTooLarge",
+            count=None, subject=self.reference_id,
+        )  # fmt: skip
+        self.server.faults.add(refused)
+        ended = await self._attempt(CALM, is_abort=False)
+        self.server.faults.forget(self.reference_id)
+        assert isinstance(ended, VodupError), f"the first run was to fail: {ended}"
+        record = await self._record()
+        assert record is not None
+        assert record.phase is Phase.UPLOADING
+
+    def _make_video(self) -> None:
+        """Somebody else has called CreateUploadVideo."""
+        name = f"sv/{self.reference_id}/a"
+        video = Video(
+            video_id=hashlib.md5(name.encode(), usedforsecurity=False).hexdigest(),
+            title=self.reference_id,
+            file_name="movie.mp4",
+            bucket=self.server.backend.bucket,
+            object_key=f"{name}.mp4",
+            object_prefix="",
+            reference_id=self.reference_id,
+            status="Uploading",
+            created_at=time.time(),
+            finished_at=0.0,
+            generation=0,
+            refresh_count=0,
+        )
+        self.server.backend.storage.save_video(video)
+        self.video_id = video.video_id
+
+    async def _arm(self, stack: AsyncExitStack) -> None:
+        if (fault := self.ill.fault(self.site)) is not None:
+            self.server.faults.add(self._placed(fault))
+        if self.ill.toxic is not None:
+            self.proxy = await stack.enter_async_context(self._proxy(self._placed_toxic()))
+        if self.ill.door:
+            self.door_url = await self._open_door(stack)
+        if self.site.name.startswith("state-"):
+            self.state.arm(self.site.name.removeprefix("state-"), self.ill.hook)
+
+    def _placed(self, fault: Fault) -> Fault:
+        attempt = self.site.attempt
+        location = self.arena.elsewhere if fault.location == "elsewhere" else fault.location
+        return replace(
+            fault,
+            operation=self.site.operation,
+            part=self.site.part,
+            attempt=attempt,
+            subject=self.reference_id,
+            count=self.run.hit_count,
+            location=location,
+            name=self.reference_id,
+        )
+
+    def _placed_toxic(self) -> Toxic:
+        """The ill's toxic at this site. Requests without a part are hit in their heads."""
+        assert self.ill.toxic is not None
+        toxic = replace(self.ill.toxic, pattern=self.site.pattern, count=self.run.hit_count)
+        if toxic.direction == "down":
+            return toxic
+        if self.site.body == "part":
+            after = 50_000 if toxic.action == "corrupt" else toxic.after
+            return replace(toxic, in_body=after > 0, after=after)
+        if toxic.action == "corrupt":
+            return replace(toxic, find=rb"Signature=\w")
+        return replace(toxic, after=min(toxic.after, 40))
+
+    def _proxy(self, *toxics: Toxic, tls: ssl.SSLContext | None = None) -> FaultProxy:
+        upstream = urlsplit(self.account.endpoint(self.site))
+        return FaultProxy(
+            upstream.hostname or "", upstream.port or 0, *toxics,
+            receive_buffer=self.ill.receive_buffer, tls=tls,
+        )  # fmt: skip
+
+    async def _open_door(self, stack: AsyncExitStack) -> str:
+        match self.ill.door:
+            case "closed":
+                return await stack.enter_async_context(closed_port())
+            case "silent":
+                return await stack.enter_async_context(unreachable())
+            case "no-name":
+                return f"http://{_NO_SUCH_NAME}"
+            case "wrong-certificate":
+                proxy = self._proxy(tls=self.arena.tls)
+            case "tls-abort":
+                proxy = self._proxy(Toxic(action="tls_abort", count=None))
+            case _:
+                proxy = self._proxy(Toxic(action="slow_accept", delay_s=0.2, count=None))
+        url = (await stack.enter_async_context(proxy)).url
+        return url.replace("http:", "https:") if self.ill.door == "tls-abort" else url
+
+    # --- during -------------------------------------------------------------------------
+
+    def _before(self, request: SignedRequest) -> SignedRequest:
+        """What happens as a request goes out."""
+        if not self.is_armed:
+            return request
+        if self.account.is_at(self.site, request) and self._may_hit():
+            if self.ill.hook:
+                self._strike()
+            if self.door_url:
+                self.hit_count += 1
+                return self._sent_to(self.door_url, request)
+        if self.proxy is not None and request.url.startswith(self.account.endpoint(self.site)):
+            return self._sent_to(self.proxy.url, request)
+        return request
+
+    def _sent_to(self, url: str, request: SignedRequest) -> SignedRequest:
+        path = request.url.removeprefix(self.account.endpoint(self.site))
+        return replace(request, url=url + path)
+
+    def _may_hit(self) -> bool:
+        if self.ill.ends_a_run:
+            return not self.is_hit
+        return self.run.hit_count is None or self.hit_count < self.run.hit_count
+
+    def _strike(self) -> None:
+        self.hit_count += 1
+        self.is_hit = True
+        hook = self.ill.hook
+        if hook == "cancel" and self.task is not None:
+            asyncio.get_running_loop().call_later(0.002, self.task.cancel)
+        elif hook.startswith("clock"):
+            step_s = 3600.0 if hook == "clock ahead" else -3600.0
+            self.clock.ahead_s = 0.0 if self.clock.ahead_s else step_s
+        elif hook == "block":
+            time.sleep(2 * HASTY.stall_s)
+        elif self.hurt is not None:
+            self.hurt.strike(hook)
+
+    def _heal(self) -> None:
+        """The trouble is over, until the next round."""
+        self.is_armed = self.is_hit = False
+        if self.hurt is not None:
+            self.hurt.heal()
+
+    def _disarm(self) -> None:
+        self._heal()
+        self.clock.ahead_s = 0.0
+        self._require_consumed()
+        self.state.disarm()
+        self.server.faults.forget(self.reference_id)
+
+    def _require_consumed(self) -> None:
+        consumed = self.server.faults.consumed
+        struck = self.hit_count + self.state.hit_count + consumed.get(self.reference_id, 0)
+        struck += self.proxy.consumed if self.proxy is not None else 0
+        if not struck:
+            self.outcome.faults.append("the fault never struck")
+
+    def _told(self, event: Event) -> None:
+        self.retry_count += isinstance(event, RequestRetried)
+        self.said.append(repr(event))
+
+    # --- after --------------------------------------------------------------------------
+
+    async def _record(self) -> UploadRecord | None:
+        async with self.store as store:
+            return await store.find(key=self.reference_id)
+
+    async def _is_done(self, ended: object) -> bool:
+        if self.site.verb == "abort":
+            record = await self._record()
+            return record is not None and record.phase is Phase.ABORTED
+        return isinstance(ended, UploadResult)
+
+    async def _calm_run(self, ended: object) -> object:
+        """Run again without any trouble: what is resumable must come to its end."""
+        if isinstance(ended, VodupError) and not ended.is_resumable:
+            return ended
+        again = await self._attempt(CALM)
+        if not await self._is_done(again):
+            self.outcome.faults.append(
+                f"ended with {self._named(ended)}, and again with {self._named(again)}: {again}"
+            )
+        return again
+
+    def _named(self, ended: object) -> str:
+        if isinstance(ended, VodupError):
+            return type(ended).__name__
+        if isinstance(ended, asyncio.CancelledError):
+            return "cancelled"
+        if ended is None:
+            return "aborted" if self.site.verb == "abort" else "nothing"
+        return ended if isinstance(ended, str) else "verified"
+
+    def _note(self, error: VodupError) -> None:
+        """Everything that can be read off an error."""
+        self.said.extend(traceback.format_exception(error))
+        self.said += [repr(error), str(error), repr(vars(error)), repr(error.args)]
+        self.integrity_error_count += isinstance(error, IntegrityError)
+        if error.phase is None or not error.next_step:
+            self.outcome.faults.append(f"{error!r} does not say where it happened")
+
+    async def _judge(self, ended: object) -> None:
+        if isinstance(ended, UploadResult):
+            self._judge_result(ended)
+        self._judge_mending()
+        self._judge_corruption()
+        await self._judge_server()
+
+    def _judge_result(self, result: UploadResult) -> None:
+        if self.stored_bytes(result.video_id) != self.data:
+            self.outcome.faults.append("success, but the object is not the source")
+        if result.size != len(self.data):
+            self.outcome.faults.append(f"success, but of {result.size} bytes")
+
+    def _judge_mending(self) -> None:
+        """Where the table says that one hit is mended, it is."""
+        is_due = self.run.persistence == "once" and self.ill.mends
+        is_mended = self.outcome.ended in ("verified", "aborted")
+        if is_due and self.site.name not in self.ill.except_at and not is_mended:
+            self.outcome.faults.append(f"one hit was not mended: {self.outcome.ended}")
+
+    def _judge_corruption(self) -> None:
+        """Bytes that never arrive intact, or are said not to, are never a success."""
+        is_damaged = self.site.body == "part" and self.ill.name in ("T20", "T21", "A14-crc")
+        is_for_ever = self.run.persistence == "for ever"
+        if is_damaged and is_for_ever and self.outcome.ended != "IntegrityError":
+            self.outcome.faults.append(f"damaged for ever, yet {self.outcome.ended}")
+
+    async def _judge_server(self) -> None:
+        storage = self.server.backend.storage
+        video = storage.video_by_reference(self.reference_id)
+        if video is None:
+            return
+        names = {video.video_id, self.reference_id}
+        records = [r for r in list(self.server.stats.log) if {r.video_id, r.subject} & names]
+        self._judge_requests(records)
+        self._judge_rework(records)
+        completed_count = self.server.stats.completes_by_video[video.video_id]
+        if completed_count > 1 + self.integrity_error_count + self.run.cell.is_doubt_allowed:
+            self.outcome.faults.append(f"completed {completed_count} times")
+        left = [u for u in storage.uploads(video.bucket) if u.object_key == video.object_key]
+        if left and not await self._may_leave_uploads():
+            self.outcome.faults.append(f"{len(left)} multipart uploads are left open")
+
+    def _judge_requests(self, records: list[RequestRecord]) -> None:
+        bad = [r.operation for r in records if r.code == "SignatureDoesNotMatch" and not r.faults]
+        if bad and self.ill.name != "T20":
+            self.outcome.faults.append(f"badly signed: {bad}")
+
+    def _judge_rework(self, records: list[RequestRecord]) -> None:
+        """A run that is ended sends at most what was under way again, in the next one."""
+        if self.ill.hook != "cancel" and not self.is_in_child:
+            return
+        stored = Counter(
+            (r.upload_id, r.part_number)
+            for r in records
+            if r.operation == "UploadPart" and r.status == 200
+        )
+        again_count = sum(times - 1 for times in stored.values())
+        if again_count > CONCURRENCY * ROUNDS[self.run.persistence] + self.retry_count:
+            self.outcome.faults.append(f"{again_count} parts were sent again")
+
+    async def _may_leave_uploads(self) -> bool:
+        """An answer of Initiate that is lost leaves an upload nobody knows; see the operation."""
+        if self.site.name == "init":
+            return True
+        async with self.store as store:
+            return bool(await store.orphans())
+
+    def stored_bytes(self, video_id: str) -> bytes | None:
+        """The object behind a video; its files are deleted once they were read."""
+        storage = self.server.backend.storage
+        video = storage.video(video_id)
+        stored = storage.object(video.bucket, video.object_key) if video else None
+        if stored is None:
+            return None
+        paths = [storage.body_path(name) for name, _ in stored.files]
+        found = b"".join(path.read_bytes() for path in paths if path is not None)
+        for path in paths:
+            if path is not None:
+                path.unlink(missing_ok=True)
+        return found
