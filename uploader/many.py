@@ -15,7 +15,7 @@ from collections.abc import (
     Callable,
     Iterable,
 )
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,41 +138,48 @@ async def _fill(
 ) -> None:
     """Read the items; what goes wrong with reading them ends the whole."""
     try:
-        async for batch in _sized(items):
-            for item, size in batch:
-                await window.put(item, size)
+        async with _reading(items) as reading:
+            await _read(reading, window)
     except Exception as error:  # handed over: raised here it would cancel whoever consumes
         await ended.put(error)
     finally:
         window.close()
 
 
-async def _sized(items: Items) -> AsyncIterator[list[tuple[UploadItem, int]]]:
-    """Items with their sizes, a few at a time: asking a disk for one may block."""
-    batch: list[UploadItem] = []
-    async for item in _each(items):
+async def _read(reading: AsyncIterable[UploadItem], window: _Window) -> None:
+    unsized: list[UploadItem] = []
+    async for item in reading:
         if item.size is not None:
-            yield [(item, item.size)]
+            await window.put(item, item.size)
             continue
-        batch.append(item)
-        if len(batch) == _SIZING_BATCH:
-            yield await asyncio.to_thread(_sizes, batch)
-            batch = []
-    if batch:
-        yield await asyncio.to_thread(_sizes, batch)
+        unsized.append(item)
+        if len(unsized) == _SIZING_BATCH:
+            await _put_sized(unsized, window)
+            unsized.clear()
+    await _put_sized(unsized, window)
 
 
-async def _each(items: Items) -> AsyncIterator[UploadItem]:
-    if isinstance(items, AsyncIterable):
-        async for item in items:
-            yield item
-    else:
-        for item in items:
-            yield item
+async def _put_sized(items: list[UploadItem], window: _Window) -> None:
+    """Ask for their sizes first, in a thread: a disk may take its time."""
+    sizes = await asyncio.to_thread(lambda: [_size_of(item.source) for item in items])
+    for item, size in zip(items, sizes, strict=True):
+        await window.put(item, size)
 
 
-def _sizes(items: list[UploadItem]) -> list[tuple[UploadItem, int]]:
-    return [(item, _size_of(item.source)) for item in items]
+@asynccontextmanager
+async def _reading(items: Items) -> AsyncIterator[AsyncIterable[UploadItem]]:
+    """Items as an asynchronous iterator, closed at the end if that can be done."""
+    reading = items if isinstance(items, AsyncIterable) else _each(items)
+    try:
+        yield reading
+    finally:
+        if isinstance(reading, AsyncGenerator):
+            await reading.aclose()
+
+
+async def _each(items: Iterable[UploadItem]) -> AsyncGenerator[UploadItem, None]:
+    for item in items:
+        yield item
 
 
 def _size_of(source: Source | str | os.PathLike[str] | bytes) -> int:

@@ -8,8 +8,10 @@ import typer
 
 from uploader.cli.options import (
     Access,
+    BatchFlags,
     Describe,
     Output,
+    Rows,
     Store,
     Transfer,
     Which,
@@ -58,6 +60,30 @@ def push(
         from uploader.cli.pushing import push
 
         return push(paths, which, describe, store, access, transfer, output)
+
+    end(work, output)
+
+
+@app.command()
+@grouped
+def ingest(
+    rows: Rows,
+    batch: BatchFlags,
+    transfer: Transfer,
+    access: Access,
+    store: Store,
+    output: Output,
+    manifests: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[MANIFEST]...", help="CSV, JSON Lines or Parquet."),
+    ] = None,
+) -> None:
+    """Upload many files: manifests in, a ledger out. The same command again continues."""
+
+    def work() -> int:
+        from uploader.cli.ingest import ingest
+
+        return ingest(manifests or [], rows, batch, transfer, access, store, output)
 
     end(work, output)
 

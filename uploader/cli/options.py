@@ -21,8 +21,10 @@ from uploader.errors import ConfigurationError
 
 __all__ = [
     "Access",
+    "BatchFlags",
     "Describe",
     "Output",
+    "Rows",
     "Store",
     "Transfer",
     "Which",
@@ -209,6 +211,95 @@ class Which:
     ] = None
     overwrite: Annotated[
         bool, flag("--overwrite", help="Replace the content of a finished video.")
+    ] = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """Which files a batch is about."""
+
+    folders: Annotated[
+        list[str] | None,
+        flag("-r", "--recursive", metavar="FOLDER", help="All videos below it. May be repeated."),
+    ] = None
+    files_from: Annotated[
+        str | None,
+        flag("--files-from", metavar="FILE|-", help="A list of paths, one a line."),
+    ] = None
+    include: Annotated[
+        list[str] | None,
+        flag("--include", metavar="GLOB", help="Of folders, only these. May be repeated."),
+    ] = None
+    exclude: Annotated[
+        list[str] | None,
+        flag("--exclude", metavar="GLOB", help="Of folders, not these. May be repeated."),
+    ] = None
+    root: Annotated[
+        str | None,
+        flag(
+            "--root",
+            metavar="FOLDER",
+            help="Paths are relative to it and stay below it. [default: the manifest's folder]",
+        ),
+    ] = None
+    follow_symlinks: Annotated[
+        bool, flag("--follow-symlinks", help="Symbolic links may lead out of the root.")
+    ] = False
+    title_template: Annotated[
+        str | None,
+        flag(
+            "--title-template",
+            metavar="TEXT",
+            help="For rows without a title: {stem}, {name}, {folder}, {row}.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchFlags:
+    """How a batch is carried out and what is written of it."""
+
+    files: Annotated[
+        str | None, flag("--files", metavar="N", help="Files at once. [default: 32]")
+    ] = None
+    is_dry: Annotated[
+        bool, flag("-n", "--dry-run", help="Check every row and estimate; send nothing.")
+    ] = False
+    report: Annotated[
+        str | None,
+        flag(
+            "--report",
+            metavar="FILE",
+            help="The ledger: one JSON line for each row. The same again continues it.",
+        ),
+    ] = None
+    failed: Annotated[
+        str | None,
+        flag("--failed", metavar="FILE", help="The failures alone; a manifest to run again."),
+    ] = None
+    html: Annotated[
+        str | None, flag("--html", metavar="FILE", help="A report for people, in one file.")
+    ] = None
+    dashboard: Annotated[
+        str | None,
+        flag("--dashboard", metavar="PORT", help="A live page on 127.0.0.1; 0 takes any port."),
+    ] = None
+    stop_on_error: Annotated[bool, flag("--stop-on-error", help="End at the first failure.")] = (
+        False
+    )
+    max_duration: Annotated[
+        str | None, flag("--max-duration", metavar="6h", help="End after so long, resumably.")
+    ] = None
+    retries: Annotated[
+        str,
+        flag("--retries", metavar="N", help="Rounds for rows that failed temporarily."),
+    ] = "1"
+    api_rate: Annotated[
+        str,
+        flag("--api-rate", metavar="N", help="Calls to VOD a second; quotas are 40 to 80."),
+    ] = "20"
+    overwrite: Annotated[
+        bool, flag("--overwrite", help="Rows with a VideoId may replace finished videos.")
     ] = False
 
 

@@ -1,0 +1,391 @@
+"""Where rows come from: manifests, folders, lists of files. All of them streams.
+
+A row of a manifest is at most 64 kB. What cannot be read is a row with a problem; only
+what makes the whole unusable (no such file, no column of paths) is raised.
+"""
+
+from __future__ import annotations
+
+import csv
+import fnmatch
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import IO, Any, Final
+
+from uploader.errors import ConfigurationError
+from uploader.protocol.limits import refuses_name
+
+from .rows import COLUMNS, RESULT_COLUMNS, RawRow
+
+__all__ = ["MAX_ROW_SIZE", "Stream", "files_from", "folder_stream", "manifest_stream"]
+
+MAX_ROW_SIZE: Final = 64_000
+_PARQUET_BATCH: Final = 1024
+_USABLE: Final = "Write it as CSV with a header line, or one JSON object a line, in UTF-8."
+
+Notice = Callable[[str], None]
+
+
+@dataclass
+class Stream:
+    """Rows and where they come from. Mutable: how far it has been read.
+
+    Attributes:
+        name: for people and for the ledger.
+        folder: what relative paths are relative to, unless a root is given.
+        read: begins reading.
+        size: bytes, where that is known before reading; 0 elsewhere.
+        position: bytes read so far, as far as `size` is known.
+    """
+
+    name: str
+    folder: str
+    read: Callable[[Stream], Iterator[RawRow]] = field(repr=False)
+    size: int = 0
+    position: int = 0
+
+    def __iter__(self) -> Iterator[RawRow]:
+        return self.read(self)
+
+
+def manifest_stream(path: str, notice: Notice) -> Stream:
+    """A manifest: CSV, JSON Lines or Parquet, told apart by its name, else by its beginning.
+
+    Raises:
+        ConfigurationError: it cannot be used at all.
+    """
+    name = os.path.abspath(path)
+    size = _require_file(name)
+    kind = _kind_of(name)
+    readers = {"csv": _read_csv, "jsonl": _read_json_lines, "parquet": _read_parquet}
+    reader = readers[kind]
+
+    def read(stream: Stream) -> Iterator[RawRow]:
+        return reader(stream, _Columns(name, notice))
+
+    return Stream(name, os.path.dirname(name), read, size)
+
+
+def _require_file(path: str) -> int:
+    try:
+        if not os.path.isfile(path):
+            raise ConfigurationError(f"{path} is not a file.")
+        with open(path, "rb") as file:
+            return os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def _kind_of(path: str) -> str:
+    with open(path, "rb") as file:
+        begin = file.read(4096)
+    if begin.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ConfigurationError(f"{path} is not UTF-8 text.", next_step=_USABLE)
+    extension = os.path.splitext(path)[1].lower()
+    if extension in {".parquet", ".pq"} or begin.startswith(b"PAR1"):
+        return "parquet"
+    if extension in {".jsonl", ".ndjson", ".json"}:
+        return "jsonl"
+    if extension in {".csv", ".tsv"}:
+        return "csv"
+    return "jsonl" if begin.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{") else "csv"
+
+
+class _Columns:
+    """Complains once about columns that nobody reads. Mutable."""
+
+    def __init__(self, name: str, notice: Notice) -> None:
+        self._name, self._notice = name, notice
+        self._known = COLUMNS | RESULT_COLUMNS
+
+    def check(self, names: Any) -> None:  # noqa: ANN401 - the keys of whatever was read
+        """Look at the columns of a row."""
+        if unknown := set(names) - self._known:
+            if len(self._known) < 1000:  # a manifest of ever new columns must not fill memory
+                self._known |= unknown
+            shown = ", ".join(sorted(str(name)[:60] for name in unknown))
+            self._notice(f"{self._name}: nothing is done with the columns {shown}.")
+
+
+# --- lines ------------------------------------------------------------------------------
+
+
+def _lines(stream: Stream, file: IO[bytes]) -> Iterator[tuple[int, str | None]]:
+    """Lines with their numbers; None for one that is too long. Never holds more than one."""
+    number = 0
+    while line := file.readline(MAX_ROW_SIZE + 2):
+        number += 1
+        stream.position += len(line)
+        is_whole = line.endswith(b"\n") or len(line) < MAX_ROW_SIZE + 2
+        if not is_whole:
+            while rest := file.readline(1 << 20):
+                stream.position += len(rest)
+                if rest.endswith(b"\n"):
+                    break
+        if not is_whole or len(line.rstrip(b"\r\n")) > MAX_ROW_SIZE:
+            yield number, None
+            continue
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        yield number, line.decode("utf-8", "surrogateescape")
+
+
+_TOO_LONG: Final = f"The row is longer than {MAX_ROW_SIZE:,} bytes."
+
+
+def _read_json_lines(stream: Stream, columns: _Columns) -> Iterator[RawRow]:
+    with _opened(stream.name) as file:
+        for number, line in _lines(stream, file):
+            if line is None:
+                yield RawRow(number, problem=_TOO_LONG)
+            elif line.strip():
+                yield _json_row(number, line, columns)
+
+
+def _json_row(number: int, line: str, columns: _Columns) -> RawRow:
+    if "\0" in line:
+        return RawRow(number, problem="The row has a NUL character.")
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else "too deep or too large"
+        return RawRow(number, problem=f"The row is not JSON: {reason}.")
+    if not isinstance(fields, dict):
+        return RawRow(number, problem="The row is not a JSON object.")
+    columns.check(fields)
+    return RawRow(number, fields)
+
+
+# --- CSV --------------------------------------------------------------------------------
+
+
+def _read_csv(stream: Stream, columns: _Columns) -> Iterator[RawRow]:
+    with _opened(stream.name) as file:
+        records = _records(_lines(stream, file))
+        first = next(records, None)
+        if first is None:
+            return
+        header_text = first[1]
+        if header_text is None or "\0" in header_text:
+            raise ConfigurationError(f"{stream.name} has no header line.", next_step=_USABLE)
+        delimiter = _delimiter_of(header_text)
+        header = _header(stream.name, _split(header_text, delimiter))
+        columns.check(header)
+        for number, text in records:
+            if text is None:
+                yield RawRow(number, problem=_TOO_LONG)
+            elif text.strip():
+                yield _csv_row(number, text, header, delimiter)
+
+
+def _records(lines: Iterator[tuple[int, str | None]]) -> Iterator[tuple[int, str | None]]:
+    """Join lines while a quotation is open. One that never ends costs its own line only."""
+    pending: list[tuple[int, str | None]] = []
+    while True:
+        item = pending.pop(0) if pending else next(lines, None)
+        if item is None:
+            return
+        number, text = item
+        if text is None or text.count('"') % 2 == 0:
+            yield item
+            continue
+        taken: list[tuple[int, str | None]] = []
+        whole = _until_closed(text, pending, lines, taken)
+        yield number, whole if whole is not None else text
+        if whole is None:
+            pending = taken + pending
+
+
+def _until_closed(
+    text: str,
+    pending: list[tuple[int, str | None]],
+    lines: Iterator[tuple[int, str | None]],
+    taken: list[tuple[int, str | None]],
+) -> str | None:
+    pieces, size, quotes = [text], len(text), text.count('"')
+    while True:
+        item = pending.pop(0) if pending else next(lines, None)
+        if item is None:
+            return None
+        taken.append(item)
+        more = item[1]
+        if more is None or (size := size + len(more)) > MAX_ROW_SIZE:
+            return None
+        pieces.append(more)
+        if (quotes := quotes + more.count('"')) % 2 == 0:
+            return "".join(pieces)
+
+
+def _delimiter_of(header: str) -> str:
+    """The one that makes known columns of the header: comma, semicolon (Excel) or tab."""
+    return max(",;\t", key=lambda d: len(COLUMNS.intersection(_names(_split(header, d)))))
+
+
+def _split(text: str, delimiter: str) -> list[str]:
+    return next(csv.reader([text], delimiter=delimiter, strict=True), [])
+
+
+def _names(fields: Sequence[str]) -> list[str]:
+    return [name.strip().lower() for name in fields]
+
+
+def _header(manifest: str, fields: Sequence[str]) -> list[str]:
+    names = _names(fields)
+    if not {"path", "source"} & set(names):
+        raise ConfigurationError(
+            f"{manifest}: the first line names no column path.", next_step=_USABLE
+        )
+    if twice := [name for name in names if name in COLUMNS and names.count(name) > 1]:
+        raise ConfigurationError(f"{manifest}: the column {twice[0]} is there twice.")
+    return names
+
+
+def _csv_row(number: int, text: str, header: list[str], delimiter: str) -> RawRow:
+    if "\0" in text:
+        return RawRow(number, problem="The row has a NUL character.")
+    if '"' not in text:  # most rows; csv.reader takes three times as long
+        values = text.rstrip("\r\n").split(delimiter)
+    else:
+        try:
+            lines = io.StringIO(text, newline="")
+            values = next(csv.reader(lines, delimiter=delimiter, strict=True))
+        except (csv.Error, StopIteration) as error:
+            return RawRow(number, problem=f"The row is not CSV: {error}.")
+    if len(values) > len(header):
+        return RawRow(
+            number, problem=f"The row has {len(values)} fields, the header {len(header)}."
+        )
+    return RawRow(number, dict(zip(header, values, strict=False)))
+
+
+# --- Parquet ----------------------------------------------------------------------------
+
+
+def _read_parquet(stream: Stream, columns: _Columns) -> Iterator[RawRow]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise ConfigurationError(
+            "A Parquet manifest needs pyarrow.", next_step="Run `pip install 'vodup[parquet]'`."
+        ) from error
+    try:
+        with pq.ParquetFile(stream.name) as file:
+            known = [name for name in file.schema_arrow.names if name in COLUMNS]
+            columns.check(file.schema_arrow.names)
+            if not {"path", "source"} & set(known):
+                raise ConfigurationError(f"{stream.name} has no column path.")
+            yield from _parquet_rows(stream, file, known)
+    except pa.ArrowException as error:
+        raise ConfigurationError(f"{stream.name} is not a Parquet file.") from error
+
+
+def _parquet_rows(stream: Stream, file: Any, known: list[str]) -> Iterator[RawRow]:  # noqa: ANN401
+    number, total = 0, max(1, file.metadata.num_rows)
+    for batch in file.iter_batches(batch_size=_PARQUET_BATCH, columns=known):
+        for fields in batch.to_pylist():
+            number += 1
+            if sum(len(v) for v in fields.values() if isinstance(v, str)) > MAX_ROW_SIZE:
+                yield RawRow(number, problem=_TOO_LONG)
+            else:
+                yield RawRow(number, fields)
+        stream.position = stream.size * number // total
+
+
+# --- lists and folders ------------------------------------------------------------------
+
+
+def files_from(where: str) -> Stream:
+    """A list of paths, one a line; "-" is standard input.
+
+    Raises:
+        ConfigurationError: it cannot be read.
+    """
+    if where == "-":
+        return Stream("-", os.getcwd(), _read_list)
+    name = os.path.abspath(where)
+    return Stream(name, os.path.dirname(name), _read_list, _require_file(name))
+
+
+def _read_list(stream: Stream) -> Iterator[RawRow]:
+    with _opened(stream.name) as file:
+        for number, line in _lines(stream, file):
+            if line is None:
+                yield RawRow(number, problem=_TOO_LONG)
+            elif path := line.rstrip("\r\n"):
+                yield RawRow(number, {"path": path})
+
+
+def folder_stream(
+    folder: str,
+    *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    follow_symlinks: bool = False,
+) -> Stream:
+    """The files below a folder, by name; without `include`, those VOD takes.
+
+    A pattern with a "/" is matched with the path below the folder, another with the name.
+
+    Raises:
+        ConfigurationError: there is no such folder.
+    """
+    name = os.path.abspath(folder)
+    if not os.path.isdir(name):
+        raise ConfigurationError(f"{folder} is not a folder.")
+
+    def read(stream: Stream) -> Iterator[RawRow]:
+        number = 0
+        for path, problem in _walk(name, follow_symlinks, frozenset()):
+            is_wanted = _is_wanted(os.path.relpath(path, name), include, exclude)
+            if problem is not None or is_wanted:
+                number += 1
+                yield RawRow(number, {"path": path}, problem)
+
+    return Stream(name, name, read)
+
+
+def _walk(
+    folder: str, follow_symlinks: bool, above: frozenset[tuple[int, int]]
+) -> Iterator[tuple[str, str | None]]:
+    """Files by name, and folders that cannot be read with the reason."""
+    try:
+        here = os.stat(folder)
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        yield folder, f"{folder} cannot be read: {error.strerror}."
+        return
+    identity = (here.st_dev, here.st_ino)
+    if identity in above:  # a link to a folder above: it would never end
+        return
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=follow_symlinks):
+            yield from _walk(entry.path, follow_symlinks, above | {identity})
+        elif entry.is_file():  # a link to a file is one; where it leads is looked at later
+            yield entry.path, None
+
+
+def _is_wanted(relative: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
+    if any(_matches(relative, pattern) for pattern in exclude):
+        return False
+    if not include:
+        return not refuses_name(os.path.basename(relative))
+    return any(_matches(relative, pattern) for pattern in include)
+
+
+def _matches(relative: str, pattern: str) -> bool:
+    text = relative if "/" in pattern else os.path.basename(relative)
+    return fnmatch.fnmatchcase(text, pattern.removeprefix("./"))
+
+
+def _opened(name: str) -> IO[bytes]:
+    if name == "-":
+        return open(sys.stdin.fileno(), "rb", closefd=False)
+    try:
+        return open(name, "rb")
+    except OSError as error:
+        raise ConfigurationError(f"{name} cannot be read: {error.strerror}.") from error

@@ -1,0 +1,247 @@
+"""`ingest`: manifests in, a ledger out."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Final
+
+from uploader import Bandwidth, Uploader
+from uploader.bulk import Batch, BatchOptions, Ledger, RowRules
+from uploader.bulk.estimate import ASSUMED_BYTES_PER_S, Estimate
+from uploader.bulk.paths import Root
+from uploader.bulk.rows import require_title_template
+from uploader.bulk.runner import Reading, read_rows
+from uploader.bulk.streams import Stream, files_from, folder_stream, manifest_stream
+from uploader.bulk.tally import Tally
+from uploader.cli import exits
+from uploader.cli.batchview import BatchView, make_batch_view
+from uploader.cli.loop import run_async
+from uploader.cli.opening import make_options, make_provider, make_trust
+from uploader.cli.options import (
+    Access,
+    BatchFlags,
+    Output,
+    Rows,
+    Store,
+    Transfer,
+    parse_duration_s,
+    parse_number,
+)
+from uploader.cli.store import open_store
+from uploader.cli.text import err
+from uploader.errors import CallerNotAuthenticated, ConfigurationError, VodupError
+from uploader.options import UploadOptions
+
+__all__ = ["ingest"]
+
+_MAX_FILES: Final = 1024
+
+
+def ingest(
+    manifests: Sequence[str],
+    rows: Rows,
+    flags: BatchFlags,
+    transfer: Transfer,
+    access: Access,
+    store: Store,
+    output: Output,
+) -> int:
+    """Carry the batch out and return the exit code."""
+    streams = _streams(manifests, rows)
+    _refuse_overwriting(streams, flags)
+    options = replace(make_options(transfer), vod_calls_per_s=_api_rate(flags.api_rate))
+    view = make_batch_view(output)
+    if flags.is_dry:
+        return _try_out(streams, rows, flags, options, access, view)
+    uploader = Uploader(
+        make_provider(access, is_optional=False),
+        state=open_store(store),
+        options=options,
+        trust=make_trust(access),
+    )
+    readings = _readings(streams, rows, uploader.scope)
+    return run_async(_perform(uploader, readings, flags, view))
+
+
+# --- what is to be done -----------------------------------------------------------------
+
+
+def _streams(manifests: Sequence[str], rows: Rows) -> list[Stream]:
+    streams = [manifest_stream(path, err) for path in manifests]
+    for folder in rows.folders or ():
+        streams.append(
+            folder_stream(
+                folder,
+                include=rows.include or (),
+                exclude=rows.exclude or (),
+                follow_symlinks=rows.follow_symlinks,
+            )
+        )
+    if rows.files_from:
+        streams.append(files_from(rows.files_from))
+    if not streams:
+        raise ConfigurationError(
+            "There is nothing to upload.",
+            next_step="Name a manifest, a folder (-r FOLDER) or a list (--files-from FILE).",
+        )
+    if len({stream.name for stream in streams}) < len(streams):
+        raise ConfigurationError("The same manifest or folder is given twice.")
+    return streams
+
+
+def _refuse_overwriting(streams: Sequence[Stream], flags: BatchFlags) -> None:
+    """A ledger that is also read would grow while it is read."""
+    written = [os.path.abspath(path) for path in (flags.report, flags.html) if path]
+    for stream in streams:
+        if stream.name in written:
+            raise ConfigurationError(f"{stream.name} is to be read and to be written.")
+
+
+def _readings(streams: Sequence[Stream], rows: Rows, scope: str) -> list[Reading]:
+    template = rows.title_template
+    return [
+        (
+            stream,
+            RowRules(
+                root=Root.at(rows.root or stream.folder, follow_symlinks=rows.follow_symlinks),
+                scope=scope,
+                title_template=require_title_template(template) if template else None,
+            ),
+        )
+        for stream in streams
+    ]
+
+
+def _api_rate(text: str) -> float:
+    return float(parse_number(text, "--api-rate", least=1, most=1000))
+
+
+def _batch_options(flags: BatchFlags) -> BatchOptions:
+    most = flags.files
+    duration = flags.max_duration
+    return BatchOptions(
+        files=parse_number(most, "--files", least=1, most=_MAX_FILES) if most else None,
+        retries=parse_number(flags.retries, "--retries", least=0, most=100),
+        stop_on_error=flags.stop_on_error,
+        max_duration_s=parse_duration_s(duration, "--max-duration") if duration else None,
+        overwrite=flags.overwrite,
+    )
+
+
+# --- doing it ---------------------------------------------------------------------------
+
+
+async def _perform(
+    uploader: Uploader, readings: Sequence[Reading], flags: BatchFlags, view: BatchView
+) -> int:
+    options = _batch_options(flags)
+    with await asyncio.to_thread(Ledger, flags.report) as ledger:
+        batch = Batch(uploader, ledger, options, exit_code=exits.exit_code, on_record=view.record)
+        tally = batch.tally
+        try:
+            async with uploader, _seen(tally, flags, view):
+                await batch.run(readings)
+        except BaseException as error:
+            tally.stopped = tally.stopped or _why(error)
+            raise
+        finally:
+            # Interrupted or not, what ended is told.
+            _write_files(ledger, tally, flags)
+            view.summary(tally, flags.report)
+    return _code_of(tally)
+
+
+def _why(error: BaseException) -> str:
+    return error.message if isinstance(error, VodupError) else "interrupted"
+
+
+@asynccontextmanager
+async def _seen(tally: Tally, flags: BatchFlags, view: BatchView) -> AsyncIterator[None]:
+    """Show progress while the block runs."""
+    failure: Exception | None = None
+    async with _dashboard(tally, flags), asyncio.TaskGroup() as group:
+        watching = group.create_task(view.watch(tally))
+        try:
+            yield
+        except Exception as error:
+            failure = error  # raised below, where the group cannot wrap it
+        finally:
+            watching.cancel()
+    if failure is not None:
+        raise failure
+
+
+@asynccontextmanager
+async def _dashboard(tally: Tally, flags: BatchFlags) -> AsyncIterator[None]:
+    if flags.dashboard is None:
+        yield
+        return
+    from uploader.bulk.dashboard import serving
+
+    port = parse_number(flags.dashboard, "--dashboard", least=0, most=65535)
+    async with serving(tally, port) as url:
+        err(f"vodup: the live page is at {url}")
+        yield
+
+
+def _write_files(ledger: Ledger, tally: Tally, flags: BatchFlags) -> None:
+    if flags.failed:
+        ledger.write_failures(flags.failed)
+    if flags.html:
+        from uploader.bulk.page import write_page
+
+        write_page(flags.html, tally, ledger.records())
+
+
+def _code_of(tally: Tally) -> int:
+    codes = set(tally.codes)
+    if tally.stopped is not None and not codes:
+        codes = {exits.TEMPORARY}
+    return exits.common_code(codes)
+
+
+# --- trying it out ----------------------------------------------------------------------
+
+
+def _try_out(
+    streams: Sequence[Stream],
+    rows: Rows,
+    flags: BatchFlags,
+    options: UploadOptions,
+    access: Access,
+    view: BatchView,
+) -> int:
+    """Check every row and count what the batch would take. Opens no network and no state."""
+    _batch_options(flags)
+    estimate = Estimate(
+        bytes_per_s=_usual_rate(options.bandwidth),
+        part_size=options.part_size,
+        vod_calls_per_s=options.vod_calls_per_s,
+    )
+    with Ledger() as ledger:
+        for met in read_rows(_readings(streams, rows, _scope(access)), ledger):
+            if (error := estimate.add(met)) is not None:
+                code = exits.exit_code(error)
+                estimate.codes[code] += 1
+                view.refused(met.row, error, code)
+    view.estimate(estimate)
+    return exits.common_code(estimate.codes)
+
+
+def _scope(access: Access) -> str:
+    try:
+        provider = make_provider(access, is_optional=True)
+    except (CallerNotAuthenticated, ConfigurationError) as error:
+        err(f"vodup: {error.message} A dry run does without.")
+        return ""
+    return provider.scope if provider else ""
+
+
+def _usual_rate(bandwidth: Bandwidth | None) -> float:
+    """A limit that changes with the time of day counts with its lowest rate."""
+    rates = [rate for _, rate in bandwidth.changes if rate] if bandwidth else []
+    return float(min(rates, default=ASSUMED_BYTES_PER_S))
