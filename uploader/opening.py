@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import secrets
@@ -31,6 +32,7 @@ __all__ = [
     "changes_of",
     "default_key",
     "grant_and_target",
+    "plan_of",
     "receipt_of",
     "record_of",
 ]
@@ -118,8 +120,29 @@ async def _is_source_of(job: Job, record: UploadRecord, result: UploadResult) ->
 def _result_of(receipt: str) -> UploadResult:
     try:
         return UploadResult(**json.loads(receipt))
-    except (TypeError, ValueError) as error:
-        raise UnsupportedState(f"The receipt in the checkpoint is not readable: {error}.") from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise _not_readable("receipt", error) from None
+
+
+@functools.lru_cache(maxsize=256)
+def plan_of(text: str) -> PartPlan:
+    """Read a recorded plan.
+
+    Raises:
+        UnsupportedState: it is none, or of a newer version.
+    """
+    try:
+        return PartPlan.from_text(text)
+    except MalformedDocument as error:
+        raise _not_readable("plan", error) from None
+
+
+def _not_readable(what: str, error: Exception) -> UnsupportedState:
+    return UnsupportedState(
+        f"The {what} in the checkpoint is not readable: {error}.",
+        next_step="If no newer vodup wrote it, the record is damaged: `vodup clean` removes it, "
+        "and --video-id continues the video.",
+    )
 
 
 # --- the record --------------------------------------------------------------------
@@ -188,9 +211,7 @@ def changes_of(record: UploadRecord, now: Fingerprint) -> str:
     try:
         changes = Fingerprint.from_text(record.fingerprint).changes(now)
     except MalformedDocument as error:
-        raise UnsupportedState(
-            f"The fingerprint in the checkpoint is not readable: {error}."
-        ) from None
+        raise _not_readable("fingerprint", error) from None
     return f"changed: {', '.join(changes)}" if changes else "its content changed"
 
 
@@ -202,10 +223,12 @@ async def _holds_acked_bytes(job: Job, record: UploadRecord) -> bool:
     """
     if record.plan is None:
         return record.phase is not Phase.COMPLETING
-    plan = PartPlan.from_text(record.plan)
+    plan = plan_of(record.plan)
     if plan.is_single and record.upload_id is None and not job.checkpoint.acks:
         return True
     for ack in job.checkpoint.acks.values():
+        if ack.number > plan.part_count:
+            return False
         crc64, _ = await job.source.read_crc(plan.part(ack.number).offset, ack.size)
         if crc64 != ack.crc64:
             return False

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, TypeVar
 import aiofiles
 
 from uploader.errors import SourceChanged, SourceUnreadable
+from uploader.protocol.documents import MalformedDocument
 from uploader.protocol.integrity import crc64
 
 if TYPE_CHECKING:
@@ -73,12 +74,15 @@ class Fingerprint:
         """The reverse of `to_text`.
 
         Raises:
-            ValueError: it is something else.
+            MalformedDocument: it is something else.
         """
         found = dict(word.partition("=")[::2] for word in text.split())
         if found.keys() != {f.name for f in fields(cls)}:
-            raise ValueError("not a fingerprint")
-        return cls(**{name: int(value) for name, value in found.items()})
+            raise MalformedDocument("it is not a fingerprint")
+        try:
+            return cls(**{name: int(value) for name, value in found.items()})
+        except ValueError:
+            raise MalformedDocument("it is not a fingerprint") from None
 
     def changes(self, other: Fingerprint) -> list[str]:
         """The names of the fields in which `other` differs."""

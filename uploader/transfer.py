@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -34,7 +33,7 @@ from uploader.events import (
 )
 from uploader.evidence import ABSENT, NOTHING, Proof, Receipts, Stored
 from uploader.log import get_logger
-from uploader.opening import Job, changes_of
+from uploader.opening import Job, changes_of, plan_of
 from uploader.protocol import oss
 from uploader.protocol.grants import UploadGrant, UploadTarget
 from uploader.protocol.integrity import same_etag
@@ -127,7 +126,7 @@ class Transfer:
         record = self._job.record
         if record.plan is None:
             return None
-        plan = _plan_of(record.plan)
+        plan = plan_of(record.plan)
         is_put = plan.is_single and plan.size <= MAX_PUT_SIZE and record.upload_id is None
         return Receipts(plan, self._checkpoint.acks.values(), is_put=is_put)
 
@@ -210,13 +209,13 @@ class Transfer:
 
     async def _look_by_url(self, url: str) -> Stored | None:
         """Read the object's facts through a URL signed by VOD; None if that does not work."""
-        parts = urlsplit(url)
-        host = parts.netloc.removeprefix(f"{self._target.bucket}.")
         try:
+            parts = urlsplit(url)
+            host = parts.netloc.removeprefix(f"{self._target.bucket}.")
             self._job.network.trust.check_oss_endpoint(f"{parts.scheme}://{host}")
             return Stored(await self._session(PlainSigner()).call(oss.read_signed_url(url)), "-url")
-        except VodupError as error:
-            get_logger(key=self._job.key).info("object.not_readable", reason=error.message)
+        except (VodupError, ValueError) as error:  # ValueError: it is no URL at all
+            get_logger(key=self._job.key).info("object.not_readable", reason=str(error))
             return None
 
     # --- start or resume ----------------------------------------------------------------
@@ -721,11 +720,6 @@ def _target_of(job: Job) -> UploadTarget:
     # Checked again: the store may be shared, and what it says decides who gets credentials.
     target = UploadTarget(record.endpoint, record.bucket, record.object_key)
     return job.network.trust.check_target(target)
-
-
-@functools.lru_cache(maxsize=256)
-def _plan_of(text: str) -> PartPlan:
-    return PartPlan.from_text(text)
 
 
 @contextmanager

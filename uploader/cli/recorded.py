@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -16,7 +17,7 @@ from uploader.cli.loop import run_async
 from uploader.cli.options import Access, Output, Store, parse_duration_s
 from uploader.cli.store import find_record, open_store
 from uploader.cli.text import count, duration, err, out, paragraph, size
-from uploader.errors import ConfigurationError, VodupError
+from uploader.errors import ConfigurationError, UnsupportedState, VodupError
 from uploader.state import Phase, StateStore, UploadRecord, UploadStatus
 
 __all__ = ["abort", "clean", "status"]
@@ -101,10 +102,15 @@ def _done_bytes(one: UploadStatus) -> int:
 
 
 def _part_count(one: UploadStatus) -> int | None:
-    """How many parts the plan has; None before there is one."""
+    """How many parts the plan has; None before there is one, and when it is not readable."""
+    from uploader.protocol.documents import MalformedDocument
     from uploader.protocol.plan import PartPlan
 
-    return PartPlan.from_text(one.record.plan).part_count if one.record.plan else None
+    if one.record.plan is None:
+        return None
+    with suppress(MalformedDocument, UnsupportedState):
+        return PartPlan.from_text(one.record.plan).part_count
+    return None
 
 
 def _show_table(found: Sequence[UploadStatus]) -> None:
