@@ -1,0 +1,411 @@
+"""The real engine against a world that does its worst, step by step, by hypothesis.
+
+Every rule is one thing that can happen; between two of them the engine runs until it waits
+for an answer or for time to pass. After every rule the invariants hold, and at the end of
+every example one run without faults ends in a verified object.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from uploader.errors import (
+    CredentialError,
+    IntegrityError,
+    LeaseLost,
+    OverwriteRefused,
+    SourceChanged,
+    TransferError,
+    UnverifiedCompletion,
+    UploadLocked,
+    VideoGone,
+)
+from uploader.sources import Fingerprint
+from uploader.state import Phase
+
+from .processes import KEY, Disk, File, Process
+from .virtual import VirtualClock, VirtualLoop
+from .world import PART, Call, Fate, World
+
+STEPS = 50
+CONTENT = [random.Random(seed).randbytes(7 * PART) for seed in range(2)]
+SIZES = [700, PART, 2 * PART + 1, 5 * PART, 7 * PART - 3]
+
+LOST = Fate(is_lost=True)
+FATES = {
+    "lost before": Fate(is_applied=False, is_lost=True),
+    "not sent": Fate(is_applied=False, is_lost=True, is_sent=False),
+    "lost after": LOST,
+    "late": Fate(is_applied=False, is_lost=True, is_late=True),
+    "500": Fate(is_applied=False, refusal=(500, "InternalError")),
+    "500 but done": Fate(refusal=(500, "InternalError")),
+    "503": Fate(is_applied=False, refusal=(503, "SlowDown")),
+    "400": Fate(is_applied=False, refusal=(400, "RequestTimeout")),
+    "throttled": Fate(is_applied=False, refusal=(400, "Throttling.User")),
+    "error in a 200": Fate(is_applied=False, refusal=(200, "InternalError")),
+    "error in a 200 but done": Fate(refusal=(200, "InternalError")),
+    "denied": Fate(is_applied=False, refusal=(403, "AccessDenied")),
+    "expired": Fate(is_applied=False, refusal=(403, "SecurityTokenExpired")),
+    "forgotten": Fate(is_applied=False, refusal=(403, "InvalidAccessKeyId")),
+}
+
+EXPECTED = (
+    TransferError,
+    CredentialError,
+    SourceChanged,
+    UploadLocked,
+    LeaseLost,
+    VideoGone,
+    UnverifiedCompletion,
+    IntegrityError,
+)
+
+index = st.integers(0, 11)
+
+
+class Model(RuleBasedStateMachine):
+    """One film, one disk, processes that come and go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = VirtualLoop()
+        self.clock = VirtualClock(self.loop)
+        self.world = World(self.clock, self._park)
+        self.world.life_s = 60.0
+        self.disk = Disk(self.clock)
+        self.world.has_ack = self.disk.has_ack
+        self.calls: list[Call] = []
+        self.process: Process | None = None
+        self.frozen: list[Process] = []
+        self.video_of: dict[str, str] = {}
+        self.contents: dict[int, bytes] = {}
+
+    async def _park(self, call: Call) -> Fate:
+        call.fate = self.loop.create_future()
+        self.calls.append(call)
+        return await call.fate
+
+    @initialize(
+        size=st.sampled_from(SIZES),
+        tells_crc=st.booleans(),
+        is_allowed=st.booleans(),
+        head_start=st.integers(0, 12),
+    )
+    def begin(self, size: int, tells_crc: bool, is_allowed: bool, head_start: int) -> None:
+        self.size = size
+        self.world.tells_crc = tells_crc
+        self.world.can_list = self.world.can_head = is_allowed
+        self.world.expected_part_count = -(-size // PART)
+        self.file = File(CONTENT[0][:size])
+        self.contents[1] = self.file.data
+        self._start()
+        self._answer_many(head_start)
+
+    # --- the engine's life --------------------------------------------------------------
+
+    def _start(self, **changes: object) -> None:
+        self.process = Process(self.loop, self.clock, self.world, self.disk, **changes)
+        self.process.start(self.file)
+        self._look()
+
+    @precondition(lambda self: self.process is None)
+    @rule(head_start=st.integers(0, 12))
+    def start(self, head_start: int) -> None:
+        self._start()
+        self._answer_many(head_start)
+
+    @precondition(lambda self: self.process is not None)
+    @rule()
+    def crash(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        # What was on the wire may arrive all the same.
+        self.world.zombies += [call for call in self.calls if call.line is self.process.line]
+        self.process = None
+        self._look()
+
+    @precondition(lambda self: self.process is not None)
+    @rule()
+    def a_second_worker_is_turned_away(self) -> None:
+        second = Process(self.loop, self.clock, self.world, self.disk)
+        second.start(self.file)
+        assert second.is_over
+        assert isinstance(second.error, UploadLocked)
+        assert second.line.sent_bytes == 0
+
+    @precondition(lambda self: self.process is not None and not self.frozen)
+    @rule()
+    def steal_the_lease(self) -> None:
+        """The first worker was frozen for too long, and goes on without knowing."""
+        assert self.process is not None
+        self.process.line.is_frozen = True
+        self.frozen.append(self.process)
+        self.disk.break_lease(KEY)
+        self._start()
+
+    @precondition(lambda self: self.process is None and self._is_open())
+    @rule()
+    def abort(self) -> None:
+        self.process = Process(self.loop, self.clock, self.world, self.disk)
+        self.process.start_abort()
+        self._look()
+
+    @precondition(lambda self: self.process is None and not self._is_open())
+    @rule()
+    def clean(self) -> None:
+        self.loop.finish(self.disk.forget(KEY))
+
+    def _is_open(self) -> bool:
+        record = self.disk.record()
+        return record is not None and record.phase not in (Phase.DONE, Phase.ABORTED)
+
+    # --- what becomes of requests -----------------------------------------------------------
+
+    def _waiting(self) -> list[Call]:
+        self.calls = [
+            call
+            for call in self.calls
+            if call.fate is not None and not call.fate.done() and not call.line.is_cut
+        ]
+        return self.calls
+
+    def _decide(self, at: int, fate: Fate) -> None:
+        calls = self._waiting()
+        call = calls[at % len(calls)]
+        assert call.fate is not None
+        call.fate.set_result(fate)
+        self.loop.settle()
+        self._look()
+
+    @precondition(lambda self: self._waiting())
+    @rule(at=index)
+    def answer(self, at: int) -> None:
+        self._decide(at, Fate())
+
+    @precondition(lambda self: self._waiting())
+    @rule(count=st.integers(2, 8))
+    def answer_several(self, count: int) -> None:
+        self._answer_many(count)
+
+    def _answer_many(self, count: int) -> None:
+        for _ in range(count):
+            if self._waiting():
+                self._decide(0, Fate())
+
+    @precondition(lambda self: self._waiting())
+    @rule(at=index)
+    def lose_the_answer(self, at: int) -> None:
+        self._decide(at, LOST)
+
+    @precondition(lambda self: self._waiting())
+    @rule(at=index, name=st.sampled_from(sorted(FATES)))
+    def fail(self, at: int, name: str) -> None:
+        self._decide(at, FATES[name])
+
+    @precondition(lambda self: self.world.zombies)
+    @rule()
+    def a_late_request_arrives(self) -> None:
+        self.world.apply_zombie()
+
+    # --- what else can happen ---------------------------------------------------------------
+
+    @rule(seconds=st.sampled_from([0.3, 2.0, 9.0, 58.0, 200.0, 4000.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.loop.skip(seconds)
+        self._look()
+
+    @rule()
+    def credentials_expire(self) -> None:
+        self.world.expire_all()
+
+    @rule(seconds=st.sampled_from([-7200.0, -60.0, 0.0, 3600.0]))
+    def the_wall_clock_jumps(self, seconds: float) -> None:
+        self.clock.wrong_by_s = seconds
+
+    @rule(is_stale=st.booleans(), is_other=st.booleans())
+    def refreshes_go_wrong(self, is_stale: bool, is_other: bool) -> None:
+        self.world.refresh_is_stale = is_stale
+        self.world.refresh_video_id = "f" * 32 if is_other else None
+
+    @rule()
+    def refreshes_are_well(self) -> None:
+        self.world.refresh_is_stale, self.world.refresh_video_id = False, None
+
+    @precondition(lambda self: any(v.status == "Uploading" for v in self.world.videos.values()))
+    @rule()
+    def vod_moves_the_upload(self) -> None:
+        for video in self.world.videos.values():
+            if video.status == "Uploading" and not video.object_key.startswith("moved/"):
+                video.object_key = f"moved/{video.object_key}"
+
+    @rule(lag=st.integers(0, 3), can_list=st.booleans(), can_head=st.booleans())
+    def looking_is_unreliable(self, lag: int, can_list: bool, can_head: bool) -> None:
+        self.world.list_lag = lag
+        self.world.can_list, self.world.can_head = can_list, can_head
+
+    @rule()
+    def a_lifecycle_rule_strikes(self) -> None:
+        self.world.drop_uploads()
+
+    @rule(content=st.integers(0, 1))
+    def the_file_is_written_to(self, content: int) -> None:
+        self.file.write(CONTENT[content][: self.size])
+        self.contents[self.file.version] = self.file.data
+
+    # --- what must hold -----------------------------------------------------------------------
+
+    def _look(self) -> None:
+        """Judge what has ended."""
+        if self.process is not None and self.process.is_over:
+            ended, self.process = self.process, None
+            self._judge(ended)
+        for frozen in [p for p in self.frozen if p.is_over]:
+            self.frozen.remove(frozen)
+            self._judge(frozen)
+
+    def _judge(self, ended: Process) -> None:
+        if (error := ended.error) is not None:
+            # Whoever was frozen may find that the other worker has finished the video.
+            expected = (*EXPECTED, OverwriteRefused) if ended.line.is_frozen else EXPECTED
+            if not isinstance(error, expected):
+                raise AssertionError(f"an upload ended with {error!r}") from error
+            return
+        result = ended.result
+        if result is None:
+            return
+        record = self.disk.record()
+        assert record is not None
+        assert record.phase is Phase.DONE
+        if result.is_receipt:
+            assert ended.line.sent_bytes == 0
+            return
+        # The object is what the file held when it was last looked at: not a mixture.
+        held = self.world.objects[result.bucket, result.object_key]
+        version = Fingerprint.from_text(record.fingerprint).mtime_ns
+        assert held.data == self.contents[version], "success, and the object is not the file"
+        assert held.size == result.size
+
+    @invariant()
+    def nothing_was_asked_that_must_not_be(self) -> None:
+        assert not self.world.breaches, self.world.breaches
+
+    @invariant()
+    def the_video_id_never_changes(self) -> None:
+        record = self.disk.record()
+        if record is not None and record.reference_id and record.video_id:
+            known = self.video_of.setdefault(record.reference_id, record.video_id)
+            assert known == record.video_id
+        by_reference = [video.reference_id for video in self.world.videos.values()]
+        assert len(by_reference) == len(set(by_reference))
+
+    @invariant()
+    def no_upload_is_forgotten(self) -> None:
+        record = self.disk.record()
+        remembered = self.disk.orphan_ids() | ({record.upload_id} if record else set())
+        forgotten = set(self.world.uploads) & self.disk.seen_upload_ids - remembered
+        assert not forgotten, "an open multipart upload is in no record and no orphan"
+
+    @invariant()
+    def receipts_are_true(self) -> None:
+        record = self.disk.record()
+        upload = self.world.uploads.get(record.upload_id or "") if record else None
+        for number, ack in self.disk.acks().items():
+            if upload is not None:
+                assert number in upload.parts
+                assert len(upload.parts[number].data) == ack.size
+
+    @invariant()
+    def somebody_can_go_on(self) -> None:
+        """Whoever waits, waits for an answer or for a timer."""
+        if self.process is not None:
+            is_called = any(call.line is self.process.line for call in self._waiting())
+            assert is_called or self.loop.next_timer_s() is not None
+
+    # --- the end --------------------------------------------------------------------------------
+
+    def teardown(self) -> None:
+        try:
+            if hasattr(self, "file"):
+                self._end_well()
+        finally:
+            self._drop()
+
+    def _end_well(self) -> None:
+        world = self.world
+        world.can_list = world.can_head = world.tells_url = True
+        world.list_lag, world.refresh_is_stale, world.refresh_video_id = 0, False, None
+        self.clock.wrong_by_s = 0.0
+        self._drive()
+        while world.zombies:
+            world.apply_zombie()
+        self._put_the_original_back()
+        self._start(on_target_change="restart")
+        ended = self.process
+        self._drive()
+        if ended is not None:
+            assert ended.error is None, f"a run without faults ends with {ended.error!r}"
+        self.nothing_was_asked_that_must_not_be()
+        self.the_video_id_never_changes()
+        self.no_upload_is_forgotten()
+
+    def _drive(self) -> None:
+        """Answer everything and let time pass, until nobody works any more."""
+        deadline_s = self.loop.time() + 1800.0
+        while self.process is not None or self.frozen:
+            if self._waiting():
+                self._decide(0, Fate())
+                continue
+            pause_s = self.loop.next_timer_s()
+            assert pause_s is not None, "an upload waits for ever"
+            assert self.loop.time() < deadline_s, "an upload does not come to an end"
+            self.loop.skip(pause_s + 0.3)
+            self._look()
+
+    def _put_the_original_back(self) -> None:
+        record = self.disk.record()
+        if record is not None:
+            version = Fingerprint.from_text(record.fingerprint).mtime_ns
+            if version != self.file.version:
+                self.file.write(self.contents[version])
+                self.contents[self.file.version] = self.file.data
+
+    def _drop(self) -> None:
+        for process in [*self.frozen, *([self.process] if self.process else [])]:
+            process.kill(is_holder=process is self.process)
+        self.loop.close()
+
+
+def _run(examples: int) -> None:
+    run_state_machine_as_test(
+        Model,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=STEPS,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            print_blob=True,
+        ),
+    )
+
+
+def test_no_order_of_events_breaks_a_promise() -> None:
+    _run(int(os.environ.get("VODUP_MODEL_EXAMPLES", "300")))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_no_order_of_events_breaks_a_promise_in_a_long_run() -> None:
+    _run(5000)
