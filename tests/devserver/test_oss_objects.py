@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,21 @@ def test_a_part_can_be_sent_again_and_the_last_one_counts(server: DevServer, oss
     assert server.object_bytes(oss.video_id) == PART + b"other"
     assert server.stats.parts_sent_twice == 1
     assert server.stats.bytes_sent_twice == 5
+
+
+def test_completing_takes_its_time_and_a_part_replaced_meanwhile_counts(
+    server: DevServer, oss: Oss
+) -> None:
+    upload_id, parts = upload(oss, BODIES)
+    server.set_options(complete_delay_s=0.5)
+    began = time.monotonic()
+    with ThreadPoolExecutor(1) as pool:
+        completing = pool.submit(oss.complete, upload_id, parts)
+        time.sleep(0.2)
+        assert oss.put_part(upload_id, 1, BODIES[0]).status == 200
+        assert completing.result().status == 200
+    assert time.monotonic() - began >= 0.5
+    assert server.object_bytes(oss.video_id) == WHOLE
 
 
 def test_a_body_that_breaks_off_is_not_stored(server: DevServer, oss: Oss) -> None:

@@ -135,11 +135,7 @@ class Multipart:
         except ValueError:
             raise Refusal("MalformedXML") from None
         open_upload(self._backend, call, ec="0042-00000203")
-        parts = await self._wanted_parts(call, upload, body)
-        check_part_sizes(self._backend, parts)
-        check_overwrite(self._backend, call)
-        stored = await self._join(upload, parts)
-        open_upload(self._backend, call, ec="0042-00000203")
+        stored = await self._joined(call, upload, body)
         self._storage.finish_upload(upload.upload_id, stored)
         self._backend.stats.completes += 1
         self._backend.stats.completes_by_video[credential.video_id] += 1
@@ -171,6 +167,18 @@ class Multipart:
         wanted = await asyncio.to_thread(parse_part_list, body)
         by_number = {part.part_number: part for part in known}
         return tuple(matching_part(by_number, number, etag) for number, etag in wanted)
+
+    async def _joined(self, call: OssCall, upload: Upload, body: bytes) -> StoredObject:
+        """The object to be. A part that is replaced meanwhile is taken as it is by then."""
+        while True:
+            parts = await self._wanted_parts(call, upload, body)
+            check_part_sizes(self._backend, parts)
+            check_overwrite(self._backend, call)
+            await asyncio.sleep(self._backend.options.complete_delay_s)
+            stored = await self._join(upload, parts)
+            open_upload(self._backend, call, ec="0042-00000203")
+            if set(parts) <= set(self._storage.parts(upload.upload_id)):
+                return stored
 
     async def _join(self, upload: Upload, parts: tuple[Part, ...]) -> StoredObject:
         pieces = [(part.crc64, part.size) for part in parts]
