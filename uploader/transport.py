@@ -484,7 +484,7 @@ class _Watch:
         self._outflow = outflow
         self._patience = patience
         self._answer_s = answer_timeout_s
-        self._interval_s = max(0.01, min(0.5, patience.stall_s / 4, answer_timeout_s / 4))
+        self._interval_s = max(0.01, min(0.5, patience.stall_s / 8, answer_timeout_s / 8))
         self._acked_mark = -1
         self._is_answering = False
         self._is_sending = False
