@@ -1,4 +1,4 @@
-"""Group commit: many receipts, one transaction."""
+"""Group commit: many writes, one transaction."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import asyncio
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from uploader.errors import StateUnavailable
 from uploader.state.records import PartAck
 from uploader.state.worker import Worker
 
-__all__ = ["AckWrite", "GroupCommit"]
+__all__ = ["AckWrite", "Failure", "GroupCommit"]
+
+Write = TypeVar("Write")
+Outcome = TypeVar("Outcome")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +27,14 @@ class AckWrite:
     part: PartAck
 
 
-class GroupCommit:
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """The outcome of a write that failed while others of its commit did not."""
+
+    error: BaseException
+
+
+class GroupCommit(Generic[Write, Outcome]):
     """Collects writes while a commit is under way; the next commit takes all of them.
 
     There is no delay and no task: the first writer queues a commit in the worker's
@@ -31,8 +42,8 @@ class GroupCommit:
     for nothing but its own commit, and a cancelled one takes nobody's write with it.
 
     Args:
-        commit: makes writes durable in one transaction; says for each whether its claim
-            still held.
+        commit: makes writes durable and says how each went, with a `Failure` for one that
+            failed alone.
         no_answer: the error for writers whose commit did not end within `timeout_s`.
 
     Mutable: `_open` is the batch that still takes writes, shared with the thread.
@@ -41,7 +52,7 @@ class GroupCommit:
     def __init__(
         self,
         worker: Worker,
-        commit: Callable[[Sequence[AckWrite]], Sequence[bool]],
+        commit: Callable[[Sequence[Write]], Sequence[Outcome | Failure]],
         no_answer: Callable[[], StateUnavailable],
         timeout_s: float,
     ) -> None:
@@ -52,10 +63,10 @@ class GroupCommit:
         self._lock = threading.Lock()
         self._open: _Batch | None = None
 
-    def write(self, ack: AckWrite) -> asyncio.Future[bool]:
-        """Queue a write; the future says, once it is durable, whether its claim still held."""
+    def write(self, write: Write) -> asyncio.Future[Outcome]:
+        """Queue a write; the future says, once it is durable, how it went."""
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[bool] = loop.create_future()
+        future: asyncio.Future[Outcome] = loop.create_future()
         with self._lock:
             batch = self._open
             if batch is None:
@@ -63,7 +74,7 @@ class GroupCommit:
                 # One deadline for all: it is a third of the cost of one for each.
                 batch.deadline = loop.call_later(self._timeout_s, self._give_up, batch)
                 self._worker.submit(self._commit_open)
-            batch.writes.append(ack)
+            batch.writes.append(write)
             batch.futures.append(future)
         return future
 
@@ -90,16 +101,20 @@ class _Batch:
     __slots__ = ("deadline", "futures", "writes")
 
     def __init__(self) -> None:
-        self.writes: list[AckWrite] = []
-        self.futures: list[asyncio.Future[bool]] = []
+        self.writes: list[Any] = []
+        self.futures: list[asyncio.Future[Any]] = []
         self.deadline: asyncio.TimerHandle | None = None
 
-    def settle(self, outcomes: Sequence[bool]) -> None:
+    def settle(self, outcomes: Sequence[Any]) -> None:
         """Tell each writer how it went."""
         self._end()
-        for future, is_held in zip(self.futures, outcomes, strict=True):
-            if not future.done():
-                future.set_result(is_held)
+        for future, outcome in zip(self.futures, outcomes, strict=True):
+            if future.done():
+                continue
+            if isinstance(outcome, Failure):
+                future.set_exception(outcome.error)
+            else:
+                future.set_result(outcome)
 
     def fail(self, error: BaseException) -> None:
         """Tell all writers that nothing was written, as far as known."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -89,10 +89,11 @@ def instant(value: object) -> datetime:
         raise _Garbage(f"{value!r:.40} is not a time") from error
 
 
-def record_row(record: UploadRecord) -> dict[str, object]:
-    """The fields of a record that are stored as given."""
-    row = {name: getattr(record, name) for name in _RECORD_NAMES}
-    row["is_overwrite"] = int(record.is_overwrite)
+def record_row(record: UploadRecord, names: Iterable[str] = _RECORD_NAMES) -> dict[str, object]:
+    """The fields of a record that are stored as given, or some of them."""
+    row = {name: getattr(record, name) for name in names}
+    if "is_overwrite" in row:
+        row["is_overwrite"] = int(record.is_overwrite)
     return {n: stored_text(v) if isinstance(v, str) else v for n, v in row.items()}
 
 

@@ -8,12 +8,13 @@ import os
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from uploader.errors import ConfigurationError, LeaseLost, StateError, StateUnavailable
-from uploader.state.commits import AckWrite, GroupCommit
+from uploader.state.commits import AckWrite, Failure, GroupCommit
 from uploader.state.leases import Lease, Owner, kept_alive
 from uploader.state.locations import locate
 from uploader.state.records import Orphan, PartAck, UploadRecord, UploadStatus
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 __all__ = ["SqlState"]
 
 T = TypeVar("T")
+
+if TYPE_CHECKING:
+    Work = Callable[[Connection], T]
+    """What is done in a transaction. May be done again, after a rollback."""
 
 _LOG: Final = logging.getLogger(__name__)
 _PAGE_SIZE: Final = 200
@@ -159,9 +164,8 @@ class SqlState:
     async def _take(self, lease: Lease) -> Stored:
         """Take the lease and load what it protects."""
         opened = self._now_open()
-        return await self._answer(
-            opened.worker.call(partial(opened.take, lease, self._lease_ttl_s))
-        )
+        stored: Stored = await opened.commits.write(_Take(opened, lease, self._lease_ttl_s))
+        return stored
 
     async def _renew(self, lease: Lease) -> bool:
         from uploader.state import transactions as tx
@@ -176,7 +180,7 @@ class SqlState:
         opened = self._opened
         if opened is None or opened.is_elsewhere:
             return
-        giving = opened.worker.call(partial(opened.give_back, lease))
+        giving = opened.commits.write(_GiveBack(opened, lease))
         if lease.lost is not None:  # nothing of ours to wait for
             return
         try:
@@ -187,15 +191,8 @@ class SqlState:
 
     async def _run(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in a transaction in the store's thread."""
-        opened = self._now_open()
-        return await self._answer(opened.worker.call(partial(opened.transact, work)))
-
-    async def _answer(self, future: asyncio.Future[T]) -> T:
-        try:
-            async with asyncio.timeout(self._answer_timeout_s):
-                return await future
-        except TimeoutError as error:
-            raise self._no_answer() from error
+        answer: T = await self._now_open().commits.write(work)
+        return answer
 
     def _no_answer(self) -> StateUnavailable:
         return StateUnavailable(
@@ -229,11 +226,13 @@ class _Opened:
     ) -> None:
         self.owner = Owner.this_process()
         self.worker = Worker("vodup-state")
-        self.commits = GroupCommit(self.worker, self._commit, no_answer, answer_timeout_s)
-        self._notice = notice
+        self.commits: GroupCommit[Any, Any] = GroupCommit(
+            self.worker, self._commit, no_answer, answer_timeout_s
+        )
+        self.notice = notice
         self._database: Database | None = None
-        self._epochs: set[int] = set()
-        self._owes_leases = False
+        self.epochs: set[int] = set()
+        self.owed_epochs: set[int] = set()
 
     @property
     def is_elsewhere(self) -> bool:
@@ -247,7 +246,7 @@ class _Opened:
         from uploader.state import transactions as tx
         from uploader.state.database import open_database
 
-        self._database = open_database(location, self.owner, self._notice)
+        self._database = open_database(location, self.owner, self.notice)
         others = self._database.owner_lock
         dead = others.dead_tokens()
         if dead:
@@ -262,33 +261,13 @@ class _Opened:
             raise StateUnavailable("the state is closed.")
         return self._database.transact(work)
 
-    def take(self, lease: Lease, ttl_s: float) -> Stored:
-        """Take the lease, filling in its epoch, and load what it protects."""
-        from uploader.state import transactions as tx
-
-        lease.epoch = self.transact(
-            partial(tx.take, key=lease.key, owner=self.owner, ttl_s=ttl_s, is_dead=self.is_dead)
-        )
-        self._epochs.add(lease.epoch)
-        return self.transact(partial(tx.load, key=lease.key, notice=self._notice))
-
-    def give_back(self, lease: Lease) -> None:
-        """End a lease of ours, if it was taken."""
-        from uploader.state import transactions as tx
-
-        if lease.epoch in self._epochs:
-            self._epochs.discard(lease.epoch)
-            self._owes_leases = True
-            self.transact(partial(tx.drop_leases, epoch=lease.epoch))
-            self._owes_leases = False
-
     def is_dead(self, epoch: int, owner_text: str) -> bool:
         """Whether the owner of a lease is known not to use it any more."""
         owner = Owner.parse(owner_text)
         if owner is None or self._database is None:
             return False
         if owner == self.owner:
-            return epoch not in self._epochs  # giving it back had failed
+            return epoch not in self.epochs  # giving it back had failed
         return self._database.owner_lock.is_dead(owner)
 
     def close(self) -> None:
@@ -298,20 +277,29 @@ class _Opened:
         if self._database is None:
             return
         try:
-            if self._epochs or self._owes_leases:
+            if self.epochs or self.owed_epochs:
                 self.transact(partial(tx.drop_leases, owners=[self.owner.token]))
         except StateError as error:
             # Our lock file stays, unlocked: by that the next one sees that we are gone.
             self._database.owner_lock.leave_file()
-            self._notice(f"leases could not be given back: {error}")
+            self.notice(f"leases could not be given back: {error}")
         finally:
             database, self._database = self._database, None
             database.close()
 
-    def _commit(self, writes: Sequence[AckWrite]) -> list[bool]:
-        from uploader.state import transactions as tx
-
-        return self.transact(partial(tx.add_acks, writes=writes))
+    def _commit(self, writes: Sequence[AckWrite | Work[Any]]) -> Sequence[Any]:
+        """Carry out all writes in one transaction; if one fails, each in its own."""
+        try:
+            outcomes = self.transact(partial(_carry_out, writes))
+        except Exception as error:
+            for write in writes:
+                if isinstance(write, _Take):
+                    write.undo()
+            if len(writes) == 1:
+                return [Failure(error)]
+            return [self._commit([write])[0] for write in writes]
+        self.owed_epochs -= {w.lease.epoch for w in writes if isinstance(w, _GiveBack)}
+        return outcomes
 
     # In the loop
 
@@ -319,6 +307,55 @@ class _Opened:
         """Close without waiting, after a failed opening."""
         self.worker.call(self.close)
         self.worker.stop()
+
+
+@dataclass(frozen=True, slots=True)
+class _Take:
+    """Takes a lease, filling in its epoch, and loads what it protects."""
+
+    opened: _Opened
+    lease: Lease
+    ttl_s: float
+
+    def __call__(self, connection: Connection) -> Stored:
+        from uploader.state import transactions as tx
+
+        self.undo()
+        opened, lease = self.opened, self.lease
+        lease.epoch = tx.take(connection, lease.key, opened.owner, self.ttl_s, opened.is_dead)
+        opened.epochs.add(lease.epoch)
+        return tx.load(connection, lease.key, opened.notice)
+
+    def undo(self) -> None:
+        """Forget the epoch of a transaction that was rolled back: another claim may get it."""
+        self.opened.epochs.discard(self.lease.epoch)
+        self.lease.epoch = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _GiveBack:
+    """Ends a lease of ours, if it was taken; its epoch is owed until that is durable."""
+
+    opened: _Opened
+    lease: Lease
+
+    def __call__(self, connection: Connection) -> None:
+        from uploader.state import transactions as tx
+
+        opened, epoch = self.opened, self.lease.epoch
+        if epoch in opened.epochs or epoch in opened.owed_epochs:
+            opened.epochs.discard(epoch)
+            opened.owed_epochs.add(epoch)
+            tx.drop_leases(connection, epoch=epoch)
+
+
+def _carry_out(writes: Sequence[AckWrite | Work[Any]], connection: Connection) -> Sequence[Any]:
+    """Receipts together, the rest one by one; the outcomes in the order of the writes."""
+    from uploader.state import transactions as tx
+
+    acks = [write for write in writes if isinstance(write, AckWrite)]
+    kept = iter(tx.add_acks(connection, acks) if acks else [])
+    return [next(kept) if isinstance(w, AckWrite) else w(connection) for w in writes]
 
 
 class _SqlCheckpoint:

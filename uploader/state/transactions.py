@@ -86,22 +86,32 @@ def take(connection: Connection, key: str, owner: Owner, ttl_s: float, is_dead: 
     """
     epoch = _next_epoch(connection)
     _remove_lapsed(connection, key, is_dead)
-    row = {"epoch": epoch, "key": stored_text(key), "owner": owner.to_text()}
-    connection.execute(sa.insert(lease).values(**row, expires=db_now() + ttl_s))
+    row = {"epoch": epoch, "key": stored_text(key), "owner": owner.to_text(), "ttl": ttl_s}
+    _run_prepared(connection, _NEW_LEASE, [row])
     return epoch
 
 
+_TTL: Final = sa.bindparam("ttl", type_=sa.Double)
+_NEW_LEASE: Final = sa.insert(lease).values(
+    epoch=sa.bindparam("epoch"),
+    key=sa.bindparam("key"),
+    owner=sa.bindparam("owner"),
+    expires=db_now() + _TTL,
+)
+_COUNT_EPOCH: Final = sa.update(store).values(epoch=store.c.epoch + sa.literal_column("1"))
+_EPOCH: Final = sa.select(store.c.epoch)
+
+
 def _next_epoch(connection: Connection) -> int:
-    connection.execute(sa.update(store).values(epoch=store.c.epoch + 1))
-    epoch = connection.execute(sa.select(store.c.epoch)).scalar_one()
+    _run_prepared(connection, _COUNT_EPOCH, [{}])
+    epoch = _run_prepared(connection, _EPOCH, [{}]).scalar_one()
     if type(epoch) is not int:
         raise StateUnavailable("the state's epoch counter is damaged.")
     return epoch
 
 
 def _remove_lapsed(connection: Connection, key: str, is_dead: IsDead) -> None:
-    query = sa.select(lease, db_now().label("now")).where(lease.c.key == stored_text(key))
-    held = connection.execute(query).one_or_none()
+    held = _run_prepared(connection, _HELD, [{"key": stored_text(key)}]).one_or_none()
     if held is None:
         return
     if not _has_lapsed(held.expires, held.now) and not is_dead(held.epoch, held.owner):
@@ -110,6 +120,9 @@ def _remove_lapsed(connection: Connection, key: str, is_dead: IsDead) -> None:
     same = (lease.c.epoch == held.epoch) & (lease.c.expires == held.expires)
     if connection.execute(sa.delete(lease).where(same)).rowcount != 1:
         raise _locked(key, held.owner)
+
+
+_HELD: Final = sa.select(lease, db_now().label("now")).where(lease.c.key == sa.bindparam("key"))
 
 
 def _has_lapsed(expires: object, now: float) -> bool:
@@ -132,9 +145,13 @@ def drop_leases(
 ) -> None:
     """Give one lease back, or all leases of owners (given by their tokens)."""
     if epoch is not None:
-        connection.execute(sa.delete(lease).where(lease.c.epoch == epoch))
+        _run_prepared(connection, _DROP_LEASE, [{"ours": epoch}])
     for token in owners:
         connection.execute(sa.delete(lease).where(lease.c.owner.endswith(token, autoescape=True)))
+
+
+_OUR_EPOCH: Final = lease.c.epoch == sa.bindparam("ours", type_=sa.BigInteger)
+_DROP_LEASE: Final = sa.delete(lease).where(_OUR_EPOCH)
 
 
 def _live_epochs(connection: Connection, epochs: Collection[int]) -> set[int]:
@@ -149,7 +166,7 @@ def _live_epochs(connection: Connection, epochs: Collection[int]) -> set[int]:
 
 
 _LIVE: Final = sa.select(lease.c.epoch).with_for_update(read=True)
-_LIVE_EPOCH: Final = _LIVE.where(lease.c.epoch == sa.bindparam("ours", type_=sa.BigInteger))
+_LIVE_EPOCH: Final = _LIVE.where(_OUR_EPOCH)
 _LIVE_EPOCHS: Final = _LIVE.where(lease.c.epoch.in_(sa.bindparam("ours", expanding=True)))
 
 
@@ -168,14 +185,14 @@ def lease_lost(key: str) -> LeaseLost:
 
 def load(connection: Connection, key: str, notice: Notice) -> Stored:
     """An upload with its receipts. A damaged receipt is left out: its part is sent again."""
-    row = _row(connection, upload.c.key == stored_text(key))
+    row = _row_of(connection, key)
     if row is None:
         return Stored(row_id=None, record=None, acks={})
     acks: dict[int, PartAck] = {}
-    columns = (part.c.number, *(part.c[name] for name in _PART_VALUES))
-    for values in connection.execute(sa.select(*columns).where(part.c.upload == row["id"])):
+    parts: Any = _run_prepared(connection, _PARTS, [{"id": row["id"]}])
+    for number, size, etag, crc64, md5 in parts:
         try:
-            ack = ack_of(*values)
+            ack = ack_of(number, size, etag, crc64, md5)
         except StateUnavailable as error:
             notice(error.message)
         else:
@@ -183,36 +200,56 @@ def load(connection: Connection, key: str, notice: Notice) -> Stored:
     return Stored(row_id=row["id"], record=record_of(row), acks=acks)
 
 
-def _row(connection: Connection, condition: sa.ColumnElement[bool]) -> RowMapping | None:
-    return connection.execute(sa.select(upload).where(condition)).mappings().one_or_none()
+_PARTS: Final = sa.select(part.c.number, *(part.c[name] for name in _PART_VALUES)).where(
+    part.c.upload == sa.bindparam("id", type_=sa.BigInteger)
+)
+_BY_KEY: Final = sa.select(upload).where(upload.c.key == sa.bindparam("key"))
+_BY_VIDEO: Final = sa.select(upload).where(upload.c.video_id == sa.bindparam("video_id"))
+
+
+def _row_of(connection: Connection, key: str) -> RowMapping | None:
+    found = _run_prepared(connection, _BY_KEY, [{"key": stored_text(key)}])
+    return found.mappings().one_or_none()
 
 
 def find(connection: Connection, *, key: str | None, video_id: str | None) -> UploadRecord | None:
     """A record by key or VideoId."""
     if key is not None:
-        row = _row(connection, upload.c.key == stored_text(key))
+        row = _row_of(connection, key)
     else:
-        row = _row(connection, upload.c.video_id == stored_text(video_id or ""))
+        video = {"video_id": stored_text(video_id or "")}
+        row = _run_prepared(connection, _BY_VIDEO, [video]).mappings().one_or_none()
     return None if row is None else record_of(row)
 
 
 def create(connection: Connection, epoch: int, record: UploadRecord) -> Stored:
     """Write a new record in place of a finished one or of none."""
     _require_lease(connection, record.key, epoch)
-    row = _row(connection, upload.c.key == stored_text(record.key))
+    row = _row_of(connection, record.key)
     existing = None if row is None else record_of(row)
     if row is not None and not _is_same(existing, record):
         require_replaceable(existing)
     _require_free_video(connection, record)
     if row is not None:
         _delete(connection, row["id"])
-    now = connection.execute(sa.select(db_now())).scalar_one()
-    inserted = connection.execute(
-        sa.insert(upload).values(**record_row(record), created_at=now, updated_at=now)
-    )
-    (row_id,) = inserted.inserted_primary_key or (None,)
+    now = _now(connection)
+    values = {**record_row(record), "created_at": now, "updated_at": now}
+    _run_prepared(connection, _NEW_UPLOAD, [values])
+    row_id = _run_prepared(connection, _ID_BY_KEY, [{"key": values["key"]}]).scalar_one()
     record = replace(record, created_at=instant(now), updated_at=instant(now))
     return Stored(row_id=row_id, record=record, acks={})
+
+
+_NEW_UPLOAD: Final = sa.insert(upload).values(
+    {column: sa.bindparam(column.name) for column in upload.columns if column.name != "id"}
+)
+_ID_BY_KEY: Final = sa.select(upload.c.id).where(upload.c.key == sa.bindparam("key"))
+_NOW: Final = sa.select(db_now())
+
+
+def _now(connection: Connection) -> float:
+    now: float = _run_prepared(connection, _NOW, [{}]).scalar_one()
+    return now
 
 
 def _is_same(existing: UploadRecord | None, record: UploadRecord) -> bool:
@@ -232,14 +269,19 @@ def change(
     changed = with_changes(record, changes)
     if changes.get("video_id") is not None:
         _require_free_video(connection, changed)
-    row = record_row(changed)
-    now = connection.execute(sa.select(db_now())).scalar_one()
-    connection.execute(
-        sa.update(upload)
-        .where(upload.c.id == row_id)
-        .values({name: row[name] for name in changes} | {"updated_at": now})
-    )
+    row = record_row(changed, changes)
+    now = _now(connection)
+    statement = _change_of(frozenset(changes))
+    _run_prepared(connection, statement, [{**row, "updated_at": now, "its_id": row_id}])
     return replace(changed, updated_at=instant(now))
+
+
+@lru_cache(maxsize=64)
+def _change_of(names: frozenset[str]) -> sa.Update:
+    """The statement that changes these columns; there are a dozen of them at most."""
+    its_id = sa.bindparam("its_id", type_=sa.BigInteger)
+    values: dict[str, Any] = {n: sa.bindparam(n) for n in sorted(names | {"updated_at"})}
+    return sa.update(upload).where(upload.c.id == its_id).values(values)
 
 
 def restart_parts(
@@ -259,10 +301,13 @@ def restart_parts(
 def _require_free_video(connection: Connection, record: UploadRecord) -> None:
     if record.video_id is None:
         return
-    query = sa.select(upload.c.key).where(upload.c.video_id == stored_text(record.video_id))
-    other = connection.execute(query).scalar_one_or_none()
+    video = {"video_id": stored_text(record.video_id)}
+    other = _run_prepared(connection, _KEY_BY_VIDEO, [video]).scalar_one_or_none()
     if other is not None and other != stored_text(record.key):
         raise video_taken(record.video_id, loaded_text(other))
+
+
+_KEY_BY_VIDEO: Final = sa.select(upload.c.key).where(upload.c.video_id == sa.bindparam("video_id"))
 
 
 def _delete(connection: Connection, row_id: int) -> None:
@@ -274,7 +319,7 @@ def forget(connection: Connection, key: str, is_dead: IsDead) -> None:
     """Delete a record, its receipts and a lapsed lease; keep its multipart as an orphan."""
     _next_epoch(connection)  # keeps claims of the same moment out
     _remove_lapsed(connection, key, is_dead)
-    row = _row(connection, upload.c.key == stored_text(key))
+    row = _row_of(connection, key)
     if row is None:
         return
     if row["phase"] in (Phase.UPLOADING, Phase.COMPLETING):
@@ -313,7 +358,7 @@ def _run_prepared(
     return connection.exec_driver_sql(text, [tuple(row[n] for n in positions) for row in rows])
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=128)
 def _prepared(statement: Any, dialect: Dialect) -> tuple[str, list[str] | None]:  # noqa: ANN401
     compiled = statement.compile(dialect=dialect)
     return str(compiled), list(compiled.positiontup) if compiled.positional else None
