@@ -10,7 +10,9 @@ import pytest
 
 from uploader.cli.app import app
 
-COMMANDS = "push ingest resume status abort clean verify inspect doctor devserver demo version".split()
+COMMANDS = (
+    "push ingest resume status abort clean verify inspect doctor devserver demo version".split()
+)
 HEAVY = (
     "aiohttp aiofiles aiosqlite aliyunsdkcore asyncio defusedxml fastcrc oss2 pydantic rich "
     "sqlalchemy ssl structlog uploader.devserver uploader.engine uploader.state yarl"
