@@ -1,0 +1,334 @@
+"""`vodup ingest`, the real command against a server."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import time
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import Cli
+from uploader.devserver import DevServer, Fault
+
+
+def files(cli: Cli, count: int, *, size: int = 2000) -> list[str]:
+    names = [f"v{n:04}.mp4" for n in range(count)]
+    for number, name in enumerate(names):
+        cli.file(name, size=size + number, seed=name.encode())
+    return names
+
+
+def manifest(cli: Cli, rows: list[dict[str, Any]], name: str = "m.csv") -> Path:
+    path = cli.folder / name
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def records(cli: Cli, name: str = "r.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (cli.folder / name).read_text().splitlines()]
+
+
+def requests_of(server: DevServer) -> int:
+    return sum(server.stats.requests.values())
+
+
+def test_a_manifest_becomes_a_ledger(cli: Cli, server: DevServer) -> None:
+    rows: list[dict[str, Any]] = [{"path": name, "title": f"T {name}"} for name in files(cli, 8)]
+    rows += [{"path": "missing.mp4"}, {"path": "../out.mp4"}, {"path": "v0000.mp4"}]
+    manifest(cli, rows)
+    ended = cli.run("ingest", "m.csv", "--report", "r.jsonl", "--failed", "f.jsonl", "--json")
+
+    assert ended.code == 1, ended.err
+    ledger = records(cli)
+    assert sorted(record["row"] for record in ledger) == list(range(2, 13))
+    good = {record["path"]: record for record in ledger if record["status"] == "done"}
+    assert len(good) == 8
+    for path, record in good.items():
+        assert server.videos[record["video_id"]].title == f"T {Path(path).name}"
+        assert record["verified_by"] == "crc64"
+        assert record["crc64"].isdecimal()
+    errors = {record["row"]: record["error"] for record in records(cli, "f.jsonl")}
+    assert errors == {10: "SourceUnreadable", 11: "UnsafePath", 12: "ConfigurationError"}
+    assert server.stats.creates == 8
+    assert Counter(line["type"] for line in ended.lines if line["type"] != "batch.progress") == {
+        "row.done": 8,
+        "row.failed": 3,
+        "batch.ended": 1,
+    }
+    assert (ended.last["done"], ended.last["failed"], ended.last["rows"]) == (8, 3, 11)
+
+
+def test_the_same_command_again_asks_nobody(cli: Cli, server: DevServer) -> None:
+    manifest(cli, [{"path": name} for name in files(cli, 6)])
+    first = cli.run("ingest", "m.csv", "--report", "r.jsonl")
+    before, text = requests_of(server), (cli.folder / "r.jsonl").read_text()
+    again = cli.run("ingest", "m.csv", "--report", "r.jsonl", "--json")
+
+    assert (first.code, again.code) == (0, 0)
+    assert requests_of(server) == before
+    assert again.last["skipped"] == 6
+    assert (cli.folder / "r.jsonl").read_text() == text
+
+
+def test_a_new_ledger_is_filled_from_the_state_without_a_request(
+    cli: Cli, server: DevServer
+) -> None:
+    manifest(cli, [{"path": name} for name in files(cli, 6)])
+    assert cli.run("ingest", "m.csv", "--report", "r.jsonl").code == 0
+    before = requests_of(server)
+    assert cli.run("ingest", "m.csv", "--report", "other.jsonl").code == 0
+
+    assert requests_of(server) == before
+    one, other = records(cli), records(cli, "other.jsonl")
+    assert {r["path"]: r["video_id"] for r in one} == {r["path"]: r["video_id"] for r in other}
+    assert all(record["is_receipt"] for record in other)
+
+
+def test_failures_are_a_manifest_to_run_again(cli: Cli, server: DevServer) -> None:
+    names = files(cli, 4)
+    (cli.folder / names[1]).rename(cli.folder / "away.mp4")
+    manifest(cli, [{"path": name, "title": "T", "tags": "a,b"} for name in names])
+    assert cli.run("ingest", "m.csv", "--report", "r.jsonl", "--failed", "f.jsonl").code == 4
+    (cli.folder / "away.mp4").rename(cli.folder / names[1])
+    assert cli.run("ingest", "f.jsonl", "--report", "r.jsonl", "--failed", "f.jsonl").code == 0
+
+    assert [record["status"] for record in records(cli)] == ["done"] * 4
+    assert records(cli, "f.jsonl") == []
+    assert server.stats.creates == 4
+
+
+def test_a_ledger_is_itself_a_manifest(cli: Cli, server: DevServer) -> None:
+    manifest(cli, [{"path": name} for name in files(cli, 3)])
+    assert cli.run("ingest", "m.csv", "--report", "r.jsonl").code == 0
+    before = requests_of(server)
+    ended = cli.run("ingest", "r.jsonl", "--json")
+    assert ended.code == 0, ended.err
+    assert "nothing is done" not in ended.err
+    assert requests_of(server) == before
+    assert ended.last["receipts"] == 3
+
+
+def test_a_row_may_continue_a_video(cli: Cli, server: DevServer) -> None:
+    (name,) = files(cli, 1)
+    manifest(cli, [{"path": name}])
+    assert (
+        cli.run("ingest", "m.csv", "--report", "r.jsonl", env={"VODUP_STATE": "memory"}).code == 0
+    )
+    video_id = records(cli)[0]["video_id"]
+    manifest(cli, [{"path": name, "video_id": video_id}], "again.csv")
+    refused = cli.run("ingest", "again.csv", "--report", "r2.jsonl")
+    assert refused.code == 7
+    assert records(cli, "r2.jsonl")[0]["error"] == "OverwriteRefused"
+    assert cli.run("ingest", "again.csv", "--report", "r2.jsonl", "--overwrite").code == 0
+    assert [(r["status"], r["video_id"]) for r in records(cli, "r2.jsonl")] == [("done", video_id)]
+    assert server.stats.creates == 1
+
+
+def test_folders_and_lists(cli: Cli, server: DevServer) -> None:
+    files(cli, 3)
+    (cli.folder / "notes.txt").write_text("x")
+    ended = cli.run("ingest", "-r", ".", "--exclude", "v0002*", "--title-template", "T {stem}")
+    assert ended.code == 0, ended.err
+    assert sorted(video.title for video in server.videos.values()) == ["T v0000", "T v0001"]
+    ended = cli.run("ingest", "--files-from", "-", "--json", stdin="v0002.mp4\nv0000.mp4\n")
+    assert (ended.code, ended.last["done"], ended.last["receipts"]) == (0, 2, 1)
+    assert server.stats.creates == 3
+
+
+def test_stop_on_error_leaves_the_rest_for_later(cli: Cli, server: DevServer) -> None:
+    names = files(cli, 10)
+    manifest(cli, [{"path": "none.mp4"}, *({"path": name} for name in names)])
+    ended = cli.run("ingest", "m.csv", "--report", "r.jsonl", "--stop-on-error", "--json")
+    assert ended.code == 4
+    assert ended.last["stopped"] is not None
+    assert [record["status"] for record in records(cli)] == ["failed"]
+    cli.file("none.mp4", size=500)
+    assert cli.run("ingest", "m.csv", "--report", "r.jsonl").code == 0
+    assert len(records(cli)) == 11
+    assert server.stats.creates == 11
+
+
+def test_max_duration_ends_resumably(cli: Cli, server: DevServer) -> None:
+    server.set_options(bandwidth=20_000)
+    manifest(cli, [{"path": name} for name in files(cli, 4, size=30_000)])
+    ended = cli.run("ingest", "m.csv", "--report", "r.jsonl", "--max-duration", "1.5", "--json")
+    assert ended.code == 5, ended.err
+    assert "max-duration" in ended.last["stopped"]
+    server.set_options(bandwidth=None)
+    assert cli.run("ingest", "m.csv", "--report", "r.jsonl").code == 0
+    assert len(records(cli)) == 4
+    assert server.stats.creates <= 4
+
+
+def test_temporary_failures_are_tried_again_at_the_end(cli: Cli, server: DevServer) -> None:
+    names = files(cli, 5)
+    server.faults.replace(
+        [Fault(operation="PutObject", action="error", status=500, code="InternalError", count=3)]
+    )
+    manifest(cli, [{"path": name} for name in names])
+    ended = cli.run(
+        "ingest", "m.csv", "--report", "r.jsonl", "--json", "--retry-for", "0", "--files", "1"
+    )
+    assert ended.code == 0, ended.err
+    assert [record["status"] for record in records(cli)] == ["done"] * 5
+    assert server.stats.creates == 5
+
+
+def test_without_retries_the_code_says_that_it_is_temporary(cli: Cli, server: DevServer) -> None:
+    server.faults.replace(
+        [Fault(operation="PutObject", action="error", status=500, code="InternalError", count=None)]
+    )
+    manifest(cli, [{"path": name} for name in files(cli, 2)])
+    ended = cli.run("ingest", "m.csv", "--retry-for", "0", "--retries", "0", "--json")
+    assert ended.code == 5, ended.err
+    assert all(line["temporary"] for line in ended.lines if line["type"] == "row.failed")
+
+
+def test_a_wrong_key_stops_the_batch_at_once(cli: Cli, server: DevServer) -> None:
+    manifest(cli, [{"path": name} for name in files(cli, 40)])
+    ended = cli.run("ingest", "m.csv", "--files", "2", env={"ALIBABA_CLOUD_ACCESS_KEY_ID": "LTAIx"})
+    assert ended.code == 3
+    assert server.stats.requests["CreateUploadVideo"] <= 10
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["ingest"],
+        ["ingest", "none.csv"],
+        ["ingest", "bad.csv"],
+        ["ingest", "m.csv", "m.csv"],
+        ["ingest", "m.csv", "--report", "m.csv"],
+        ["ingest", "m.csv", "--files", "0"],
+        ["ingest", "m.csv", "--title-template", "{x}"],
+        ["ingest", "m.csv", "--retries", "-1"],
+        ["ingest", "m.csv", "--report", "/nowhere/r.jsonl"],
+        ["ingest", "-r", "m.csv"],
+    ],
+)
+def test_what_cannot_begin_is_usage(cli: Cli, server: DevServer, words: list[str]) -> None:
+    manifest(cli, [{"path": "a.mp4"}])
+    manifest(cli, [{"title": "a.mp4"}], "bad.csv")
+    ended = cli.run(*words)
+    assert ended.code == 2, ended.err
+    assert ended.err
+    assert requests_of(server) == 0
+
+
+def test_a_dry_run_checks_everything_and_sends_nothing(cli: Cli, server: DevServer) -> None:
+    names = files(cli, 3)
+    cli.file("large.mp4", size=20 * 2**20)
+    rows = [{"path": name} for name in [*names, "large.mp4"]]
+    rows += [{"path": "none.mp4"}, {"path": "a.exe"}, {"path": names[0]}]
+    manifest(cli, rows)
+    ended = cli.run(
+        "ingest", "m.csv", "--dry-run", "--json", "--part-size", "1M", "--bwlimit", "1M"
+    )
+    assert ended.code == 1
+    refused = {line["row"]: line["error"] for line in ended.lines[:-1]}
+    assert refused == {6: "SourceUnreadable", 7: "ConfigurationError", 8: "ConfigurationError"}
+    told = ended.last
+    assert told["type"] == "batch.estimated"
+    assert (told["good"], told["vod_calls"], told["renewals"]) == (4, 4, 0)
+    assert told["oss_requests"] == 3 + told["parts"] - 3 + 2
+    assert told["seconds"] >= 20
+    assert requests_of(server) == 0
+    assert not (cli.folder / "state.db").exists()
+
+
+def test_a_dry_run_needs_no_key(cli: Cli) -> None:
+    manifest(cli, [{"path": name} for name in files(cli, 2)])
+    ended = cli.run("ingest", "m.csv", "-n", env={"ALIBABA_CLOUD_ACCESS_KEY_ID": ""})
+    assert ended.code == 0, ended.err
+    assert "Nothing was sent" in ended.out
+
+
+class Seen(HTMLParser):
+    """Reads a page and keeps its tags, its attributes and its text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: Counter[str] = Counter()
+        self.attributes: list[tuple[str, str | None]] = []
+        self.open: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.attributes += attrs
+        if tag not in {"meta", "rect", "polyline"}:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in {"rect", "polyline"}:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_report_is_one_page_with_nothing_unescaped(cli: Cli) -> None:
+    evil = "<script>alert(1)</script>\"'&<img src=x onerror=alert(2)>"
+    names = files(cli, 3)
+    rows = [{"path": name, "title": "T"} for name in names]
+    rows += [
+        {"path": f"{evil.replace('/', '')}.mp4", "title": evil},
+        {"path": "x.exe", "title": evil},
+    ]
+    manifest(cli, rows)
+    ended = cli.run("ingest", "m.csv", "--html", "report.html", "--json")
+    assert ended.code == 1, ended.err
+    text = (cli.folder / "report.html").read_text()
+    seen = Seen()
+    seen.feed(text)
+    assert seen.open == []
+    assert seen.tags["script"] == seen.tags["img"] == seen.tags["link"] == 0
+    assert seen.tags["svg"] >= 2
+    assert not [name for name, _ in seen.attributes if name.startswith(("on", "src", "href"))]
+    assert "stored and verified3" in seen.text
+    assert "alert(2)" in seen.text
+    assert "Check the path and its permissions" in seen.text
+
+
+def test_interrupted_it_says_what_ended(cli: Cli, server: DevServer) -> None:
+    server.set_options(bandwidth=60_000)
+    manifest(cli, [{"path": name} for name in files(cli, 30, size=20_000)])
+    running = cli.start("ingest", "m.csv", "--report", "r.jsonl", "--json")
+    running.until(lambda line: line["type"] == "row.done")
+    running.process.send_signal(signal.SIGTERM)
+    ended = running.ended()
+    assert ended.code == 143
+    assert ended.last["type"] == "batch.ended"
+    assert ended.last["stopped"] == "interrupted"
+    assert 1 <= len(records(cli)) < 30
+    server.set_options(bandwidth=None)
+    assert cli.run("ingest", "m.csv", "--report", "r.jsonl").code == 0
+    assert len({record["path"] for record in records(cli)}) == len(records(cli)) == 30
+    assert server.stats.creates == 30
+
+
+def test_a_large_file_and_small_ones_share_the_line(cli: Cli, server: DevServer) -> None:
+    """At 6 MiB/s a file of 12 MiB takes 2 s; thirty small ones do not wait for its end."""
+    server.set_options(bandwidth=6 * 2**20)
+    names = files(cli, 30, size=20_000)
+    cli.file("large.mp4", size=12 * 2**20)
+    manifest(cli, [{"path": name} for name in [*names, "large.mp4"]])
+    began = time.monotonic()
+    ended = cli.run(
+        "ingest", "m.csv", "--report", "r.jsonl", "--part-size", "256K", "--concurrency", "4"
+    )
+    seconds = time.monotonic() - began
+    assert ended.code == 0, ended.err
+    order = [Path(record["path"]).name for record in records(cli)]
+    assert order[-1] == "large.mp4"  # begun first, ended last: the small ones passed it
+    assert seconds < 15
