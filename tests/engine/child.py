@@ -16,9 +16,8 @@ import traceback
 from dataclasses import asdict
 from typing import Any
 
-import aiosqlite  # noqa: F401 - loaded once, before the forks
-import oss2.auth  # noqa: F401
-import sqlalchemy.ext.asyncio  # noqa: F401
+import oss2.auth  # noqa: F401 - loaded once, before the forks
+import sqlalchemy.dialects.sqlite  # noqa: F401
 from aliyunsdkcore.auth.composer import rpc_signature_composer  # noqa: F401
 
 from uploader import AccessKey, Uploader, VodProvider, VodupError
