@@ -50,6 +50,9 @@ HEADER_SIZE_LIMIT: Final = 8190
 SMALL_BODY_SIZE: Final = 64 * 1024
 """Up to here a body joins its headers in one write; above, the copy costs more."""
 
+TURN_SIZE: Final = 1024 * 1024
+"""Bytes a body may send before the other tasks of the loop have their turn."""
+
 CLOSE_TIMEOUT_S: Final = 5.0
 """Connections are cut, not shut down politely; only a DNS query could last this long."""
 
@@ -254,7 +257,11 @@ def _tls_context(ca_file: Path | None) -> ssl.SSLContext:
 
 
 class _Buffers:
-    """Buffers for bodies under way, used again. Mutable: those that lie idle."""
+    """Buffers of one unit, the one used last first: it is still in the processor's cache.
+
+    On a fast network the kernel takes most units whole, so one buffer serves all bodies.
+    Mutable: those that lie idle.
+    """
 
     def __init__(self, unit_size: int) -> None:
         self.unit_size = unit_size
@@ -275,7 +282,7 @@ class _Buffers:
 class _Outflow(Payload):
     """A body on its way out; used once. Mutable: how far it has come.
 
-    aiohttp calls `write_with_length` in a task of its own. A buffer may be refilled
+    aiohttp calls `write_with_length` in a task of its own. A buffer may be used again
     only when no transport refers to it: asyncio's keep a view of what the kernel did
     not take (uvloop always, asyncio since 3.12), so each unit waits until the write
     buffer is empty.
@@ -287,10 +294,11 @@ class _Outflow(Payload):
         self._body = body
         self._pace = pace
         self._buffers = buffers
-        self._buffer = bytearray()
+        self._buffer: bytearray | None = None
         self._md5 = hashlib.md5(usedforsecurity=False) if needs_md5 else None
         self._crc64 = 0
         self._is_hushed = False
+        self._yielded_at = 0
         self.handed_size = 0
         self.transport: asyncio.Transport | None = None
         self.source_failure: Exception | None = None
@@ -326,7 +334,7 @@ class _Outflow(Payload):
         if self.transport is None:
             return
         if self.is_complete and self._is_flushed(self.transport):
-            self._buffers.give_back(self._buffer)
+            self._give_buffer_back()
         else:
             self.transport.abort()
 
@@ -345,7 +353,6 @@ class _Outflow(Payload):
         if not isinstance(writer, StreamWriter) or writer.transport is None:
             raise aiohttp.ClientConnectionResetError("the connection was lost before the body")
         self.transport = writer.transport
-        self._buffer = self._buffers.take(self._body.size)
         self._drain_to_the_last_byte(self.transport)
         if self.handed_size == 0 and (self._size or 0) > SMALL_BODY_SIZE:
             writer.send_headers()  # aiohttp would copy the first unit to join it with them
@@ -360,6 +367,7 @@ class _Outflow(Payload):
         if self._is_hushed:
             await asyncio.get_running_loop().create_future()  # until aiohttp cancels this task
         left = (self._size or 0) - self.handed_size
+        self._buffer = self._buffers.take(self._body.size)
         piece_size = min(left, self._pace.piece_size(len(self._buffer)))
         unit = await self._filled(memoryview(self._buffer)[:piece_size])
         await self._pace.spend(piece_size)
@@ -370,6 +378,11 @@ class _Outflow(Payload):
         self._body.sent(self.handed_size)
         if not self.is_complete:
             await self._flushed(writer, transport)
+
+    def _give_buffer_back(self) -> None:
+        if self._buffer is not None:
+            self._buffers.give_back(self._buffer)
+            self._buffer = None
 
     async def _filled(self, unit: memoryview) -> memoryview:
         filled = 0
@@ -408,10 +421,16 @@ class _Outflow(Payload):
         return transport.get_write_buffer_size() == 0
 
     async def _flushed(self, writer: StreamWriter, transport: asyncio.Transport) -> None:
-        await writer.drain()
-        await asyncio.sleep(0)  # a fast peer must not keep the loop from everyone else
+        """Wait until the unit is out, and let others have the buffer and their turn."""
+        if not self._is_flushed(transport):
+            await writer.drain()
         while not (self._is_flushed(transport) or transport.is_closing()):  # noqa: ASYNC110
             await asyncio.sleep(0.001)  # a loop of another make whose `drain` comes back early
+        if self._is_flushed(transport):  # one that closes may still hold it
+            self._give_buffer_back()
+        if self.handed_size - self._yielded_at >= TURN_SIZE:
+            self._yielded_at = self.handed_size
+            await asyncio.sleep(0)  # a fast peer must not keep the loop from everyone else
 
 
 # --- the answer comes in --------------------------------------------------------------
