@@ -52,6 +52,7 @@ class Receipts:
         self.plan, self.is_put = plan, is_put
         self._acks = {ack.number: ack for ack in acks if 1 <= ack.number <= plan.part_count}
         self.size = sum(ack.size for ack in self._acks.values())
+        self._joined_crc64: int | None = None
 
     def __len__(self) -> int:
         return len(self._acks)
@@ -68,11 +69,13 @@ class Receipts:
         self.drop(ack.number)
         self._acks[ack.number] = ack
         self.size += ack.size
+        self._joined_crc64 = None
 
     def drop(self, part_number: int) -> None:
         """Forget a receipt: the part will be sent again."""
         if (former := self._acks.pop(part_number, None)) is not None:
             self.size -= former.size
+            self._joined_crc64 = None
 
     def drop_unlike(self, listed: dict[int, ListedPart]) -> None:
         """Forget what OSS lists otherwise than we have it."""
@@ -104,7 +107,10 @@ class Receipts:
     @property
     def crc64(self) -> int:
         """CRC-64 of the whole, joined from those of the parts."""
-        return join_crc64((ack.crc64, ack.size) for ack in self.in_order())
+        if self._joined_crc64 is None:
+            acks = self.in_order()
+            self._joined_crc64 = join_crc64((ack.crc64, ack.size) for ack in acks)
+        return self._joined_crc64
 
     @property
     def etag(self) -> str | None:
