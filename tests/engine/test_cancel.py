@@ -72,12 +72,12 @@ async def test_cancelling_at_any_moment_can_be_gone_on_from(desk: Desk) -> None:
             result = await task
         except asyncio.CancelledError:
             cancelled_count += 1
-            delay_s += 0.03
+            delay_s += 0.06
             continue
         break
 
     await desk.assert_stored(result, movie)
-    assert cancelled_count > 3
+    assert cancelled_count > 2
     assert (desk.server.stats.creates, desk.server.stats.completes) == (1, 1)
     assert desk.server.stats.bytes_sent_twice <= cancelled_count * 4 * PART
 

@@ -79,8 +79,11 @@ async def killed_again_and_again(
     desk.server.set_options(bandwidth=rate)
     upload_ids: set[str] = set()
     for _ in range(kill_count):
+        asked = desk.server.stats.requests.total()
         pid = await children.start(desk, movie)
-        await asyncio.sleep(draw.uniform(0.0, 0.4))
+        if draw.random() < 0.75:  # the others do not get as far as a request
+            await asked_again(desk, asked)
+        await asyncio.sleep(draw.uniform(0.0, 0.3))
         os.kill(pid, signal.SIGKILL)
         await children.end()
         upload_ids |= await recorded_upload_ids(desk)
@@ -99,6 +102,11 @@ async def killed_again_and_again(
     assert upload_ids == {result["upload_id"]}, "recorded once, then never changed"
     assert sum(stats.bytes_by_part.values()) <= SIZE + kill_count * CONCURRENCY * PART
     assert stats.bytes_sent_twice <= kill_count * CONCURRENCY * PART
+
+
+async def asked_again(desk: Desk, count: int) -> None:
+    """The server has had more requests than that."""
+    await until(lambda: desk.server.stats.requests.total() > count)
 
 
 async def recorded_upload_ids(desk: Desk) -> set[str]:

@@ -6,11 +6,18 @@ import asyncio
 
 import pytest
 
-from uploader import PartsAdopted, ServiceError, UploadRestarted, UploadStarted
+from uploader import (
+    ConfigurationError,
+    PartsAdopted,
+    ServiceError,
+    UploadRestarted,
+    UploadStarted,
+    decode_grant,
+)
 from uploader.devserver import Fault
 from uploader.state import Phase
 
-from .harness import PART, Desk, foreign_part
+from .harness import PART, Desk, created, foreign_part
 
 
 async def test_only_the_gap_is_sent(desk: Desk) -> None:
@@ -88,6 +95,33 @@ async def test_the_plan_of_an_upload_outlives_another_part_size(desk: Desk) -> N
 
     await desk.assert_stored(result, movie)
     assert (result.part_count, result.resumed_part_count) == (10, 3)
+
+
+async def test_an_upload_never_changes_its_video(desk: Desk) -> None:
+    movie = desk.file(6 * PART)
+    before = await desk.interrupted(movie, after=3, key="mine")
+    other = (await created(desk.server))["VideoId"]
+
+    error = await desk.fail(movie, key="mine", video_id=other)
+
+    assert isinstance(error, ConfigurationError)
+    assert other in error.message
+    result = await desk.push(movie, key="mine", video_id=before.video_id)
+    await desk.assert_stored(result, movie)
+    assert result.resumed_part_count == 3
+
+
+async def test_a_grant_must_be_for_the_video_that_is_named(desk: Desk) -> None:
+    answer = await created(desk.server)
+    pair = (answer["UploadAddress"], answer["UploadAuth"])
+    movie = desk.file(2 * PART)
+
+    theirs = await desk.fail(movie, grant=decode_grant(*pair, video_id="1" * 32), video_id="0" * 32)
+    nobodys = await desk.fail(movie, grant=decode_grant(*pair))
+
+    assert isinstance(theirs, ConfigurationError)
+    assert isinstance(nobodys, ConfigurationError)
+    assert desk.server.stats.initiates == 0
 
 
 # --- what the server holds is not trusted ------------------------------------------------
