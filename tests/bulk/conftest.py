@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import structlog
 
-from tests.cli.conftest import Cli
+from tests.cli.conftest import Cli, Ended
 from tests.engine.harness import Desk
 from uploader.devserver import DevServer, ThreadedDevServer
 
@@ -23,6 +28,43 @@ def server() -> Iterator[DevServer]:
     """One for each test: what is counted there is this test's."""
     with ThreadedDevServer() as threaded:
         yield threaded.server
+
+
+@dataclass
+class Quick(Cli):
+    """The command in this process: starting another one takes longer than most of the tests."""
+
+    monkeypatch: pytest.MonkeyPatch | None = None
+
+    def run(self, *words: str, stdin: str = "", env: dict[str, str] | None = None) -> Ended:
+        assert self.monkeypatch is not None
+        assert not stdin
+        out, err = io.StringIO(), io.StringIO()
+        with self.monkeypatch.context() as patched:
+            patched.chdir(self.folder)
+            for name in os.environ.keys() - self.env.keys():
+                patched.delenv(name)
+            for name, value in {**self.env, **(env or {})}.items():
+                patched.setenv(name, value)
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                code = _run(words)
+        structlog.reset_defaults()
+        return Ended(code, out.getvalue(), err.getvalue())
+
+
+def _run(words: tuple[str, ...]) -> int:
+    from uploader.cli.app import app
+
+    try:
+        app(list(words), prog_name="vodup")
+    except SystemExit as end:
+        return int(end.code or 0)
+    raise AssertionError("a command ends with a code")
+
+
+@pytest.fixture
+def quick(server: DevServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Quick:
+    return Quick(server, tmp_path, env={"VODUP_API_RATE": "500"}, monkeypatch=monkeypatch)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.bulk.conftest import Quick
 from tests.cli.conftest import Cli
 from uploader.devserver import DevServer, Fault
 
@@ -68,69 +69,71 @@ def test_a_manifest_becomes_a_ledger(cli: Cli, server: DevServer) -> None:
     assert (ended.last["done"], ended.last["failed"], ended.last["rows"]) == (8, 3, 11)
 
 
-def test_the_same_command_again_asks_nobody(cli: Cli, server: DevServer) -> None:
-    manifest(cli, [{"path": name} for name in files(cli, 6)])
-    first = cli.run("ingest", "m.csv", "--report", "r.jsonl")
-    before, text = requests_of(server), (cli.folder / "r.jsonl").read_text()
-    again = cli.run("ingest", "m.csv", "--report", "r.jsonl", "--json")
+def test_the_same_command_again_asks_nobody(quick: Quick, server: DevServer) -> None:
+    manifest(quick, [{"path": name} for name in files(quick, 6)])
+    first = quick.run("ingest", "m.csv", "--report", "r.jsonl")
+    before, text = requests_of(server), (quick.folder / "r.jsonl").read_text()
+    again = quick.run("ingest", "m.csv", "--report", "r.jsonl", "--json")
 
     assert (first.code, again.code) == (0, 0)
     assert requests_of(server) == before
     assert again.last["skipped"] == 6
-    assert (cli.folder / "r.jsonl").read_text() == text
+    assert (quick.folder / "r.jsonl").read_text() == text
 
 
 def test_a_new_ledger_is_filled_from_the_state_without_a_request(
-    cli: Cli, server: DevServer
+    quick: Quick, server: DevServer
 ) -> None:
-    manifest(cli, [{"path": name} for name in files(cli, 6)])
-    assert cli.run("ingest", "m.csv", "--report", "r.jsonl").code == 0
+    manifest(quick, [{"path": name} for name in files(quick, 6)])
+    assert quick.run("ingest", "m.csv", "--report", "r.jsonl").code == 0
     before = requests_of(server)
-    assert cli.run("ingest", "m.csv", "--report", "other.jsonl").code == 0
+    assert quick.run("ingest", "m.csv", "--report", "other.jsonl").code == 0
 
     assert requests_of(server) == before
-    one, other = records(cli), records(cli, "other.jsonl")
+    one, other = records(quick), records(quick, "other.jsonl")
     assert {r["path"]: r["video_id"] for r in one} == {r["path"]: r["video_id"] for r in other}
     assert all(record["is_receipt"] for record in other)
 
 
-def test_failures_are_a_manifest_to_run_again(cli: Cli, server: DevServer) -> None:
-    names = files(cli, 4)
-    (cli.folder / names[1]).rename(cli.folder / "away.mp4")
-    manifest(cli, [{"path": name, "title": "T", "tags": "a,b"} for name in names])
-    assert cli.run("ingest", "m.csv", "--report", "r.jsonl", "--failed", "f.jsonl").code == 4
-    (cli.folder / "away.mp4").rename(cli.folder / names[1])
-    assert cli.run("ingest", "f.jsonl", "--report", "r.jsonl", "--failed", "f.jsonl").code == 0
+def test_failures_are_a_manifest_to_run_again(quick: Quick, server: DevServer) -> None:
+    names = files(quick, 4)
+    (quick.folder / names[1]).rename(quick.folder / "away.mp4")
+    manifest(quick, [{"path": name, "title": "T", "tags": "a,b"} for name in names])
+    assert quick.run("ingest", "m.csv", "--report", "r.jsonl", "--failed", "f.jsonl").code == 4
+    (quick.folder / "away.mp4").rename(quick.folder / names[1])
+    assert quick.run("ingest", "f.jsonl", "--report", "r.jsonl", "--failed", "f.jsonl").code == 0
 
-    assert [record["status"] for record in records(cli)] == ["done"] * 4
-    assert records(cli, "f.jsonl") == []
+    assert [record["status"] for record in records(quick)] == ["done"] * 4
+    assert records(quick, "f.jsonl") == []
     assert server.stats.creates == 4
 
 
-def test_a_ledger_is_itself_a_manifest(cli: Cli, server: DevServer) -> None:
-    manifest(cli, [{"path": name} for name in files(cli, 3)])
-    assert cli.run("ingest", "m.csv", "--report", "r.jsonl").code == 0
+def test_a_ledger_is_itself_a_manifest(quick: Quick, server: DevServer) -> None:
+    manifest(quick, [{"path": name} for name in files(quick, 3)])
+    assert quick.run("ingest", "m.csv", "--report", "r.jsonl").code == 0
     before = requests_of(server)
-    ended = cli.run("ingest", "r.jsonl", "--json")
+    ended = quick.run("ingest", "r.jsonl", "--json")
     assert ended.code == 0, ended.err
     assert "nothing is done" not in ended.err
     assert requests_of(server) == before
     assert ended.last["receipts"] == 3
 
 
-def test_a_row_may_continue_a_video(cli: Cli, server: DevServer) -> None:
-    (name,) = files(cli, 1)
-    manifest(cli, [{"path": name}])
+def test_a_row_may_continue_a_video(quick: Quick, server: DevServer) -> None:
+    (name,) = files(quick, 1)
+    manifest(quick, [{"path": name}])
     assert (
-        cli.run("ingest", "m.csv", "--report", "r.jsonl", env={"VODUP_STATE": "memory"}).code == 0
+        quick.run("ingest", "m.csv", "--report", "r.jsonl", env={"VODUP_STATE": "memory"}).code == 0
     )
-    video_id = records(cli)[0]["video_id"]
-    manifest(cli, [{"path": name, "video_id": video_id}], "again.csv")
-    refused = cli.run("ingest", "again.csv", "--report", "r2.jsonl")
+    video_id = records(quick)[0]["video_id"]
+    manifest(quick, [{"path": name, "video_id": video_id}], "again.csv")
+    refused = quick.run("ingest", "again.csv", "--report", "r2.jsonl")
     assert refused.code == 7
-    assert records(cli, "r2.jsonl")[0]["error"] == "OverwriteRefused"
-    assert cli.run("ingest", "again.csv", "--report", "r2.jsonl", "--overwrite").code == 0
-    assert [(r["status"], r["video_id"]) for r in records(cli, "r2.jsonl")] == [("done", video_id)]
+    assert records(quick, "r2.jsonl")[0]["error"] == "OverwriteRefused"
+    assert quick.run("ingest", "again.csv", "--report", "r2.jsonl", "--overwrite").code == 0
+    assert [(r["status"], r["video_id"]) for r in records(quick, "r2.jsonl")] == [
+        ("done", video_id)
+    ]
     assert server.stats.creates == 1
 
 
@@ -145,58 +148,62 @@ def test_folders_and_lists(cli: Cli, server: DevServer) -> None:
     assert server.stats.creates == 3
 
 
-def test_stop_on_error_leaves_the_rest_for_later(cli: Cli, server: DevServer) -> None:
-    names = files(cli, 10)
-    manifest(cli, [{"path": "none.mp4"}, *({"path": name} for name in names)])
-    ended = cli.run("ingest", "m.csv", "--report", "r.jsonl", "--stop-on-error", "--json")
+def test_stop_on_error_leaves_the_rest_for_later(quick: Quick, server: DevServer) -> None:
+    names = files(quick, 10)
+    manifest(quick, [{"path": "none.mp4"}, *({"path": name} for name in names)])
+    ended = quick.run("ingest", "m.csv", "--report", "r.jsonl", "--stop-on-error", "--json")
     assert ended.code == 4
     assert ended.last["stopped"] is not None
-    assert [record["status"] for record in records(cli)] == ["failed"]
-    cli.file("none.mp4", size=500)
-    assert cli.run("ingest", "m.csv", "--report", "r.jsonl").code == 0
-    assert len(records(cli)) == 11
+    assert [record["status"] for record in records(quick)] == ["failed"]
+    quick.file("none.mp4", size=500)
+    assert quick.run("ingest", "m.csv", "--report", "r.jsonl").code == 0
+    assert len(records(quick)) == 11
     assert server.stats.creates == 11
 
 
-def test_max_duration_ends_resumably(cli: Cli, server: DevServer) -> None:
+def test_max_duration_ends_resumably(quick: Quick, server: DevServer) -> None:
     server.set_options(bandwidth=20_000)
-    manifest(cli, [{"path": name} for name in files(cli, 4, size=30_000)])
-    ended = cli.run("ingest", "m.csv", "--report", "r.jsonl", "--max-duration", "1.5", "--json")
+    manifest(quick, [{"path": name} for name in files(quick, 4, size=30_000)])
+    ended = quick.run("ingest", "m.csv", "--report", "r.jsonl", "--max-duration", "1.5", "--json")
     assert ended.code == 5, ended.err
     assert "max-duration" in ended.last["stopped"]
     server.set_options(bandwidth=None)
-    assert cli.run("ingest", "m.csv", "--report", "r.jsonl").code == 0
-    assert len(records(cli)) == 4
+    assert quick.run("ingest", "m.csv", "--report", "r.jsonl").code == 0
+    assert len(records(quick)) == 4
     assert server.stats.creates <= 4
 
 
-def test_temporary_failures_are_tried_again_at_the_end(cli: Cli, server: DevServer) -> None:
-    names = files(cli, 5)
+def test_temporary_failures_are_tried_again_at_the_end(quick: Quick, server: DevServer) -> None:
+    names = files(quick, 5)
     server.faults.replace(
         [Fault(operation="PutObject", action="error", status=500, code="InternalError", count=3)]
     )
-    manifest(cli, [{"path": name} for name in names])
-    ended = cli.run(
+    manifest(quick, [{"path": name} for name in names])
+    ended = quick.run(
         "ingest", "m.csv", "--report", "r.jsonl", "--json", "--retry-for", "0", "--files", "1"
     )
     assert ended.code == 0, ended.err
-    assert [record["status"] for record in records(cli)] == ["done"] * 5
+    assert [record["status"] for record in records(quick)] == ["done"] * 5
     assert server.stats.creates == 5
 
 
-def test_without_retries_the_code_says_that_it_is_temporary(cli: Cli, server: DevServer) -> None:
+def test_without_retries_the_code_says_that_it_is_temporary(
+    quick: Quick, server: DevServer
+) -> None:
     server.faults.replace(
         [Fault(operation="PutObject", action="error", status=500, code="InternalError", count=None)]
     )
-    manifest(cli, [{"path": name} for name in files(cli, 2)])
-    ended = cli.run("ingest", "m.csv", "--retry-for", "0", "--retries", "0", "--json")
+    manifest(quick, [{"path": name} for name in files(quick, 2)])
+    ended = quick.run("ingest", "m.csv", "--retry-for", "0", "--retries", "0", "--json")
     assert ended.code == 5, ended.err
     assert all(line["temporary"] for line in ended.lines if line["type"] == "row.failed")
 
 
-def test_a_wrong_key_stops_the_batch_at_once(cli: Cli, server: DevServer) -> None:
-    manifest(cli, [{"path": name} for name in files(cli, 40)])
-    ended = cli.run("ingest", "m.csv", "--files", "2", env={"ALIBABA_CLOUD_ACCESS_KEY_ID": "LTAIx"})
+def test_a_wrong_key_stops_the_batch_at_once(quick: Quick, server: DevServer) -> None:
+    manifest(quick, [{"path": name} for name in files(quick, 40)])
+    ended = quick.run(
+        "ingest", "m.csv", "--files", "2", env={"ALIBABA_CLOUD_ACCESS_KEY_ID": "LTAIx"}
+    )
     assert ended.code == 3
     assert server.stats.requests["CreateUploadVideo"] <= 10
 
@@ -216,22 +223,22 @@ def test_a_wrong_key_stops_the_batch_at_once(cli: Cli, server: DevServer) -> Non
         ["ingest", "-r", "m.csv"],
     ],
 )
-def test_what_cannot_begin_is_usage(cli: Cli, server: DevServer, words: list[str]) -> None:
-    manifest(cli, [{"path": "a.mp4"}])
-    manifest(cli, [{"title": "a.mp4"}], "bad.csv")
-    ended = cli.run(*words)
+def test_what_cannot_begin_is_usage(quick: Quick, server: DevServer, words: list[str]) -> None:
+    manifest(quick, [{"path": "a.mp4"}])
+    manifest(quick, [{"title": "a.mp4"}], "bad.csv")
+    ended = quick.run(*words)
     assert ended.code == 2, ended.err
     assert ended.err
     assert requests_of(server) == 0
 
 
-def test_a_dry_run_checks_everything_and_sends_nothing(cli: Cli, server: DevServer) -> None:
-    names = files(cli, 3)
-    cli.file("large.mp4", size=20 * 2**20)
+def test_a_dry_run_checks_everything_and_sends_nothing(quick: Quick, server: DevServer) -> None:
+    names = files(quick, 3)
+    quick.file("large.mp4", size=20 * 2**20)
     rows = [{"path": name} for name in [*names, "large.mp4"]]
     rows += [{"path": "none.mp4"}, {"path": "a.exe"}, {"path": names[0]}]
-    manifest(cli, rows)
-    ended = cli.run(
+    manifest(quick, rows)
+    ended = quick.run(
         "ingest", "m.csv", "--dry-run", "--json", "--part-size", "1M", "--bwlimit", "1M"
     )
     assert ended.code == 1
@@ -243,12 +250,12 @@ def test_a_dry_run_checks_everything_and_sends_nothing(cli: Cli, server: DevServ
     assert told["oss_requests"] == 3 + told["parts"] - 3 + 2
     assert told["seconds"] >= 20
     assert requests_of(server) == 0
-    assert not (cli.folder / "state.db").exists()
+    assert not (quick.folder / "state.db").exists()
 
 
-def test_a_dry_run_needs_no_key(cli: Cli) -> None:
-    manifest(cli, [{"path": name} for name in files(cli, 2)])
-    ended = cli.run("ingest", "m.csv", "-n", env={"ALIBABA_CLOUD_ACCESS_KEY_ID": ""})
+def test_a_dry_run_needs_no_key(quick: Quick) -> None:
+    manifest(quick, [{"path": name} for name in files(quick, 2)])
+    ended = quick.run("ingest", "m.csv", "-n", env={"ALIBABA_CLOUD_ACCESS_KEY_ID": ""})
     assert ended.code == 0, ended.err
     assert "Nothing was sent" in ended.out
 
@@ -277,18 +284,18 @@ class Seen(HTMLParser):
         self.text += data
 
 
-def test_the_report_is_one_page_with_nothing_unescaped(cli: Cli) -> None:
+def test_the_report_is_one_page_with_nothing_unescaped(quick: Quick) -> None:
     evil = "<script>alert(1)</script>\"'&<img src=x onerror=alert(2)>"
-    names = files(cli, 3)
+    names = files(quick, 3)
     rows = [{"path": name, "title": "T"} for name in names]
     rows += [
         {"path": f"{evil.replace('/', '')}.mp4", "title": evil},
         {"path": "x.exe", "title": evil},
     ]
-    manifest(cli, rows)
-    ended = cli.run("ingest", "m.csv", "--html", "report.html", "--json")
+    manifest(quick, rows)
+    ended = quick.run("ingest", "m.csv", "--html", "report.html", "--json")
     assert ended.code == 1, ended.err
-    text = (cli.folder / "report.html").read_text()
+    text = (quick.folder / "report.html").read_text()
     seen = Seen()
     seen.feed(text)
     assert seen.open == []
@@ -317,18 +324,18 @@ def test_interrupted_it_says_what_ended(cli: Cli, server: DevServer) -> None:
     assert server.stats.creates == 30
 
 
-def test_a_large_file_and_small_ones_share_the_line(cli: Cli, server: DevServer) -> None:
+def test_a_large_file_and_small_ones_share_the_line(quick: Quick, server: DevServer) -> None:
     """At 6 MiB/s a file of 12 MiB takes 2 s; thirty small ones do not wait for its end."""
     server.set_options(bandwidth=6 * 2**20)
-    names = files(cli, 30, size=20_000)
-    cli.file("large.mp4", size=12 * 2**20)
-    manifest(cli, [{"path": name} for name in [*names, "large.mp4"]])
+    names = files(quick, 30, size=20_000)
+    quick.file("large.mp4", size=12 * 2**20)
+    manifest(quick, [{"path": name} for name in [*names, "large.mp4"]])
     began = time.monotonic()
-    ended = cli.run(
+    ended = quick.run(
         "ingest", "m.csv", "--report", "r.jsonl", "--part-size", "256K", "--concurrency", "4"
     )
     seconds = time.monotonic() - began
     assert ended.code == 0, ended.err
-    order = [Path(record["path"]).name for record in records(cli)]
+    order = [Path(record["path"]).name for record in records(quick)]
     assert order[-1] == "large.mp4"  # begun first, ended last: the small ones passed it
     assert seconds < 15

@@ -1,0 +1,157 @@
+"""The live page: figures as they come, to this machine only, and nothing as markup."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.cli.conftest import Cli
+from uploader.bulk.dashboard import serving
+from uploader.bulk.tally import Tally
+from uploader.devserver import DevServer
+from uploader.errors import ConfigurationError
+from uploader.events import UploadProgress, UploadStarted
+
+EVIL = "<img src=x onerror=alert(1)>.mp4"
+
+
+@pytest.fixture
+async def tally() -> Tally:
+    made = Tally(asyncio.get_running_loop().time)
+    made.read_count, made.done_count = 10, 4
+    made.told(
+        UploadStarted(
+            key="k",
+            video_id="v",
+            source=EVIL,
+            size=100,
+            part_count=1,
+            done_bytes=0,
+            resumed_part_count=0,
+            upload_id=None,
+            is_resumed=False,
+        )
+    )
+    return made
+
+
+@pytest.fixture
+async def session() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession() as made:
+        yield made
+
+
+async def events(response: aiohttp.ClientResponse, count: int) -> list[dict[str, Any]]:
+    found = []
+    async for line in response.content:
+        if line.startswith(b"data: "):
+            found.append(json.loads(line.removeprefix(b"data: ")))
+        if len(found) == count:
+            break
+    return found
+
+
+async def test_the_page_brings_its_script_and_lets_in_nothing_else(
+    tally: Tally, session: aiohttp.ClientSession
+) -> None:
+    async with serving(tally, 0) as url:
+        async with session.get(url) as response:
+            text = await response.text()
+            policy = response.headers["Content-Security-Policy"]
+        assert response.status == 200
+        assert "default-src 'none'" in policy
+        assert "EventSource" not in text
+        assert "http" not in text.replace("http-equiv", "")
+        async with session.get(f"{url}page.js") as response:
+            script = await response.text()
+        assert "EventSource" in script
+        assert "innerHTML" not in script
+
+
+async def test_figures_come_as_events(tally: Tally, session: aiohttp.ClientSession) -> None:
+    async with serving(tally, 0) as url, session.get(f"{url}events") as response:
+        assert response.content_type == "text/event-stream"
+        (first,) = await events(response, 1)
+        tally.done_count = 5
+        tally.told(
+            UploadProgress(
+                key="k",
+                video_id="v",
+                done_bytes=50,
+                size=100,
+                acked_part_count=0,
+                part_count=1,
+                renewal_count=0,
+                retry_count=0,
+            )
+        )
+        (second,) = await events(response, 1)
+    assert first["totals"]["done"] == 4
+    assert second["totals"]["done"] == 5
+    assert second["slowest"] == [[EVIL, "50 %", 100]]
+    assert second["totals"]["sent_bytes"] == 50
+
+
+async def test_the_stream_ends_with_the_batch(tally: Tally, session: aiohttp.ClientSession) -> None:
+    async with serving(tally, 0) as url:
+        response = await session.get(f"{url}events")
+        await events(response, 1)
+    async with asyncio.timeout(5):
+        await response.read()
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil", ""])
+async def test_other_names_are_refused(
+    tally: Tally, session: aiohttp.ClientSession, host: str
+) -> None:
+    async with serving(tally, 0) as url:
+        for path in ("", "page.js", "events"):
+            async with session.get(url + path, headers={"Host": host}) as response:
+                assert response.status in (400, 403)
+
+
+async def test_localhost_is_let_in(tally: Tally, session: aiohttp.ClientSession) -> None:
+    async with serving(tally, 0) as url:
+        port = url.rsplit(":", 1)[1].strip("/")
+        async with session.get(url, headers={"Host": f"localhost:{port}"}) as response:
+            assert response.status == 200
+
+
+async def test_a_port_that_is_taken_is_usage(tally: Tally) -> None:
+    async with serving(tally, 0) as url:
+        port = int(url.rsplit(":", 1)[1].strip("/"))
+        with pytest.raises(ConfigurationError, match="dashboard"):
+            async with serving(tally, port):
+                pass
+
+
+def test_the_command_serves_it_while_it_runs(cli: Cli, server: DevServer) -> None:
+    cli.file("a.mp4", size=1000)
+    (cli.folder / "m.csv").write_text("path\na.mp4\n")
+    ended = cli.run("ingest", "m.csv", "--dashboard", "0", "-q")
+    assert ended.code == 0, ended.err
+    assert "the live page is at http://127.0.0.1:" in ended.err
+
+
+@pytest.mark.skipif(
+    shutil.which("chromium") is None and shutil.which("google-chrome") is None,
+    reason="needs a browser (chromium), and none is installed",
+)
+async def test_a_browser_shows_names_as_text(tally: Tally) -> None:
+    browser = shutil.which("chromium") or shutil.which("google-chrome") or ""
+    async with serving(tally, 0) as url:
+        process = await asyncio.create_subprocess_exec(
+            browser,
+            *"--headless --no-sandbox --disable-gpu --virtual-time-budget=3000 --dump-dom".split(),
+            url,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        out, _ = await process.communicate()
+    assert b"&lt;img src=x onerror=alert(1)&gt;.mp4" in out
