@@ -273,9 +273,9 @@ class Process:
             clock=self._clock,
         )
 
-    def start(self, file: File) -> None:
+    def start(self, file: File, **asked: Any) -> None:
         """Begin to upload."""
-        self._task = self._loop.create_task(self.upload(OpenFile(file)))
+        self._task = self._loop.create_task(self.upload(OpenFile(file), **asked))
         self._loop.settle()
 
     def start_abort(self) -> None:
@@ -283,10 +283,10 @@ class Process:
         self._task = self._loop.create_task(self._abort())
         self._loop.settle()
 
-    async def upload(self, source: OpenFile, key: str = KEY) -> UploadResult:
+    async def upload(self, source: OpenFile, **asked: Any) -> UploadResult:
         """Upload with an uploader of its own."""
         async with self.uploader() as up:
-            return await up.upload(source, key=key, meta=VideoMeta(title="A film"))
+            return await up.upload(source, key=KEY, meta=VideoMeta(title="A film"), **asked)
 
     async def _abort(self) -> None:
         async with self.uploader() as up:

@@ -204,6 +204,17 @@ async def _read(body: Body | None, *, needs_md5: bool) -> tuple[bytes, SentBody]
     return bytes(data), SentBody(size=len(data), crc64=crc64(data), md5=md5)
 
 
+def _damaged(whole: Object) -> Object:
+    first = whole.parts[0].data
+    part = stored(bytes([first[0] ^ 1]) + first[1:])
+    parts = (part, *whole.parts[1:])
+    etag = part.md5
+    if "-" in whole.etag:
+        joined = hashlib.md5("".join(p.md5 for p in parts).encode(), usedforsecurity=False)
+        etag = f"{joined.hexdigest().upper()}-{len(parts)}"
+    return Object(parts, etag, combine_all((p.crc64, len(p.data)) for p in parts))
+
+
 class World:
     """An account at OSS and VOD.
 
@@ -221,6 +232,7 @@ class World:
         refresh_moves       a refresh names another key, and may write only that
         refresh_is_stale    a refresh hands out credentials that are over
         refresh_video_id    what a refresh calls the video, if not by its name
+        is_rotten           the next object loses a bit before anybody looks
         min_part_size       of all parts but the last
     """
 
@@ -233,7 +245,7 @@ class World:
         self.is_vod_down = False
         self.tells_crc = self.can_list = self.can_head = self.tells_url = True
         self.list_lag = 0
-        self.refresh_moves = self.refresh_is_stale = False
+        self.refresh_moves = self.refresh_is_stale = self.is_rotten = False
         self.refresh_video_id: str | None = None
         self.file_url: str | None = None
         self.min_part_size = PART
@@ -450,7 +462,8 @@ class World:
     def _put(self, call: Call) -> Response:
         part = stored(call.body)
         self._store(call, Object((part,), part.md5, part.crc64))
-        return self._response(200, b"", **self._figures(part.md5, part.crc64))
+        held = self.objects[call.bucket, call.key]
+        return self._response(200, b"", **self._figures(held.etag, held.crc64))
 
     def _list_parts(self, call: Call) -> Response:
         upload_id = call.params["uploadId"]
@@ -502,6 +515,7 @@ class World:
         )
         del self.uploads[upload_id]
         self._store(call, whole)
+        whole = self.objects[call.bucket, call.key]
         return self._xml(
             "CompleteMultipartUploadResult",
             f"<Bucket>{call.bucket}</Bucket><ETag>&quot;{whole.etag}&quot;</ETag>",
@@ -514,6 +528,8 @@ class World:
             self.breaches.append(f"Complete lists {numbers}, the plan has {expected} parts")
 
     def _store(self, call: Call, whole: Object) -> None:
+        if self.is_rotten:
+            self.is_rotten, whole = False, _damaged(whole)
         self.objects[call.bucket, call.key] = whole
         for video in self.videos.values():
             if (video.bucket, video.object_key) == (call.bucket, call.key):
