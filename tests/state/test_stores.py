@@ -195,6 +195,17 @@ async def test_a_video_belongs_to_one_key(store: StateStore) -> None:
     assert await store.find(video_id="v-2") is None
 
 
+async def test_a_video_is_free_again_once_its_record_names_it_no_longer(store: StateStore) -> None:
+    await add(store, "first", video_id="v-1")
+    await store.forget("first")
+    await add(store, "second", video_id="v-1")
+    async with store.claim("second") as checkpoint:
+        await checkpoint.advance(video_id="v-2")
+    await add(store, "third", video_id="v-1")
+    found = [await store.find(video_id=name) for name in ("v-1", "v-2")]
+    assert [one.key for one in found if one is not None] == ["third", "second"]
+
+
 async def test_restarting_parts_keeps_the_former_upload_as_an_orphan(place: Place) -> None:
     async with place.open() as store, store.claim("movie") as checkpoint:
         await checkpoint.create(record(upload_id="u-1", video_id="v-1", region="r", **TARGET))

@@ -40,6 +40,7 @@ class MemoryState:
     def __init__(self, *, clock: Clock | None = None) -> None:
         self._clock = clock or SystemClock()
         self._entries: dict[str, _Entry] = {}  # oldest first
+        self._key_of_video: dict[str, str] = {}
         self._orphans: dict[str, Orphan] = {}
         self._claimed: set[str] = set()
 
@@ -67,10 +68,10 @@ class MemoryState:
         """Look a record up by its key or its VideoId."""
         if (key is None) == (video_id is None):
             raise TypeError("find() takes either key= or video_id=")
-        for entry in self._entries.values():
-            if entry.record.key == key or (video_id and entry.record.video_id == video_id):
-                return entry.record
-        return None
+        if video_id is not None:
+            key = self._key_of_video.get(video_id)
+        entry = self._entries.get(key) if key is not None else None
+        return entry.record if entry else None
 
     async def uploads(self) -> AsyncIterator[UploadStatus]:
         """All records, newest first."""
@@ -86,7 +87,7 @@ class MemoryState:
     async def forget(self, key: str) -> None:
         """Delete a record and its receipts."""
         self._require_free(key)
-        entry = self._entries.pop(key, None)
+        entry = self._take(key)
         if entry is not None and entry.record.phase in (Phase.UPLOADING, Phase.COMPLETING):
             self._note_orphan(orphan_left_by(entry.record))
 
@@ -103,10 +104,24 @@ class MemoryState:
             raise UploadLocked(f"upload {key!r} is being sent by this process already.")
 
     def _require_free_video(self, record: UploadRecord) -> None:
-        for other in self._entries.values():
-            taken = other.record.video_id
-            if taken and taken == record.video_id and other.record.key != record.key:
-                raise video_taken(taken, other.record.key)
+        owner = self._key_of_video.get(record.video_id or "")
+        if record.video_id and owner is not None and owner != record.key:
+            raise video_taken(record.video_id, owner)
+
+    def _note_video(self, record: UploadRecord) -> None:
+        """Note which upload the video belongs to; many uploads are not searched one by one."""
+        if record.video_id:
+            self._key_of_video[record.video_id] = record.key
+
+    def _take(self, key: str) -> _Entry | None:
+        entry = self._entries.pop(key, None)
+        if entry is not None:
+            self._forget_video(entry.record)
+        return entry
+
+    def _forget_video(self, record: UploadRecord) -> None:
+        if record.video_id:
+            self._key_of_video.pop(record.video_id, None)
 
     def _note_orphan(self, orphan: Orphan | None) -> None:
         if orphan is not None:
@@ -143,9 +158,10 @@ class _MemoryCheckpoint:
         require_replaceable(self.record)
         self._state._require_free_video(record)
         now = self._now()
-        self._state._entries.pop(self._key, None)  # a new one goes to the end
+        self._state._take(self._key)  # a new one goes to the end
         entry = _Entry(replace(record, created_at=now, updated_at=now))
         self._state._entries[self._key] = entry
+        self._state._note_video(entry.record)
         return entry.record
 
     async def advance(self, **changes: Any) -> UploadRecord:
@@ -173,7 +189,9 @@ class _MemoryCheckpoint:
 
     def _put(self, record: UploadRecord) -> UploadRecord:
         assert self._entry is not None  # noqa: S101 - has a record
+        self._state._forget_video(self._entry.record)
         self._entry.record = replace(record, updated_at=self._now())
+        self._state._note_video(record)
         return self._entry.record
 
     def _require_held(self) -> None:
