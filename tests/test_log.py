@@ -13,7 +13,7 @@ import pytest
 import structlog
 
 from uploader.errors import ServiceError
-from uploader.log import configure, get_logger, redact
+from uploader.log import configure, get_logger, is_heard, redact
 from uploader.progress import Progress
 
 TOKEN = "CAIS" + "tOkEnCaNaRy4711+/=" * 5
@@ -176,3 +176,21 @@ def test_other_values_stay_as_they_are() -> None:
 def test_control_characters_are_replaced(char: str) -> None:
     assert cleaned(name=f"a{char}b") == {"name": "a\N{REPLACEMENT CHARACTER}b"}
     assert cleaned(names=[f"a{char}b"]) == {"names": ["a\N{REPLACEMENT CHARACTER}b"]}
+
+
+@pytest.mark.parametrize(("level", "is_info_heard"), [("info", True), ("critical", False)])
+def test_what_nobody_hears_is_known_before_it_is_made(level: str, is_info_heard: bool) -> None:
+    configure(level, is_json=True, stream=io.StringIO())
+    assert is_heard(logging.INFO) is is_info_heard
+    assert is_heard(logging.CRITICAL)
+
+
+def test_without_structlog_the_standard_logger_decides(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="vodup"):
+        assert not is_heard(logging.INFO)
+        assert is_heard(logging.WARNING)
+
+
+def test_a_logger_that_does_not_say_is_told_everything() -> None:
+    structconfigure(wrapper_class=structlog.stdlib.BoundLogger)
+    assert is_heard(logging.DEBUG)

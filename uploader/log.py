@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from structlog.stdlib import BoundLogger
     from structlog.typing import EventDict, Processor
 
-__all__ = ["configure", "get_logger", "redact"]
+__all__ = ["configure", "get_logger", "is_heard", "redact"]
 
 _NAME = "vodup"
 logging.getLogger(_NAME).addHandler(logging.NullHandler())
@@ -86,6 +86,17 @@ def get_logger(**context: object) -> BoundLogger:
         cache_logger_on_first_use=False,
     )
     return cast("BoundLogger", logger.bind(**context))
+
+
+def is_heard(level: int) -> bool:
+    """Whether anybody listens at this level of `logging`; what nobody reads need not be made.
+
+    Yes where that cannot be told.
+    """
+    if not structlog.is_configured():
+        return logging.getLogger(_NAME).isEnabledFor(level)
+    asked = getattr(get_logger(), "is_enabled_for", None)
+    return True if asked is None else bool(asked(level))
 
 
 def configure(level: str, *, is_json: bool, stream: TextIO) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
@@ -15,7 +16,7 @@ from uploader.events import (
     UploadProgress,
     UploadRestarted,
 )
-from uploader.log import get_logger
+from uploader.log import get_logger, is_heard
 from uploader.session import Retried
 
 __all__ = ["Progress"]
@@ -108,8 +109,11 @@ def _log(event: Event) -> None:
     """Log every event under its type; how far it has come is no event for a log."""
     if isinstance(event, UploadProgress):
         return
+    is_trouble = isinstance(event, UploadFailed | RequestRetried | UploadRestarted)
+    if not is_heard(logging.WARNING if is_trouble else logging.INFO):
+        return  # a twentieth of what a small file costs
     log = get_logger(**asdict(event))
-    if isinstance(event, UploadFailed | RequestRetried | UploadRestarted):
+    if is_trouble:
         log.warning(event.type)
     else:
         log.info(event.type)

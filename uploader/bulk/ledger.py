@@ -12,7 +12,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +31,7 @@ Record = Mapping[str, Any]
 DONE: Final = "done"
 FAILED: Final = "failed"
 
+_RESULT: Final = tuple(field.name for field in fields(UploadResult))
 _BEGINNING: Final = b'{"id": "'
 
 # What the register holds of a row: whether it was met in this run, and what the ledger
@@ -58,7 +59,7 @@ def success_record(row: Row, result: UploadResult) -> dict[str, Any]:
     """The terminal record of a row that is stored and verified."""
     return {
         **_begin(row, DONE),
-        **asdict(result),
+        **{name: getattr(result, name) for name in _RESULT},
         "crc64": str(result.crc64),  # many readers of JSON keep only 53 bits of a number
     }
 

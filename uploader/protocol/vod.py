@@ -247,7 +247,14 @@ def _composer() -> tuple[Any, Any]:
 
 
 def _encoded(params: Mapping[str, str]) -> str:
-    return "&".join(f"{quote(name)}={quote(value, safe='~')}" for name, value in params.items())
+    return "&".join(f"{_quoted_name(name)}={_quoted(value)}" for name, value in params.items())
+
+
+def _quoted(value: str) -> str:
+    return value if value.isascii() and value.isalnum() else quote(value, safe="~")
+
+
+_quoted_name = functools.lru_cache(maxsize=64)(quote)  # names only: values may be secret
 
 
 # --- answers ---------------------------------------------------------------------
