@@ -49,10 +49,10 @@ class Patience:
 
 
 HASTY = Patience(
-    RetryPolicy(patience_s=2.0, first_contact_patience_s=2.0, base_s=0.04, cap_s=0.15),
-    answer_s=0.5,
-    stall_s=0.3,
-    connect_s=0.5,
+    RetryPolicy(patience_s=2.5, first_contact_patience_s=2.5, base_s=0.05, cap_s=0.2),
+    answer_s=0.8,
+    stall_s=0.4,
+    connect_s=0.6,
 )
 CALM = Patience(
     RetryPolicy(patience_s=30.0, first_contact_patience_s=30.0, base_s=0.02, cap_s=0.2),

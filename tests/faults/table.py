@@ -6,7 +6,7 @@ transport, A answers of the services, E the environment.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from typing import Any, Literal
@@ -186,10 +186,8 @@ def _error(oss: str = "", vod: str = "", **how: Any) -> ByService:
     )
 
 
-_EARLY_403 = (
-    b"HTTP/1.1 403 Forbidden\r\nContent-Type: application/xml\r\nContent-Length: 48\r\n\r\n"
-    b"<Error><Code>AccessDenied</Code><EC>x</EC></Error>"[:48]
-)
+_DENIED = b"<Error><Code>AccessDenied</Code><RequestId>5C3D8D</RequestId></Error>"
+_EARLY_403 = b"HTTP/1.1 403 Forbidden\r\nContent-Length: %d\r\n\r\n%s" % (len(_DENIED), _DENIED)
 _EARLY_200 = (
     b'HTTP/1.1 200 OK\r\nETag: "00000000000000000000000000000000"\r\nContent-Length: 0\r\n\r\n'
 )
@@ -499,11 +497,30 @@ class Group:
     runs: tuple[Run, ...] = field(repr=False)
 
 
-def groups(*persistences: Persistence) -> list[Group]:
-    """All runs of these persistences, by site and family of ills."""
-    found: dict[str, list[Run]] = {}
+_LIKE_OTHERS = ("facts", "part-first", "part-last", "list-page-1", "verify")
+"""Sites that differ from refresh, part-middle, list-page-2 and settle in little."""
+
+
+def brief_runs() -> Iterator[Run]:
+    """One hit for each cell, but for sites and signals that are much like another."""
     for cell in cells():
-        family = {"T": "transport", "A": "service", "E": "environment"}[cell.ill.name[0]]
-        for persistence in persistences:
-            found.setdefault(f"{cell.site.name} {family}", []).append(Run(cell, persistence))
+        if cell.site.name not in _LIKE_OTHERS and cell.ill.name not in ("E11", "E12"):
+            yield Run(cell, "once")
+
+
+def other_runs() -> Iterator[Run]:
+    """All runs that are not brief."""
+    brief = {run.name for run in brief_runs()}
+    for cell in cells():
+        for persistence in PERSISTENCES:
+            if (run := Run(cell, persistence)).name not in brief:
+                yield run
+
+
+def groups(runs: Iterable[Run]) -> list[Group]:
+    """The runs by site and family of ills."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        family = {"T": "transport", "A": "service", "E": "environment"}[run.cell.ill.name[0]]
+        found.setdefault(f"{run.cell.site.name} {family}", []).append(run)
     return [Group(name, tuple(runs)) for name, runs in found.items()]

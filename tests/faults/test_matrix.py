@@ -4,7 +4,10 @@ Each run ends verified or with a typed error that a run without trouble complete
 its time, without a leak, and without a secret in anything that was said. The table of cells
 and the list of those that cannot be are in `table`.
 
-`FAULT_RUNS="part-*/T1?/once"` plays only the runs that fit (shell patterns, by name).
+    pytest tests/faults -n 2 -m "not slow"     one hit at every kind of site
+    pytest tests/faults -n 2                   the whole matrix
+    FAULT_RUNS="part-*/T1?/once" pytest …      only runs whose names fit (shell patterns)
+    VODUP_FAULT_FIGURES=figures.json pytest …  what was played and how it ended, as JSON
 """
 
 from __future__ import annotations
@@ -25,7 +28,18 @@ from uploader.devserver import DevServer, DevServerOptions, ThreadedDevServer
 from .arena import Arena, Outcome
 from .child import forkserver
 from .figures import PROPERTY
-from .table import ILLS, NOT_APPLICABLE, SITES, Group, cells, groups, reason_against
+from .table import (
+    ILLS,
+    NOT_APPLICABLE,
+    SITES,
+    Group,
+    Run,
+    brief_runs,
+    cells,
+    groups,
+    other_runs,
+    reason_against,
+)
 
 SIDE_BY_SIDE = 8
 
@@ -50,14 +64,14 @@ def named(group: Group) -> str:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("group", groups("once"), ids=named)
+@pytest.mark.parametrize("group", groups(brief_runs()), ids=named)
 async def test_one_hit(arena: Arena, group: Group, record_property: Record) -> None:
     await _play(arena, group, record_property)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("group", groups("twice", "for ever"), ids=named)
+@pytest.mark.parametrize("group", groups(other_runs()), ids=named)
 async def test_more_hits(arena: Arena, group: Group, record_property: Record) -> None:
     await _play(arena, group, record_property)
 
@@ -103,10 +117,10 @@ def _listening() -> Iterator[list[str]]:
 
 
 async def _play_one(
-    arena: Arena, run: object, turn: asyncio.Semaphore, outcomes: list[Outcome]
+    arena: Arena, run: Run, turn: asyncio.Semaphore, outcomes: list[Outcome]
 ) -> None:
     async with turn:
-        outcomes.append(await arena.play(run))  # type: ignore[arg-type]
+        outcomes.append(await arena.play(run))
 
 
 def _assert_nothing_was_told(arena: Arena, log: list[str]) -> None:
