@@ -192,5 +192,5 @@ def test_without_structlog_the_standard_logger_decides(caplog: pytest.LogCapture
 
 
 def test_a_logger_that_does_not_say_is_told_everything() -> None:
-    structconfigure(wrapper_class=structlog.stdlib.BoundLogger)
+    structlog.configure(wrapper_class=structlog.stdlib.BoundLogger)
     assert is_heard(logging.DEBUG)
