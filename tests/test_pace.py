@@ -576,6 +576,15 @@ async def test_where_the_kernel_is_silent_sent_bytes_are_the_measure() -> None:
     assert pace.limit == 8
 
 
+async def test_losses_that_slow_nothing_down_justify_nothing() -> None:
+    meter = Pace(clock=VirtualClock())._meter
+    lossy = replace(link(1, MIB, retransmits=50), is_slowed_by_loss=False)
+    interval = meter.read([lossy], seconds=1, sent_bytes=0)
+    assert interval.retransmit_count == 0
+    grown = decide(START, interval)
+    assert decide(grown, interval).limit == START.limit
+
+
 async def test_closed_and_new_connections_do_not_confuse_the_meter() -> None:
     pace = Pace(clock=VirtualClock())
     meter = pace._meter

@@ -225,6 +225,8 @@ class LinkSample:
         acked_bytes: bytes the peer has acknowledged since it was opened.
         rtt_s, min_rtt_s: smoothed and smallest round trip.
         retransmit_count: segments sent again since it was opened.
+        is_slowed_by_loss: whether its congestion control takes a loss for a full link.
+            bbr does not: there, more connections win nothing back.
     """
 
     connection: int
@@ -232,6 +234,7 @@ class LinkSample:
     rtt_s: float
     min_rtt_s: float
     retransmit_count: int
+    is_slowed_by_loss: bool = True
 
 
 class LinkProbe(Protocol):
@@ -248,7 +251,7 @@ class Interval:
     Attributes:
         seconds: how long it was.
         acked_bytes: bytes that arrived.
-        retransmit_count: segments lost.
+        retransmit_count: segments lost by connections that slow down for it.
         rtt_s, min_rtt_s: medians over the connections that moved; 0 when unknown.
         is_used_up: whether every slot was held at some moment.
     """
@@ -417,7 +420,9 @@ class _Meter:
             seconds=seconds,
             acked_bytes=sum(n.acked_bytes - (o.acked_bytes if o else 0) for n, o in steps),
             retransmit_count=sum(
-                n.retransmit_count - (o.retransmit_count if o else 0) for n, o in steps
+                n.retransmit_count - (o.retransmit_count if o else 0)
+                for n, o in steps
+                if n.is_slowed_by_loss
             ),
             rtt_s=median([sample.rtt_s for sample in moved]) if moved else 0.0,
             min_rtt_s=median([sample.min_rtt_s for sample in moved]) if moved else 0.0,

@@ -149,7 +149,9 @@ class AiohttpTransport:
 
     def facts(self) -> ConnectionFacts:
         """What is in use right now."""
-        return ConnectionFacts(self._sockets.congestion, len(self._sockets.open()))
+        sockets = [sock for _, sock in self._sockets.open()]
+        used = next(filter(None, map(_congestion_of, sockets)), self._sockets.congestion)
+        return ConnectionFacts(used, len(sockets))
 
     def sample(self) -> list[LinkSample]:
         """The kernel's view of every open connection (`LinkProbe`)."""
@@ -724,12 +726,21 @@ def _set_option(made: socket.socket, option: tuple[int, str], value: int) -> Non
 def _choose_congestion(made: socket.socket, wanted: str | None) -> str:
     """Ask for it, and tell what is in use: the kernel may not have it, or not allow it."""
     option = getattr(socket, "TCP_CONGESTION", None)
-    if option is None:
-        return ""
-    if wanted:
+    if option is not None and wanted:
         with suppress(OSError):
             made.setsockopt(socket.IPPROTO_TCP, option, wanted.encode())
-    return made.getsockopt(socket.IPPROTO_TCP, option, 16).rstrip(b"\0").decode()
+    return _congestion_of(made)
+
+
+def _congestion_of(sock: socket.socket) -> str:
+    """What the socket uses; while it connects, a route may have put another in its place."""
+    option = getattr(socket, "TCP_CONGESTION", None)
+    if option is None:
+        return ""
+    try:
+        return sock.getsockopt(socket.IPPROTO_TCP, option, 16).rstrip(b"\0").decode()
+    except OSError:
+        return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -779,4 +790,5 @@ def _link_sample(serial: int, sock: socket.socket) -> LinkSample | None:
         rtt_s=info.rtt_us / 1e6,
         min_rtt_s=info.min_rtt_us / 1e6,
         retransmit_count=info.retransmit_count,
+        is_slowed_by_loss=not _congestion_of(sock).startswith("bbr"),
     )
