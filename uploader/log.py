@@ -95,8 +95,10 @@ def is_heard(level: int) -> bool:
     """
     if not structlog.is_configured():
         return logging.getLogger(_NAME).isEnabledFor(level)
-    asked = getattr(get_logger(), "is_enabled_for", None)
-    return True if asked is None else bool(asked(level))
+    try:
+        return bool(get_logger().is_enabled_for(level))
+    except AttributeError:  # of a wrapper without this, or of the logger inside it
+        return True
 
 
 def configure(level: str, *, is_json: bool, stream: TextIO) -> None:

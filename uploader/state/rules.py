@@ -9,7 +9,14 @@ from typing import Any, Final
 from uploader.errors import StateError
 from uploader.state.records import Orphan, Phase, UploadRecord
 
-__all__ = ["orphan_left_by", "require_known", "require_replaceable", "video_taken", "with_changes"]
+__all__ = [
+    "orphan_left_by",
+    "require_changeable",
+    "require_known",
+    "require_replaceable",
+    "video_taken",
+    "with_changes",
+]
 
 _STAMPED: Final = frozenset({"key", "created_at", "updated_at"})
 _CHANGEABLE: Final = frozenset(field.name for field in fields(UploadRecord)) - _STAMPED
@@ -22,10 +29,15 @@ def with_changes(record: UploadRecord, changes: Mapping[str, Any]) -> UploadReco
     Raises:
         TypeError: a name is not a field, or is one only the store sets.
     """
+    require_changeable(changes)
+    return replace(record, **changes)
+
+
+def require_changeable(changes: Mapping[str, Any]) -> None:
+    """Refuse names that are not fields a caller may set, as TypeError."""
     strange = changes.keys() - _CHANGEABLE
     if strange:
         raise TypeError(f"not a changeable field of UploadRecord: {', '.join(sorted(strange))}")
-    return replace(record, **changes)
 
 
 def require_known(record: UploadRecord | None) -> UploadRecord:

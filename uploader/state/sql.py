@@ -18,7 +18,7 @@ from uploader.state.commits import AckWrite, Failure, GroupCommit
 from uploader.state.leases import Lease, Owner, kept_alive
 from uploader.state.locations import locate
 from uploader.state.records import Orphan, PartAck, UploadRecord, UploadStatus
-from uploader.state.rules import require_known, with_changes
+from uploader.state.rules import require_changeable, require_known
 from uploader.state.worker import Worker
 
 if TYPE_CHECKING:
@@ -416,7 +416,7 @@ class _SqlCheckpoint:
         self, transaction: Callable[..., UploadRecord], changes: Mapping[str, Any]
     ) -> UploadRecord:
         record = require_known(self._record)
-        with_changes(record, changes)  # a wrong name is the caller's mistake: tell him here
+        require_changeable(changes)  # a wrong name is the caller's mistake: tell him here
         work = partial(
             transaction,
             epoch=self._lease.epoch,

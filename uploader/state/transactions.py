@@ -31,12 +31,12 @@ from uploader.state.rules import (
     require_known,
     require_replaceable,
     video_taken,
-    with_changes,
 )
 from uploader.state.schema import db_now, lease, orphan, part, store, upload
+from uploader.state.statements import fetch, fetch_mapping, fetch_value, run
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import Connection, CursorResult, Dialect, RowMapping
+    from sqlalchemy.engine import Connection, RowMapping
 
 __all__ = [
     "Stored",
@@ -87,7 +87,7 @@ def take(connection: Connection, key: str, owner: Owner, ttl_s: float, is_dead: 
     epoch = _next_epoch(connection)
     _remove_lapsed(connection, key, is_dead)
     row = {"epoch": epoch, "key": stored_text(key), "owner": owner.to_text(), "ttl": ttl_s}
-    _run_prepared(connection, _NEW_LEASE, [row])
+    run(connection, _NEW_LEASE, row)
     return epoch
 
 
@@ -103,23 +103,23 @@ _EPOCH: Final = sa.select(store.c.epoch)
 
 
 def _next_epoch(connection: Connection) -> int:
-    _run_prepared(connection, _COUNT_EPOCH, [{}])
-    epoch = _run_prepared(connection, _EPOCH, [{}]).scalar_one()
+    run(connection, _COUNT_EPOCH)
+    epoch = fetch_value(connection, _EPOCH)
     if type(epoch) is not int:
         raise StateUnavailable("the state's epoch counter is damaged.")
     return epoch
 
 
 def _remove_lapsed(connection: Connection, key: str, is_dead: IsDead) -> None:
-    held = _run_prepared(connection, _HELD, [{"key": stored_text(key)}]).one_or_none()
+    held = fetch_mapping(connection, _HELD, {"key": stored_text(key)})
     if held is None:
         return
-    if not _has_lapsed(held.expires, held.now) and not is_dead(held.epoch, held.owner):
-        raise _locked(key, held.owner)
+    if not _has_lapsed(held["expires"], held["now"]) and not is_dead(held["epoch"], held["owner"]):
+        raise _locked(key, held["owner"])
     # Compared again while deleting: its owner may renew it right now.
-    same = (lease.c.epoch == held.epoch) & (lease.c.expires == held.expires)
+    same = (lease.c.epoch == held["epoch"]) & (lease.c.expires == held["expires"])
     if connection.execute(sa.delete(lease).where(same)).rowcount != 1:
-        raise _locked(key, held.owner)
+        raise _locked(key, held["owner"])
 
 
 _HELD: Final = sa.select(lease, db_now().label("now")).where(lease.c.key == sa.bindparam("key"))
@@ -145,7 +145,7 @@ def drop_leases(
 ) -> None:
     """Give one lease back, or all leases of owners (given by their tokens)."""
     if epoch is not None:
-        _run_prepared(connection, _DROP_LEASE, [{"ours": epoch}])
+        run(connection, _DROP_LEASE, {"ours": epoch})
     for token in owners:
         connection.execute(sa.delete(lease).where(lease.c.owner.endswith(token, autoescape=True)))
 
@@ -161,7 +161,8 @@ def _live_epochs(connection: Connection, epochs: Collection[int]) -> set[int]:
     has to wait for this transaction and then sees what it wrote.
     """
     if len(epochs) == 1:
-        return set(_run_prepared(connection, _LIVE_EPOCH, [{"ours": e} for e in epochs]).scalars())
+        (epoch,) = epochs
+        return {row[0] for row in fetch(connection, _LIVE_EPOCH, {"ours": epoch})}
     return set(connection.execute(_LIVE_EPOCHS, {"ours": list(epochs)}).scalars())
 
 
@@ -189,8 +190,7 @@ def load(connection: Connection, key: str, notice: Notice) -> Stored:
     if row is None:
         return Stored(row_id=None, record=None, acks={})
     acks: dict[int, PartAck] = {}
-    parts: Any = _run_prepared(connection, _PARTS, [{"id": row["id"]}])
-    for number, size, etag, crc64, md5 in parts:
+    for number, size, etag, crc64, md5 in fetch(connection, _PARTS, {"id": row["id"]}):
         try:
             ack = ack_of(number, size, etag, crc64, md5)
         except StateUnavailable as error:
@@ -207,9 +207,8 @@ _BY_KEY: Final = sa.select(upload).where(upload.c.key == sa.bindparam("key"))
 _BY_VIDEO: Final = sa.select(upload).where(upload.c.video_id == sa.bindparam("video_id"))
 
 
-def _row_of(connection: Connection, key: str) -> RowMapping | None:
-    found = _run_prepared(connection, _BY_KEY, [{"key": stored_text(key)}])
-    return found.mappings().one_or_none()
+def _row_of(connection: Connection, key: str) -> dict[str, Any] | None:
+    return fetch_mapping(connection, _BY_KEY, {"key": stored_text(key)})
 
 
 def find(connection: Connection, *, key: str | None, video_id: str | None) -> UploadRecord | None:
@@ -218,7 +217,7 @@ def find(connection: Connection, *, key: str | None, video_id: str | None) -> Up
         row = _row_of(connection, key)
     else:
         video = {"video_id": stored_text(video_id or "")}
-        row = _run_prepared(connection, _BY_VIDEO, [video]).mappings().one_or_none()
+        row = fetch_mapping(connection, _BY_VIDEO, video)
     return None if row is None else record_of(row)
 
 
@@ -234,8 +233,8 @@ def create(connection: Connection, epoch: int, record: UploadRecord) -> Stored:
         _delete(connection, row["id"])
     now = _now(connection)
     values = {**record_row(record), "created_at": now, "updated_at": now}
-    _run_prepared(connection, _NEW_UPLOAD, [values])
-    row_id = _run_prepared(connection, _ID_BY_KEY, [{"key": values["key"]}]).scalar_one()
+    run(connection, _NEW_UPLOAD, values)
+    row_id = fetch_value(connection, _ID_BY_KEY, {"key": values["key"]})
     record = replace(record, created_at=instant(now), updated_at=instant(now))
     return Stored(row_id=row_id, record=record, acks={})
 
@@ -248,7 +247,7 @@ _NOW: Final = sa.select(db_now())
 
 
 def _now(connection: Connection) -> float:
-    now: float = _run_prepared(connection, _NOW, [{}]).scalar_one()
+    now: float = fetch_value(connection, _NOW)
     return now
 
 
@@ -266,14 +265,14 @@ def change(
 ) -> UploadRecord:
     """Write `changes` of `record`; returns it as it is now."""
     _require_lease(connection, record.key, epoch)
-    changed = with_changes(record, changes)
+    now = _now(connection)
+    changed = replace(record, **changes, updated_at=instant(now))
     if changes.get("video_id") is not None:
         _require_free_video(connection, changed)
     row = record_row(changed, changes)
-    now = _now(connection)
     statement = _change_of(frozenset(changes))
-    _run_prepared(connection, statement, [{**row, "updated_at": now, "its_id": row_id}])
-    return replace(changed, updated_at=instant(now))
+    run(connection, statement, {**row, "updated_at": now, "its_id": row_id})
+    return changed
 
 
 @lru_cache(maxsize=64)
@@ -302,7 +301,7 @@ def _require_free_video(connection: Connection, record: UploadRecord) -> None:
     if record.video_id is None:
         return
     video = {"video_id": stored_text(record.video_id)}
-    other = _run_prepared(connection, _KEY_BY_VIDEO, [video]).scalar_one_or_none()
+    other = fetch_value(connection, _KEY_BY_VIDEO, video)
     if other is not None and other != stored_text(record.key):
         raise video_taken(record.video_id, loaded_text(other))
 
@@ -327,7 +326,7 @@ def forget(connection: Connection, key: str, is_dead: IsDead) -> None:
     _delete(connection, row["id"])
 
 
-def _orphan_in(row: RowMapping) -> Orphan | None:
+def _orphan_in(row: Mapping[str, Any]) -> Orphan | None:
     try:
         return orphan_left_by(record_of(row))
     except StateUnavailable:  # forgetting is how one gets rid of a damaged record
@@ -344,24 +343,8 @@ def add_acks(connection: Connection, writes: Sequence[AckWrite]) -> list[bool]:
     if rows:
         # Sorted, so that two stores writing the same rows cannot deadlock.
         rows.sort(key=itemgetter("upload", "number"))
-        _run_prepared(connection, _upsert(connection.dialect.name), rows)
+        run(connection, _upsert(connection.dialect.name), *rows)
     return [write.epoch in live for write in writes]
-
-
-def _run_prepared(
-    connection: Connection, statement: sa.Executable, rows: Sequence[Mapping[str, object]]
-) -> CursorResult[Any]:
-    """Run a statement that is turned into SQL once; that halves the cost of a receipt."""
-    text, positions = _prepared(statement, connection.dialect)
-    if positions is None:
-        return connection.exec_driver_sql(text, [dict(row) for row in rows])
-    return connection.exec_driver_sql(text, [tuple(row[n] for n in positions) for row in rows])
-
-
-@lru_cache(maxsize=128)
-def _prepared(statement: Any, dialect: Dialect) -> tuple[str, list[str] | None]:  # noqa: ANN401
-    compiled = statement.compile(dialect=dialect)
-    return str(compiled), list(compiled.positiontup) if compiled.positional else None
 
 
 @cache
