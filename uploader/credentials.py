@@ -64,7 +64,11 @@ Answer = UploadGrant | str | bytes | Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """What a provider needs to talk to anybody."""
+    """What a provider needs to talk to anybody.
+
+    Attributes:
+        congestion: tells which TCP congestion control the connections use, "" if unknown.
+    """
 
     transport: Transport
     pace: Pace
@@ -72,6 +76,7 @@ class Network:
     retry: RetryPolicy
     trust: TrustPolicy
     on_retry: Callable[[Retried], None] = field(default=lambda _: None)
+    congestion: Callable[[], str] = field(default=lambda: "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -242,7 +242,14 @@ class Uploader:
             )
         )
         await stack.enter_async_context(pace.steering(transport))
-        return Network(transport, pace, self._clock, options.retry, self._trust)
+        return Network(
+            transport,
+            pace,
+            self._clock,
+            options.retry,
+            self._trust,
+            congestion=lambda: transport.facts().congestion,
+        )
 
     @asynccontextmanager
     async def _job(

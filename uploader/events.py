@@ -44,6 +44,7 @@ class UploadResult:
             "crc64-head", "crc64-url" or "etag".
         seconds: what this run took.
         is_receipt: nothing was sent: an earlier run had finished it.
+        congestion: the TCP congestion control that carried it ("bbr", "cubic"), "" if unknown.
     """
 
     key: str
@@ -62,6 +63,7 @@ class UploadResult:
     verified_by: str
     seconds: float
     is_receipt: bool = False
+    congestion: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

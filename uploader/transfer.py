@@ -638,6 +638,7 @@ class Transfer:
             sent_bytes=progress.sent_bytes,
             verified_by=f"crc64{stored.how}" if proof == "crc64" else proof,
             seconds=round(self._clock.elapsed_s() - self._began_s, 3),
+            congestion=self._job.network.congestion(),
         )
 
     async def compare(self) -> ObjectFacts:

@@ -160,6 +160,8 @@ def success(row: Row, result: UploadResult) -> str:
     notes = [f"{count(result.part_count, 'part')} in {duration(result.seconds)}"]
     if result.seconds > 0 and result.sent_bytes:
         notes.append(rate(result.sent_bytes / result.seconds))
+        if result.congestion:
+            notes[-1] += f" over {result.congestion}"
     if result.resumed_part_count:
         notes.append(f"{result.resumed_part_count} of them from an earlier run")
     if result.renewal_count:
