@@ -253,6 +253,17 @@ def test_a_dry_run_checks_everything_and_sends_nothing(quick: Quick, server: Dev
     assert not (quick.folder / "state.db").exists()
 
 
+def test_what_rows_do_not_say_comes_from_the_flags(quick: Quick, server: DevServer) -> None:
+    names = files(quick, 2)
+    manifest(quick, [{"path": names[0], "tags": "own"}, {"path": names[1]}])
+    words = ("--tags", "a,b", "--cate-id", "7", "--title-template", "{name}")
+    assert quick.run("ingest", "m.csv", *words).code == 0
+    assert sorted(video.title for video in server.videos.values()) == names
+    refused = quick.run("ingest", "m.csv", "--tags", "x" * 33)
+    assert refused.code == 2
+    assert "tag has 33 characters" in refused.err
+
+
 def test_a_dry_run_needs_no_key(quick: Quick) -> None:
     manifest(quick, [{"path": name} for name in files(quick, 2)])
     ended = quick.run("ingest", "m.csv", "-n", env={"ALIBABA_CLOUD_ACCESS_KEY_ID": ""})

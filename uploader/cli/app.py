@@ -10,6 +10,7 @@ from uploader.cli.options import (
     Access,
     BatchFlags,
     Describe,
+    DescribeAll,
     Output,
     Rows,
     Store,
@@ -69,6 +70,7 @@ def push(
 def ingest(
     rows: Rows,
     batch: BatchFlags,
+    describe: DescribeAll,
     transfer: Transfer,
     access: Access,
     store: Store,
@@ -83,7 +85,7 @@ def ingest(
     def work() -> int:
         from uploader.cli.ingest import ingest
 
-        return ingest(manifests or [], rows, batch, transfer, access, store, output)
+        return ingest(manifests or [], rows, batch, describe, transfer, access, store, output)
 
     end(work, output)
 

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Final
 
-from uploader import Bandwidth, Uploader
+from uploader import Bandwidth, Uploader, VideoMeta
 from uploader.bulk import Batch, BatchOptions, Ledger, RowRules
 from uploader.bulk.estimate import ASSUMED_BYTES_PER_S, Estimate
 from uploader.bulk.paths import Root
@@ -24,6 +24,7 @@ from uploader.cli.opening import make_options, make_provider, make_trust
 from uploader.cli.options import (
     Access,
     BatchFlags,
+    DescribeAll,
     Output,
     Rows,
     Store,
@@ -31,10 +32,12 @@ from uploader.cli.options import (
     parse_duration_s,
     parse_number,
 )
+from uploader.cli.pushing import make_meta
 from uploader.cli.store import open_store
 from uploader.cli.text import err
 from uploader.errors import CallerNotAuthenticated, ConfigurationError, VodupError
 from uploader.options import UploadOptions
+from uploader.protocol.limits import problem_of
 
 __all__ = ["ingest"]
 
@@ -45,6 +48,7 @@ def ingest(
     manifests: Sequence[str],
     rows: Rows,
     flags: BatchFlags,
+    describe: DescribeAll,
     transfer: Transfer,
     access: Access,
     store: Store,
@@ -55,15 +59,16 @@ def ingest(
     _refuse_overwriting(streams, flags)
     options = replace(make_options(transfer), vod_calls_per_s=_api_rate(flags.api_rate))
     view = make_batch_view(output)
+    rules = _rules(rows, make_meta(describe))
     if flags.is_dry:
-        return _try_out(streams, rows, flags, options, access, view)
+        return _try_out(_readings(streams, rows, rules, _scope(access)), flags, options, view)
     uploader = Uploader(
         make_provider(access, is_optional=False),
         state=open_store(store),
         options=options,
         trust=make_trust(access),
     )
-    readings = _readings(streams, rows, uploader.scope)
+    readings = _readings(streams, rows, rules, uploader.scope)
     return run_async(_perform(uploader, readings, flags, view))
 
 
@@ -101,17 +106,23 @@ def _refuse_overwriting(streams: Sequence[Stream], flags: BatchFlags) -> None:
             raise ConfigurationError(f"{stream.name} is to be read and to be written.")
 
 
-def _readings(streams: Sequence[Stream], rows: Rows, scope: str) -> list[Reading]:
+def _rules(rows: Rows, defaults: VideoMeta) -> RowRules:
+    """What holds for every row; the root and the scope are filled in for each manifest."""
+    if (problem := problem_of(defaults)) is not None:
+        raise ConfigurationError(f"{problem[0].upper()}{problem[1:]}.")
     template = rows.title_template
+    return RowRules(
+        root=Root.at(rows.root or os.curdir, follow_symlinks=rows.follow_symlinks),
+        title_template=require_title_template(template) if template else None,
+        defaults=defaults,
+    )
+
+
+def _readings(streams: Sequence[Stream], rows: Rows, rules: RowRules, scope: str) -> list[Reading]:
+    if rows.root:
+        return [(stream, replace(rules, scope=scope)) for stream in streams]
     return [
-        (
-            stream,
-            RowRules(
-                root=Root.at(rows.root or stream.folder, follow_symlinks=rows.follow_symlinks),
-                scope=scope,
-                title_template=require_title_template(template) if template else None,
-            ),
-        )
+        (stream, replace(rules, scope=scope, root=replace(rules.root, folder=stream.folder)))
         for stream in streams
     ]
 
@@ -208,12 +219,7 @@ def _code_of(tally: Tally) -> int:
 
 
 def _try_out(
-    streams: Sequence[Stream],
-    rows: Rows,
-    flags: BatchFlags,
-    options: UploadOptions,
-    access: Access,
-    view: BatchView,
+    readings: Sequence[Reading], flags: BatchFlags, options: UploadOptions, view: BatchView
 ) -> int:
     """Check every row and count what the batch would take. Opens no network and no state."""
     _batch_options(flags)
@@ -223,7 +229,7 @@ def _try_out(
         vod_calls_per_s=options.vod_calls_per_s,
     )
     with Ledger() as ledger:
-        for met in read_rows(_readings(streams, rows, _scope(access)), ledger):
+        for met in read_rows(readings, ledger):
             if (error := estimate.add(met)) is not None:
                 code = exits.exit_code(error)
                 estimate.codes[code] += 1

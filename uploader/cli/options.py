@@ -23,6 +23,7 @@ __all__ = [
     "Access",
     "BatchFlags",
     "Describe",
+    "DescribeAll",
     "Output",
     "Rows",
     "Store",
@@ -153,16 +154,9 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Describe:
-    """What CreateUploadVideo is told of a new video."""
+class DescribeAll:
+    """What CreateUploadVideo is told of each of several new videos."""
 
-    title: Annotated[
-        str | None, flag("--title", metavar="TEXT", help="[default: the file's name]")
-    ] = None
-    file_name: Annotated[
-        str | None,
-        flag("--file-name", metavar="NAME", help="With a video's extension. [default: PATH's]"),
-    ] = None
     description: Annotated[
         str | None, flag("--description", metavar="TEXT", help="Up to 1,024 characters.")
     ] = None
@@ -183,6 +177,19 @@ class Describe:
     )
     user_data: Annotated[
         str | None, flag("--user-data", metavar="JSON", help="Callbacks and extensions.")
+    ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Describe(DescribeAll):
+    """What CreateUploadVideo is told of a new video."""
+
+    title: Annotated[
+        str | None, flag("--title", metavar="TEXT", help="[default: the file's name]")
+    ] = None
+    file_name: Annotated[
+        str | None,
+        flag("--file-name", metavar="NAME", help="With a video's extension. [default: PATH's]"),
     ] = None
     reference_id: Annotated[
         str | None,

@@ -23,6 +23,7 @@ from uploader.cli.opening import make_uploader
 from uploader.cli.options import (
     Access,
     Describe,
+    DescribeAll,
     Output,
     Store,
     Transfer,
@@ -117,7 +118,7 @@ def _require_single(paths: Sequence[str], which: Which, describe: Describe) -> N
         raise ConfigurationError("The same path is given twice.")
 
 
-def make_meta(describe: Describe) -> VideoMeta:
+def make_meta(describe: DescribeAll) -> VideoMeta:
     """Return what CreateUploadVideo is told."""
     given = {f.name: getattr(describe, f.name) for f in fields(describe)}
     given["tags"] = tuple(filter(None, map(str.strip, (describe.tags or "").split(","))))
