@@ -29,7 +29,8 @@ def every_error() -> Iterator[type[VodupError]]:
     pending = [VodupError]
     while pending:
         kind = pending.pop()
-        yield kind
+        if kind.__module__ == errors.__name__:  # other tests make kinds of their own
+            yield kind
         pending += kind.__subclasses__()
 
 

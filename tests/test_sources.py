@@ -368,9 +368,10 @@ async def test_cached_pages_need_no_thread(path: Path) -> None:
 
 async def test_a_cold_file_is_read_in_threads_of_our_own(path: Path) -> None:
     make_cold(path)
+    before = set(threading.enumerate())  # other tests may have left theirs
     async with FileSource(path) as source:
         assert await read_all(source.body(0, len(CONTENT))) == CONTENT
-    names = {thread.name for thread in threading.enumerate()}
+    names = {thread.name for thread in set(threading.enumerate()) - before}
     assert not any(name.startswith("asyncio_") for name in names)
 
 

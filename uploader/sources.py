@@ -440,20 +440,31 @@ def _reading_threads() -> ThreadPoolExecutor:
 class _OpeningThreads(Executor):
     """The reading threads as one opening sees them. Mutable: its last job.
 
-    A thread goes on opening when the task that waits for it is cancelled.
+    A thread goes on opening when the task that waits for it is cancelled, and closing
+    is never dropped from the queue: the file would stay open.
     """
 
     _job: Future[Any] | None = None
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Run it in a reading thread."""
-        self._job = job = _reading_threads().submit(fn, *args, **kwargs)
-        return job
+        """Run it in a reading thread, whatever becomes of the task that waits for it."""
+        self._job = promised = Future[T]()
+        promised.set_running_or_notify_cancel()  # from here on it cannot be cancelled
+        job = _reading_threads().submit(fn, *args, **kwargs)
+        job.add_done_callback(functools.partial(_pass_on, promised))
+        return promised
 
     def close_what_is_opened(self) -> None:
         """Close the file as soon as the thread has opened it."""
         if self._job is not None:
             self._job.add_done_callback(_close_result)
+
+
+def _pass_on(promised: Future[T], job: Future[T]) -> None:
+    if (error := job.exception()) is not None:
+        promised.set_exception(error)
+    else:
+        promised.set_result(job.result())
 
 
 def _close_result(job: Future[FileIO]) -> None:
