@@ -193,7 +193,8 @@ async def test_verifying_again_reads_the_source_and_looks_at_the_object(desk: De
 
     async with desk.uploader() as up:
         facts = await up.verify(movie)
+        assert desk.server.stats.overwrite_refreshes == 0
         assert facts.crc64 == result.crc64
-        desk.order(Fault(action="wrong_crc", operation="HeadObject", count=None))
+        desk.order(Fault(action="wrong_crc", operation="GetObject", count=None))
         with pytest.raises(IntegrityError):
             await up.verify(movie)
