@@ -53,11 +53,12 @@ bench: $(DEV_READY)
 bench-all: $(DEV_READY)
 	@$(DEV)/bin/python -m benchmarks --all $(ARGS)
 
-# $(call ready,directory,lock): an environment with what the lock names and this project.
+# $(call ready,directory,lock): an environment with what the lock names and this project. The lock
+# is complete, so nothing is resolved again: pip would look at releases newer than the lock's.
 define ready
 	@$(call ensure_venv,$(1))
 	@echo "$(1): install $(2)"
-	@$(1)/bin/python $(PIP) install --require-hashes -r $(2)
+	@$(1)/bin/python $(PIP) install --require-hashes --no-deps -r $(2)
 	@$(1)/bin/python $(PIP) install --no-deps -e .
 	@touch $@
 endef
@@ -87,10 +88,9 @@ $(DEMO)/.ready: requirements.lock pyproject.toml
 # The locks name no index and no path: whoever installs chooses where packages come from.
 COMPILE := .venv-lock/bin/uv pip compile pyproject.toml --quiet --no-config --universal \
 	--python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url \
-	--no-emit-find-links --custom-compile-command "make lock" $(LOCK_ARGS)
+	--no-emit-find-links --no-strip-extras --custom-compile-command "make lock" $(LOCK_ARGS)
 
-# Not in the dev lock: [parquet], whose pyarrow is larger than everything else together.
-DEV_EXTRAS := cluster credentials devserver fsspec metrics otel postgres uvloop
+DEV_EXTRAS := cluster credentials devserver fsspec metrics otel parquet postgres uvloop
 
 lock:
 	@$(call ensure_venv,.venv-lock)
