@@ -19,11 +19,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from uploader import sources
 from uploader.errors import SourceChanged, SourceUnreadable
 from uploader.protocol.integrity import crc64
 from uploader.protocol.wire import Body
-from uploader.sources import BytesSource, FileSource, Fingerprint, Source
+from uploader.sources import BytesSource, FileSource, Fingerprint, Source, refusals
+from uploader.sources import threads as reading
 
 MIB = 1024 * 1024
 CONTENT = os.urandom(3 * MIB + 5)
@@ -223,7 +223,7 @@ def test_a_file_without_permission(path: Path) -> None:
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script), path],
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
         check=True,
@@ -241,7 +241,7 @@ def test_a_file_without_permission(path: Path) -> None:
     ],
 )
 def test_what_the_system_refuses_is_put_into_words(number: int, words: str) -> None:
-    error = sources._unreadable("movie.mp4", OSError(number, os.strerror(number)))
+    error = refusals.unreadable("movie.mp4", OSError(number, os.strerror(number)))
     assert error.message.startswith("movie.mp4 ")
     assert words in error.message
 
@@ -411,7 +411,7 @@ async def test_blocked_disks_do_not_delay_names(path: Path) -> None:
             finally:
                 gate.set()
     threads = [t for t in threading.enumerate() if t.name.startswith("vodup-read")]
-    assert len(threads) <= sources.READING_THREAD_COUNT
+    assert len(threads) <= reading.READING_THREAD_COUNT
 
 
 async def test_a_disk_that_never_answers_is_given_up(path: Path) -> None:
@@ -456,8 +456,8 @@ async def test_opening_may_be_cancelled_at_any_moment(path: Path) -> None:
         await asyncio.wait([task])
         if not task.cancelled():
             await source.__aexit__(None, None, None)
-    for _ in range(sources.READING_THREAD_COUNT):  # every thread has come to its end
-        await asyncio.wrap_future(sources._reading_threads().submit(time.sleep, 0.01))
+    for _ in range(reading.READING_THREAD_COUNT):  # every thread has come to its end
+        await asyncio.wrap_future(reading.reading_threads().submit(time.sleep, 0.01))
     gc.collect()
     assert len(os.listdir("/proc/self/fd")) == before
 
