@@ -4,6 +4,13 @@
 #   make test        lint, types and the tests that take seconds
 #   make test-all    the same with the slow tests
 #   make lint        ruff and mypy only
+#   make coverage    the quick tests again, measured; fails below the gates
+#   make mutants     small wrongs in the core, and whether a test notices (hours)
+#   make fuzz        the readers of foreign text, guided by coverage (SECONDS=60 each)
+#   make audit       bandit, bill of materials, vulnerabilities, licences, locks
+#   make test-random the quick tests in random order (SEED=n repeats one)
+#   make test-versions  the quick tests on Python 3.11 to 3.13, and with the lowest and
+#                    the latest versions of what vodup needs (VERSIONS="3.12 lowest")
 #   make bench       the short benchmarks; bench-all runs them all
 #   make lock        resolve the dependencies again (LOCK_ARGS=--upgrade for newer versions)
 #   make clean       remove the environments, caches and build results
@@ -14,19 +21,33 @@ PYTHON ?= python3
 ARGS ?=
 LOCK_ARGS ?=
 TEST_JOBS ?= 2
+SECONDS ?= 60
+SEED ?= $(shell date +%s)
+VERSIONS ?= 3.11 3.12 3.13 lowest latest
 
 DEV := .venv
 DEMO := .venv-demo
+AUDIT := .venv-audit
+LOCK := .venv-lock
 DEV_READY := $(DEV)/.ready
 # A developer's environment can run the demo too; nobody else has to wait for the test tools.
 DEMO_READY := $(if $(wildcard $(DEV_READY)),$(DEV_READY),$(DEMO)/.ready)
 
 PIP := -m pip --disable-pip-version-check --no-input --quiet
-TYPED := uploader tests $(wildcard benchmarks)
+TYPED := uploader tests tools $(wildcard benchmarks)
+
+# What must be covered whole, line and branch: everything an upload's outcome rests on.
+comma := ,
+CORE := $(addprefix uploader/,protocol/grants.py protocol/trust.py protocol/plan.py \
+	protocol/integrity.py protocol/verdicts.py credentials.py session.py options.py \
+	evidence.py progress.py opening.py transfer.py engine.py state/*)
+CORE_PERCENT := 100
+OVERALL_PERCENT := 92
 
 .DEFAULT_GOAL := test
 .DELETE_ON_ERROR:
-.PHONY: demo test test-all lint bench bench-all lock clean
+.PHONY: demo test test-all test-random test-versions lint coverage mutants fuzz audit \
+	bench bench-all lock clean
 
 demo: $(DEMO_READY)
 	@$(dir $<)bin/vodup demo $(ARGS)
@@ -46,6 +67,39 @@ test: lint
 test-all: lint
 	@echo "test-all: pytest, all of it"
 	@$(DEV)/bin/python -m pytest -q -n $(TEST_JOBS) $(ARGS)
+
+test-random: $(AUDIT)/.ready
+	@echo "test-random: pytest, without the slow ones, SEED=$(SEED)"
+	@$(AUDIT)/bin/python -m pytest -q -n $(TEST_JOBS) -m "not slow" \
+		-p random_order.plugin --random-order --random-order-seed=$(SEED) $(ARGS)
+
+test-versions: $(DEV_READY) $(LOCK)/.ready
+	@$(DEV)/bin/python -m tools.versions $(VERSIONS) --jobs $(TEST_JOBS) -- $(ARGS)
+
+# Processes that the tests start are measured too; those that are killed leave nothing.
+coverage: $(DEV_READY)
+	@echo "coverage: pytest, without the slow ones, lines and branches of uploader/"
+	@rm -f .coverage .coverage.*
+	@$(DEV)/bin/python -m coverage run -m pytest -q -n $(TEST_JOBS) -m "not slow" $(ARGS)
+	@$(MAKE) --no-print-directory coverage-report
+
+.PHONY: coverage-report
+coverage-report:
+	@$(DEV)/bin/python -W ignore -m coverage combine -q
+	@echo "coverage: overall, at least $(OVERALL_PERCENT) %"
+	@$(DEV)/bin/python -m coverage report --skip-covered --fail-under=$(OVERALL_PERCENT)
+	@echo "coverage: the core, $(CORE_PERCENT) %"
+	@$(DEV)/bin/python -m coverage report --show-missing --fail-under=$(CORE_PERCENT) \
+		--include=$(subst $() ,$(comma),$(CORE))
+
+mutants: $(AUDIT)/.ready
+	@$(AUDIT)/bin/python -m tools.mutants $(ARGS)
+
+fuzz: $(AUDIT)/.ready
+	@$(AUDIT)/bin/python -m tests.fuzz_atheris --seconds $(SECONDS) $(ARGS)
+
+audit: $(AUDIT)/.ready
+	@$(AUDIT)/bin/python -m tools.audit
 
 bench: $(DEV_READY)
 	@$(DEV)/bin/python -m benchmarks $(ARGS)
@@ -85,26 +139,45 @@ $(DEV_READY): requirements-dev.lock pyproject.toml
 $(DEMO)/.ready: requirements.lock pyproject.toml
 	$(call ready,$(DEMO),requirements.lock)
 
+# The tools that audit stand beside what the tests need.
+$(AUDIT)/.ready: requirements-audit.lock requirements-dev.lock pyproject.toml
+	@$(call ensure_venv,$(AUDIT))
+	@echo "$(AUDIT): install requirements-dev.lock and requirements-audit.lock"
+	@$(AUDIT)/bin/python $(PIP) install --require-hashes --no-deps -r requirements-dev.lock
+	@$(AUDIT)/bin/python $(PIP) install --require-hashes --no-deps -r requirements-audit.lock
+	@$(AUDIT)/bin/python $(PIP) install --no-deps -e .
+	@touch $@
+
+$(LOCK)/.ready:
+	@$(call ensure_venv,$(LOCK))
+	@$(LOCK)/bin/python $(PIP) install uv
+	@touch $@
+
 # The locks name no index and no path: whoever installs chooses where packages come from.
-COMPILE := .venv-lock/bin/uv pip compile pyproject.toml --quiet --no-config --universal \
+COMPILE := $(LOCK)/bin/uv pip compile --quiet --no-config --universal \
 	--python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url \
 	--no-emit-find-links --no-strip-extras --custom-compile-command "make lock" $(LOCK_ARGS)
 
 DEV_EXTRAS := cluster credentials devserver fsspec metrics otel parquet postgres uvloop
 
-lock:
-	@$(call ensure_venv,.venv-lock)
-	@.venv-lock/bin/python $(PIP) install uv
+lock: $(LOCK)/.ready
 	@echo "lock: requirements-dev.lock"
-	@$(COMPILE) --group dev $(DEV_EXTRAS:%=--extra %) -o requirements-dev.lock >/dev/null
+	@$(COMPILE) pyproject.toml --group dev $(DEV_EXTRAS:%=--extra %) \
+		-o requirements-dev.lock >/dev/null
 	@echo "lock: requirements.lock"
-	@$(COMPILE) --extra devserver -c requirements-dev.lock -o requirements.lock >/dev/null
-	@if grep -nE '://|^-|file:' requirements.lock requirements-dev.lock; then \
+	@$(COMPILE) pyproject.toml --extra devserver -c requirements-dev.lock \
+		-o requirements.lock >/dev/null
+	@echo "lock: requirements-audit.lock"
+	@$(COMPILE) --group audit -c requirements-dev.lock -o requirements-audit.lock >/dev/null
+	@echo "lock: requirements-lowest.lock"
+	@$(COMPILE) pyproject.toml --resolution lowest-direct $(DEV_EXTRAS:%=--extra %) \
+		-o requirements-lowest.lock >/dev/null
+	@if grep -nE '://|^-|file:' requirements*.lock; then \
 		echo "lock: these lines name a place; the locks must not" >&2; exit 1; \
 	fi
 
 clean:
 	@echo "clean: environments, caches, build results"
-	@rm -rf $(DEV) $(DEMO) .venv-lock build dist .coverage htmlcov \
+	@rm -rf $(DEV) $(DEMO) $(AUDIT) $(LOCK) .venv-[3lb]* build dist .coverage* htmlcov \
 		.hypothesis .mypy_cache .pytest_cache .ruff_cache
 	@find uploader tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""What audits the project: gates for coverage, mutants, locks, versions. Not distributed."""
