@@ -31,7 +31,8 @@ class UploadOptions:
             is refused: "fail", or "restart" there under the same VideoId.
         notification: value of `x-oss-notification` (base64 JSON for VOD), sent with
             Initiate and Complete.
-        ca_file: one more certificate authority to trust.
+        ca_file: one more certificate authority to trust, beside those of the system. The
+            variables of other programs (SSL_CERT_FILE, SSL_CERT_DIR) are not read.
         vod_calls_per_s: calls to the VOD API a second (quotas are 40 to 80 an account).
     """
 

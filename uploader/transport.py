@@ -240,9 +240,14 @@ class AiohttpTransport:
 
 
 def _tls_context(ca_file: Path | None) -> ssl.SSLContext:
-    """Verifies always; reads files, so not on the loop."""
-    context = ssl.create_default_context()
+    """Verifies always; reads files, so not on the loop.
+
+    Not `ssl.create_default_context`: that has SSL_CERT_FILE and SSL_CERT_DIR decide whom to
+    trust, and writes the keys of every session to the file that SSLKEYLOGFILE names.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    _trust_the_systems_authorities(context)
     context.set_alpn_protocols(["http/1.1"])
     if ca_file is not None:
         try:
@@ -253,6 +258,14 @@ def _tls_context(ca_file: Path | None) -> ssl.SSLContext:
                 next_step="Point VODUP_CA_FILE at a file of PEM certificates.",
             ) from exc
     return context
+
+
+def _trust_the_systems_authorities(context: ssl.SSLContext) -> None:
+    """Load them from where this build of OpenSSL expects them; no environment is asked."""
+    where = ssl.get_default_verify_paths()
+    for name, path in (("cafile", where.openssl_cafile), ("capath", where.openssl_capath)):
+        with suppress(OSError):  # one of the two is usual; ssl.SSLError is an OSError
+            context.load_verify_locations(**{name: path})
 
 
 # --- the body goes out ----------------------------------------------------------------
@@ -586,7 +599,8 @@ def _acked_size(outflow: _Outflow) -> int:
 
 _CERTIFICATE_HELP: Final = (
     "Check this machine's clock and its CA certificates; behind a proxy that inspects TLS, "
-    "point VODUP_CA_FILE at the proxy's certificate. Verification cannot be switched off."
+    "point VODUP_CA_FILE at the proxy's certificate (SSL_CERT_FILE is not read). Verification "
+    "cannot be switched off."
 )
 
 

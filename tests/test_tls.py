@@ -1,0 +1,179 @@
+"""Whom the transport trusts: a certificate decides, and nothing in the environment does."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import json
+import os
+import ssl
+import subprocess
+import sys
+import textwrap
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import trustme
+
+from tests.rawserver import echo_checksums, serving
+from uploader.errors import TransportError
+from uploader.protocol.wire import BytesBody, SignedRequest
+from uploader.transport import AiohttpTransport
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Authority:
+    """A certificate authority and the file that holds its certificate."""
+
+    ca: trustme.CA
+    ca_file: Path
+
+    def server(self, name: str = "127.0.0.1", **how: datetime.datetime) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.ca.issue_cert(name, **how).configure_cert(context)
+        return context
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    ca, ca_file = trustme.CA(), tmp_path / "ca.pem"
+    ca.cert_pem.write_to_path(str(ca_file))
+    return Authority(ca, ca_file)
+
+
+async def refused(tls: ssl.SSLContext, ca_file: Path | None) -> TransportError:
+    """The error of sending there; nothing of the request was seen by the server."""
+    async with (
+        serving(echo_checksums, tls=tls) as server,
+        AiohttpTransport(ca_file=ca_file, stall_timeout_s=2.0) as hands,
+    ):
+        request = SignedRequest("PUT", f"{server.url}/bucket/key", {}, BytesBody(b"x"))
+        with pytest.raises(TransportError) as caught:
+            await hands.send(request, answer_timeout_s=2.0)
+        assert server.heads == []
+    assert not caught.value.is_sent
+    return caught.value
+
+
+async def test_an_expired_certificate_is_refused(authority: Authority) -> None:
+    past = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
+
+    error = await refused(authority.server(not_after=past), authority.ca_file)
+
+    assert "certificate has expired" in error.message
+    assert "clock" in error.next_step
+
+
+async def test_a_certificate_signed_by_itself_is_refused(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    certificate, key = tmp_path / "own.pem", tmp_path / "own.key"
+    authority.cert_pem.write_to_path(str(certificate))
+    authority.private_key_pem.write_to_path(str(key))
+    own = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    own.load_cert_chain(certificate, key)
+
+    assert "certificate is not trusted" in (await refused(own, None)).message
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1])
+async def test_an_old_version_of_tls_is_refused(
+    authority: Authority, version: ssl.TLSVersion
+) -> None:
+    old = authority.server()
+    old.set_ciphers("ALL:@SECLEVEL=0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        old.minimum_version = old.maximum_version = version
+
+    await refused(old, authority.ca_file)
+
+
+# --- the environment --------------------------------------------------------------------
+
+_SEND = """
+    import asyncio, json, sys
+    from pathlib import Path
+    from uploader.errors import TransportError
+    from uploader.protocol.wire import BytesBody, SignedRequest
+    from uploader.transport import AiohttpTransport
+
+    async def main(url, ca_file):
+        async with AiohttpTransport(ca_file=Path(ca_file) if ca_file else None) as hands:
+            request = SignedRequest("PUT", url + "/bucket/key", {}, BytesBody(b"x"))
+            try:
+                answer = await hands.send(request, answer_timeout_s=5)
+            except TransportError as error:
+                print(json.dumps([error.message, error.is_sent]))
+            else:
+                print(json.dumps(answer.status))
+
+    asyncio.run(main(sys.argv[1], sys.argv[2]))
+"""
+
+
+async def sent_with(env: dict[str, str], url: str, ca_file: Path | None) -> object:
+    """What a process with that environment gets from `url`."""
+
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", textwrap.dedent(_SEND), url, str(ca_file or "")],
+        cwd=ROOT, env=os.environ | env, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+async def test_nothing_in_the_environment_makes_a_stranger_trusted(
+    authority: Authority, tmp_path: Path
+) -> None:
+    lax = tmp_path / "openssl.cnf"
+    lax.write_text(
+        "openssl_conf = a\n[a]\nssl_conf = b\n[b]\nsystem_default = c\n"
+        "[c]\nMinProtocol = TLSv1\nCipherString = ALL:@SECLEVEL=0\n"
+    )
+    directory = tmp_path / "hashed"
+    directory.mkdir()
+    (directory / "any.0").write_bytes(authority.ca_file.read_bytes())
+    hostile = {
+        "SSL_CERT_FILE": str(authority.ca_file),
+        "SSL_CERT_DIR": str(directory),
+        "REQUESTS_CA_BUNDLE": str(authority.ca_file),
+        "CURL_CA_BUNDLE": str(authority.ca_file),
+        "PYTHONHTTPSVERIFY": "0",
+        "OPENSSL_CONF": str(lax),
+    }
+    async with serving(echo_checksums, tls=authority.server()) as server:
+        said = await sent_with(hostile, server.url, None)
+
+    assert isinstance(said, list), f"it was sent: {said}"
+    assert "certificate is not trusted" in said[0]
+    assert said[1] is False
+
+
+async def test_no_variable_has_the_session_keys_written_down(
+    authority: Authority, tmp_path: Path
+) -> None:
+    """Whoever has them reads the Authorization headers out of a recording of the traffic."""
+    keys = tmp_path / "keys.log"
+    async with serving(echo_checksums, tls=authority.server()) as server:
+        said = await sent_with({"SSLKEYLOGFILE": str(keys)}, server.url, authority.ca_file)
+
+    assert said == 200
+    # aiohttp makes contexts of its own on import: they open the file, and nobody uses them.
+    assert "SECRET" not in (keys.read_text() if keys.exists() else "")
+
+
+async def test_no_proxy_of_the_environment_sees_a_request(authority: Authority) -> None:
+    async with (
+        serving(echo_checksums, tls=authority.server()) as server,
+        serving(echo_checksums) as proxy,
+    ):
+        names = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+        said = await sent_with(dict.fromkeys(names, proxy.url), server.url, authority.ca_file)
+
+        assert said == 200
+        assert proxy.connection_count == 0
