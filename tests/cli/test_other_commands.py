@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
+import os
 import signal
 import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -200,3 +205,40 @@ def test_the_demo_proves_what_it_claims(cli: Cli) -> None:
     assert ended.code == 0, ended.out + ended.err
     assert ended.last["ok"] is True
     assert [claim["holds"] for claim in ended.last["claims"]] == [True] * 7
+
+
+def test_a_demo_that_is_killed_leaves_no_process(cli: Cli) -> None:
+    """Neither its server nor the upload it had started."""
+    cli.env = cli.env | {"TMPDIR": str(cli.folder)}
+    running = cli.start("demo", "--size", "64M", "--json")
+    assert running.process.stderr is not None
+    for line in running.process.stderr:
+        if "VideoId" in line:
+            break
+    running.process.kill()
+
+    try:
+        assert _within(20, lambda: processes_below(cli.folder) == set())
+    finally:
+        for pid in processes_below(cli.folder):
+            os.kill(pid, signal.SIGKILL)
+        assert running.ended().code == -signal.SIGKILL
+
+
+def processes_below(folder: Path) -> set[int]:
+    """Processes whose command line names a file in a folder."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if os.fsencode(folder) in path.read_bytes():
+                found.add(int(path.parent.name))
+    return found
+
+
+def _within(seconds: float, holds: Callable[[], bool]) -> bool:
+    deadline_s = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > deadline_s:
+            return False
+        time.sleep(0.05)
+    return True

@@ -49,6 +49,19 @@ _MIN_SIZE: Final = 64 * text.MIB
 _PIECE: Final = 4 * text.MIB
 _READY_S: Final = 20.0
 
+_TIED_COMMAND: Final = """
+import os, sys, threading
+
+def end_with_the_demo():
+    os.read(0, 1)  # nobody writes: this returns when the demo is gone, however it went
+    os.kill(os.getpid(), 9)
+
+threading.Thread(target=end_with_the_demo, daemon=True).start()
+from uploader.cli import main
+main()
+"""
+"""`vodup` for as long as the demo lives: nobody is left to stop an upload it has begun."""
+
 
 @dataclass(slots=True)
 class Run:
@@ -145,6 +158,8 @@ class _Demo:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             *("-m", "uploader.devserver", *words, f"--data={self._folder / 'server'}"),
+            "--until-stdin-ends",  # whatever ends the demo, its server does not outlive it
+            stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             env=_clean_environment(),
         )
@@ -169,10 +184,11 @@ class _Demo:
         """Run `vodup push` and narrate it; with `kill_at`, SIGKILL it at that share."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-c", "from uploader.cli import main; main()", "push", str(self._file), "--json"),
+            *("-c", _TIED_COMMAND, "push", str(self._file), "--json"),
             f"--state={self._folder / 'state.db'}",
             f"--concurrency={_CONNECTIONS}",
             f"--part-size={self._part_size}",
+            stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             env=_clean_environment() | self._env,
         )

@@ -21,7 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         options = _options(arguments)
         faults = json.loads(arguments.faults.read_text()) if arguments.faults else []
-        asyncio.run(serve(options, announce=_print_line, faults=faults))
+        lifeline = sys.stdin.fileno() if arguments.until_stdin_ends else None
+        asyncio.run(serve(options, announce=_print_line, faults=faults, lifeline=lifeline))
     except (OSError, ValueError, RuntimeError) as error:
         print(f"devserver: {error}", file=sys.stderr)
         return 2
@@ -39,6 +40,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--faults", type=Path, help="JSON file with a fault script")
     parser.add_argument("--options", default="{}", help="JSON object with further options")
     parser.add_argument("--tls", action="store_true", help="https with a certificate of its own")
+    parser.add_argument(
+        "--until-stdin-ends",
+        action="store_true",
+        help="stop when stdin, a pipe, is closed: with the process that started the server",
+    )
     return parser
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import os
 import shutil
 import signal
 import ssl
@@ -223,19 +224,33 @@ async def serve(
     *,
     announce: Callable[[str], None],
     faults: Iterable[Fault | Mapping[str, Any]] = (),
+    lifeline: int | None = None,
 ) -> None:
-    """Run until SIGTERM, SIGINT or cancellation; ``announce`` gets one JSON line when ready."""
+    """Run until SIGTERM, SIGINT or cancellation; ``announce`` gets one JSON line when ready.
+
+    ``lifeline`` is a pipe whose other end the parent holds: when that is gone, however it
+    went, the server stops too.
+    """
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
+    if lifeline is not None:
+        loop.add_reader(lifeline, _stop_at_the_end, lifeline, stopped)
     try:
         async with DevServer(options, faults) as server:
             announce(ready_line(server))
             await stopped.wait()
     finally:
+        if lifeline is not None:
+            loop.remove_reader(lifeline)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+
+
+def _stop_at_the_end(lifeline: int, stopped: asyncio.Event) -> None:
+    if not os.read(lifeline, 1024):
+        stopped.set()
 
 
 def ready_line(server: DevServer) -> str:
