@@ -32,9 +32,9 @@ class Authority:
     ca: trustme.CA
     ca_file: Path
 
-    def server(self, name: str = "127.0.0.1", **how: datetime.datetime) -> ssl.SSLContext:
+    def server(self, *, not_after: datetime.datetime | None = None) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.ca.issue_cert(name, **how).configure_cert(context)
+        self.ca.issue_cert("127.0.0.1", not_after=not_after).configure_cert(context)
         return context
 
 
