@@ -6,6 +6,7 @@ together as much as any other. A new module fails here until it is given its lin
 """
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -387,3 +388,20 @@ def test_two_modules_of_one_package_may_not_import_each_other() -> None:
 def test_what_the_plan_allows_passes(module: str, source: str) -> None:
     house = dict.fromkeys(["uploader", "cli", "devserver", "state", "state.leases"], "")
     assert violations(house | {module: source}) == []
+
+
+TOP_LEVEL = frozenset(
+    "pyproject.toml README.md LICENSE Makefile uploader tests benchmarks docs".split()
+)
+
+
+def test_nothing_new_stands_at_the_top_level() -> None:
+    """Examples belong in docs/examples, tools in tests or benchmarks."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=SOURCE.parent, capture_output=True, check=False, text=True
+    )
+    if listed.returncode != 0:
+        pytest.skip("not a git checkout")
+    found = {name.partition("/")[0] for name in listed.stdout.split("\0") if name}
+    strange = {n for n in found - TOP_LEVEL if not n.startswith(".") and not n.endswith(".lock")}
+    assert strange == set()
