@@ -34,7 +34,7 @@ DEV_READY := $(DEV)/.ready
 DEMO_READY := $(if $(wildcard $(DEV_READY)),$(DEV_READY),$(DEMO)/.ready)
 
 PIP := -m pip --disable-pip-version-check --no-input --quiet
-TYPED := uploader tests tools $(wildcard benchmarks)
+TYPED := uploader tests $(wildcard benchmarks)
 
 # What must be covered whole, line and branch: everything an upload's outcome rests on.
 comma := ,
@@ -74,7 +74,7 @@ test-random: $(AUDIT)/.ready
 		-p random_order.plugin --random-order --random-order-seed=$(SEED) $(ARGS)
 
 test-versions: $(DEV_READY) $(LOCK)/.ready
-	@$(DEV)/bin/python -m tools.versions $(VERSIONS) --jobs $(TEST_JOBS) -- $(ARGS)
+	@$(DEV)/bin/python -m tests.gates.versions $(VERSIONS) --jobs $(TEST_JOBS) -- $(ARGS)
 
 # Processes that the tests start are measured too; those that are killed leave nothing.
 coverage: $(DEV_READY)
@@ -93,13 +93,13 @@ coverage-report:
 		--include=$(subst $() ,$(comma),$(CORE))
 
 mutants: $(AUDIT)/.ready
-	@$(AUDIT)/bin/python -m tools.mutants $(ARGS)
+	@$(AUDIT)/bin/python -m tests.gates.mutants $(ARGS)
 
 fuzz: $(AUDIT)/.ready
 	@$(AUDIT)/bin/python -m tests.fuzz_atheris --seconds $(SECONDS) $(ARGS)
 
 audit: $(AUDIT)/.ready
-	@$(AUDIT)/bin/python -m tools.audit
+	@$(AUDIT)/bin/python -m tests.gates.audit
 
 bench: $(DEV_READY)
 	@$(DEV)/bin/python -m benchmarks $(ARGS)

@@ -1,6 +1,6 @@
 """The quick tests on every Python we claim, and with the oldest and newest dependencies.
 
-    python -m tools.versions 3.12 3.13 lowest latest -- tests/protocol -x
+    python -m tests.gates.versions 3.12 3.13 lowest latest -- tests/protocol -x
 
 A Python version has the locked packages; `lowest` is Python 3.11 with the floors of
 pyproject.toml (requirements-lowest.lock), `latest` Python 3.13 with the newest versions that
@@ -18,7 +18,7 @@ from pathlib import Path
 
 __all__ = ["main"]
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 UV = ROOT / ".venv-lock" / "bin" / "uv"
 EXTRAS = "cluster credentials devserver fsspec metrics otel parquet postgres uvloop".split()
 LOWEST, LATEST = "3.11", "3.13"
@@ -81,7 +81,7 @@ def _tested(name: str, jobs: int, args: list[str]) -> str:
 
 def main() -> int:
     """Test each that was named; whether none failed."""
-    parser = argparse.ArgumentParser(prog="tools.versions")
+    parser = argparse.ArgumentParser(prog="tests.gates.versions")
     parser.add_argument("names", nargs="+")
     parser.add_argument("--jobs", type=int, default=2)
     ours, _, theirs = " ".join(sys.argv[1:]).partition(" -- ")

@@ -1,6 +1,6 @@
 """What can be known of the project's safety without running it.
 
-    python -m tools.audit
+    python -m tests.gates.audit
 
 bandit over what is distributed, a bill of materials (CycloneDX) in build/sbom.json, known
 vulnerabilities of what the locks name, the licences of what a user installs, and the locks:
@@ -20,7 +20,7 @@ from pathlib import Path
 
 __all__ = ["main", "misplaced", "unhashed"]
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 LOCKS = sorted(ROOT.glob("requirements*.lock"))
 USERS = ROOT / "requirements.lock"

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tools import audit, mutants
+from tests.gates import audit, mutants
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 HASH = "    --hash=sha256:22a075c9e5a3810f0c2e48f3008c94d68c65d763b9b03857924c99e57355166c"
 PINNED = f"# how it was made\naiofiles==24.1.0 ; sys_platform != 'win32' \\\n{HASH}\n"
 

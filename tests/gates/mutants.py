@@ -1,10 +1,10 @@
 """Mutation tests of the core: which small wrongs in the code no test would notice.
 
-    python -m tools.mutants                          every module, whole
-    python -m tools.mutants protocol/plan session    these
-    python -m tools.mutants engine --sample 120      so many of it, drawn with --seed
-    python -m tools.mutants --seconds 180            stop then; the same command goes on
-    python -m tools.mutants --report                 what is known so far, nothing run
+    python -m tests.gates.mutants                          every module, whole
+    python -m tests.gates.mutants protocol/plan session    these
+    python -m tests.gates.mutants engine --sample 120      so many of it, drawn with --seed
+    python -m tests.gates.mutants --seconds 180            stop then; the same command goes on
+    python -m tests.gates.mutants --report                 what is known so far, nothing run
 
 mutmut changes one thing in one function (a comparison, a number, an argument, a text) and
 runs the tests that reach the function. Each module of `[tool.vodup.mutants]` has its own
@@ -33,9 +33,9 @@ from pathlib import Path
 
 __all__ = ["Found", "Room", "main", "rooms"]
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ROOMS = ROOT / "build" / "mutants"
-EXPLAINED = ROOT / "tools" / "survivors.tsv"
+EXPLAINED = Path(__file__).with_name("survivors.tsv")
 SCORE = 85.0
 """Percent of a whole run that must be killed."""
 
@@ -224,7 +224,7 @@ def report(chosen: list[Room]) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Run and report."""
-    parser = argparse.ArgumentParser(prog="tools.mutants")
+    parser = argparse.ArgumentParser(prog="tests.gates.mutants")
     parser.add_argument("modules", nargs="*")
     parser.add_argument("--seconds", type=float, default=24 * 3600.0)
     parser.add_argument("--sample", type=int)
