@@ -100,6 +100,11 @@ class PartPlan:
         return _Parts(self)
 
     @property
+    def is_open(self) -> bool:
+        """Never: the size is known."""
+        return False
+
+    @property
     def is_single(self) -> bool:
         """Whether everything fits into one part, and so into one PutObject."""
         return self.part_count == 1
