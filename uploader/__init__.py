@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         ServiceError,
         SourceChanged,
         SourceError,
+        SourceNotRepeatable,
         SourceUnreadable,
         StateError,
         StateUnavailable,
@@ -74,21 +75,34 @@ if TYPE_CHECKING:
     from uploader.protocol.trust import TrustPolicy
     from uploader.protocol.vod import AccessKey, VideoMeta
     from uploader.session import RetryPolicy
-    from uploader.sources import BytesSource, FileSource, Source
+    from uploader.sources import (
+        Arrival,
+        BytesSource,
+        CommandInflow,
+        FileObjectSource,
+        FileSource,
+        MemoryWindow,
+        Source,
+        Spool,
+        StreamSource,
+    )
     from uploader.state import MemoryState, SqlState, StateStore, UploadRecord, UploadStatus
 
 __all__ = [
     "AccessKey",
+    "Arrival",
     "Bandwidth",
     "BytesSource",
     "CallbackProvider",
     "CallerNotAuthenticated",
+    "CommandInflow",
     "CommandProvider",
     "ConfigurationError",
     "CredentialError",
     "CredentialsRejected",
     "CredentialsRenewed",
     "Event",
+    "FileObjectSource",
     "FileSource",
     "GrantProvider",
     "GrantSource",
@@ -96,6 +110,7 @@ __all__ = [
     "InvalidGrant",
     "LeaseLost",
     "MemoryState",
+    "MemoryWindow",
     "NewVideo",
     "Outcome",
     "OverwriteRefused",
@@ -108,11 +123,14 @@ __all__ = [
     "Source",
     "SourceChanged",
     "SourceError",
+    "SourceNotRepeatable",
     "SourceUnreadable",
+    "Spool",
     "SqlState",
     "StateError",
     "StateStore",
     "StateUnavailable",
+    "StreamSource",
     "StsCredentials",
     "TransferError",
     "TransportError",
@@ -154,8 +172,8 @@ _HOMES = {
     "engine": "Uploader upload_sync",
     "errors": "CallerNotAuthenticated ConfigurationError CredentialError CredentialsRejected "
     "IntegrityError InvalidGrant LeaseLost OverwriteRefused PermissionDenied PolicyError "
-    "ServiceError SourceChanged SourceError SourceUnreadable StateError StateUnavailable "
-    "TransferError TransportError UnsafePath UnsupportedState UntrustedEndpoint "
+    "ServiceError SourceChanged SourceError SourceNotRepeatable SourceUnreadable StateError "
+    "StateUnavailable TransferError TransportError UnsafePath UnsupportedState UntrustedEndpoint "
     "UnverifiedCompletion UploadLocked UploadTargetChanged VideoError VideoGone VodupError",
     "events": "CredentialsRenewed Event PartsAdopted RequestRetried UploadFailed UploadFinished "
     "UploadProgress UploadRestarted UploadResult UploadStarted",
@@ -166,7 +184,8 @@ _HOMES = {
     "protocol.trust": "TrustPolicy",
     "protocol.vod": "AccessKey VideoMeta",
     "session": "RetryPolicy",
-    "sources": "BytesSource FileSource Source",
+    "sources": "Arrival BytesSource CommandInflow FileObjectSource FileSource MemoryWindow Source "
+    "Spool StreamSource",
     "state": "MemoryState SqlState StateStore UploadRecord UploadStatus",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}

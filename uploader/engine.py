@@ -8,7 +8,6 @@ Where we are in the work is the call stack; what survives a crash is the checkpo
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
@@ -18,7 +17,13 @@ from typing import Any, Self
 
 from uploader.clock import Clock, SystemClock
 from uploader.credentials import CallbackProvider, GrantProvider, Network
-from uploader.errors import ConfigurationError, StateError, VodupError
+from uploader.errors import (
+    ConfigurationError,
+    CredentialError,
+    StateError,
+    TransferError,
+    VodupError,
+)
 from uploader.events import Listener, UploadResult
 from uploader.evidence import Stored
 from uploader.many import Items, Outcome, UploadItem, require_files, upload_all
@@ -31,17 +36,16 @@ from uploader.protocol.oss import ObjectFacts
 from uploader.protocol.trust import TrustPolicy
 from uploader.protocol.vod import VideoMeta
 from uploader.protocol.wire import Transport
-from uploader.sources import BytesSource, FileSource, Source
+from uploader.sources import AnySource, BytesSource, Source, as_source
 from uploader.state import Phase, StateStore, UploadRecord, open_state
 from uploader.transfer import Transfer, Vanished, one_error
 from uploader.transport import AiohttpTransport
 
-__all__ = ["Uploader", "as_source", "upload_sync"]
+__all__ = ["Uploader", "upload_sync"]
 
 _MAX_RESTARTS = 2
 """A multipart upload that vanishes more often in one run is being removed by somebody."""
 
-AnySource = Source | str | os.PathLike[str] | bytes
 AnyProvider = GrantProvider | Callable[[str], Awaitable[Any]]
 
 
@@ -300,6 +304,7 @@ async def _store(transfer: Transfer) -> Stored:
     while True:
         try:
             await transfer.start_or_resume()
+            await transfer.follow_source()
             await transfer.send_missing_parts()
             return await transfer.complete()
         except Vanished as gone:
@@ -339,11 +344,19 @@ async def _noted(job: Job) -> AsyncIterator[None]:
         with one_error():
             yield
     except VodupError as error:
+        _say_how_to_go_on(error, job)
         if job.checkpoint.record is not None and not isinstance(error, StateError):
             said = f"{type(error).__name__}: {error.message}".encode(errors="replace").decode()
             with suppress(StateError):
                 await job.checkpoint.advance(error=said)
         raise
+
+
+def _say_how_to_go_on(error: VodupError, job: Job) -> None:
+    """Running the same command again is not all it takes for a source that comes once."""
+    arrival = job.source.arrival
+    if arrival is not None and isinstance(error, TransferError | CredentialError | StateError):
+        error.next_step = f"{error.next_step} {arrival.resumption.format(key=job.key)}".strip()
 
 
 def upload_sync(
@@ -365,15 +378,6 @@ def upload_sync(
             return await uploader.upload(source, **upload)
 
     return asyncio.run(run())
-
-
-def as_source(source: AnySource) -> Source:
-    """Return a path as a `FileSource`, bytes as a `BytesSource`, and a source as it is."""
-    if isinstance(source, bytes):
-        return BytesSource(source)
-    if isinstance(source, str | os.PathLike):
-        return FileSource(Path(source))
-    return source
 
 
 def _as_provider(provider: AnyProvider | None) -> GrantProvider | None:

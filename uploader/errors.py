@@ -18,7 +18,8 @@ VodupError
 ├── UnverifiedCompletion          OSS completed, nothing proves what it holds
 ├── SourceError                   the bytes we were to send
 │   ├── SourceUnreadable          missing, no permission, not a regular file, empty
-│   └── SourceChanged             it is not what the checkpoint describes
+│   ├── SourceChanged             it is not what the checkpoint describes
+│   └── SourceNotRepeatable       its bytes came once and are not kept any more
 ├── StateError                    what survives a crash
 │   ├── StateUnavailable          cannot be read or written (disk full, no permission)
 │   ├── UnsupportedState          written by a newer vodup
@@ -51,6 +52,7 @@ __all__ = [
     "ServiceError",
     "SourceChanged",
     "SourceError",
+    "SourceNotRepeatable",
     "SourceUnreadable",
     "StateError",
     "StateUnavailable",
@@ -298,6 +300,20 @@ class SourceChanged(SourceError):
     default_next_step = (
         "Put the original back and run the same command, or give the upload up with "
         "`vodup abort` and start anew."
+    )
+
+
+class SourceNotRepeatable(SourceError):
+    """Bytes of a stream would have to be sent again, and are not kept any more.
+
+    Nothing was completed. The upload goes on only with a producer that begins again from
+    its first byte; what OSS has is then compared and not sent again.
+    """
+
+    is_resumable = False
+    default_next_step = (
+        "Run the producer again from its start, under the same key; what OSS has is compared and "
+        "not sent again."
     )
 
 

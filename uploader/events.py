@@ -77,7 +77,10 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UploadStarted(Event):
-    """Parts are about to be sent. `done_bytes`, `resumed_part_count`: from earlier runs."""
+    """Parts are about to be sent. `done_bytes`, `resumed_part_count`: from earlier runs.
+
+    `size` and `part_count` are 0 while a stream has no end.
+    """
 
     type: ClassVar[str] = "upload.started"
     source: str
@@ -108,7 +111,10 @@ class UploadRestarted(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UploadProgress(Event):
-    """`done_bytes` of `size` are at OSS or on the way there."""
+    """`done_bytes` of `size` are at OSS or on the way there.
+
+    `size` and `part_count` are 0 while a stream has no end.
+    """
 
     type: ClassVar[str] = "upload.progress"
     done_bytes: int

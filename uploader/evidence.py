@@ -13,7 +13,8 @@ from typing import Literal
 from uploader.errors import IntegrityError
 from uploader.protocol.integrity import join_crc64, multipart_etag, same_etag
 from uploader.protocol.oss import ListedPart, ObjectFacts
-from uploader.protocol.plan import Part, PartPlan
+from uploader.protocol.plan import Part
+from uploader.protocol.steps import Plan
 from uploader.state.records import PartAck
 
 __all__ = ["ABSENT", "NOTHING", "Proof", "Receipts", "Stored", "is_same_part"]
@@ -47,7 +48,7 @@ class Receipts:
     nothing at all.
     """
 
-    def __init__(self, plan: PartPlan, acks: Iterable[PartAck], *, is_put: bool) -> None:
+    def __init__(self, plan: Plan, acks: Iterable[PartAck], *, is_put: bool) -> None:
         """`is_put`: one PutObject, whose ETag is the plain MD5 (OSS API: PutObject)."""
         self.plan, self.is_put = plan, is_put
         self._acks = {ack.number: ack for ack in acks if 1 <= ack.number <= plan.part_count}
@@ -59,6 +60,20 @@ class Receipts:
 
     def __contains__(self, part_number: int) -> bool:
         return part_number in self._acks
+
+    def of(self, part_number: int) -> PartAck | None:
+        """The receipt of a part."""
+        return self._acks.get(part_number)
+
+    @property
+    def end(self) -> int:
+        """Where the last part ends that has a receipt."""
+        ends = (self.plan.part(ack.number).offset + ack.size for ack in self._acks.values())
+        return max(ends, default=0)
+
+    def under(self, plan: Plan) -> Receipts:
+        """The same receipts, for a plan that has the same parts as far as they are sent."""
+        return Receipts(plan, self._acks.values(), is_put=self.is_put)
 
     def missing(self) -> list[Part]:
         """The parts without a receipt, in order."""

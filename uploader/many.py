@@ -24,7 +24,7 @@ from uploader.events import UploadResult
 from uploader.log import get_logger
 from uploader.protocol.grants import UploadGrant
 from uploader.protocol.vod import VideoMeta
-from uploader.sources import Source
+from uploader.sources import AnySource
 
 __all__ = ["DEFAULT_FILES", "Outcome", "UploadItem", "require_files", "upload_all"]
 
@@ -51,7 +51,7 @@ class UploadItem:
         tag: the caller's own; comes back with the outcome.
     """
 
-    source: Source | str | os.PathLike[str] | bytes
+    source: AnySource
     meta: VideoMeta | None = None
     video_id: str | None = None
     grant: UploadGrant | None = None
@@ -182,7 +182,7 @@ async def _each(items: Iterable[UploadItem]) -> AsyncGenerator[UploadItem, None]
         yield item
 
 
-def _size_of(source: Source | str | os.PathLike[str] | bytes) -> int:
+def _size_of(source: AnySource) -> int:
     """Bytes; 0 where it cannot be told, which the upload itself will complain about."""
     if isinstance(source, bytes):
         return len(source)

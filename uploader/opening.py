@@ -21,9 +21,10 @@ from uploader.options import UploadOptions
 from uploader.progress import Progress
 from uploader.protocol.documents import MalformedDocument
 from uploader.protocol.grants import UploadGrant
-from uploader.protocol.plan import PartPlan
+from uploader.protocol.integrity import join_crc64
+from uploader.protocol.steps import Plan, plan_steps, read_plan
 from uploader.protocol.vod import VideoMeta
-from uploader.sources import Fingerprint, Source
+from uploader.sources import Arrival, Fingerprint, Source
 from uploader.state import Checkpoint, Phase, UploadRecord
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "Job",
     "changes_of",
     "default_key",
+    "drained",
     "grant_and_target",
     "plan_of",
     "receipt_of",
@@ -107,6 +109,9 @@ async def receipt_of(job: Job) -> UploadResult | None:
 
 async def _is_source_of(job: Job, record: UploadRecord, result: UploadResult) -> bool:
     """Whether the source holds what was uploaded; a copied or touched file is read again."""
+    arrival = job.source.arrival
+    if arrival is not None and not arrival.is_rereadable:
+        return await drained(job.source, arrival) == (result.size, result.crc64)
     now = (await job.source.fingerprint()).to_text()
     if now == record.fingerprint:
         return True
@@ -117,6 +122,20 @@ async def _is_source_of(job: Job, record: UploadRecord, result: UploadResult) ->
     return True
 
 
+async def drained(source: Source, arrival: Arrival) -> tuple[int, int]:
+    """Read a stream to its end and keep nothing; its size and CRC-64."""
+    await arrival.begin("")
+    pieces: list[tuple[int, int]] = []
+    for part in plan_steps(largest_size=arrival.largest_part).parts:
+        size = await arrival.reached(part)
+        if size:
+            pieces.append(((await source.read_crc(part.offset, size))[0], size))
+            await arrival.release(part)
+        if size < part.size:
+            break
+    return sum(size for _, size in pieces), join_crc64(pieces)
+
+
 def _result_of(receipt: str) -> UploadResult:
     try:
         return UploadResult(**json.loads(receipt))
@@ -125,14 +144,14 @@ def _result_of(receipt: str) -> UploadResult:
 
 
 @functools.lru_cache(maxsize=256)
-def plan_of(text: str) -> PartPlan:
+def plan_of(text: str) -> Plan:
     """Read a recorded plan.
 
     Raises:
         UnsupportedState: it is none, or of a newer version.
     """
     try:
-        return PartPlan.from_text(text)
+        return read_plan(text)
     except MalformedDocument as error:
         raise _not_readable("plan", error) from None
 

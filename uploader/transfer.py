@@ -18,6 +18,7 @@ from uploader.errors import (
     PermissionDenied,
     ServiceError,
     SourceChanged,
+    SourceNotRepeatable,
     StateError,
     UnverifiedCompletion,
     UploadTargetChanged,
@@ -33,17 +34,20 @@ from uploader.events import (
     UploadStarted,
 )
 from uploader.evidence import ABSENT, NOTHING, Proof, Receipts, Stored
+from uploader.following import Following
 from uploader.log import get_logger
 from uploader.opening import Job, changes_of, plan_of
 from uploader.protocol import oss
 from uploader.protocol.grants import UploadGrant, UploadTarget
 from uploader.protocol.integrity import same_etag
 from uploader.protocol.oss import ListedPart, ObjectFacts, OssDialect
-from uploader.protocol.plan import MAX_PUT_SIZE, Part, PartPlan, plan_parts
+from uploader.protocol.plan import MAX_OBJECT_SIZE, MAX_PUT_SIZE, Part, plan_parts
+from uploader.protocol.steps import Plan, StepPlan, plan_steps
 from uploader.protocol.verdicts import is_vanished
 from uploader.protocol.vod import VideoFacts
 from uploader.protocol.wire import Operation, SentBody, Signer
 from uploader.session import Session
+from uploader.sources import Fingerprint
 from uploader.state import PartAck, Phase
 
 __all__ = ["Transfer", "Vanished", "one_error"]
@@ -252,8 +256,14 @@ class Transfer:
                 await self._call(oss.abort_multipart_upload(self._target, upload_id))
             raise
 
-    def _new_plan(self) -> PartPlan:
+    def _new_plan(self) -> Plan:
         options = self._job.options
+        if (arrival := self._source.arrival) is not None:
+            return plan_steps(
+                part_size=options.part_size,
+                expected_size=arrival.expected_size,
+                largest_size=arrival.largest_part,
+            )
         concurrency = options.concurrency
         if concurrency == "auto":
             concurrency = _USUAL_CONCURRENCY
@@ -298,6 +308,8 @@ class Transfer:
 
     async def _adopt(self, listed: dict[int, ListedPart]) -> None:
         """Keep parts whose answers were lost, if the source proves to hold their bytes."""
+        if self._source.arrival is not None:
+            return  # its bytes are not there yet; what has a receipt is compared as they come
         adopted_count = 0
         for part in self._sent.missing():
             known = listed.get(part.number)
@@ -337,14 +349,43 @@ class Transfer:
                 key=record.key,
                 video_id=record.video_id,
                 source=record.source,
-                size=record.size,
-                part_count=sent.plan.part_count,
+                size=sent.plan.size,
+                part_count=0 if sent.plan.is_open else sent.plan.part_count,
                 done_bytes=sent.size,
                 resumed_part_count=len(sent),
                 upload_id=record.upload_id,
                 is_resumed=is_resumed,
             )
         )
+
+    # --- send what arrives ---------------------------------------------------------------
+
+    async def follow_source(self) -> None:
+        """Send what arrives until the source has ended; most sources are there as a whole."""
+        plan, arrival = self._sent.plan, self._source.arrival
+        is_all_there = not plan.is_open and not self._sent.missing()
+        if arrival is None or is_all_there or not isinstance(plan, StepPlan):
+            return
+        self._progress.phase = "send"
+        following = Following(
+            source=self._source,
+            arrival=arrival,
+            plan=plan,
+            sent=self._sent,
+            send=self._send_part,
+            concurrency=self._job.network.pace.max_concurrency,
+        )
+        with self._target_watched(), one_error():
+            size, sent_of = await following.to_the_end(self._job.record.reference_id or "")
+        if plan.is_open:
+            await self._close(plan.closed(size), sent_of)
+
+    async def _close(self, plan: StepPlan, fingerprint: Fingerprint) -> None:
+        """Write down where the source has ended: from here on it is like any other."""
+        await self._checkpoint.advance(
+            plan=plan.to_text(), size=plan.size, fingerprint=fingerprint.to_text()
+        )
+        self._receipts = self._sent.under(plan)
 
     # --- send the missing parts ---------------------------------------------------------
 
@@ -616,7 +657,10 @@ class Transfer:
             if ack.md5 is not None:
                 continue
             offset = self._sent.plan.part(ack.number).offset
-            crc64, md5 = await self._source.read_crc(offset, ack.size, with_md5=True)
+            try:
+                crc64, md5 = await self._source.read_crc(offset, ack.size, with_md5=True)
+            except SourceNotRepeatable:
+                return  # without its MD5s an ETag proves nothing, and `verify` says so
             if crc64 != ack.crc64:
                 raise SourceChanged(f"{self._source.name} changed after it was sent.")
             self._sent.keep(replace(ack, md5=md5))
@@ -706,15 +750,15 @@ class Transfer:
                 self._tell_progress(self._receipts)
 
     def _tell_progress(self, sent: Receipts) -> None:
-        progress = self._progress
+        progress, plan = self._progress, sent.plan
         progress.tell(
             UploadProgress(
                 key=progress.key,
                 video_id=progress.video_id,
-                done_bytes=min(sent.size + progress.under_way_bytes, sent.plan.size),
-                size=sent.plan.size,
+                done_bytes=min(sent.size + progress.under_way_bytes, plan.size or MAX_OBJECT_SIZE),
+                size=plan.size,
                 acked_part_count=len(sent),
-                part_count=sent.plan.part_count,
+                part_count=0 if plan.is_open else plan.part_count,
                 renewal_count=progress.renewal_count,
                 retry_count=progress.retry_count,
             )

@@ -70,6 +70,10 @@ class UnreadableSource:
     def size(self) -> int:
         return self._file.size
 
+    @property
+    def arrival(self) -> None:
+        return None
+
     async def fingerprint(self) -> Fingerprint:
         return await self._file.fingerprint()
 

@@ -181,6 +181,10 @@ class OpenFile:
     def size(self) -> int:
         return len(self._file.data)
 
+    @property
+    def arrival(self) -> None:
+        return None
+
     async def fingerprint(self) -> Fingerprint:
         await asyncio.sleep(0)
         return Fingerprint(len(self._file.data), self._file.version, self._file.version, 1, 1)

@@ -64,6 +64,7 @@ TABLE: Final[dict[type[VodupError], int]] = {
     errors.SourceError: SOURCE,
     errors.SourceUnreadable: SOURCE,
     errors.SourceChanged: SOURCE,
+    errors.SourceNotRepeatable: SOURCE,
     # Two uploads under one key, or one VideoId under two keys.
     errors.StateError: USAGE,
     errors.StateUnavailable: TEMPORARY,

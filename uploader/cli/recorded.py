@@ -104,12 +104,13 @@ def _done_bytes(one: UploadStatus) -> int:
 def _part_count(one: UploadStatus) -> int | None:
     """How many parts the plan has; None before there is one, and when it is not readable."""
     from uploader.protocol.documents import MalformedDocument
-    from uploader.protocol.plan import PartPlan
+    from uploader.protocol.steps import read_plan
 
     if one.record.plan is None:
         return None
     with suppress(MalformedDocument, UnsupportedState):
-        return PartPlan.from_text(one.record.plan).part_count
+        plan = read_plan(one.record.plan)
+        return None if plan.is_open else plan.part_count
     return None
 
 

@@ -127,7 +127,7 @@ def create_upload_video(
     params = {
         "Title": meta.title or title_of(file_name),
         "FileName": meta.file_name or file_name,
-        "FileSize": str(file_size),
+        "FileSize": str(file_size) if file_size else None,
         "Description": meta.description,
         "CoverURL": meta.cover_url,
         "CateId": None if meta.cate_id is None else str(meta.cate_id),

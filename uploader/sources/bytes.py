@@ -33,6 +33,10 @@ class BytesSource:
         """Length in bytes."""
         return len(self.data)
 
+    @property
+    def arrival(self) -> None:
+        """It is there as a whole."""
+
     async def fingerprint(self) -> Fingerprint:
         """The size and the CRC-64 of the content."""
         return Fingerprint(self.size, 0, 0, crc64(self.data), 0)

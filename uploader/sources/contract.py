@@ -1,4 +1,8 @@
-"""What every source promises."""
+"""What every source promises.
+
+Most sources are there as a whole. Some arrive: where they end is not known when their
+upload begins. Those have an `Arrival`, and everything else is the same.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +10,19 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol, Self
 
+from uploader.protocol.plan import Part
 from uploader.protocol.wire import Body
 from uploader.sources.fingerprints import Fingerprint
 
-__all__ = ["Source"]
+__all__ = ["Arrival", "Source"]
 
 
 class Source(Protocol):
     """Something to upload; an async context manager, open only inside it.
 
     Between entering and leaving, every read yields the bytes that were there on
-    entering, or raises `SourceChanged`: never other bytes and never fewer.
+    entering, or raises `SourceChanged`: never other bytes and never fewer. A source with
+    an `Arrival` promises the same of every part that has been reached.
     """
 
     @property
@@ -29,7 +35,11 @@ class Source(Protocol):
 
     @property
     def size(self) -> int:
-        """Bytes, at least 1; known once entered."""
+        """Bytes, at least 1; known once entered. 0 while an arriving source has no end."""
+
+    @property
+    def arrival(self) -> Arrival | None:
+        """How it arrives; None if it is there as a whole. Known once entered."""
 
     async def fingerprint(self) -> Fingerprint:
         """What identifies the source right now.
@@ -56,3 +66,47 @@ class Source(Protocol):
         trace: TracebackType | None,
     ) -> None:
         """Close it; bodies must not be read any more."""
+
+
+class Arrival(Protocol):
+    """How a source comes that has no end yet.
+
+    Parts are reached in order, each as it is planned, one at a time; a run that begins
+    anew asks from the first part again.
+    """
+
+    @property
+    def is_rereadable(self) -> bool:
+        """Whether parts can be read at any time, or only between `reached` and `release`."""
+
+    @property
+    def largest_part(self) -> int:
+        """Bytes of one part that it can keep."""
+
+    @property
+    def expected_size(self) -> int | None:
+        """A guess of the whole; None without one."""
+
+    @property
+    def resumption(self) -> str:
+        """What a user does to go on after a failure, as one sentence with `{key}` in it."""
+
+    async def begin(self, reference: str) -> None:
+        """Get ready for the upload of this name; what was kept for another one is dropped.
+
+        "" is none: the upload is finished, and the bytes are only to be compared.
+        Called once before the first part, and again when a run begins anew.
+        """
+
+    async def reached(self, part: Part) -> int:
+        """Wait until the part is there; returns how many of its bytes are, the rest has ended.
+
+        Waits for room as well: whoever produces is not read from meanwhile.
+
+        Raises:
+            SourceNotRepeatable: the part was released before, or belongs to a former run.
+            SourceError: whoever produces has failed.
+        """
+
+    async def release(self, part: Part) -> None:
+        """OSS has the part: it need not be kept any more."""

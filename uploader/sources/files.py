@@ -77,6 +77,10 @@ class FileSource:
         """Bytes when it was opened."""
         return self._opened().fingerprint.size
 
+    @property
+    def arrival(self) -> None:
+        """It is there as a whole."""
+
     async def __aenter__(self) -> Self:
         """Open the file and make sure that it can be uploaded.
 

@@ -9,7 +9,13 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from io import FileIO
 from typing import Any, Final, ParamSpec, TypeVar
 
-__all__ = ["READING_THREAD_COUNT", "OpeningThreads", "call_if_open", "reading_threads"]
+__all__ = [
+    "READING_THREAD_COUNT",
+    "OpeningThreads",
+    "call_if_open",
+    "in_reading_thread",
+    "reading_threads",
+]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -22,6 +28,11 @@ READING_THREAD_COUNT: Final = 8
 def reading_threads() -> ThreadPoolExecutor:
     """One pool per process, so that threads do not grow with the number of files."""
     return ThreadPoolExecutor(READING_THREAD_COUNT, thread_name_prefix="vodup-read")
+
+
+async def in_reading_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Do blocking work in one of them. It goes on when the task that waits is cancelled."""
+    return await asyncio.wrap_future(reading_threads().submit(work, *args, **kwargs))
 
 
 class OpeningThreads(Executor):

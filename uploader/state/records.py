@@ -53,7 +53,7 @@ class UploadRecord:
         key: what the caller calls this upload; unique in a store.
         source: where the bytes come from, for people (a path or a URL without query).
         fingerprint: opaque; how we know that the source is still the same.
-        size: bytes of the source.
+        size: bytes of the source; 0 while a stream has no end.
         scope: which service and region the video lives in, for example "vod.cn-shanghai".
         reference_id: sent with CreateUploadVideo so that a lost answer is found again.
         meta: opaque JSON of what CreateUploadVideo was (to be) told.

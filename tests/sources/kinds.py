@@ -1,0 +1,217 @@
+"""Every kind of source, as a table: where it comes from, and what it promises.
+
+An `Origin` holds bytes and gives out a new source of them as often as a new run would
+open one. The suite in test_every_source.py asks the same of all of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from uploader import MemoryWindow, Spool, StreamSource
+from uploader.sources import AnySource, DescriptorInflow
+
+from ..engine.harness import PART
+
+WINDOW = 12 * PART
+"""What streams keep in these tests: less than they have."""
+
+
+@dataclass
+class Origin:
+    """Bytes somewhere, and sources of them.
+
+    Attributes:
+        data: what it holds; `put` changes it.
+        is_stream: whether its bytes come once, so that a run that fails must be followed
+            by one that begins at the first byte.
+    """
+
+    data: bytes = b""
+    is_stream: bool = False
+    put: Callable[[bytes], None] = lambda data: None
+    source: Callable[[], AnySource] = lambda: b""
+    threads: list[threading.Thread] = field(default_factory=list)
+
+    def holds(self, data: bytes) -> bytes:
+        """Hold these bytes from now on; returns them."""
+        self.data = data
+        self.put(data)
+        return data
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One row of the table."""
+
+    name: str
+    origin: Callable[[Path], AbstractAsyncContextManager[Origin]]
+
+
+# --- in memory ------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def of_bytes(folder: Path) -> AsyncIterator[Origin]:
+    origin = Origin()
+    origin.source = lambda: origin.data
+    yield origin
+
+
+@asynccontextmanager
+async def of_memoryview(folder: Path) -> AsyncIterator[Origin]:
+    origin = Origin()
+    origin.source = lambda: memoryview(bytearray(b"x" + origin.data))[1:]
+    yield origin
+
+
+@asynccontextmanager
+async def of_bytes_io(folder: Path) -> AsyncIterator[Origin]:
+    """Read from where the caller has left it."""
+    origin = Origin()
+
+    def source() -> io.BytesIO:
+        file = io.BytesIO(b"header" + origin.data)
+        file.seek(6)
+        return file
+
+    origin.source = source
+    yield origin
+
+
+# --- files ----------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def of_file(folder: Path) -> AsyncIterator[Origin]:
+    await asyncio.to_thread(folder.mkdir)
+    path = folder / "movie.mp4"
+    yield Origin(put=lambda data: _write(path, data), source=lambda: path)
+
+
+@asynccontextmanager
+async def of_open_file(folder: Path) -> AsyncIterator[Origin]:
+    await asyncio.to_thread(folder.mkdir)
+    path = folder / "movie.mp4"
+    opened: list[io.BufferedReader] = []
+
+    def source() -> io.BufferedReader:
+        opened.append(path.open("rb"))
+        return opened[-1]
+
+    try:
+        yield Origin(put=lambda data: _write(path, data), source=source)
+    finally:
+        for file in opened:
+            file.close()
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+
+
+# --- streams --------------------------------------------------------------------------
+
+
+async def pieces(data: bytes, size: int = 70_001) -> AsyncGenerator[bytes, None]:
+    """`data` in pieces that fit no part."""
+    for offset in range(0, len(data), size):
+        await asyncio.sleep(0)
+        yield data[offset : offset + size]
+
+
+@asynccontextmanager
+async def of_iterator(folder: Path) -> AsyncIterator[Origin]:
+    origin = Origin(is_stream=True)
+    origin.source = lambda: StreamSource(
+        pieces(origin.data), "movie.mp4", window=MemoryWindow(WINDOW)
+    )
+    yield origin
+
+
+@asynccontextmanager
+async def of_spooled_iterator(folder: Path) -> AsyncIterator[Origin]:
+    origin = Origin(is_stream=True)
+    origin.source = lambda: StreamSource(
+        pieces(origin.data), "movie.mp4", window=Spool(folder, "movie.mp4", WINDOW)
+    )
+    yield origin
+
+
+class Unseekable(io.RawIOBase):
+    """A binary file object without positions."""
+
+    name = "movie.mp4"
+
+    def __init__(self, data: bytes) -> None:
+        self._file = io.BytesIO(data)
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1, /) -> bytes:
+        return self._file.read(min(size, 50_000))
+
+
+@asynccontextmanager
+async def of_unseekable_file(folder: Path) -> AsyncIterator[Origin]:
+    origin = Origin(is_stream=True)
+    origin.source = lambda: Unseekable(origin.data)
+    yield origin
+
+
+@asynccontextmanager
+async def of_pipe(folder: Path) -> AsyncIterator[Origin]:
+    """A pipe that another thread writes, as a process would."""
+    origin = Origin(is_stream=True)
+    descriptors: list[int] = []
+
+    def source() -> StreamSource:
+        reading, writing = os.pipe()
+        descriptors.append(reading)
+        thread = threading.Thread(target=_pour, args=(writing, origin.data))
+        origin.threads.append(thread)
+        thread.start()
+        return StreamSource(
+            DescriptorInflow(reading, "a pipe"), "movie.mp4", window=MemoryWindow(WINDOW)
+        )
+
+    origin.source = source
+    try:
+        yield origin
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        for thread in origin.threads:
+            await asyncio.to_thread(thread.join)
+
+
+def _pour(descriptor: int, data: bytes) -> None:
+    left = memoryview(data)
+    try:
+        while left:
+            left = left[os.write(descriptor, left) :]
+    except BrokenPipeError:
+        pass  # nobody reads it to its end
+    finally:
+        os.close(descriptor)
+
+
+KINDS = (
+    Kind("bytes", of_bytes),
+    Kind("memoryview", of_memoryview),
+    Kind("BytesIO", of_bytes_io),
+    Kind("file", of_file),
+    Kind("open file", of_open_file),
+    Kind("iterator", of_iterator),
+    Kind("spooled iterator", of_spooled_iterator),
+    Kind("unseekable file", of_unseekable_file),
+    Kind("pipe", of_pipe),
+)

@@ -1,0 +1,363 @@
+"""Streams: what is kept, who waits, what a producer's end means, and what a later run needs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
+
+import pytest
+
+from uploader import (
+    CommandInflow,
+    ConfigurationError,
+    MemoryWindow,
+    SourceChanged,
+    SourceNotRepeatable,
+    SourceUnreadable,
+    Spool,
+    StreamSource,
+    TransportError,
+    VideoMeta,
+)
+from uploader.devserver import Fault
+from uploader.protocol.plan import Part
+from uploader.protocol.steps import StepPlan
+from uploader.sources import AnySource
+from uploader.sources.windows import KEPT_IN_MEMORY
+
+from ..engine.harness import PART, Desk, content, until
+from .kinds import pieces
+
+KEY = "the-upload"
+META = VideoMeta(file_name="movie.mp4")
+
+
+class Producer:
+    """An async iterator that counts what was taken from it. Mutable."""
+
+    def __init__(self, data: bytes, *, fails_after: int | None = None) -> None:
+        self.data, self.fails_after = data, fails_after
+        self.given = 0
+        self.waits_for: Callable[[], bool] = lambda: True
+        self.is_closed = False
+
+    async def __aiter__(self) -> AsyncGenerator[bytes, None]:
+        try:
+            for offset in range(0, len(self.data), PART // 4):
+                if self.fails_after is not None and offset >= self.fails_after:
+                    await until(self.waits_for)
+                    raise RuntimeError("the camera fell into the sea")
+                self.given = offset + PART // 4
+                yield self.data[offset : self.given]
+        finally:
+            self.is_closed = True
+
+
+# --- back-pressure --------------------------------------------------------------------
+
+
+async def test_a_producer_is_not_read_from_while_there_is_no_room(desk: Desk) -> None:
+    window = 8 * PART
+    producer = Producer(content(40 * PART))
+    desk.order(Fault(action="slow", operation="UploadPart", count=None, delay_s=30))
+    async with desk.uploader(concurrency=4) as up:
+        source = StreamSource(producer, window=MemoryWindow(window))
+        task = asyncio.create_task(up.upload(source, key=KEY, meta=META))
+        await until(lambda: producer.given >= window)
+        await asyncio.sleep(0.1)
+        assert producer.given <= window + PART // 4
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert producer.is_closed
+
+
+async def test_a_slow_store_makes_the_producer_wait_and_loses_nothing(desk: Desk) -> None:
+    desk.server.set_options(bandwidth=6e6)
+    producer = Producer(content(40 * PART))
+    source = StreamSource(producer, window=MemoryWindow(8 * PART))
+    result = await desk.push(source, key=KEY, meta=META)
+    await desk.assert_stored(result, producer.data)
+
+
+# --- the end --------------------------------------------------------------------------
+
+
+async def test_a_producer_that_fails_completes_nothing(desk: Desk) -> None:
+    producer = Producer(content(20 * PART), fails_after=12 * PART)
+    producer.waits_for = lambda: desk.server.stats.parts_stored >= 8
+
+    error = await desk.fail(producer, key=KEY, meta=META)
+
+    assert isinstance(error, SourceUnreadable)
+    assert "the camera fell into the sea" in error.message
+    assert desk.server.stats.completes == 0
+    assert isinstance(error.__cause__, RuntimeError)
+
+    result = await desk.push(Producer(producer.data), key=KEY, meta=META)
+    await desk.assert_stored(result, producer.data)
+    assert result.resumed_part_count > 0
+
+
+async def test_what_is_no_bytes_is_refused(desk: Desk) -> None:
+    async def words() -> AsyncGenerator[str, None]:
+        yield "text"
+
+    error = await desk.fail(words(), meta=META)  # type: ignore[arg-type]
+    assert isinstance(error, ConfigurationError)
+    assert "yields str, not bytes" in error.message
+
+
+def command(script: str) -> StreamSource:
+    return StreamSource(CommandInflow([sys.executable, "-c", script]), "movie.mp4")
+
+
+WRITES = "import sys; sys.stdout.buffer.write(bytes(range(256)) * 4000); sys.stdout.flush(); "
+
+
+async def test_a_command_that_ends_well_is_stored(desk: Desk) -> None:
+    result = await desk.push(command(WRITES))
+    await desk.assert_stored(result, bytes(range(256)) * 4000)
+
+
+@pytest.mark.parametrize(
+    ("end", "words"),
+    [
+        ("sys.exit(3)", "failed with exit status 3"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "was ended by SIGKILL"),
+    ],
+)
+async def test_a_command_that_fails_completes_nothing(desk: Desk, end: str, words: str) -> None:
+    error = await desk.fail(command(WRITES + end))
+    assert isinstance(error, SourceUnreadable)
+    assert words in error.message
+    assert desk.server.stats.completes == 0
+
+
+async def test_a_command_that_is_not_there(desk: Desk) -> None:
+    error = await desk.fail(StreamSource(CommandInflow(["no-such-command-here"]), "movie.mp4"))
+    assert "cannot be started (No such file or directory)" in error.message
+
+
+async def test_a_cancelled_upload_stops_its_command_with_all_it_started(desk: Desk) -> None:
+    script = (
+        "import subprocess, sys, time;"
+        "child = subprocess.Popen(['sleep', '600']);"
+        "sys.stdout.buffer.write(bytes(3_000_000)); sys.stdout.flush();"
+        "print(child.pid, file=sys.stderr); time.sleep(600)"
+    )
+    source = command(script)
+    async with desk.uploader() as up:
+        task = asyncio.create_task(up.upload(source))
+        await until(lambda: desk.server.stats.parts_stored > 2)
+        group = source._inflow._process.pid  # type: ignore[attr-defined]
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    await until(lambda: not _is_alive(group))
+
+
+def _is_alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+# --- what a later run needs -----------------------------------------------------------
+
+
+async def test_a_stream_without_a_name_for_it_is_an_upload_of_its_own(desk: Desk) -> None:
+    """Two recordings from one pipe must never be taken for the same one."""
+    first = await desk.push(pieces(content(2 * PART)), meta=META)
+    other = await desk.push(pieces(content(2 * PART, seed=1)), meta=META)
+    assert first.video_id != other.video_id
+    assert desk.server.stats.creates == 2
+
+
+async def test_a_failure_says_how_to_go_on(desk: Desk) -> None:
+    desk.order(Fault(action="reset", operation="UploadPart", part=3, count=None))
+    error = await desk.fail(pieces(content(6 * PART)), meta=META)
+    assert isinstance(error, TransportError)
+    record = await desk.record()
+    assert f"run its producer again from its start with --key {record.key}" in error.next_step
+    desk.order()
+
+    result = await desk.push(pieces(content(6 * PART)), key=record.key)
+    await desk.assert_stored(result, content(6 * PART))
+    assert desk.server.stats.creates == 1
+
+
+async def test_a_longer_stream_than_before_is_another_one(desk: Desk) -> None:
+    data = content(6 * PART)
+    desk.order(Fault(action="error", operation="CompleteMultipartUpload", count=None, status=400))
+    await desk.fail(pieces(data), key=KEY, meta=META)
+    desk.order(Fault(action="list_lag", operation="ListParts", value=1))
+
+    error = await desk.fail(pieces(data + b"more"), key=KEY, meta=META)
+
+    assert isinstance(error, SourceChanged)
+    assert desk.server.stats.completes == 0
+
+
+async def spooled_to_the_end(desk: Desk, folder: Path, data: bytes) -> None:
+    """A run whose producer ended, and which failed before all of it was with OSS."""
+    desk.order(
+        Fault(
+            action="error", operation="UploadPart", part=5, count=None, status=400,
+            code="InvalidArgument", delay_s=0,
+        ),
+        Fault(action="delay", operation="UploadPart", part=5, delay_s=0.3, count=None),
+    )  # fmt: skip
+    source = StreamSource(pieces(data), "movie.mp4", window=Spool(folder, "movie.mp4"))
+    error = await desk.fail(source, meta=META)
+    assert error.code == "InvalidArgument"
+    desk.order()
+
+
+def nothing_more(folder: Path) -> StreamSource:
+    """The same spool, and a producer that must not be asked."""
+    return StreamSource(
+        Producer(b"x" * PART, fails_after=0), "movie.mp4", window=Spool(folder, "movie.mp4")
+    )
+
+
+async def test_a_spool_that_has_the_end_needs_no_producer(desk: Desk) -> None:
+    data, folder = content(12 * PART + 1), desk.folder / "spool"
+    await spooled_to_the_end(desk, folder, data)
+    acked = await desk.acked_part_numbers()
+    assert 0 < len(acked) < 13
+
+    result = await desk.push(nothing_more(folder), meta=META)
+
+    await desk.assert_stored(result, data)
+    assert result.resumed_part_count == len(acked)
+    assert desk.server.stats.creates == 1
+    assert list(folder.iterdir()) == [], "a finished upload leaves no spool"
+
+
+async def test_a_spool_without_the_end_makes_the_producer_come_again(desk: Desk) -> None:
+    data, folder = content(12 * PART), desk.folder / "spool"
+    producer = Producer(data, fails_after=8 * PART)
+    producer.waits_for = lambda: desk.server.stats.parts_stored >= 4
+    await desk.fail(StreamSource(producer, "movie.mp4", window=Spool(folder, "movie.mp4")))
+
+    source = StreamSource(Producer(data), "movie.mp4", window=Spool(folder, "movie.mp4"))
+    result = await desk.push(source)
+
+    await desk.assert_stored(result, data)
+    assert desk.server.stats.creates == 1, "the spool knows which upload it belongs to"
+    assert result.resumed_part_count > 0
+
+
+async def test_a_spool_of_an_upload_given_up_is_not_taken_for_a_new_one(desk: Desk) -> None:
+    folder = desk.folder / "spool"
+    await spooled_to_the_end(desk, folder, content(12 * PART))
+    async with desk.uploader() as up:
+        await up.abort((await desk.record()).key)
+    fresh = content(3 * PART, seed=2)
+
+    source = StreamSource(pieces(fresh), "movie.mp4", window=Spool(folder, "movie.mp4"))
+    result = await desk.push(source)
+
+    await desk.assert_stored(result, fresh)
+
+
+async def test_a_damaged_spool_is_emptied_and_the_producer_asked_for(desk: Desk) -> None:
+    data, folder = content(12 * PART), desk.folder / "spool"
+    await spooled_to_the_end(desk, folder, data)
+    damaged = max(folder.rglob("*.part"))
+    damaged.write_bytes(bytes(PART))
+
+    error = await desk.fail(nothing_more(folder), meta=META)
+    assert isinstance(error, SourceNotRepeatable)
+    assert desk.server.stats.completes == 0
+
+    source = StreamSource(pieces(data), "movie.mp4", window=Spool(folder, "movie.mp4"))
+    await desk.assert_stored(await desk.push(source), data)
+    assert desk.server.stats.creates == 1
+
+
+async def test_two_processes_do_not_share_a_spool(tmp_path: Path) -> None:
+    first, second = Spool(tmp_path, "movie.mp4"), Spool(tmp_path, "movie.mp4")
+    await first.open("one")
+    with pytest.raises(SourceUnreadable, match="used by another process"):
+        await second.open("one")
+    await first.close(is_done=True)
+    await second.open("one")
+    await second.close(is_done=True)
+
+
+async def test_a_spool_keeps_no_more_than_it_may(desk: Desk) -> None:
+    most, folder = 8 * PART, desk.folder / "spool"
+    desk.order(Fault(action="slow", operation="UploadPart", count=None, delay_s=30))
+    producer = Producer(content(40 * PART))
+    async with desk.uploader() as up:
+        source = StreamSource(producer, "movie.mp4", window=Spool(folder, "movie.mp4", most))
+        task = asyncio.create_task(up.upload(source))
+        await until(lambda: producer.given >= most)
+        await asyncio.sleep(0.1)
+        used = sum(path.stat().st_size for path in folder.rglob("*.part"))
+        assert most - PART <= used <= most
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+# --- limits ---------------------------------------------------------------------------
+
+
+async def test_a_stream_longer_than_ten_thousand_parts_says_so(desk: Desk) -> None:
+    """With a plan that was cut for a tenth of it."""
+    small = StepPlan(PART, PART, first_count=1, step_count=1)
+    source = StreamSource(Producer(b""), window=MemoryWindow(8 * PART))
+    async with source:
+        await source.begin("")
+        assert small.capacity == 10_000 * PART
+    with pytest.raises(ConfigurationError, match="do not fit"):
+        await desk.push(
+            StreamSource(pieces(b"x"), window=MemoryWindow(8 * PART), expected_size=2 * 10**9),
+            meta=META,
+        )
+
+
+@pytest.mark.parametrize("make", [MemoryWindow, lambda most: Spool("spool", "movie.mp4", most)])
+def test_a_window_that_holds_no_parts_is_refused(make: type) -> None:
+    with pytest.raises(ConfigurationError, match="too few"):
+        make(8 * PART - 1)
+
+
+def test_sixteen_connections_have_parts_in_the_usual_memory() -> None:
+    assert KEPT_IN_MEMORY > 16 * 5 * 1024 * 1024
+
+
+@pytest.mark.parametrize("given", [3, object()])
+async def test_what_is_no_source_is_refused(desk: Desk, given: AnySource) -> None:
+    assert isinstance(await desk.fail(given), ConfigurationError)
+
+
+async def test_text_files_are_refused(desk: Desk) -> None:
+    path = desk.file(10)
+    with path.open() as file:
+        error = await desk.fail(file)  # type: ignore[arg-type]
+    assert "open as text" in error.message
+
+
+async def test_parts_are_given_in_order_and_once() -> None:
+    source = StreamSource(pieces(content(3 * PART)), window=MemoryWindow(8 * PART))
+    async with source:
+        await source.begin("")
+        first, second = Part(1, 0, PART), Part(2, PART, PART)
+        assert await source.reached(first) == PART
+        assert await source.reached(first) == PART, "still kept"
+        assert await source.reached(second) == PART
+        await source.release(first)
+        with pytest.raises(SourceNotRepeatable):
+            await source.reached(first)
+        with pytest.raises(SourceNotRepeatable):
+            source.body(0, PART)
+        await source.release(second)

@@ -1,0 +1,50 @@
+"""What a caller may name as a source, and which kind that is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterable
+from pathlib import Path
+from typing import cast
+
+from uploader.errors import ConfigurationError
+from uploader.sources.bytes import BytesSource
+from uploader.sources.contract import Source
+from uploader.sources.files import FileSource
+from uploader.sources.objects import BinaryFile, of_file_object
+from uploader.sources.streams import StreamSource
+
+__all__ = ["AnySource", "as_source"]
+
+AnySource = (
+    Source
+    | str
+    | os.PathLike[str]
+    | bytes
+    | bytearray
+    | memoryview
+    | AsyncIterable[bytes]
+    | BinaryFile
+)
+
+
+def as_source(given: AnySource) -> Source:
+    """Return the source that `given` stands for, and a source as it is.
+
+    A path is a `FileSource`, bytes are a `BytesSource`, an async iterable is a
+    `StreamSource`, and a binary file object is read by position if it can seek.
+    """
+    if hasattr(given, "read_crc"):  # a source of anybody's; it may have any other method too
+        return cast("Source", given)
+    if isinstance(given, bytes | bytearray | memoryview):
+        return BytesSource(memoryview(given).cast("B"))
+    if isinstance(given, str | os.PathLike):
+        return FileSource(Path(given))
+    if isinstance(given, AsyncIterable):
+        return StreamSource(given)
+    if isinstance(given, BinaryFile):
+        return of_file_object(given)
+    raise ConfigurationError(
+        f"{type(given).__name__} is nothing to upload.",
+        next_step="Pass a path, a URL, bytes, a binary file object, an async iterable or a Source.",
+    )

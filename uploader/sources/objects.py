@@ -1,0 +1,197 @@
+"""Binary file objects of a caller's: read by position where they can seek, else as a stream."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import stat
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import ParamSpec, Protocol, Self, TypeVar, runtime_checkable
+
+from uploader.errors import ConfigurationError, SourceUnreadable
+from uploader.protocol.wire import Body
+from uploader.sources.contract import Source
+from uploader.sources.files import FileSource
+from uploader.sources.fingerprints import Fingerprint
+from uploader.sources.inflows import ReadableInflow
+from uploader.sources.ranges import REREAD_SIZE, Checksums, Range
+from uploader.sources.refusals import empty, ends_early
+from uploader.sources.streams import StreamSource
+
+__all__ = ["BinaryFile", "FileObjectSource", "of_file_object"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@runtime_checkable
+class BinaryFile(Protocol):
+    """What `open(path, "rb")`, `io.BytesIO` and their like are."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """At most `size` bytes; b"" at the end."""
+
+
+class _Seekable(BinaryFile, Protocol):
+    def seek(self, offset: int, whence: int = 0, /) -> int: ...
+
+    def tell(self) -> int: ...
+
+
+def of_file_object(file: BinaryFile) -> Source:
+    """The source of a file object: what lies between its position and its end.
+
+    A regular file that still has its name is read as a file, at its full speed.
+    """
+    if hasattr(file, "encoding") and hasattr(file, "newlines"):  # as io.TextIOBase has
+        raise ConfigurationError(
+            f"{_name_of(file)} is open as text.", next_step="Open it in binary mode."
+        )
+    seekable = getattr(file, "seekable", None)
+    if seekable is None or not seekable():
+        name = _name_of(file)
+        return StreamSource(ReadableInflow(file, name), name)
+    if (path := _path_of(file)) is not None:
+        return FileSource(path)
+    return FileObjectSource(file)  # type: ignore[arg-type]  # it can seek, as it says
+
+
+def _name_of(file: object) -> str:
+    name = getattr(file, "name", None)
+    return name if isinstance(name, str) and name else f"<{type(file).__name__}>"
+
+
+def _path_of(file: object) -> str | None:
+    """The path of a regular file that is open at its beginning, if it still leads there."""
+    path = getattr(file, "name", None)
+    if not isinstance(path, str) or not isinstance(file, io.BufferedReader | io.FileIO):
+        return None
+    try:
+        opened, named = os.fstat(file.fileno()), os.stat(path)
+        is_it = stat.S_ISREG(opened.st_mode) and os.path.samestat(opened, named)
+        return path if is_it and file.tell() == 0 else None
+    except OSError:
+        return None
+
+
+class FileObjectSource:
+    """What a seekable binary file object holds from its position on. It is not closed.
+
+    Nobody else may use the object meanwhile. It is read once on opening, for a CRC-64 to
+    know it by, and once more before the upload completes, always in one thread: it has one
+    position. Mutable: open or not.
+    """
+
+    def __init__(self, file: _Seekable) -> None:
+        self._file = file
+        self.name = _name_of(file)
+        self._thread: ThreadPoolExecutor | None = None
+        self._begin = 0
+        self.size = 0
+        self._crc64 = 0
+
+    @property
+    def identity(self) -> str:
+        """The content, for there is nothing else to go by."""
+        return f"bytes:{self.size}:{self._crc64:016x}"
+
+    @property
+    def arrival(self) -> None:
+        """It is there as a whole."""
+
+    async def fingerprint(self) -> Fingerprint:
+        """The size and the CRC-64 of the content, read again."""
+        return await self._in_thread(self._look)
+
+    def body(self, offset: int, size: int, on_sent: Callable[[int], None] | None = None) -> Body:
+        """The range as a request's body."""
+        return Range(self, offset, size, on_sent)
+
+    async def read_crc(
+        self, offset: int, size: int, *, with_md5: bool = False
+    ) -> tuple[int, str | None]:
+        """Checksums of the range, read again."""
+        return await self._in_thread(self._checksums, offset, size, with_md5)
+
+    async def __aenter__(self) -> Self:
+        """Read it once.
+
+        Raises:
+            SourceUnreadable: it is empty, or closed.
+        """
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="vodup-object")
+        try:
+            self._begin = await self._in_thread(self._file.tell)
+            found = await self._in_thread(self._look)
+        except BaseException:
+            self._thread.shutdown(wait=False, cancel_futures=True)
+            raise
+        self.size, self._crc64 = found.size, found.inode
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.shutdown(wait=False, cancel_futures=True)
+
+    # --- as an origin of ranges -------------------------------------------------------
+
+    def read_now(self, into: memoryview, offset: int) -> int | None:
+        """Never: it may have to wait."""
+        return None
+
+    async def read(self, into: memoryview, offset: int) -> int:
+        """Fill `into` in the thread."""
+        return await self._in_thread(self._fill, into, offset)
+
+    def check_now(self) -> None:
+        """Looked at as a whole before the upload completes."""
+
+    async def check(self) -> None:
+        """Looked at as a whole before the upload completes."""
+
+    # --- in the thread ----------------------------------------------------------------
+
+    async def _in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        if self._thread is None:
+            raise RuntimeError("the source is not open: use it inside `async with`")
+        try:
+            return await asyncio.wrap_future(self._thread.submit(work, *args, **kwargs))
+        except (OSError, ValueError) as error:
+            raise SourceUnreadable(f"{self.name} cannot be read ({error}).") from error
+
+    def _look(self) -> Fingerprint:
+        """Read all of it."""
+        size = self._file.seek(0, os.SEEK_END) - self._begin
+        if size < 1:
+            raise empty(self.name)
+        crc64, _ = self._checksums(0, size, with_md5=False)
+        return Fingerprint(size, 0, 0, crc64, 0)
+
+    def _checksums(self, offset: int, size: int, with_md5: bool) -> tuple[int, str | None]:
+        checksums = Checksums(with_md5=with_md5)
+        buffer = memoryview(bytearray(min(size, REREAD_SIZE)))
+        for position in range(offset, offset + size, REREAD_SIZE):
+            piece = buffer[: min(REREAD_SIZE, offset + size - position)]
+            self._fill(piece, position)
+            checksums.update(piece)
+        return checksums.result()
+
+    def _fill(self, into: memoryview, offset: int) -> int:
+        self._file.seek(self._begin + offset)
+        filled = 0
+        while filled < len(into):
+            piece = self._file.read(len(into) - filled)
+            if not piece:
+                raise ends_early(self.name, offset + filled)
+            into[filled : filled + len(piece)] = piece
+            filled += len(piece)
+        return filled
