@@ -2,10 +2,12 @@
 
 import asyncio
 import heapq
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from itertools import accumulate, count, pairwise
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import example, given, settings
@@ -59,6 +61,15 @@ class VirtualClock:
             self.now_s, _, done = heapq.heappop(self._sleepers)
             if not done.done():
                 done.set_result(None)
+
+
+@dataclass(frozen=True)
+class Sent:
+    """Bytes that were allowed out."""
+
+    at: float
+    connection: int
+    size: int
 
 
 # --- bandwidth: what is written -------------------------------------------------------
@@ -217,8 +228,80 @@ async def test_the_time_of_day_rules() -> None:
 def test_pieces_are_small_only_when_the_rate_is() -> None:
     assert Pace().piece_size(512 * KIB) == 512 * KIB
     assert Pace(bandwidth=Bandwidth.constant(100 * MIB)).piece_size(512 * KIB) == 512 * KIB
-    assert Pace(bandwidth=Bandwidth.constant(80 * KIB)).piece_size(512 * KIB) == 10 * KIB
+    assert Pace(bandwidth=Bandwidth.constant(80 * KIB)).piece_size(512 * KIB) == 4 * KIB
     assert Pace(bandwidth=Bandwidth.constant(10)).piece_size(512 * KIB) == 1024
+
+
+async def send_for(pace: Pace, clock: VirtualClock, connections: int, seconds: float) -> list[Sent]:
+    """What that many busy connections hand to the network, as the transport does it."""
+    sent: list[Sent] = []
+
+    async def connection(number: int) -> None:
+        while True:
+            piece = pace.piece_size(512 * KIB)
+            await pace.spend(piece)
+            sent.append(Sent(clock.now_s, number, piece))
+
+    began_s = clock.now_s
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(connection(number)) for number in range(connections)]
+        await clock.run(until_s=began_s + seconds)
+        for task in tasks:
+            task.cancel()
+    return sent
+
+
+@pytest.mark.parametrize("rate", [40 * KIB, MIB, 30 * MIB])
+@pytest.mark.parametrize("connections", [1, 8, 64])
+async def test_a_limit_is_kept_within_5_percent_over_10_s_and_without_bursts(
+    rate: int, connections: int
+) -> None:
+    clock = VirtualClock()
+    pace = Pace(bandwidth=Bandwidth.constant(rate), clock=clock)
+    sent = await send_for(pace, clock, connections, 10)
+    assert sum(one.size for one in sent) == pytest.approx(10 * rate, rel=0.05)
+    for second in range(9):
+        within = sum(s.size for s in sent if second <= s.at - 1000 < second + 1)
+        assert within <= 1.15 * rate, f"a burst in second {second}"
+
+
+async def test_connections_share_a_limit_evenly() -> None:
+    clock = VirtualClock()
+    pace = Pace(bandwidth=Bandwidth.constant(MIB), clock=clock)
+    shares = Counter[int]()
+    for one in await send_for(pace, clock, 6, 10):
+        shares[one.connection] += one.size
+    assert max(shares.values()) <= 1.1 * min(shares.values())
+
+
+async def test_a_timetable_switches_while_bytes_flow() -> None:
+    clock = VirtualClock()
+    now = clock.utc_now().astimezone()
+    minutes = [now + timedelta(minutes=k) for k in range(3)]
+    rates: list[int | None] = [MIB, 4 * MIB, 2 * MIB]
+    table = [(m.hour * 60 + m.minute, rate) for m, rate in zip(minutes, rates, strict=True)]
+    pace = Pace(bandwidth=Bandwidth(tuple(sorted(table))), clock=clock)
+    sent = await send_for(pace, clock, 8, 180)
+    for minute, rate in enumerate(rates):
+        since = 1000 + 60 * minute - now.second + 1
+        carried = sum(one.size for one in sent if since <= one.at < since + 57)
+        assert carried == pytest.approx(57 * (rate or 0), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("utc", "rate"),
+    [
+        (datetime(2024, 3, 31, 0, 30, tzinfo=UTC), MIB),  # 01:30
+        (datetime(2024, 3, 31, 1, 0, tzinfo=UTC), 2 * MIB),  # 03:00; 02:30 never came
+        (datetime(2024, 10, 27, 0, 15, tzinfo=UTC), MIB),  # 02:15
+        (datetime(2024, 10, 27, 0, 45, tzinfo=UTC), 2 * MIB),  # 02:45
+        (datetime(2024, 10, 27, 1, 15, tzinfo=UTC), MIB),  # 02:15 for the second time
+        (datetime(2024, 10, 27, 23, 30, tzinfo=UTC), 2 * MIB),  # 00:30: the day before's last
+    ],
+)
+def test_the_clocks_may_be_put_forward_and_back(utc: datetime, rate: int) -> None:
+    local = utc.astimezone(ZoneInfo("Europe/Berlin"))
+    assert parse_bandwidth("1:00,1M 2:30,2M").rate_at(local) == rate
 
 
 # --- slots ----------------------------------------------------------------------------
@@ -272,6 +355,50 @@ async def test_slots_come_back_after_failures() -> None:
             async with pace.slot():
                 raise SourceChanged("x")
     assert pace.in_use == 0
+
+
+async def test_a_small_upload_does_not_wait_for_a_large_one() -> None:
+    pace = Pace(concurrency=4)
+    entered: list[str] = []
+    gates = [asyncio.Event() for _ in range(24)]
+
+    async def part(owner: str, gate: asyncio.Event) -> None:
+        async with pace.slot(owner):
+            entered.append(owner)
+            await gate.wait()
+
+    async with asyncio.TaskGroup() as group:
+        for gate in gates[:20]:
+            group.create_task(part("large", gate))
+        await settle()
+        for gate in gates[20:]:
+            group.create_task(part("small", gate))
+        for gate in gates:
+            gate.set()
+            await settle()
+    assert entered[:4] == ["large"] * 4
+    assert entered[4:6] == ["small"] * 2, "as soon as slots come back"
+
+
+async def test_owners_hold_as_many_slots_each() -> None:
+    pace = Pace(concurrency=6)
+    held: Counter[str] = Counter()
+
+    async def part(owner: str) -> None:
+        async with pace.slot(owner):
+            held[owner] += 1
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            held[owner] -= 1
+
+    async with asyncio.TaskGroup() as group:
+        for owner, count_ in (("a", 200), ("b", 50), ("c", 50)):
+            for _ in range(count_):
+                group.create_task(part(owner))
+        for _ in range(20):
+            await asyncio.sleep(0)
+            assert max(held.values()) <= 6
+        assert all(1 <= held[owner] <= 3 for owner in "abc")
 
 
 async def test_more_slots_let_those_who_wait_in_at_once() -> None:

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Hashable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from statistics import median
@@ -115,13 +115,17 @@ def _unreadable(text: str) -> ConfigurationError:
     return ConfigurationError(f"{text!r} is not a bandwidth.", next_step=_BANDWIDTH_HELP)
 
 
+SLICE_S: Final = 0.05
+"""What goes out in one turn under a limit, in seconds of it. Larger is unfair, and as many
+connections may burst at once; smaller wakes up often."""
+
+
 class _Bucket:
     """Deals out bytes in the order of asking, without saving up for a burst.
 
     Mutable: when the line is free again.
     """
 
-    _SLICE_S: Final = 0.05  # of the budget per turn: larger is unfair, smaller wakes up often
     _CREDIT_S: Final = 0.02  # a late wake-up may be made up for, idleness may not
     _NAP_S: Final = 0.002  # shorter waits cost more than they are worth: they add up instead
 
@@ -139,7 +143,7 @@ class _Bucket:
     async def spend(self, byte_count: int) -> None:
         """Wait until so many more bytes may go out."""
         while byte_count > 0 and (rate := self.rate()) is not None:
-            piece = min(byte_count, max(1, int(rate * self._SLICE_S)))
+            piece = min(byte_count, max(1, int(rate * SLICE_S)))
             await self._take(piece / rate)
             byte_count -= piece
 
@@ -150,19 +154,25 @@ class _Bucket:
             await self._clock.sleep(self._free_at - now)
 
 
+SMALLEST_PIECE: Final = 1024
+"""Bytes; less costs more in packets than it carries."""
+
+
 # --- slots ----------------------------------------------------------------------------
 
 
 class _Slots:
-    """Slots, handed out first come, first served, whose number may change at any time.
+    """Slots, handed out evenly among owners, whose number may change at any time.
 
-    Mutable: who holds one and who waits. Fewer slots than are held take effect as they
-    come back.
+    The owner who holds least has the next turn, among equals the one who has waited
+    longest; a file of ten thousand parts does not keep a small one waiting. Mutable: who
+    holds slots and who waits. Fewer slots than are held take effect as they come back.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: dict[Hashable, deque[asyncio.Future[None]]] = {}  # longest wait first
+        self._held: Counter[Hashable] = Counter()
         self.in_use = 0
         self.peak = 0
 
@@ -176,20 +186,23 @@ class _Slots:
         self._limit = limit
         self._admit()
 
-    async def acquire(self) -> None:
+    async def acquire(self, owner: Hashable) -> None:
         """Wait for a slot."""
         turn = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
+        self._waiting.setdefault(owner, deque()).append(turn)
         self._admit()
         try:
             await turn
         except asyncio.CancelledError:
-            self._forgo(turn)
+            self._forgo(owner, turn)
             raise
 
-    def release(self) -> None:
+    def release(self, owner: Hashable) -> None:
         """Give a slot back."""
         self.in_use -= 1
+        self._held[owner] -= 1
+        if not self._held[owner]:
+            del self._held[owner]
         self._admit()
 
     def take_peak(self) -> int:
@@ -199,18 +212,27 @@ class _Slots:
 
     def _admit(self) -> None:
         while self._waiting and self.in_use < self._limit:
-            turn = self._waiting.popleft()
+            owner = min(self._waiting, key=self._held.__getitem__)
+            queue = self._waiting.pop(owner)
+            turn = queue.popleft()
+            if queue:
+                self._waiting[owner] = queue  # behind the others: it has just had its turn
             if not turn.done():
                 turn.set_result(None)
                 self.in_use += 1
+                self._held[owner] += 1
                 self.peak = max(self.peak, self.in_use)
 
-    def _forgo(self, turn: asyncio.Future[None]) -> None:
+    def _forgo(self, owner: Hashable, turn: asyncio.Future[None]) -> None:
         """Undo the wait of a cancelled task, whose turn may have come at the same moment."""
-        if turn.cancelled():
-            self._waiting = deque(other for other in self._waiting if other is not turn)
-        else:
-            self.release()
+        if not turn.cancelled():
+            self.release(owner)
+            return
+        queue = self._waiting.get(owner)
+        if queue and turn in queue:
+            queue.remove(turn)
+            if not queue:
+                del self._waiting[owner]
 
 
 # --- steering -------------------------------------------------------------------------
@@ -488,13 +510,13 @@ class Pace:
         return self._bucket.rate()
 
     @asynccontextmanager
-    async def slot(self) -> AsyncIterator[None]:
-        """Hold one connection slot; those who came first go first."""
-        await self._slots.acquire()
+    async def slot(self, owner: Hashable = None) -> AsyncIterator[None]:
+        """Hold one connection slot; owners (uploads) share the slots evenly."""
+        await self._slots.acquire(owner)
         try:
             yield
         finally:
-            self._slots.release()
+            self._slots.release(owner)
 
     async def spend(self, byte_count: int) -> None:
         """Wait until the bandwidth allows so many more bytes."""
@@ -503,7 +525,7 @@ class Pace:
     def piece_size(self, most: int) -> int:
         """How many bytes to hand to the network at once, so that a slow rate stays smooth."""
         rate = self._bucket.rate()
-        return most if rate is None else min(most, max(1024, rate // 8))
+        return most if rate is None else min(most, max(SMALLEST_PIECE, int(rate * SLICE_S)))
 
     def set_bandwidth(self, bandwidth: Bandwidth | None) -> None:
         """Change the bandwidth while uploads run."""

@@ -8,6 +8,7 @@ import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict, replace
+from functools import partial
 from typing import TypeVar
 from urllib.parse import urlsplit
 
@@ -118,7 +119,7 @@ class Transfer:
             signer,
             clock=self._clock,
             is_vod=False,
-            slot=network.pace.slot,
+            slot=partial(network.pace.slot, self._job.key),
             slow_down=network.pace.slow_down,
             retry=network.retry,
             on_retry=network.on_retry,
