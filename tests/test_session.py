@@ -314,6 +314,14 @@ async def test_a_busy_service_is_told_on_each_time() -> None:
     assert rig.verdicts() == [Verdict.SLOW_DOWN] * 3
 
 
+async def test_waiting_in_vain_slows_down_whoever_it_was_that_waited() -> None:
+    late = TransportError("The server took no byte for 30 s.", is_sent=True, is_timeout=True)
+    rig = Rig([late, refused(400, "RequestTimeout"), OK])
+    await rig.call()
+    assert rig.slow_down_count == 2
+    assert rig.verdicts() == [Verdict.RETRY] * 2
+
+
 async def test_a_mere_failure_does_not_slow_down() -> None:
     rig = Rig([BROKEN, refused(500, "InternalError"), OK])
     await rig.call()

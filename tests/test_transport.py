@@ -309,6 +309,7 @@ async def test_a_peer_that_stops_reading_is_given_up(transport: AiohttpTransport
         assert transport.facts().open_socket_count == 0
     assert "took no byte for 0.3 s" in error.message
     assert error.is_sent
+    assert error.is_timeout
 
 
 @pytest.mark.parametrize(
@@ -356,6 +357,35 @@ async def test_waiting_for_bandwidth_is_not_the_peers_fault() -> None:
         answer = await send(transport, server.url, BIG[: 4 * KIB])
         assert 0.4 < asyncio.get_running_loop().time() - started_at < 1.0
     assert answer.sent.size == 4 * KIB
+
+
+@pytest.mark.parametrize(
+    ("seconds", "least"), [(1.5, 0.6), pytest.param(10.0, 0.95, marks=pytest.mark.slow)]
+)
+async def test_a_bandwidth_limit_holds_over_all_connections(seconds: float, least: float) -> None:
+    """The lower bound of the quick one leaves room for a machine that is busy."""
+    rate, arrived = 6 * MIB, 0
+
+    async def count_bytes(connection: Connection) -> None:
+        nonlocal arrived
+        await connection.read_head()
+        while piece := await connection.reader.read(1 << 20):
+            arrived += len(piece)
+
+    pace = Pace(bandwidth=Bandwidth.constant(rate))
+    loop = asyncio.get_running_loop()
+    async with serving(count_bytes) as server, a_transport(pace=pace) as transport:
+        body = bytes(int(rate * seconds))
+        sending = [asyncio.ensure_future(send(transport, server.url, body)) for _ in range(5)]
+        while not arrived:
+            await asyncio.sleep(0.001)
+        began_s, before = loop.time(), arrived
+        await asyncio.sleep(seconds)
+        carried, took_s = arrived - before, loop.time() - began_s
+        for one in sending:
+            one.cancel()
+        await asyncio.wait(sending)
+    assert least * rate * took_s <= carried <= 1.05 * rate * took_s
 
 
 async def test_a_slow_but_living_peer_is_not_given_up(transport: AiohttpTransport) -> None:
@@ -456,6 +486,7 @@ async def test_nobody_listens(transport: AiohttpTransport) -> None:
     error = await refusal(send(transport, f"http://127.0.0.1:{port}", b"x"))
     assert "Connection refused" in error.message
     assert not error.is_sent
+    assert not error.is_timeout
 
 
 async def test_an_unknown_host_was_certainly_not_sent_to(transport: AiohttpTransport) -> None:
@@ -477,6 +508,7 @@ async def test_connecting_takes_bounded_time() -> None:
         for one in crowd:
             one.close()
     assert "no connection in time" in error.message
+    assert error.is_timeout
     assert not error.is_sent
 
 

@@ -193,6 +193,8 @@ class TransportError(TransferError):
     Attributes:
         is_sent: whether the service may have seen and applied the request; False only
             when certainly not (no connection was made).
+        is_timeout: whether the peer was waited for in vain: it, or the path to it, may be
+            overloaded.
     """
 
     is_temporary = True
@@ -203,12 +205,13 @@ class TransportError(TransferError):
         message: str,
         *,
         is_sent: bool,
+        is_timeout: bool = False,
         next_step: str | None = None,
         video_id: str | None = None,
         phase: str | None = None,
     ) -> None:
         super().__init__(message, next_step=next_step, video_id=video_id, phase=phase)
-        self.is_sent = is_sent
+        self.is_sent, self.is_timeout = is_sent, is_timeout
 
 
 class ServiceError(TransferError):

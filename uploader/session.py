@@ -85,7 +85,10 @@ class Session:
         on_retry: Callable[[Retried], None] = lambda _: None,
         draw: Callable[[], float] = random.random,
     ) -> None:
-        """`slot` is held during each attempt; `slow_down` is told when a service is busy."""
+        """`slot` is held during each attempt.
+
+        `slow_down` is told when a service is busy, or was waited for in vain.
+        """
         self._transport, self._signer, self._clock = transport, signer, clock
         self._is_vod, self._slot, self._slow_down = is_vod, slot, slow_down
         self._retry = retry or RetryPolicy()
@@ -145,7 +148,7 @@ class Session:
                 self._fix_clock(failure, attempts)
                 self._tell(operation, failure, verdict, 0.0)
             case Verdict.RETRY | Verdict.SLOW_DOWN:
-                if verdict is Verdict.SLOW_DOWN:
+                if verdict is Verdict.SLOW_DOWN or _is_timeout(failure):
                     self._slow_down()
                 pause_s = attempts.next_pause_s(failure, has_answered=self._has_answered)
                 self._tell(operation, failure, verdict, pause_s)
@@ -191,6 +194,13 @@ class Session:
         self, operation: Operation[T], failure: VodupError, verdict: Verdict, pause_s: float
     ) -> None:
         self._on_retry(Retried(operation.name, operation.part_number, failure, verdict, pause_s))
+
+
+def _is_timeout(failure: _Failure) -> bool:
+    """Whether nobody took or gave a byte for too long, as we see it or as OSS does."""
+    if isinstance(failure, TransportError):
+        return failure.is_timeout
+    return isinstance(failure, ServiceError) and failure.code == "RequestTimeout"
 
 
 class _Attempts:

@@ -177,7 +177,9 @@ class AiohttpTransport:
         except aiohttp.ClientError as exc:
             failure = _translated(exc, request)
         except TimeoutError:
-            failure = TransportError(f"{_named(request)}: {watch.verdict()}.", is_sent=True)
+            failure = TransportError(
+                f"{_named(request)}: {watch.verdict()}.", is_sent=True, is_timeout=True
+            )
         except (OSError, ValueError) as exc:
             failure = _translated(exc, request)
         finally:
@@ -612,7 +614,10 @@ def _translated(exc: Exception, request: SignedRequest) -> TransportError:
     is_sent = not isinstance(exc, _NEVER_SENT)
     next_step = _CERTIFICATE_HELP if isinstance(exc, _CERTIFICATE_ERRORS) else None
     return TransportError(
-        f"{_named(request)}: {_explained(exc)}.", is_sent=is_sent, next_step=next_step
+        f"{_named(request)}: {_explained(exc)}.",
+        is_sent=is_sent,
+        is_timeout=isinstance(exc, TimeoutError),  # aiohttp's are subclasses; errno ETIMEDOUT
+        next_step=next_step,
     )
 
 
