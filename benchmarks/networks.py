@@ -2,32 +2,50 @@
 
 Two namespaces are joined by `native/link.c`. Inside them the loopback device has no address
 and 127.0.0.1 lies at the far end of the link, so that everybody is started as on loopback.
-The sending side uses CUBIC, as most machines do, through an attribute of the route; only
-"vodup auto" and "vodup N" are given a route without it, and ask for BBR by themselves.
+
+The system's default congestion control is CUBIC for everybody, as on most machines, whatever
+this one's default is: through an attribute of the route, which also binds those who ask for
+another ("vodup N, cubic"). Only "vodup auto" and "vodup N" have a route without it; the
+namespace's own default is then Reno, so that BBR is theirs only by asking for it. "NAME, bbr"
+is a peer on a machine whose administrator has made BBR the default.
+
+`python -m benchmarks.networks CASE...` measures single cases and keeps the results so far.
 """
 
 from __future__ import annotations
 
+import argparse
+import itertools
 import json
 import os
+import re
 import shutil
+import statistics
 import subprocess
+import sys
+import tempfile
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.bench import MB, Bench, Section, Table
+from benchmarks import report
+from benchmarks.bench import ALL, MB, SHORT, Bench, Scale, Section, Table
 from benchmarks.contenders import Contender, Task, Track, by_name
-from benchmarks.measure import Failed
+from benchmarks.measure import ROOT, Failed
 from benchmarks.native import Toolbox, running
+from benchmarks.peers import peers_python
 from benchmarks.plots import bars
+from benchmarks.targets import check
 
-__all__ = ["Link", "Network", "measure", "self_test", "why_not"]
+__all__ = ["NETWORKS", "Link", "Network", "measure", "present", "self_test", "why_not"]
 
 _FAR, _NEAR = "127.0.0.1", "127.0.0.2"
+_numbers = itertools.count(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,37 +68,68 @@ class Network:
         """One bandwidth-delay product, as a well-kept router has."""
         return max(100_000, int(self.rate_mbit * 125 * self.rtt_ms))
 
+    @property
+    def lane_count(self) -> int:
+        """How many links of this kind the machine can emulate at once."""
+        return 3 if self.rate_mbit <= 200 else 1
+
+    @property
+    def title(self) -> str:
+        """For tables and plots."""
+        title = f"{self.name}: {self.rate_mbit} Mbit/s, {self.rtt_ms:g} ms"
+        title += f", {self.loss_percent:g} % loss"
+        if self.changes:
+            rate, loss = self.changes
+            title += f"; in the middle third {rate} Mbit/s and {loss:g} %"
+        return title
+
 
 _LOSSY = Network("lossy", 200, 50, 0.5)
 _CLEAN = Network("clean", 200, 50)
+NETWORKS: Final = (
+    _CLEAN,
+    _LOSSY,
+    Network("near", 200, 20),
+    Network("near and lossy", 200, 20, 0.5),
+    Network("far", 200, 200),
+    Network("far and lossy", 200, 200, 0.5),
+    Network("a little lossy", 200, 50, 0.1),
+    Network("very lossy", 200, 50, 2.0),
+    Network("narrow", 50, 50),
+    Network("narrow and lossy", 50, 50, 0.5),
+    Network("wide", 2000, 50),
+    Network("wide and lossy", 2000, 50, 0.1),
+    Network("wide and far", 2000, 200),
+    Network("changing", 200, 50, 0.0, changes=(40, 0.5)),
+)
 _CASES: Final[Mapping[str, tuple[Network, ...]]] = {
     "lossy": (_LOSSY,),
     "short": (_CLEAN, _LOSSY),
-    "all": (
-        _CLEAN,
-        _LOSSY,
-        Network("near", 200, 20),
-        Network("far", 200, 200),
-        Network("far and lossy", 200, 200, 0.5),
-        Network("a little lossy", 200, 50, 0.1),
-        Network("very lossy", 200, 50, 2.0),
-        Network("narrow", 50, 50),
-        Network("narrow and lossy", 50, 50, 0.5),
-        Network("wide", 2000, 50),
-        Network("wide and far", 2000, 200),
-        Network("changing", 200, 50, 0.0, changes=(40, 0.5)),
-    ),
+    "all": NETWORKS,
 }
 
 
 @dataclass(frozen=True, slots=True)
 class _Sender:
-    """A contender with its number of connections and the congestion control it may have."""
+    """A contender with its number of connections and the congestion control it may have.
+
+    `route` is the control the route to the sink dictates; "" leaves the choice to the sender.
+    """
 
     label: str
     contender: Contender
     connections: int = 0
-    congestion: str = "cubic"
+    route: str = "cubic"
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether it chooses its number of connections itself, and is ours."""
+        return self.label.startswith("vodup auto")
+
+    @property
+    def group(self) -> str:
+        """Those that may be compared with each other: ours by congestion control."""
+        return self.route if self.label.startswith("vodup") else "peers"
 
 
 def why_not() -> str | None:
@@ -142,7 +191,8 @@ def _ip(*arguments: str) -> None:
 @contextmanager
 def linked(tools: Toolbox, network: Network, *, seed: int = 1) -> Iterator[Link]:
     """Two namespaces joined by that link, for as long as the block runs."""
-    near, far = (f"vodup-bench-{os.getpid()}-{side}" for side in "ab")
+    number = next(_numbers)
+    near, far = (f"vodup-bench-{os.getpid()}-{number}{side}" for side in "ab")
     with ExitStack() as stack:
         for namespace in (near, far):
             _ip("netns", "add", namespace)
@@ -167,6 +217,7 @@ def _address(namespace: str, here: str, there: str) -> None:
             "conf.all.rp_filter=0",
             "conf.link0.rp_filter=0",
             "tcp_no_metrics_save=1",  # no run learns from the one before
+            "tcp_congestion_control=reno",  # what nobody here asks for
         )
     )
     _ip("netns", "exec", namespace, "sysctl", "-qw", *settings.split())
@@ -230,81 +281,181 @@ def measure(bench: Bench) -> Section:
     if reason := why_not():
         section.tables.append(Table("Not measured", [""], notes=[f"{reason}."]))
         return section
+    kits = _kits(bench)
     for network in _CASES[bench.scale.networks]:
         bench.say(f"networks: {network.name}")
         try:
-            _measure_network(bench, network, section)
+            section.data[network.name] = _measure_network(bench, kits, network)
         except Failed as error:
             section.tables.append(Table(network.name, [""], notes=[f"Not measured: {error}."]))
+    present(section)
     return section
 
 
-def _measure_network(bench: Bench, network: Network, section: Section) -> None:
-    size = int(network.rate_mbit / 8 * MB * bench.scale.network_s)
-    path = bench.make_sparse_file(size)
-    tested = self_test(bench.track.tools, network)
-    table = _table_of(network, size, tested)
-    figures: dict[str, Any] = {}
-    tools = bench.track.tools
-    with linked(tools, network) as link, tools.sink(prefix=link.inside(link.far)) as sink:
-        track = replace(bench.track, sink=sink, prefix=link.inside(link.near))
-        for sender in _senders(bench, network):
-            try:
-                figures[sender.label] = _send(bench, track, link, network, sender, path)
-            except Failed as error:
-                table.notes.append(f"{sender.label}: {error}.")
-    path.unlink()
-    for label, found in figures.items():
-        cut = " (cut)" if found["is_cut"] else ""
-        table.rows.append([label, f"{found['mbit']:.1f}{cut}", f"{found['cpu_s']:.2f}"])
-    section.tables.append(table)
-    section.data[network.name] = {"self_test": tested, "senders": figures}
-    section.plots[f"network-{network.name.replace(' ', '-')}.svg"] = bars(
-        f"Mbit/s: {table.title}", [(label, found["mbit"]) for label, found in figures.items()]
-    )
+def present(section: Section) -> None:
+    """Make the tables and plots of the figures in `section.data`."""
+    for network in NETWORKS:
+        if (found := section.data.get(network.name)) is None:
+            continue
+        rows = [
+            [label, _mbit_text(one), f"{one['cpu_s']:.2f}", str(len(one["runs"]))]
+            for label, one in found["senders"].items()
+        ]
+        notes = [_note_on(found), *found["failures"]]
+        section.tables.append(Table(network.title, ["", "Mbit/s", "CPU s", "runs"], rows, notes))
+        section.plots[f"network-{network.name.replace(' ', '-')}.svg"] = bars(
+            f"Mbit/s: {network.title}",
+            [(label, one["mbit"]) for label, one in found["senders"].items()],
+        )
 
 
-def _table_of(network: Network, size: int, tested: Mapping[str, float]) -> Table:
-    title = f"{network.name}: {network.rate_mbit} Mbit/s, {network.rtt_ms:g} ms"
-    title += f", {network.loss_percent:g} % loss"
-    if network.changes:
-        rate, loss = network.changes
-        title += f"; in the middle third {rate} Mbit/s and {loss:g} %"
-    note = (
-        f"{size / MB:.0f} MB; single runs. Mbit/s from the first byte that arrived to the last. "
+def _mbit_text(one: Mapping[str, Any]) -> str:
+    text = f"{one['mbit']:.1f}"
+    if len(one["runs"]) > 1:
+        text += f" ({min(one['runs']):.1f} to {max(one['runs']):.1f})"
+    return text + (" (cut)" if one["is_cut"] else "")
+
+
+def _note_on(found: Mapping[str, Any]) -> str:
+    tested = found["self_test"]
+    return (
+        f"{found['size'] / MB:.0f} MB; medians and ranges of those with several runs. Mbit/s from "
+        "the first byte that arrived to the last. "
         f"The link, measured: {tested['rtt_ms']:.1f} ms, {tested['rate_mbit']:.0f} Mbit/s by a "
         f"plain sender without loss, {tested['loss_percent']:.2f} % of packets lost."
     )
-    return Table(title, ["", "Mbit/s", "CPU s"], notes=[note])
+
+
+def _kits(bench: Bench) -> list[Toolbox]:
+    """One for each link that runs at a time: what they write must not be shared."""
+    kits = []
+    for number in range(max(network.lane_count for network in NETWORKS)):
+        folder = bench.folder / f"lane-{number}"
+        folder.mkdir(exist_ok=True)
+        kits.append(Toolbox(folder))
+    return kits
+
+
+def _measure_network(
+    bench: Bench,
+    kits: Sequence[Toolbox],
+    network: Network,
+    only: re.Pattern[str] = re.compile(""),
+) -> dict[str, Any]:
+    size = int(network.rate_mbit / 8 * MB * bench.scale.network_s)
+    path = bench.make_sparse_file(size)
+    tested = self_test(kits[0], network)
+    senders = [one for one in _senders(bench, network) if only.search(one.label)]
+    with ExitStack() as stack:
+        lanes = [stack.enter_context(_lane(bench, kit, network)) for kit in kits]
+        race = _Race(bench, network, path, lanes[: network.lane_count])
+        race.run_all(senders)
+        for _ in range(bench.scale.rounds // 2):  # in the order of the others, so they alternate
+            race.run_all(race.finalists(senders))
+    path.unlink()
+    return {
+        "size": size,
+        "self_test": tested,
+        "senders": {sender.label: race.summary(sender) for sender in senders if race.runs[sender]},
+        "failures": race.failures,
+    }
 
 
 def _senders(bench: Bench, network: Network) -> list[_Sender]:
     library = by_name("vodup (library)")
-    counts = bench.scale.static_connections
-    senders = [_Sender("vodup auto", library, 0, "")]
-    senders += [_Sender(f"vodup {count}", library, count, "") for count in counts]
-    senders += [_Sender("vodup auto, cubic", library, 0)]
-    if bench.scale.networks == "all":
-        senders += [_Sender(f"vodup {count}, cubic", library, count) for count in counts]
+    is_full = bench.scale.networks == "all"
+    senders = []
+    for kind, route in (("", ""), (", cubic", "cubic")):
+        senders.append(_Sender(f"vodup auto{kind}", library, 0, route))
+        if is_full or not route:
+            counts = bench.scale.static_connections
+            senders += [_Sender(f"vodup {n}{kind}", library, n, route) for n in counts]
     peers = ["curl -T", "obstore", "boto3", "awscrt"]
-    if bench.scale.networks == "all":
+    if is_full:
         peers += ["oss2.resumable_upload", "alibabacloud-oss-v2", "rclone"]
-    return [*senders, *(_Sender(name, by_name(name)) for name in peers)]
+    senders += [_Sender(name, by_name(name)) for name in peers]
+    if network is _LOSSY:
+        senders += [_Sender(f"{name}, bbr", by_name(name), 0, "bbr") for name in peers]
+    return senders
+
+
+@dataclass
+class _Lane:
+    """A link, and how to send over it."""
+
+    link: Link
+    track: Track
+
+
+@contextmanager
+def _lane(bench: Bench, kit: Toolbox, network: Network) -> Iterator[_Lane]:
+    with linked(kit, network) as link, kit.sink(prefix=link.inside(link.far)) as sink:
+        yield _Lane(link, replace(bench.track, tools=kit, sink=sink, prefix=link.inside(link.near)))
+
+
+class _Race:
+    """Lets senders run, as many at a time as there are links. Mutable: their runs."""
+
+    def __init__(self, bench: Bench, network: Network, path: Path, lanes: Sequence[_Lane]) -> None:
+        self._bench, self._network, self._path, self._lanes = bench, network, path, lanes
+        self.runs: dict[_Sender, list[dict[str, Any]]] = defaultdict(list)
+        self.failures: list[str] = []
+
+    def run_all(self, senders: Iterable[_Sender]) -> None:
+        """Each once."""
+        waiting = deque(senders)
+
+        def drive(lane: _Lane) -> None:
+            with suppress(IndexError):
+                while True:
+                    self._run(lane, waiting.popleft())
+
+        with ThreadPoolExecutor(len(self._lanes)) as threads:
+            for _ in threads.map(drive, self._lanes):
+                pass
+
+    def _run(self, lane: _Lane, sender: _Sender) -> None:
+        try:
+            self.runs[sender].append(_send(self._bench, lane, self._network, sender, self._path))
+        except Failed as error:
+            self.failures.append(f"{sender.label}: {error}.")
+
+    def finalists(self, senders: Sequence[_Sender]) -> list[_Sender]:
+        """Those that a verdict depends on: auto, the two best fixed ones, the two best peers."""
+        ran = [sender for sender in senders if self.runs[sender]]
+        chosen = [sender for sender in ran if sender.is_auto]
+        for group in dict.fromkeys(sender.group for sender in ran):
+            rivals = [one for one in ran if one.group == group and not one.is_auto]
+            chosen += sorted(rivals, key=self._mbit, reverse=True)[:2]
+        return chosen
+
+    def _mbit(self, sender: _Sender) -> float:
+        return statistics.median(run["mbit"] for run in self.runs[sender])
+
+    def summary(self, sender: _Sender) -> dict[str, Any]:
+        """Medians, and the single figures."""
+        runs = self.runs[sender]
+        return {
+            "mbit": self._mbit(sender),
+            "cpu_s": statistics.median(run["cpu_s"] for run in runs),
+            "is_cut": any(run["is_cut"] for run in runs),
+            "runs": [round(run["mbit"], 1) for run in runs],
+        }
 
 
 def _send(
-    bench: Bench, track: Track, link: Link, network: Network, sender: _Sender, path: Path
+    bench: Bench, lane: _Lane, network: Network, sender: _Sender, path: Path
 ) -> dict[str, Any]:
-    link.become(network.rate_mbit, network.rtt_ms, network.loss_percent)
-    link.use_congestion(sender.congestion)
-    track.sink.reset()
+    lane.link.become(network.rate_mbit, network.rtt_ms, network.loss_percent)
+    lane.link.use_congestion(sender.route)
+    lane.track.sink.reset()
     limit_s = bench.scale.network_limit_s + 3  # for the interpreter and imports
     task = Task(
         (path,), connections=sender.connections, part_size=0, timeout_s=limit_s, may_be_cut=True
     )
-    with _changing(link, network, bench.scale.network_s):
-        run = track.run(sender.contender, task)
-    return {"mbit": _arrival_rate(track), "cpu_s": run.cpu_s, "is_cut": run.is_cut}
+    with _changing(lane.link, network, bench.scale.network_s):
+        run = lane.track.run(sender.contender, task)
+    return {"mbit": _arrival_rate(lane.track), "cpu_s": run.cpu_s, "is_cut": run.is_cut}
 
 
 @contextmanager
@@ -329,3 +480,58 @@ def _changing(link: Link, network: Network, expected_s: float) -> Iterator[None]
     finally:
         over.set()
         thread.join()
+
+
+# --- single cases ---------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure the cases named; each is written as soon as it is known."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.networks", description=__doc__)
+    parser.add_argument("case", nargs="*", metavar="CASE")
+    parser.add_argument("--only", default="", help="regular expression of the senders' names")
+    parser.add_argument("--short", action="store_true", help="fewer contenders, less data")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "networks")
+    parser.add_argument("--show", action="store_true", help="only print what is known")
+    arguments = parser.parse_args(argv)
+    if reason := why_not():
+        parser.error(reason)
+    if not arguments.show:
+        wanted = [n for n in NETWORKS if n.name in arguments.case or not arguments.case]
+        scale = SHORT if arguments.short else ALL
+        _measure_cases(arguments.out, scale, wanted, re.compile(arguments.only))
+    print(_known_cases(arguments.out))
+    return 0
+
+
+def _measure_cases(
+    out: Path, scale: Scale, networks: Sequence[Network], only: re.Pattern[str]
+) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    python, why_none = peers_python()
+    with tempfile.TemporaryDirectory(prefix="vodup-bench-") as folder:
+        tools = Toolbox(Path(folder))
+        with tools.sink() as sink:
+            track = Track(tools, sink, python, why_none)
+            bench = Bench(track, replace(scale, networks="all"), Path(folder))
+            kits = _kits(bench)
+            for network in networks:
+                bench.say(f"networks: {network.name}")
+                found = _measure_network(bench, kits, network, only)
+                facts = {"facts": report.machine(), "found": found}
+                (out / f"{network.name.replace(' ', '-')}.json").write_text(json.dumps(facts))
+
+
+def _known_cases(out: Path) -> str:
+    section = Section("networks", "")
+    for network in NETWORKS:
+        path = out / f"{network.name.replace(' ', '-')}.json"
+        if path.exists():
+            section.data[network.name] = json.loads(path.read_text())["found"]
+    present(section)
+    tables = [*section.tables, check({"networks": section.data})]
+    return "\n".join(line for table in tables for line in ["", *report.markdown_table(table)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -111,7 +112,9 @@ def _network_verdicts(networks: Mapping[str, Any]) -> Iterator[_Verdict]:
             if fixed and senders.get(f"vodup auto{kind}"):
                 share = senders[f"vodup auto{kind}"] / max(fixed)
                 yield _Verdict(f"auto against the best fixed, {name}{kind}", share, 0.9, True)
-        peers = [v for n, v in senders.items() if not n.startswith("vodup") and v]
+        # At their defaults, on a machine with the usual default: not "NAME, bbr".
+        is_peer = re.compile(r"(?!vodup).*(?<!, bbr)").fullmatch
+        peers = [v for n, v in senders.items() if is_peer(n) and v]
         if name == "lossy" and peers and senders.get("vodup auto"):
             share = senders["vodup auto"] / max(peers)
             yield _Verdict("lossy link against the best peer", share, 3.0, True)
