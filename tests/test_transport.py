@@ -364,21 +364,21 @@ async def test_waiting_for_bandwidth_is_not_the_peers_fault() -> None:
 )
 async def test_a_bandwidth_limit_holds_over_all_connections(seconds: float, least: float) -> None:
     """The lower bound of the quick one leaves room for a machine that is busy."""
-    rate, arrived = 6 * MIB, 0
+    rate, arrived, has_begun = 6 * MIB, 0, asyncio.Event()
 
     async def count_bytes(connection: Connection) -> None:
         nonlocal arrived
         await connection.read_head()
         while piece := await connection.reader.read(1 << 20):
             arrived += len(piece)
+            has_begun.set()
 
     pace = Pace(bandwidth=Bandwidth.constant(rate))
     loop = asyncio.get_running_loop()
     async with serving(count_bytes) as server, a_transport(pace=pace) as transport:
         body = bytes(int(rate * seconds))
         sending = [asyncio.ensure_future(send(transport, server.url, body)) for _ in range(5)]
-        while not arrived:
-            await asyncio.sleep(0.001)
+        await has_begun.wait()
         began_s, before = loop.time(), arrived
         await asyncio.sleep(seconds)
         carried, took_s = arrived - before, loop.time() - began_s
