@@ -49,7 +49,7 @@ def an_error(kind: type[VodupError]) -> VodupError:
             **where,
         )
     if issubclass(kind, TransportError):
-        return kind("It failed.", is_sent=False, **where)
+        return kind("It failed.", is_sent=False, is_timeout=True, **where)
     return kind("It failed.", code="X.Y", request_id="5C3D", **where)
 
 
