@@ -53,6 +53,9 @@ SMALL_BODY_SIZE: Final = 64 * 1024
 TURN_SIZE: Final = 1024 * 1024
 """Bytes a body may send before the other tasks of the loop have their turn."""
 
+WAITING_SIZE: Final = 16 * 1024
+"""Bytes a transport is given so as to tell when the kernel takes more; it copies them."""
+
 CLOSE_TIMEOUT_S: Final = 5.0
 """Connections are cut, not shut down politely; only a DNS query could last this long."""
 
@@ -168,7 +171,7 @@ class AiohttpTransport:
             SourceError: the body could not be read.
         """
         session = await self._open_session()
-        outflow = _Outflow.of(request, self._pace, self._buffers)
+        outflow = _Outflow.of(request, self._pace, self._buffers, self._sockets)
         watch = _Watch(outflow, self._patience, answer_timeout_s)
         try:
             return await self._exchange(session, request, outflow, watch)
@@ -305,12 +308,16 @@ class _Outflow(Payload):
     buffer is empty.
     """
 
-    def __init__(self, body: Body, pace: Pace, buffers: _Buffers, *, needs_md5: bool) -> None:
+    def __init__(
+        self, body: Body, pace: Pace, buffers: _Buffers, sockets: _Sockets, *, needs_md5: bool
+    ) -> None:
         super().__init__(None)
         self._size = body.size
         self._body = body
         self._pace = pace
         self._buffers = buffers
+        self._sockets = sockets
+        self._socket: socket.socket | None = None
         self._buffer: bytearray | None = None
         self._md5 = hashlib.md5(usedforsecurity=False) if needs_md5 else None
         self._crc64 = 0
@@ -321,11 +328,13 @@ class _Outflow(Payload):
         self.source_failure: Exception | None = None
 
     @classmethod
-    def of(cls, request: SignedRequest, pace: Pace, buffers: _Buffers) -> _Outflow | None:
+    def of(
+        cls, request: SignedRequest, pace: Pace, buffers: _Buffers, sockets: _Sockets
+    ) -> _Outflow | None:
         """The request's body, if it has one; aiohttp sends Content-Length: 0 by itself."""
         if request.body is None or request.body.size == 0:
             return None
-        return cls(request.body, pace, buffers, needs_md5=request.needs_md5)
+        return cls(request.body, pace, buffers, sockets, needs_md5=request.needs_md5)
 
     @property
     def consumed(self) -> bool:
@@ -373,6 +382,7 @@ class _Outflow(Payload):
         self._drain_to_the_last_byte(self.transport)
         if self.handed_size == 0 and (self._size or 0) > SMALL_BODY_SIZE:
             writer.send_headers()  # aiohttp would copy the first unit to join it with them
+            self._socket = self._sockets.behind(self.transport)
         try:
             while not self.is_complete:
                 await self._hand_over_unit(writer, self.transport)
@@ -389,12 +399,32 @@ class _Outflow(Payload):
         unit = await self._filled(memoryview(self._buffer)[:piece_size])
         await self._pace.spend(piece_size)
         self._digest(unit)
-        await writer.write(unit, drain=False)
+        if rest := await self._past_the_transport(unit, writer, transport):
+            await writer.write(rest, drain=False)
         self.handed_size += piece_size
         self._pace.note_sent(piece_size)
         self._body.sent(self.handed_size)
         if not self.is_complete:
             await self._flushed(writer, transport)
+
+    async def _past_the_transport(
+        self, unit: memoryview, writer: StreamWriter, transport: asyncio.Transport
+    ) -> memoryview:
+        """Send straight to the kernel what can be sent that way; returns what cannot.
+
+        A transport copies what the kernel does not take at once. It is given only a
+        little of it, to wait with; the rest stays here until that is out.
+        """
+        while self._socket is not None and unit and self._is_flushed(transport):
+            if transport.is_closing():
+                raise aiohttp.ClientConnectionResetError("the connection was lost in the body")
+            with suppress(BlockingIOError, InterruptedError):
+                unit = unit[self._socket.send(unit) :]
+            if unit:
+                transport.write(unit[:WAITING_SIZE])
+                unit = unit[WAITING_SIZE:]
+                await self._drained(writer, transport)
+        return unit
 
     def _give_buffer_back(self) -> None:
         if self._buffer is not None:
@@ -439,15 +469,18 @@ class _Outflow(Payload):
 
     async def _flushed(self, writer: StreamWriter, transport: asyncio.Transport) -> None:
         """Wait until the unit is out, and let others have the buffer and their turn."""
-        if not self._is_flushed(transport):
-            await writer.drain()
-        while not (self._is_flushed(transport) or transport.is_closing()):  # noqa: ASYNC110
-            await asyncio.sleep(0.001)  # a loop of another make whose `drain` comes back early
+        await self._drained(writer, transport)
         if self._is_flushed(transport):  # one that closes may still hold it
             self._give_buffer_back()
         if self.handed_size - self._yielded_at >= TURN_SIZE:
             self._yielded_at = self.handed_size
             await asyncio.sleep(0)  # a fast peer must not keep the loop from everyone else
+
+    async def _drained(self, writer: StreamWriter, transport: asyncio.Transport) -> None:
+        if not self._is_flushed(transport):
+            await writer.drain()
+        while not (self._is_flushed(transport) or transport.is_closing()):  # noqa: ASYNC110
+            await asyncio.sleep(0.001)  # a loop of another make whose `drain` comes back early
 
 
 # --- the answer comes in --------------------------------------------------------------
@@ -711,6 +744,17 @@ class _Sockets:
         self.congestion = _choose_congestion(made, self._wanted_congestion)
         self._made[made] = next(self._serials)
         return made
+
+    def behind(self, transport: asyncio.Transport) -> socket.socket | None:
+        """The socket whose bytes are those of `transport`, if they can be sent past it.
+
+        Not under TLS, and not where sending means more than a system call.
+        """
+        if transport.get_extra_info("sslcontext") is not None or sys.platform == "win32":
+            return None
+        shown = transport.get_extra_info("socket")
+        number = -1 if shown is None else shown.fileno()
+        return next((sock for _, sock in self.open() if sock.fileno() == number), None)
 
     def open(self) -> list[tuple[int, socket.socket]]:
         """Those not closed yet, each with its number."""
