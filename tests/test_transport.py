@@ -945,6 +945,57 @@ async def test_congestion_control_is_asked_for_and_falls_back(
         assert transport.facts().congestion == (expected or default.rstrip(b"\0").decode())
 
 
+def _has_congestion(name: str) -> bool:
+    with socket.socket() as plain, suppress(OSError):
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name.encode())
+        return True
+    return False
+
+
+@pytest.mark.skipif(not _has_congestion("bbr"), reason="this kernel does not let us use bbr")
+@pytest.mark.parametrize("is_tls", [False, True])
+async def test_a_near_peer_is_sent_to_without_bbr(authority: Authority, is_tls: bool) -> None:
+    tls = authority.server("127.0.0.1") if is_tls else None
+    async with (
+        serving(echo_checksums, tls=tls) as server,
+        a_transport(congestion="bbr", ca_file=authority.ca_file) as transport,
+    ):
+        await send(transport, server.url, BIG)
+        assert transport.facts().congestion == "cubic"
+        (link,) = transport.sample()
+        assert link.is_slowed_by_loss
+
+
+class WatchedLoop(asyncio.SelectorEventLoop):
+    """Remembers the transports it made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[asyncio.Transport] = []
+
+    def _make_socket_transport(self, *args: Any, **kwargs: Any) -> asyncio.Transport:
+        made: asyncio.Transport = super()._make_socket_transport(*args, **kwargs)  # type: ignore[misc]
+        self.made.append(made)
+        return made
+
+
+def test_what_the_kernel_does_not_take_is_not_copied() -> None:
+    """A transport copies what it is given and cannot send: 16 KiB rather than a unit."""
+
+    async def fill_up(loop: WatchedLoop) -> int:
+        async with serving(_never_reads) as server, a_transport(unit_size=8 * MIB) as transport:
+            sending = asyncio.ensure_future(send(transport, server.url, bytes(40 * MIB)))
+            await asyncio.sleep(0.15)
+            held = max(made.get_write_buffer_size() for made in loop.made)
+            sending.cancel()
+            await asyncio.wait([sending])
+        return held
+
+    loop = WatchedLoop()
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        assert 0 < runner.run(fill_up(loop)) <= 16 * KIB
+
+
 def test_no_request_waits_for_the_hundred() -> None:
     source = Path(transport_module.__file__ or "").read_text()
     assert "expect100" not in source
