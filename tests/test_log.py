@@ -132,6 +132,22 @@ def test_the_command_line_writes_redacted_lines_for_people() -> None:
     assert "\x1b" not in text
 
 
+def test_structlog_is_loaded_by_the_first_who_has_something_to_say() -> None:
+    code = (
+        "import logging, sys\n"
+        "from uploader.log import configure, get_logger, is_heard\n"
+        "configure('warning', is_json=True, stream=sys.stderr)\n"
+        "assert not is_heard(logging.INFO) and is_heard(logging.WARNING)\n"
+        "assert not {'structlog', 'rich'} & set(sys.modules)\n"
+        "get_logger(token='t').info('below.the_level')\n"
+        "get_logger(token='t').warning('it.happened')\n"
+        "assert not is_heard(logging.INFO) and is_heard(logging.WARNING)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
+    event = json.loads(done.stderr)
+    assert (event["event"], event["token"], done.returncode) == ("it.happened", "[redacted]", 0)
+
+
 # --- redaction -----------------------------------------------------------------------
 
 

@@ -5,16 +5,20 @@ configured only the standard library's logging gets them on the logger "vodup" w
 values as `extra` (names of its own, such as "message", become "message_"). Nobody
 configured: nothing is printed (structlog's own default would print to stdout, where a
 program's output belongs).
+
+structlog is loaded when there is something to say, for it brings rich along where that is
+installed: a third of the time that an upload needs to begin. Who has not loaded it has not
+configured it either.
 """
 
 from __future__ import annotations
 
 import logging
 import re
+import sys
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, TextIO, cast
-
-import structlog
 
 if TYPE_CHECKING:
     from structlog.stdlib import BoundLogger
@@ -68,6 +72,10 @@ def _rename_taken(logger: object, method: str, event: EventDict) -> EventDict:
 
 def get_logger(**context: object) -> BoundLogger:
     """Return a bound logger. Ask anew where it is used: configuration may come later."""
+    import structlog
+
+    while _asked:
+        _asked.pop()()
     if structlog.is_configured():
         processors = [redact, *structlog.get_config()["processors"]]
         logger = structlog.wrap_logger(None, processors=processors)
@@ -93,7 +101,10 @@ def is_heard(level: int) -> bool:
 
     Yes where that cannot be told.
     """
-    if not structlog.is_configured():
+    if _asked:
+        return bool(level >= _asked[-1].keywords["level"])
+    structlog = sys.modules.get("structlog")
+    if structlog is None or not structlog.is_configured():
         return logging.getLogger(_NAME).isEnabledFor(level)
     try:
         return bool(get_logger().is_enabled_for(level))
@@ -102,7 +113,24 @@ def is_heard(level: int) -> bool:
 
 
 def configure(level: str, *, is_json: bool, stream: TextIO) -> None:
-    """Configure structlog for the command line: to `stream` (stderr), redacted."""
+    """Let the command line's log go to `stream` (stderr), redacted.
+
+    Where structlog is not loaded yet it is configured by the first who has something to say.
+    """
+    number = logging.getLevelNamesMapping()[level.upper()]
+    wish = partial(_configure, level=number, is_json=is_json, stream=stream)
+    _asked[:] = [wish]
+    if "structlog" in sys.modules:
+        get_logger()
+
+
+_asked: list[partial[None]] = []
+"""How the command line wants structlog configured, until that has been done. Mutable."""
+
+
+def _configure(*, level: int, is_json: bool, stream: TextIO) -> None:
+    import structlog
+
     renderer: Processor = (
         structlog.processors.JSONRenderer()
         if is_json

@@ -62,6 +62,30 @@ def test_the_help_of_a_command_loads_nothing_heavy(command: str) -> None:
     assert f"Usage: vodup {command}" in out
 
 
+LIBRARY = "from uploader import Uploader, VodProvider, UploadOptions, decode_grant"
+NOT_BEFORE_AN_UPLOAD = "aliyunsdkcore oss2 pydantic pygments requests rich sqlalchemy structlog"
+
+
+def test_importing_the_package_loads_next_to_nothing() -> None:
+    _require_modules(at_most=40, code="import uploader")
+
+
+def test_what_an_upload_needs_is_not_loaded_before_there_is_one() -> None:
+    _run(
+        f"import sys; {LIBRARY}\n"
+        f"loaded = sys.modules.keys() & set({NOT_BEFORE_AN_UPLOAD!r}.split())\n"
+        "assert not loaded, loaded"
+    )
+    _require_modules(at_most=400, code=LIBRARY)
+
+
+def _require_modules(*, at_most: int, code: str) -> None:
+    """Counted, not timed: a loaded machine imports no more modules than another."""
+    out = _run(f"import sys; before = len(sys.modules); {code}; print(len(sys.modules) - before)")
+
+    assert int(out) <= at_most
+
+
 def test_help_takes_little_time() -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     out = _run(MEASURE.format(words=["--help"], allowed=[]))
