@@ -15,17 +15,16 @@ _CONTENDERS = ("vodup (library)", "obstore", "boto3", "oss2.resumable_upload")
 _CONNECTIONS = 16
 
 
-def measure(bench: Bench) -> Section:
+def measure(bench: Bench, section: Section) -> None:
     """Upload each set over http and https."""
-    section = Section("bulk", "Many files")
     for name, count, size in bench.scale.bulk:
-        paths = _make_files(bench, count, size)
-        for scheme in ("http", "https"):
+        schemes = [s for s in ("http", "https") if bench.wants(section.name, f"{name}, {s}")]
+        paths = _make_files(bench, count, size) if schemes else ()
+        for scheme in schemes:
             bench.say(f"bulk: {name}, {scheme}")
             _measure_set(bench, section, name, paths, scheme)
         for path in paths:
             path.unlink()
-    return section
 
 
 def _make_files(bench: Bench, count: int, size: int) -> tuple[Path, ...]:
@@ -44,20 +43,20 @@ def _measure_set(
     )
     bench.track.sink.reset()
     task = Task(paths, scheme=scheme, connections=_CONNECTIONS, part_size=0)
-    rounds = min(3, bench.scale.rounds)
+    rounds = bench.scale.rounds
     runs = alternating(
         [by_name(contender) for contender in _CONTENDERS],
         rounds,
         lambda contender: bench.track.run(contender, task),
         lambda contender, error: table.notes.append(f"{contender.name}: {error}."),
     )
+    data = {}
     for contender, taken in runs.items():
         if taken:
-            figures = _figures(taken, len(paths))
-            section.data[f"{name}, {scheme}, {contender.name}"] = figures
+            figures = data[contender.name] = _figures(taken, len(paths))
             table.rows.append(_row(contender, figures))
     table.notes.append(f"Medians of {rounds} alternating rounds; peers with 16 threads.")
-    section.tables.append(table)
+    section.add(f"{name}, {scheme}", table, {"files": len(paths), "contenders": data})
 
 
 def _figures(runs: list[Run], count: int) -> dict[str, float]:

@@ -39,7 +39,7 @@ class Contender:
         kind: "driver" (a module of `drivers`), or the command that is run.
         module: of the driver.
         is_ours: runs in the project's environment.
-        is_parallel: whether the number of connections means anything to it.
+        is_sliced: is given one file for each connection, for it can send no part of one.
         schemes: what it speaks.
         is_checked: whether it compares a checksum of the bytes it sent with the server's.
         is_slow: costs several CPU seconds a gigabyte, so large files are left out.
@@ -49,7 +49,7 @@ class Contender:
     kind: str
     module: str = ""
     is_ours: bool = False
-    is_parallel: bool = True
+    is_sliced: bool = False
     schemes: tuple[str, ...] = ("http", "https")
     is_checked: bool = False
     is_slow: bool = False
@@ -58,7 +58,8 @@ class Contender:
 CONTENDERS: Final = (
     Contender("vodup (library)", "driver", "vodup_library", is_ours=True, is_checked=True),
     Contender("vodup (command)", "vodup", is_ours=True, is_checked=True),
-    Contender("curl -T", "curl", is_parallel=False),
+    Contender("curl -T", "curl"),
+    Contender("curl --parallel", "curl", is_sliced=True),
     Contender("obstore", "driver", "obstore_put"),
     Contender("boto3", "driver", "boto3_upload"),
     Contender("awscrt", "driver", "awscrt_upload"),
@@ -66,9 +67,9 @@ CONTENDERS: Final = (
     Contender("alibabacloud-oss-v2", "driver", "oss_v2_uploader", is_checked=True, is_slow=True),
     Contender("alibabacloud-oss-v2 aio", "driver", "oss_v2_aio", is_checked=True, is_slow=True),
     Contender("rclone", "rclone", is_slow=True),
-    Contender("floor: sendfile", "floor", "sendfile", is_parallel=False, schemes=("http",)),
-    Contender("floor: pread, send", "floor", "copy", is_parallel=False, schemes=("http",)),
-    Contender("floor: pread, TLS", "floor", "tls", is_parallel=False, schemes=("https",)),
+    Contender("floor: sendfile", "floor", "sendfile", schemes=("http",)),
+    Contender("floor: pread, send", "floor", "copy", schemes=("http",)),
+    Contender("floor: pread, TLS", "floor", "tls", schemes=("https",)),
 )
 
 
@@ -143,13 +144,11 @@ class Track:
             python = sys.executable if contender.is_ours else str(self.peers_python)
             module = f"benchmarks.drivers.{contender.module}"
             return [python, "-m", module, self._job(task)]
+        if contender.kind == "curl":
+            return self._curl(contender, task)
         (path,) = task.paths
         if contender.kind == "vodup":
             return self._vodup(task, path)
-        if contender.kind == "curl":
-            url = f"{self._endpoint(task)}/bench/curl-{path.name}"
-            ca = ["--cacert", str(self.tools.ca_file)] if task.scheme == "https" else []
-            return ["curl", "-sS", "--fail", *ca, "-o", os.devnull, "-T", str(path), url]
         if contender.kind == "rclone":
             return self._rclone(task, path)
         floor, port = str(self.tools.program("floor")), self.sink.port(task.scheme)
@@ -180,6 +179,16 @@ class Track:
         argv += ["--concurrency", str(task.connections or "auto")]
         return [*argv, "--part-size", str(task.part_size)] if task.part_size else argv
 
+    def _curl(self, contender: Contender, task: Task) -> Sequence[str]:
+        """One PUT of one file on one connection; sliced: a PUT and a connection for each."""
+        argv = ["curl", "-sS", "--fail", "-o", os.devnull]
+        if task.scheme == "https":
+            argv += ["--cacert", str(self.tools.ca_file)]
+        if contender.is_sliced:
+            argv += ["--parallel", "--parallel-immediate", "--parallel-max", str(len(task.paths))]
+        names = ",".join(str(path) for path in task.paths)
+        return [*argv, "-T", f"{{{names}}}", f"{self._endpoint(task)}/bench/"]
+
     def _rclone(self, task: Task, path: Path) -> Sequence[str]:
         argv = ["rclone", "copyto", str(path), f"sink:bench/rclone-{path.name}"]
         argv += ["--config", os.devnull, "--s3-no-check-bucket", "--s3-no-head", "--retries", "1"]
@@ -188,7 +197,7 @@ class Track:
         if task.connections:
             argv += ["--s3-upload-concurrency", str(task.connections)]
         if task.part_size:
-            argv += ["--s3-chunk-size", f"{task.part_size}B"]
+            argv += ["--s3-chunk-size", f"{task.part_size}B", "--s3-upload-cutoff", "0"]
         return [*argv, "--ca-cert", str(self.tools.ca_file)] if task.scheme == "https" else argv
 
     def _endpoint(self, task: Task) -> str:

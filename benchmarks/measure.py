@@ -13,7 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-__all__ = ["ROOT", "Failed", "Run", "alternating", "execute", "fit_line", "median"]
+__all__ = [
+    "ROOT",
+    "Failed",
+    "Run",
+    "alternating",
+    "execute",
+    "fit_line",
+    "largest_deviation",
+    "median",
+]
 
 ROOT = Path(__file__).resolve().parent.parent
 T = TypeVar("T")
@@ -164,3 +173,10 @@ def fit_line(points: Sequence[tuple[float, float]]) -> tuple[float, float, float
     spread = sum((y - statistics.fmean(ys)) ** 2 for y in ys)
     rest = sum((y - intercept - slope * x) ** 2 for x, y in points)
     return intercept, slope, 1 - rest / spread if spread else 1.0
+
+
+def largest_deviation(
+    points: Sequence[tuple[float, float]], intercept: float, slope: float
+) -> float:
+    """How far the point lies from the line that lies farthest, in y."""
+    return max((abs(y - intercept - slope * x) for x, y in points), default=0.0)

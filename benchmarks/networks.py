@@ -275,38 +275,39 @@ def _arrival_rate(track: Track) -> float:
 # --- measuring ------------------------------------------------------------------------
 
 
-def measure(bench: Bench) -> Section:
+def measure(bench: Bench, section: Section) -> None:
     """Send over every link of the scale."""
-    section = Section("networks", "Long, lossy and changing links")
     if reason := why_not():
-        section.tables.append(Table("Not measured", [""], notes=[f"{reason}."]))
-        return section
+        section.notes = [f"Not measured: {reason}."]
+        return
     kits = _kits(bench)
     for network in _CASES[bench.scale.networks]:
+        if not bench.wants(section.name, network.name):
+            continue
         bench.say(f"networks: {network.name}")
         try:
-            section.data[network.name] = _measure_network(bench, kits, network)
+            present(section, network, _measure_network(bench, kits, network))
         except Failed as error:
-            section.tables.append(Table(network.name, [""], notes=[f"Not measured: {error}."]))
-    present(section)
-    return section
+            section.add(network.name, Table(network.name, [""], notes=[f"Not measured: {error}."]))
 
 
-def present(section: Section) -> None:
-    """Make the tables and plots of the figures in `section.data`."""
-    for network in NETWORKS:
-        if (found := section.data.get(network.name)) is None:
-            continue
-        rows = [
-            [label, _mbit_text(one), f"{one['cpu_s']:.2f}", str(len(one["runs"]))]
-            for label, one in found["senders"].items()
-        ]
-        notes = [_note_on(found), *found["failures"]]
-        section.tables.append(Table(network.title, ["", "Mbit/s", "CPU s", "runs"], rows, notes))
-        section.plots[f"network-{network.name.replace(' ', '-')}.svg"] = bars(
-            f"Mbit/s: {network.title}",
-            [(label, one["mbit"]) for label, one in found["senders"].items()],
-        )
+def present(section: Section, network: Network, found: Mapping[str, Any]) -> None:
+    """Make a table and a plot of the figures of one network."""
+    rows = [
+        [label, _mbit_text(one), f"{one['cpu_s']:.2f}", str(len(one["runs"]))]
+        for label, one in found["senders"].items()
+    ]
+    notes = [_note_on(found), *found["failures"]]
+    plot = bars(
+        f"Mbit/s: {network.title}",
+        [(label, one["mbit"]) for label, one in found["senders"].items()],
+    )
+    section.add(
+        network.name,
+        Table(network.title, ["", "Mbit/s", "CPU s", "runs"], rows, notes),
+        found,
+        {f"network-{network.name.replace(' ', '-')}.svg": plot},
+    )
 
 
 def _mbit_text(one: Mapping[str, Any]) -> str:
@@ -527,9 +528,10 @@ def _known_cases(out: Path) -> str:
     for network in NETWORKS:
         path = out / f"{network.name.replace(' ', '-')}.json"
         if path.exists():
-            section.data[network.name] = json.loads(path.read_text())["found"]
-    present(section)
-    tables = [*section.tables, check({"networks": section.data})]
+            present(section, network, json.loads(path.read_text())["found"])
+    pieces = section.pieces.items()
+    tables = [*(piece.table for _, piece in pieces)]
+    tables.append(check({"networks": {key: piece.data for key, piece in pieces}}))
     return "\n".join(line for table in tables for line in ["", *report.markdown_table(table)])
 
 

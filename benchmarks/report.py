@@ -1,33 +1,49 @@
-"""Writes what was found: Markdown for people, JSON for `--check`, SVG to look at."""
+"""Writes what was found: Markdown for people, JSON for `--check` and the docs, SVG to look at.
+
+Sections are measured one by one, on different evenings if need be. What was measured
+earlier on the same machine stays until its piece is measured again, with its own date.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
+import ssl
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bench import Section, Table
+from benchmarks.bench import Piece, Section, Table
 from benchmarks.measure import ROOT
+from benchmarks.targets import check
 
-__all__ = ["machine", "markdown_table", "write"]
+__all__ = ["facts", "figures", "machine", "markdown_table", "merge", "read", "write"]
+
+_Document = dict[str, Any]
 
 
 def machine() -> dict[str, Any]:
-    """What it ran on. No names of hosts or paths."""
+    """What it runs on. No names of hosts or paths."""
     return {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "load_before": round(os.getloadavg()[0], 2),
-        "commit": _commit(),
+        "openssl": ssl.OPENSSL_VERSION.split()[1],
+    }
+
+
+def facts() -> dict[str, Any]:
+    """When something is measured, on which sources, and on how busy a machine."""
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "uploader": _sources("uploader"),
+        "load": round(os.getloadavg()[0], 2),
     }
 
 
@@ -40,62 +56,141 @@ def _cpu_model() -> str:
     return names[0] if names else platform.machine()
 
 
-def _commit() -> str:
-    argv = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+def _sources(folder: str) -> str:
+    """Git's name for the folder's content (`git rev-parse COMMIT:uploader` tells the same)."""
+    tree = _git("rev-parse", "--short=12", f"HEAD:{folder}") or "unknown"
+    return f"{tree}, changed" if _git("status", "--porcelain", "--", folder) else tree
 
 
-def write(
-    folder: Path,
-    facts: Mapping[str, Any],
+def _git(*arguments: str) -> str:
+    argv = ["git", "-C", str(ROOT), *arguments]
+    try:
+        return subprocess.run(argv, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        return ""
+
+
+# --- the document ---------------------------------------------------------------------
+
+
+def read(folder: Path) -> _Document | None:
+    """The results in a folder, if there are any."""
+    path = folder / "results.json"
+    found: _Document | None = json.loads(path.read_text()) if path.exists() else None
+    return found
+
+
+def merge(
+    earlier: _Document | None,
+    here: Mapping[str, Any],
     versions: Mapping[str, str],
     sections: Sequence[Section],
-    verdict: Table,
-) -> Path:
+    *,
+    is_whole: bool,
+) -> _Document:
+    """Put new pieces in the place of old ones.
+
+    Args:
+        is_whole: these sections were measured whole: what else they once held goes.
+    """
+    if earlier is None or earlier["machine"] != here:  # figures of two machines do not mix
+        earlier = {"sections": {}, "versions": {}}
+    kept: dict[str, Any] = earlier["sections"]
+    for section in sections:
+        former = {} if is_whole else kept.get(section.name, {}).get("pieces", {})
+        pieces = former | {key: _piece(piece) for key, piece in section.pieces.items()}
+        if pieces:
+            head = {"title": section.title, "notes": section.notes}
+            kept[section.name] = {**head, "pieces": pieces}
+    known = earlier["versions"] | dict(versions)
+    return {"machine": dict(here), "versions": known, "sections": kept}
+
+
+def _piece(piece: Piece) -> dict[str, Any]:
+    return {
+        "measured": dict(piece.measured),
+        "table": asdict(piece.table),
+        "data": dict(piece.data),
+        "plots": sorted(piece.plots),
+    }
+
+
+def figures(document: _Document) -> dict[str, dict[str, Any]]:
+    """The data alone: by section, then by piece."""
+    return {
+        name: {key: piece["data"] for key, piece in section["pieces"].items()}
+        for name, section in document["sections"].items()
+    }
+
+
+def write(folder: Path, document: _Document, sections: Sequence[Section]) -> Path:
     """Write everything below `folder` and return the path of the Markdown."""
     folder.mkdir(parents=True, exist_ok=True)
     for section in sections:
-        for name, svg in section.plots.items():
-            (folder / name).write_text(svg)
-    data = {section.name: section.data for section in sections}
-    document = {"machine": dict(facts), "versions": dict(versions), "data": data}
-    (folder / "results.json").write_text(json.dumps(document, indent=1) + "\n")
+        for piece in section.pieces.values():
+            for name, svg in piece.plots.items():
+                (folder / name).write_text(svg)
+    _remove_stale_plots(folder, document)
+    (folder / "results.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
     path = folder / "results.md"
-    path.write_text(_markdown(facts, versions, sections, verdict))
+    path.write_text(_markdown(document))
     return path
 
 
-def _markdown(
-    facts: Mapping[str, Any],
-    versions: Mapping[str, str],
-    sections: Sequence[Section],
-    verdict: Table,
-) -> str:
-    lines = ["# Benchmarks", "", ", ".join(f"{name} {value}" for name, value in facts.items())]
-    lines += ["", ", ".join(f"{name} {value}" for name, value in versions.items()), ""]
+def _remove_stale_plots(folder: Path, document: _Document) -> None:
+    sections = document["sections"].values()
+    named = {n for s in sections for piece in s["pieces"].values() for n in piece["plots"]}
+    for path in folder.glob("*.svg"):
+        if path.name not in named:
+            path.unlink()
+
+
+# --- Markdown -------------------------------------------------------------------------
+
+
+def _markdown(document: _Document) -> str:
+    lines = ["# Benchmarks", "", _listed(document["machine"]), "", _listed(document["versions"])]
     lines += [
-        "Client and server share the machine over loopback, so compare inside one table only; "
-        "differences under 15 % are not resolved.",
         "",
-        *markdown_table(verdict),
+        "Client and server share the machine, so compare inside one table only; differences "
+        "under 15 % are not resolved.",
+        "",
+        *markdown_table(check(figures(document))),
     ]
-    for section in sections:
-        lines += [f"## {section.title}", ""]
-        for table in section.tables:
-            lines += markdown_table(table)
-        lines += [f"![{name}]({name})" for name in section.plots] + [""]
+    for section in document["sections"].values():
+        lines += [f"## {section['title']}", ""]
+        for note in section["notes"]:
+            lines += [note, ""]
+        for piece in section["pieces"].values():
+            lines += markdown_table(Table(**piece["table"]))
+            lines += [_measured(piece["measured"]), ""]
+            lines += [line for name in piece["plots"] for line in (f"![{name}]({name})", "")]
     return "\n".join(lines)
+
+
+def _listed(facts: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in facts.items())
+
+
+def _measured(facts: Mapping[str, Any]) -> str:
+    return (
+        f"Measured {facts['date']}; `uploader/` is tree {facts['uploader']}; "
+        f"load average before: {facts['load']}."
+    )
 
 
 def markdown_table(table: Table) -> list[str]:
     """A table in Markdown, with its title and notes."""
-    lines = [f"### {table.title}", ""]
-    if table.rows:
-        lines.append("| " + " | ".join(table.columns) + " |")
-        lines.append("|" + "|".join(["---", *["---:"] * (len(table.columns) - 1)]) + "|")
-        lines += ["| " + " | ".join(row) + " |" for row in table.rows]
-        lines.append("")
+    lines = [f"### {table.title}", "", *rows_of(table)]
     for note in table.notes:
         lines += [note, ""]
     return lines
+
+
+def rows_of(table: Table) -> list[str]:
+    """The table alone, and an empty line; nothing of an empty one."""
+    if not table.rows:
+        return []
+    rule = "|".join(["---", *["---:"] * (len(table.columns) - 1)])
+    lines = ["| " + " | ".join(table.columns) + " |", f"|{rule}|"]
+    return [*lines, *("| " + " | ".join(row) + " |" for row in table.rows), ""]

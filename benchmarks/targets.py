@@ -56,8 +56,9 @@ def _row(verdict: _Verdict) -> list[str]:
 
 def _verdicts(data: Mapping[str, Any]) -> Iterator[_Verdict]:
     http, https = _cell(data, "http"), _cell(data, "https")
-    yield _Verdict("CPU per byte against curl, http", _ratio(http, "curl -T"), 1.0)
-    yield _Verdict("CPU per byte against curl, https", _ratio(https, "curl -T"), 0.85)
+    for curl in ("curl -T", "curl --parallel"):
+        yield _Verdict(f"CPU per byte against {curl}, http", _ratio(http, curl), 1.0)
+        yield _Verdict(f"CPU per byte against {curl}, https", _ratio(https, curl), 0.85)
     yield _Verdict("CPU per byte against obstore, https", _ratio(https, "obstore"), 1.0)
     oss2 = "oss2.resumable_upload"
     yield _Verdict("CPU per byte against oss2, http", _ratio(http, oss2), 1 / 10)
@@ -76,7 +77,7 @@ def _cell(data: Mapping[str, Any], scheme: str) -> Mapping[str, Any]:
     """The contenders at 8 connections, warm, with the file nearest to 1 GB."""
     cells = [
         cell
-        for cell in data.get("transfer", {}).get("cells", ())
+        for cell in data.get("transfer", {}).values()
         if cell["scheme"] == scheme and cell["temperature"] == "warm"
     ]
     cells.sort(key=lambda cell: (cell["connections"] != 8, abs(cell["size"] - 10**9)))
@@ -98,7 +99,7 @@ def _speed(cell: Mapping[str, Any]) -> float | None:
 
 
 def _largest_above_import(data: Mapping[str, Any]) -> float | None:
-    cells = data.get("transfer", {}).get("cells", ())
+    cells = data.get("transfer", {}).values()
     found = [cell["contenders"].get(_OURS, {}).get("above_import_mib") for cell in cells]
     growth = data.get("growth", {}).get("size", {}).get("above_import_mib", ())
     return max([*(f for f in found if f is not None), *(y for _, y in growth)], default=None)

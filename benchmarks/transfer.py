@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from benchmarks.bench import GB, MB, Bench, Section, Table, make_cold
+from benchmarks.bench import GB, MB, Bench, Section, Table, make_cold, make_warm
 from benchmarks.contenders import CONTENDERS, Contender, Task
 from benchmarks.measure import Run, alternating, median
 from benchmarks.plots import bars
@@ -16,16 +15,21 @@ __all__ = ["measure"]
 
 _COLUMNS = [
     "", "checked", "MB", "GB/s", "CPU-s/GB", "× curl", "process CPU s", "peak MiB", "above import",
-    "switches",
+    "switches", "connections",
 ]  # fmt: skip
 _NOTES = [
     "GB/s and CPU-s/GB: the upload alone, after a first tiny one, for libraries; the whole "
     "process for commands. Process CPU: start, imports and all. Above import: peak RSS above "
-    "what was resident before the first byte. Switches: voluntary + involuntary, of the upload.",
-    "Checked: compares a CRC-64 of what it sent with the server's. The others do not look.",
+    "what was resident before the first byte. Switches: voluntary + involuntary, of the upload. "
+    "Connections: as the server counts them.",
+    "Checked: compares a CRC-64 of what it sent with the server's. The others do not look. "
+    "curl --parallel is given one file for each connection, together as large as the one of "
+    "the others.",
 ]
 _SLOW_LIMIT = 2 * GB
 """Contenders at several CPU seconds a gigabyte are not asked for more."""
+_OWN_CONNECTIONS = 3
+"""Of the benchmark itself between two looks at the sink: those of `Track.run`, and the look."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,59 +41,93 @@ class _Cell:
     rounds: int
 
     @property
+    def key(self) -> str:
+        """For example "https-1GB-c8-warm"."""
+        return f"{self.scheme}-{_amount(self.size)}-c{self.connections}-{self.temperature}"
+
+    @property
     def title(self) -> str:
-        size = f"{self.size / GB:g} GB" if self.size >= GB else f"{self.size / MB:g} MB"
-        return f"{self.scheme}, {size}, {self.connections} connections, {self.temperature} file"
+        """For people."""
+        size = _amount(self.size).replace("GB", " GB").replace("MB", " MB")
+        count = f"{self.connections} connection{'s' if self.connections > 1 else ''}"
+        return f"{self.scheme}, {size}, {count}, {self.temperature} file"
 
 
-def measure(bench: Bench) -> Section:
+def _amount(size: int) -> str:
+    return f"{size / GB:g}GB" if size >= GB else f"{size / MB:g}MB"
+
+
+def measure(bench: Bench, section: Section) -> None:
     """Run every cell of the scale over http and https."""
-    section = Section("transfer", "One file, one machine")
-    section.data["cells"] = []
+    section.notes = _NOTES
     for size, connections, temperature, rounds in bench.scale.cells:
         for scheme in ("http", "https"):
             cell = _Cell(size, scheme, connections, temperature, rounds)
-            bench.say(f"transfer: {cell.title}")
-            _measure_cell(bench, cell, section)
-    return section
+            if bench.wants(section.name, cell.key):
+                bench.say(f"transfer: {cell.title}")
+                _measure_cell(bench, cell, section)
 
 
 def _measure_cell(bench: Bench, cell: _Cell, section: Section) -> None:
-    table = Table(cell.title, _COLUMNS, notes=list(_NOTES) if not section.tables else [])
+    table = Table(cell.title, _COLUMNS)
     contenders = [c for c in CONTENDERS if cell.scheme in c.schemes and _takes_part(c, cell)]
     bench.track.sink.reset()
-    cpu_before = bench.track.sink.stats()["cpu_s"]
+    before, ciphers = bench.track.sink.stats(), set[str]()
+    counts: dict[str, list[int]] = {contender.name: [] for contender in contenders}
+
+    def run(contender: Contender) -> Run:
+        opened = bench.track.sink.stats()["connections"]
+        taken = _run(bench, contender, cell)
+        stats = bench.track.sink.stats()
+        ciphers.add(stats["tls"])
+        # Asking is a connection too.
+        counts[contender.name].append(stats["connections"] - opened - _OWN_CONNECTIONS)
+        return taken
+
     runs = alternating(
         contenders,
         cell.rounds,
-        lambda contender: _run(bench, contender, cell),
+        run,
         lambda contender, error: table.notes.append(f"{contender.name}: {error}."),
     )
     stats = bench.track.sink.stats()
-    sink_cost = (stats["cpu_s"] - cpu_before) / max(stats["body_bytes"] / GB, 1e-9)
+    sink_cost = (stats["cpu_s"] - before["cpu_s"]) / max(stats["body_bytes"] / GB, 1e-9)
     table.notes.append(
         f"Medians of {cell.rounds} alternating rounds. The sink itself: {sink_cost:.2f} CPU-s/GB, "
-        f"{stats['rss_kib'] / 1024:.0f} MiB."
+        f"{stats['rss_kib'] / 1024:.0f} MiB; it computes a CRC-64 of every byte for everybody."
     )
+    if cell.scheme == "https":
+        table.notes.append(f"Everybody used {' or '.join(sorted(ciphers))}.")
     figures = {c.name: _figures(c, runs[c], _size_for(bench, c, cell)) for c in contenders}
+    for name, found in figures.items():
+        found["connections"] = median(counts[name])
     _fill(table, contenders, figures)
-    section.tables.append(table)
-    section.data["cells"].append(
-        {
-            "size": cell.size,
-            "scheme": cell.scheme,
-            "connections": cell.connections,
-            "temperature": cell.temperature,
-            "sink_cpu_s_per_gb": sink_cost,
-            "contenders": figures,
-        }
-    )
-    shown = [(name, f["cpu_s_per_gb"]) for name, f in figures.items() if f["rounds"]]
-    name = f"cpu-{cell.scheme}-{cell.size // MB}MB-c{cell.connections}-{cell.temperature}.svg"
-    section.plots[name] = bars(f"Client CPU seconds per GB: {cell.title}", shown)
+    data = {
+        "size": cell.size,
+        "scheme": cell.scheme,
+        "connections": cell.connections,
+        "temperature": cell.temperature,
+        "rounds": cell.rounds,
+        "sink_cpu_s_per_gb": sink_cost,
+        "tls": sorted(ciphers),
+        "contenders": figures,
+    }
+    section.add(cell.key, table, data, _plots(cell, figures))
+
+
+def _plots(cell: _Cell, figures: Mapping[str, Any]) -> dict[str, str]:
+    found = {name: f for name, f in figures.items() if f["rounds"]}
+    cpu = [(name, f["cpu_s_per_gb"]) for name, f in found.items()]
+    wall = [(name, f["gb_per_s"]) for name, f in found.items()]
+    return {
+        f"cpu-{cell.key}.svg": bars(f"Client CPU seconds per GB: {cell.title}", cpu),
+        f"wall-{cell.key}.svg": bars(f"GB a second: {cell.title}", wall),
+    }
 
 
 def _takes_part(contender: Contender, cell: _Cell) -> bool:
+    if contender.is_sliced and cell.connections == 1:
+        return False
     return not (contender.is_slow and cell.size > _SLOW_LIMIT)
 
 
@@ -98,19 +136,13 @@ def _size_for(bench: Bench, contender: Contender, cell: _Cell) -> int:
 
 
 def _run(bench: Bench, contender: Contender, cell: _Cell) -> Run:
-    path = bench.make_file(_size_for(bench, contender, cell))
-    _set_temperature(path, cell.temperature)
-    task = Task((path,), scheme=cell.scheme, connections=cell.connections)
+    size = _size_for(bench, contender, cell)
+    count = cell.connections if contender.is_sliced else 1
+    paths = bench.make_slices(size, count) if count > 1 else (bench.make_file(size),)
+    for path in paths:
+        (make_cold if cell.temperature == "cold" else make_warm)(path)
+    task = Task(paths, scheme=cell.scheme, connections=cell.connections)
     return bench.track.run(contender, task)
-
-
-def _set_temperature(path: Path, temperature: str) -> None:
-    if temperature == "cold":
-        make_cold(path)
-        return
-    with path.open("rb") as file:
-        while file.read(16 * 2**20):
-            pass
 
 
 def _figures(contender: Contender, runs: Sequence[Run], size: int) -> dict[str, Any]:
@@ -153,5 +185,6 @@ def _fill(table: Table, contenders: Sequence[Contender], figures: dict[str, Any]
                 f"{found['peak_mib']:.0f}",
                 "–" if above is None else f"{above:.0f}",
                 f"{found['voluntary']:.0f} + {found['involuntary']:.0f}",
+                f"{found['connections']:.0f}",
             ]
         )

@@ -15,7 +15,8 @@ from typing import Any
 import oss2
 import pytest
 
-from benchmarks.bench import Table
+from benchmarks import quotes, report
+from benchmarks.bench import QUICK, Bench, Section, Table
 from benchmarks.contenders import Task, Track, by_name
 from benchmarks.measure import Failed, execute, fit_line
 from benchmarks.native import Sink, Toolbox, has_compiler
@@ -220,11 +221,12 @@ def test_targets_say_by_how_much_they_are_met_or_missed() -> None:
         "oss2.resumable_upload": {"cpu_s_per_gb": 7.5, "gb_per_s": 0.2},
     }
     cell = {"scheme": "http", "size": 10**9, "connections": 8, "temperature": "warm"}
-    rows = check({"transfer": {"cells": [{**cell, "contenders": contenders}]}}).rows
+    found = check({"transfer": {"http-1GB-c8-warm": {**cell, "contenders": contenders}}})
+    rows = {row[0]: row[1:] for row in found.rows}
 
-    assert rows[0] == ["CPU per byte against curl, http", "≤ 1", "1.2", "MISSED", "20 %"]
-    assert rows[3] == ["CPU per byte against oss2, http", "≤ 0.1", "0.08", "met", "20 %"]
-    assert rows[1][3] == "not measured"
+    assert rows["CPU per byte against curl -T, http"] == ["≤ 1", "1.2", "MISSED", "20 %"]
+    assert rows["CPU per byte against oss2, http"] == ["≤ 0.1", "0.08", "met", "20 %"]
+    assert rows["CPU per byte against curl -T, https"][2] == "not measured"
 
 
 def test_tables_have_their_columns() -> None:
@@ -233,21 +235,158 @@ def test_tables_have_their_columns() -> None:
     assert "| a | b |\n|---|---:|\n| 1 | 2 |" in text
 
 
+# --- results that stay ----------------------------------------------------------------
+
+HERE = {"cpu": "c", "cores": 2}
+
+
+def section_with(*keys: str, date: str = "today") -> Section:
+    section = Section("transfer", "One file", lambda: {"date": date, "uploader": "t", "load": 0})
+    for key in keys:
+        table = Table(key, ["", "GB/s"], [["vodup", date]], ["note"])
+        section.add(key, table, {"of": date}, {f"{key}.svg": "<svg/>"})
+    return section
+
+
+def dates(document: dict[str, Any]) -> dict[str, str]:
+    pieces = document["sections"]["transfer"]["pieces"]
+    return {key: piece["measured"]["date"] for key, piece in pieces.items()}
+
+
+def test_a_piece_measured_again_replaces_itself_and_nothing_else() -> None:
+    first = [section_with("http", "https", date="monday")]
+    again = [section_with("https", date="tuesday")]
+
+    document = report.merge(None, HERE, {}, first, is_whole=True)
+    document = report.merge(document, HERE, {}, again, is_whole=False)
+
+    assert dates(document) == {"http": "monday", "https": "tuesday"}
+    assert report.figures(document)["transfer"]["https"] == {"of": "tuesday"}
+
+
+def test_a_section_measured_whole_leaves_nothing_of_its_former_self() -> None:
+    document = report.merge(None, HERE, {}, [section_with("http", "gone")], is_whole=True)
+    document = report.merge(document, HERE, {}, [section_with("http")], is_whole=True)
+
+    assert list(dates(document)) == ["http"]
+
+
+def test_a_section_that_failed_keeps_what_was_measured_before() -> None:
+    document = report.merge(None, HERE, {}, [section_with("http")], is_whole=True)
+    document = report.merge(document, HERE, {}, [section_with()], is_whole=True)
+
+    assert list(dates(document)) == ["http"]
+
+
+def test_figures_of_two_machines_do_not_mix() -> None:
+    document = report.merge(None, HERE, {}, [section_with("http")], is_whole=True)
+    there = {**HERE, "cores": 64}
+
+    document = report.merge(document, there, {}, [section_with("https")], is_whole=False)
+
+    assert list(dates(document)) == ["https"]
+
+
+def test_writing_results_removes_plots_that_nothing_names(tmp_path: Path) -> None:
+    (tmp_path / "old.svg").write_text("<svg/>")
+    section = section_with("http")
+
+    report.write(tmp_path, report.merge(None, HERE, {}, [section], is_whole=True), [section])
+
+    assert [path.name for path in tmp_path.glob("*.svg")] == ["http.svg"]
+    assert "| vodup | today |" in (tmp_path / "results.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("only", "is_wanted"),
+    [
+        ((), True),
+        (("transfer",), True),
+        (("growth",), False),
+        (("transfer/https-*",), True),
+        (("transfer/http-*",), False),
+        (("growth", "transfer/*-c8-*"), True),
+    ],
+)
+def test_only_names_sections_and_pieces(
+    tools: Toolbox, only: tuple[str, ...], is_wanted: bool
+) -> None:
+    track = Track(tools, Sink(0, 0), None)
+
+    assert Bench(track, QUICK, tools.folder, only).wants("transfer", "https-1GB-c8") is is_wanted
+
+
+# --- quoting --------------------------------------------------------------------------
+
+
+def test_quotes_replace_what_stood_in_their_place_and_nothing_else() -> None:
+    document = report.merge(None, HERE, {}, [section_with("http")], is_whole=True)
+    page = "before\n<!-- results: transfer/http | GB/s -->\nold\n<!-- /results -->\nbehind\n"
+
+    text = quotes.quoted(page, document)
+
+    assert "old" not in text
+    assert "| vodup | today |" in text
+    assert text.startswith("before\n")
+    assert text.endswith("<!-- /results -->\nbehind\n")
+    assert quotes.quoted(text, document) == text
+
+
+def test_a_quote_of_what_was_not_measured_is_an_error() -> None:
+    document = report.merge(None, HERE, {}, [section_with("http")], is_whole=True)
+
+    with pytest.raises(KeyError):
+        quotes.quoted("<!-- results: transfer/ftp -->\n<!-- /results -->\n", document)
+
+
+def _is_of_somebody_else() -> bool:
+    """Whether benchmarks were run here, so that the results are not those of the docs."""
+    argv = ["git", "-C", str(ROOT), "status", "--porcelain", "--", "benchmarks/results"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    return done.returncode == 0 and bool(done.stdout.strip())
+
+
+@pytest.mark.parametrize("name", quotes.PAGES)
+def test_the_docs_quote_the_figures_that_were_measured(name: str) -> None:
+    document = report.read(ROOT / "benchmarks" / "results")
+    if document is None or _is_of_somebody_else():
+        pytest.skip("the results are not committed: `python -m benchmarks --quote` copies them")
+    text = (ROOT / name).read_text()
+
+    assert "<!-- results: " in text
+    assert quotes.quoted(text, document) == text
+
+
+def test_the_plots_in_the_docs_are_those_of_the_results() -> None:
+    if _is_of_somebody_else():
+        pytest.skip("the results are not committed: `python -m benchmarks --quote` copies them")
+    shown = quotes.plots_of((ROOT / "docs" / "performance.md").read_text())
+    copies = {path.name: path.read_bytes() for path in (ROOT / quotes.PLOTS).glob("*.svg")}
+    results = ROOT / "benchmarks" / "results"
+
+    assert copies == {name: (results / name).read_bytes() for name in shown}
+
+
 @needs_compiler
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_quick_mode_writes_a_table_json_and_plots(tmp_path: Path) -> None:
     argv = [sys.executable, "-m", "benchmarks", "--quick", "--no-peers", "--out", str(tmp_path)]
-    sections = ["--only", "transfer", "--only", "growth", "--only", "startup"]
+    only = ["--only", "transfer", "--only", "growth", "--only", "startup"]
 
-    subprocess.run([*argv, *sections], cwd=ROOT, check=True, capture_output=True)
+    subprocess.run([*argv, *only], cwd=ROOT, check=True, capture_output=True)
 
-    text = (tmp_path / "quick" / "results.md").read_text()
-    cells = json.loads((tmp_path / "quick" / "results.json").read_text())["data"]["transfer"]
+    text = (tmp_path / "results.md").read_text()
+    sections = json.loads((tmp_path / "results.json").read_text())["sections"]
+    cell = sections["transfer"]["pieces"]["http-16MB-c4-warm"]
     assert "| CPU-s/GB | × curl | process CPU s | peak MiB | above import | switches |" in text
     assert "obstore: not available" in text
-    assert cells["cells"][0]["contenders"]["vodup (library)"]["rounds"] == 1
-    assert list((tmp_path / "quick").glob("cpu-*.svg"))
+    assert cell["data"]["contenders"]["vodup (library)"]["rounds"] == 1
+    assert cell["data"]["contenders"]["curl --parallel"]["connections"] == 4
+    assert sections["startup"]["pieces"]["startup"]["data"]["vodup --help"]["modules"] > 0
+    assert {path.name for path in tmp_path.glob("*.svg")} == {
+        plot for s in sections.values() for piece in s["pieces"].values() for plot in piece["plots"]
+    }
 
 
 @needs_compiler

@@ -69,21 +69,27 @@ def upload_all(upload: Callable[[str], None], job: Job) -> None:
 def measured() -> Iterator[None]:
     """Take the cost of the block and print it as the last line."""
     before_kib = _status_kib("VmRSS")
-    before = resource.getrusage(resource.RUSAGE_SELF)
+    before, cpu_s = resource.getrusage(resource.RUSAGE_SELF), _cpu_s()
     began = time.monotonic()
     yield
     seconds = time.monotonic() - began
-    after = resource.getrusage(resource.RUSAGE_SELF)
+    after, cpu_s = resource.getrusage(resource.RUSAGE_SELF), _cpu_s() - cpu_s
     figures = {
         "began_s": began,
         "wall_s": seconds,
-        "cpu_s": (after.ru_utime - before.ru_utime) + (after.ru_stime - before.ru_stime),
+        "cpu_s": cpu_s,
         "voluntary": after.ru_nvcsw - before.ru_nvcsw,
         "involuntary": after.ru_nivcsw - before.ru_nivcsw,
         "before_kib": before_kib,
         "peak_kib": _status_kib("VmHWM"),
     }
     print(json.dumps({"driver": figures}), flush=True)
+
+
+def _cpu_s() -> float:
+    """Of this process and of the children it has waited for."""
+    whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return sum(used.ru_utime + used.ru_stime for used in map(resource.getrusage, whose))
 
 
 def _status_kib(name: str) -> int:

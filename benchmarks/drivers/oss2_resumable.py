@@ -9,7 +9,7 @@ from benchmarks.drivers.common import Job, measured, upload_all
 
 job = Job.from_argv()
 oss2 = importlib.import_module("oss2")
-session = oss2.Session()
+session = oss2.Session(pool_size=max(10, job.connections))  # or it opens new ones all the time
 if job.scheme == "https":
     session.session.verify = job.ca_file
 auth = oss2.StsAuth("bench", "bench", "bench", auth_version="v4")

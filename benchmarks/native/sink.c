@@ -47,6 +47,7 @@ static struct { long crc, md5, latency_ms, fail_every, fail_part; } set;
 static struct {
     uint64_t body_bytes, bodies, requests, connections, failures;
     double first_body_s, last_body_s; /* CLOCK_MONOTONIC of bytes in bodies above 4 KiB */
+    char tls[64]; /* protocol and cipher of the last connection that has them */
 } seen;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
@@ -632,13 +633,13 @@ static int control(Peer *p, Request *r) {
     if (!strcmp(r->path, "/-/set")) change_settings(r->query);
     add(&t, "{\"body_bytes\": %llu, \"bodies\": %llu, \"requests\": %llu, \"connections\": %llu, "
         "\"failures\": %llu, \"first_body_s\": %.6f, \"last_body_s\": %.6f, \"cpu_s\": %.6f, "
-        "\"rss_kib\": %ld, \"folds_crc\": %d}", (unsigned long long)seen.body_bytes,
+        "\"rss_kib\": %ld, \"folds_crc\": %d, \"tls\": \"%s\"}", (unsigned long long)seen.body_bytes,
         (unsigned long long)seen.bodies, (unsigned long long)seen.requests,
         (unsigned long long)seen.connections, (unsigned long long)seen.failures,
         seen.first_body_s, seen.last_body_s,
         (double)(cost.ru_utime.tv_sec + cost.ru_stime.tv_sec)
             + (double)(cost.ru_utime.tv_usec + cost.ru_stime.tv_usec) / 1e6,
-        cost.ru_maxrss, crc64_can_fold);
+        cost.ru_maxrss, crc64_can_fold, seen.tls);
     pthread_mutex_unlock(&lock);
     return answer_text(p, r, &t, "");
 }
@@ -682,6 +683,10 @@ static void *serve(void *given) {
         p.ssl = SSL_new(tls);
         SSL_set_fd(p.ssl, p.fd);
         is_ready = SSL_accept(p.ssl) == 1;
+        pthread_mutex_lock(&lock);
+        snprintf(seen.tls, sizeof seen.tls, "%s %s", SSL_get_version(p.ssl),
+            SSL_get_cipher_name(p.ssl));
+        pthread_mutex_unlock(&lock);
     }
 #endif
     while (is_ready && read_head(&p, &r) && serve_one(&p, &r)) continue;
@@ -734,6 +739,11 @@ static int open_tls_door(int argc, char **argv) {
     tls = SSL_CTX_new(TLS_server_method());
     SSL_CTX_set_read_ahead(tls, 1); /* whole records by one read, not headers first */
     SSL_CTX_set_default_read_buffer_len(tls, 256 << 10);
+    /* One cipher for everybody: some clients would choose a cheaper one than others. */
+    if (SSL_CTX_set_min_proto_version(tls, TLS1_2_VERSION) != 1 ||
+        SSL_CTX_set_ciphersuites(tls, "TLS_AES_256_GCM_SHA384") != 1 ||
+        SSL_CTX_set_cipher_list(tls, "ECDHE-ECDSA-AES256-GCM-SHA384") != 1)
+        fprintf(stderr, "sink: no cipher\n"), exit(1);
     if (SSL_CTX_use_certificate_chain_file(tls, argv[3]) != 1 ||
         SSL_CTX_use_PrivateKey_file(tls, argv[4], SSL_FILETYPE_PEM) != 1)
         fprintf(stderr, "sink: no certificate\n"), exit(1);
