@@ -13,10 +13,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from tests.state.conftest import record
 from uploader.errors import (
@@ -27,7 +28,7 @@ from uploader.errors import (
     UnsafePath,
     UnsupportedState,
 )
-from uploader.state import Checkpoint, PartAck, SqlState, files
+from uploader.state import Checkpoint, PartAck, Phase, SqlState, files
 
 Children = Callable[..., subprocess.Popen[str]]
 
@@ -104,6 +105,60 @@ async def test_cancelling_a_caller_in_mid_commit_takes_nobody_elses_write(path: 
             assert kept >= set(numbers[1:])
     async with SqlState(path) as store, store.claim("movie") as checkpoint:
         assert kept <= set(checkpoint.acks)
+
+
+@pytest.fixture
+def statements() -> Iterator[list[str]]:
+    """What SQLite is told, in order."""
+    told: list[str] = []
+    listen = lambda connection, _: connection.set_trace_callback(told.append)  # noqa: E731
+    sa.event.listen(sa.Engine, "connect", listen)
+    yield told
+    sa.event.remove(sa.Engine, "connect", listen)
+
+
+def flushes(statements: list[str]) -> list[str]:
+    """ "FULL" or "NORMAL" for each commit that wrote anything, in order."""
+    mode, has_written, modes = "", False, []
+    for statement in statements:
+        words = statement.split()
+        if statement.startswith("PRAGMA synchronous="):
+            mode = statement.partition("=")[2]
+        elif words[0] in {"INSERT", "UPDATE", "DELETE"}:
+            has_written = True
+        elif words[0] == "COMMIT" and has_written:
+            modes.append(mode)
+            has_written = False
+    return modes
+
+
+@pytest.mark.parametrize(("interval_s", "expected"), [(3600.0, "NORMAL"), (0.0, "FULL")])
+async def test_receipts_wait_for_the_disk_once_in_an_interval(
+    path: Path, statements: list[str], interval_s: float, expected: str
+) -> None:
+    async with SqlState(path, flush_interval_s=interval_s) as store, store.claim("movie") as claim:
+        await claim.create(record())
+        statements.clear()
+        statements.append("PRAGMA synchronous=FULL")
+        for number in (1, 2, 3):
+            await claim.ack(part(number))
+        assert flushes(statements) == [expected] * 3
+
+
+async def test_what_must_outlive_the_power_waits_for_the_disk_whatever_came_before(
+    path: Path, statements: list[str]
+) -> None:
+    async with SqlState(path, flush_interval_s=3600) as store, store.claim("movie") as checkpoint:
+        await checkpoint.create(record())
+        await checkpoint.ack(part(1))
+        statements.clear()
+        await checkpoint.advance(upload_id="u-2")
+        await checkpoint.ack(part(2))
+        await checkpoint.advance(phase=Phase.COMPLETING)
+        assert flushes(statements) == ["FULL", "NORMAL", "FULL"]
+        await checkpoint.ack(part(3))
+        statements.clear()
+    assert flushes(statements) == ["FULL"]  # giving the lease back
 
 
 async def test_ten_thousand_receipts_load_quickly(path: Path) -> None:

@@ -62,11 +62,15 @@ class Database:
         self._where = where
         self._file = file
         self._connection: Connection | None = None
+        self._flushes = True
         self._owner_lock: OwnerLock | None = None
         self._in_use: FileLock | None = None
 
-    def transact(self, work: Callable[[Connection], T]) -> T:
+    def transact(self, work: Callable[[Connection], T], *, is_flushed: bool = True) -> T:
         """Run `work` in one transaction; what it wrote is durable on return.
+
+        Not flushed: it survives the end of this process, and the loss of power only when
+        the next transaction that is flushed has come before. PostgreSQL flushes always.
 
         A connection that turns out to be dead is replaced once. `work` may therefore run
         twice, even after a commit whose confirmation got lost: it has to be idempotent.
@@ -76,18 +80,22 @@ class Database:
         """
         try:
             try:
-                return self._transact(work)
+                return self._transact(work, is_flushed=is_flushed)
             except DBAPIError as error:
                 if not error.connection_invalidated:
                     raise
-            return self._transact(work)
+            return self._transact(work, is_flushed=is_flushed)
         except SQLAlchemyError as error:
             raise self._in_our_words(error) from error
 
-    def _transact(self, work: Callable[[Connection], T]) -> T:
+    def _transact(self, work: Callable[[Connection], T], *, is_flushed: bool) -> T:
         if self._connection is None:
             self._connection = self._engine.connect()
+            self._flushes = True
         connection = self._connection
+        if self._file is not None and is_flushed != self._flushes:
+            _set_flushing(connection, is_flushed=is_flushed)
+            self._flushes = is_flushed
         try:
             with connection.begin():
                 return work(connection)
@@ -278,6 +286,17 @@ def _configure_sqlite(connection: Any, record: object) -> None:  # noqa: ANN401 
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.close()
     connection.text_factory = _lenient_text
+
+
+def _set_flushing(connection: Connection, *, is_flushed: bool) -> None:
+    """FULL waits for the disk at each commit; NORMAL, in WAL mode, for none.
+
+    A later commit in FULL syncs the whole log, so what came before is durable with it
+    (SQLite: PRAGMA synchronous). Between transactions only.
+    """
+    cursor = connection.connection.cursor()
+    cursor.execute(f"PRAGMA synchronous={'FULL' if is_flushed else 'NORMAL'}")
+    cursor.close()
 
 
 def _lenient_text(stored: bytes) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -56,6 +58,10 @@ class SqlState:
             that died wait that long. On one machine a dead process is noticed at once.
         answer_timeout_s: how long a single read or write may take before
             `StateUnavailable`.
+        flush_interval_s: how often receipts wait for the disk while they come, in a file.
+            In between they survive the end of the process, not the loss of power. Too
+            small: waiting costs more than the rest of a receipt. Too large: more parts are
+            read again after the power went, to recognise them in OSS's list.
 
     Attributes:
         notices: what was repaired or left out while opening and reading, in words; also
@@ -68,19 +74,23 @@ class SqlState:
         *,
         lease_ttl_s: float = 30.0,
         answer_timeout_s: float = 30.0,
+        flush_interval_s: float = 0.1,
     ) -> None:
         if lease_ttl_s <= 0 or answer_timeout_s <= 0:
             raise ConfigurationError("lease_ttl_s and answer_timeout_s must be positive.")
         self._location = locate(url)
         self._lease_ttl_s = lease_ttl_s
         self._answer_timeout_s = answer_timeout_s
+        self._flush_interval_s = flush_interval_s
         self._opened: _Opened | None = None
         self.notices: deque[str] = deque(maxlen=100)
 
     async def __aenter__(self) -> Self:
         if self._opened is not None:
             raise RuntimeError("this SqlState is open already")
-        opened = _Opened(self._notice, self._no_answer, self._answer_timeout_s)
+        opened = _Opened(
+            self._notice, self._no_answer, self._answer_timeout_s, self._flush_interval_s
+        )
         try:
             await asyncio.wait_for(
                 opened.worker.call(partial(opened.open, self._location)), self._answer_timeout_s
@@ -223,7 +233,10 @@ class _Opened:
         notice: Callable[[str], None],
         no_answer: Callable[[], StateUnavailable],
         answer_timeout_s: float,
+        flush_interval_s: float,
     ) -> None:
+        self._flush_interval_s = flush_interval_s
+        self._flushed_s = -math.inf
         self.owner = Owner.this_process()
         self.worker = Worker("vodup-state")
         self.commits: GroupCommit[Any, Any] = GroupCommit(
@@ -256,10 +269,21 @@ class _Opened:
         others.sweep()
 
     def transact(self, work: Callable[[Connection], T]) -> T:
-        """Run `work` in one transaction."""
+        """Run `work` in one transaction; it is durable on return."""
+        answer = self._require_open().transact(work)
+        self._flushed_s = time.monotonic()
+        return answer
+
+    def _keep(self, work: Callable[[Connection], T]) -> T:
+        """The same for receipts, which wait for the disk now and then."""
+        if time.monotonic() - self._flushed_s >= self._flush_interval_s:
+            return self.transact(work)
+        return self._require_open().transact(work, is_flushed=False)
+
+    def _require_open(self) -> Database:
         if self._database is None:
             raise StateUnavailable("the state is closed.")
-        return self._database.transact(work)
+        return self._database
 
     def is_dead(self, epoch: int, owner_text: str) -> bool:
         """Whether the owner of a lease is known not to use it any more."""
@@ -289,8 +313,9 @@ class _Opened:
 
     def _commit(self, writes: Sequence[AckWrite | Work[Any]]) -> Sequence[Any]:
         """Carry out all writes in one transaction; if one fails, each in its own."""
+        transact = self._keep if all(isinstance(w, AckWrite) for w in writes) else self.transact
         try:
-            outcomes = self.transact(partial(_carry_out, writes))
+            outcomes = transact(partial(_carry_out, writes))
         except Exception as error:
             for write in writes:
                 if isinstance(write, _Take):

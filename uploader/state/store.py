@@ -45,7 +45,12 @@ class Checkpoint(Protocol):
         """
 
     async def ack(self, part: PartAck) -> None:
-        """Record a receipt. Durable on return; concurrent calls share one commit."""
+        """Record a receipt; concurrent calls share one commit.
+
+        On return it survives the end of this process at any instruction. A loss of power
+        may take the receipts of the last flush interval; no later `advance` returns
+        before they are safe from that too.
+        """
 
     async def restart_parts(self, *, upload_id: str | None, plan: str | None) -> UploadRecord:
         """Forget all receipts and set UploadId and plan, in one step.
