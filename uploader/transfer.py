@@ -294,18 +294,42 @@ class Transfer:
         await self._adopt(listed)
 
     async def _list_parts(self) -> tuple[dict[int, ListedPart], bool]:
-        """All parts OSS lists, and whether its pages came to an end."""
+        """All parts OSS lists, and whether its pages came to an end.
+
+        After the first page the others are asked for at the same time: a page that begins
+        behind part n holds at least the parts n + 1 to n + 1,000.
+        """
+        end = self._sent.plan.part_count
+        listed, begun = await self._list_page(0)
+        if begun is None or begun >= end:
+            return listed, True
+        with one_error():
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(self._list_range(start, min(start + oss.LIST_PAGE_SIZE, end)))
+                    for start in range(begun, end, oss.LIST_PAGE_SIZE)
+                ]
+        for task in tasks:
+            listed |= task.result()[0]
+        return listed, all(task.result()[1] for task in tasks)
+
+    async def _list_range(self, start: int, end: int) -> tuple[dict[int, ListedPart], bool]:
+        """The parts start + 1 to `end` at least, and whether the pages got that far."""
         listed: dict[int, ListedPart] = {}
-        marker = 0
+        marker = start
         for _ in range(_MAX_LIST_PAGES):
-            page = await self._call(oss.list_parts(self._target, self._upload_id, marker=marker))
-            listed |= {part.number: part for part in page.parts}
-            if page.next_marker is None:
+            page, following = await self._list_page(marker)
+            listed |= page
+            if following is None or following >= end:
                 return listed, True
-            if page.next_marker <= marker:
+            if following <= marker:
                 break
-            marker = page.next_marker
+            marker = following
         return listed, False
+
+    async def _list_page(self, marker: int) -> tuple[dict[int, ListedPart], int | None]:
+        page = await self._call(oss.list_parts(self._target, self._upload_id, marker=marker))
+        return {part.number: part for part in page.parts}, page.next_marker
 
     async def _adopt(self, listed: dict[int, ListedPart]) -> None:
         """Keep parts whose answers were lost, if the source proves to hold their bytes."""

@@ -15,6 +15,7 @@ from uploader import (
     decode_grant,
 )
 from uploader.devserver import Fault
+from uploader.protocol import oss
 from uploader.state import Phase
 
 from .harness import PART, Desk, created, foreign_part
@@ -212,6 +213,24 @@ async def test_a_long_list_is_read_page_by_page(desk: Desk) -> None:
     await desk.assert_stored(result, movie)
     assert desk.count("ListParts") == 4
     assert result.resumed_part_count == 10
+
+
+async def test_the_pages_of_a_long_list_do_not_wait_for_each_other(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(oss, "LIST_PAGE_SIZE", 3)
+    movie = desk.file(12 * PART)
+    await desk.interrupted(movie, after=11)
+    desk.order(Fault(action="delay", operation="ListParts", delay_s=0.5, count=None))
+
+    result = await desk.push(movie)
+
+    await desk.assert_stored(result, movie)
+    assert result.resumed_part_count == 11
+    assert desk.server.stats.parts_sent_twice == 0
+    _, *later = [call for call in desk.server.stats.log if call.operation == "ListParts"]
+    assert len(later) == 3
+    assert max(call.started_at for call in later) < min(call.ended_at for call in later)
 
 
 @pytest.mark.parametrize("action", ["list_repeat_page", "list_stuck_marker"])

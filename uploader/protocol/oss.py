@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from uploader.protocol.plan import Part
 
 __all__ = [
+    "LIST_PAGE_SIZE",
     "ListedPart",
     "ObjectFacts",
     "OssDialect",
@@ -62,6 +63,8 @@ __all__ = [
 
 _OSS2 = "uploader.protocol._oss2"
 
+LIST_PAGE_SIZE = 1000
+"""The most parts in one answer (OSS API: ListParts, max-parts)."""
 _COMPLETE_TIMEOUT_S = 300.0
 """OSS may take long to join 10,000 parts, and goes on when the client has left
 (OSS API: CompleteMultipartUpload)."""
@@ -167,9 +170,9 @@ def put_object(
 
 
 def list_parts(target: UploadTarget, upload_id: str, *, marker: int = 0) -> Operation[PartsPage]:
-    """List up to 1,000 parts with numbers above `marker`."""
-    params = {"uploadId": upload_id, "part-number-marker": str(marker), "max-parts": "1000"}
-    request = _request("GET", target, params)
+    """List up to `LIST_PAGE_SIZE` parts with numbers above `marker`."""
+    params = {"part-number-marker": str(marker), "max-parts": str(LIST_PAGE_SIZE)}
+    request = _request("GET", target, {"uploadId": upload_id, **params})
     return Operation(name="ListParts", request=request, parse=_parse_parts_page)
 
 
