@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import pytest
 
-from uploader.cli.options import Access, Describe, Output, Store, Transfer, Which
+from uploader.cli.options import Access, Describe, Feed, Output, Store, Transfer, Which
 from uploader.cli.pushing import push
 from uploader.devserver import DevServer
 
@@ -230,7 +230,7 @@ def test_usage_errors_are_2_with_a_sentence(
     access: Access,
     sentence: str,
 ) -> None:
-    code = push(paths, which, describe, Store(state="memory"), access, Transfer(), Output())
+    code = push(paths, which, describe, Feed(), Store(state="memory"), access, Transfer(), Output())
 
     printed = capfd.readouterr()
     assert code == 2

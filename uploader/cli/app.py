@@ -11,6 +11,7 @@ from uploader.cli.options import (
     BatchFlags,
     Describe,
     DescribeAll,
+    Feed,
     Output,
     Rows,
     Store,
@@ -47,20 +48,24 @@ def run() -> None:
 @app.command()
 @grouped
 def push(
-    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Files to upload.")],
     which: Which,
     describe: Describe,
+    feed: Feed,
     transfer: Transfer,
     access: Access,
     store: Store,
     output: Output,
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PATH|-...", help="Files to upload, or - for standard input."),
+    ] = None,
 ) -> None:
     """Upload files, each as a video. The same command again continues."""
 
     def work() -> int:
         from uploader.cli.pushing import push
 
-        return push(paths, which, describe, store, access, transfer, output)
+        return push(paths or [], which, describe, feed, store, access, transfer, output)
 
     end(work, output)
 

@@ -24,6 +24,7 @@ __all__ = [
     "BatchFlags",
     "Describe",
     "DescribeAll",
+    "Feed",
     "Output",
     "Rows",
     "Store",
@@ -219,6 +220,44 @@ class Which:
     overwrite: Annotated[
         bool, flag("--overwrite", help="Replace the content of a finished video.")
     ] = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feed:
+    """How what is no finished file is read."""
+
+    pipe_command: Annotated[
+        str | None,
+        flag(
+            "--pipe-command",
+            metavar="CMD",
+            help="Upload what a command writes, and only if it ends with exit status 0.",
+        ),
+    ] = None
+    memory: Annotated[
+        str | None,
+        flag(
+            "--memory",
+            metavar="SIZE",
+            help="What is kept of a stream until OSS has it. [default: 96MiB]",
+        ),
+    ] = None
+    spool: Annotated[
+        str | None,
+        flag("--spool", metavar="FOLDER", help="Keep it there instead, across restarts."),
+    ] = None
+    spool_size: Annotated[
+        str | None,
+        flag("--spool-size", metavar="SIZE", help="The most the folder holds. [default: 8GiB]"),
+    ] = None
+    expected_size: Annotated[
+        str | None,
+        flag(
+            "--expected-size",
+            metavar="SIZE",
+            help="A guess of a stream's size: parts are then like those of a file.",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

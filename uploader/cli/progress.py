@@ -175,6 +175,9 @@ def success(row: Row, result: UploadResult) -> str:
 
 def beginning(row: Row, event: UploadStarted) -> str:
     """How an upload begins, in a sentence."""
+    if not event.size:
+        there = f"; {size(event.done_bytes)} of it are there" if event.is_resumed else ""
+        return f"{row.source}: sending to video {event.video_id} as it comes{there}."
     if event.is_resumed:
         return (
             f"{row.source}: continuing video {event.video_id}, {event.resumed_part_count} of "
@@ -365,11 +368,12 @@ def _total(board: Board) -> _Total:
 
 
 def _summary(board: Board, total: _Total, bytes_per_s: float) -> str:
-    words = [f"{size(total.done_bytes)} of {size(total.size)}"]
+    words = [size(total.done_bytes)]
     if total.size:
+        words[0] += f" of {size(total.size)}"
         words.append(f"{100 * total.done_bytes // total.size} %")
     words.append(rate(max(0.0, bytes_per_s)))
-    if bytes_per_s > 0:
+    if bytes_per_s > 0 and total.size:
         words.append(f"{duration((total.size - total.done_bytes) / bytes_per_s)} left")
     if len(board.rows) > 1:
         words.append(f"{total.ended_count} of {count(len(board.rows), 'file')} ended")
@@ -439,12 +443,14 @@ class RichRows(_Words):
         if task is None and row.is_active and len(self._tasks) < _MAX_ROWS:
             # Made with what was there before, so that it does not count as speed.
             task = self._tasks[id(row)] = self._progress.add_task(
-                _shortened(row.source), total=row.size, completed=row.done_bytes, notes=""
+                _shortened(row.source), total=row.size or None, completed=row.done_bytes, notes=""
             )
         if task is not None and not row.is_active:
             self._progress.remove_task(self._tasks.pop(id(row)))
         elif task is not None:
-            self._progress.update(task, total=row.size, completed=row.done_bytes, notes=_notes(row))
+            self._progress.update(
+                task, total=row.size or None, completed=row.done_bytes, notes=_notes(row)
+            )
 
     def _draw_total(self, board: Board) -> None:
         total = _total(board)
@@ -458,6 +464,8 @@ class RichRows(_Words):
 
 def _notes(row: Row) -> str:
     words = [f"{row.acked_part_count}/{count(row.part_count, 'part')}"]
+    if not row.part_count:
+        words = [count(row.acked_part_count, "part")]
     if row.renewal_count:
         words.append(count(row.renewal_count, "renewal"))
     if row.retry_count:

@@ -18,12 +18,14 @@ from uploader import (
     decode_answer,
 )
 from uploader.cli import exits
+from uploader.cli.feeding import named_sources, recorded_source, source_of
 from uploader.cli.loop import run_async
 from uploader.cli.opening import make_uploader
 from uploader.cli.options import (
     Access,
     Describe,
     DescribeAll,
+    Feed,
     Output,
     Store,
     Transfer,
@@ -36,6 +38,7 @@ from uploader.cli.running import Interrupted, explain_bug
 from uploader.cli.store import find_record
 from uploader.cli.text import count, size
 from uploader.errors import ConfigurationError, VodupError
+from uploader.sources import AnySource
 from uploader.state import Phase
 
 __all__ = ["push", "resume"]
@@ -45,10 +48,10 @@ _FILES_AT_ONCE: Final = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One file to upload. `source` is what the user calls it."""
+    """One upload. `source` is what the user calls it."""
 
     source: str
-    path: str
+    content: AnySource
     meta: VideoMeta | None = None
     video_id: str | None = None
     grant: UploadGrant | None = None
@@ -60,37 +63,45 @@ def push(
     paths: Sequence[str],
     which: Which,
     describe: Describe,
+    feed: Feed,
     store: Store,
     access: Access,
     transfer: Transfer,
     output: Output,
 ) -> int:
     """Upload `paths` and return the exit code."""
+    names = named_sources(paths, feed)
 
     def prepare() -> tuple[Uploader, Finder]:
-        _require_single(paths, which, describe)
+        _require_single(names, which, describe)
         grant = decode_answer(read_text(which.grant, "--grant")) if which.grant else None
-        jobs = _jobs_of(paths, which, make_meta(describe), grant)
+        jobs = _jobs_of(names, which, describe, feed, grant)
         uploader = make_uploader(store, access, transfer, has_grant=grant is not None)
         return uploader, lambda _: _ready(jobs)
 
-    return _Push(output, paths, keeps=store.state != "memory").run(prepare)
+    return _Push(output, names, keeps=store.state != "memory").run(prepare)
 
 
 def _jobs_of(
-    paths: Sequence[str], which: Which, meta: VideoMeta, grant: UploadGrant | None
+    names: Sequence[str],
+    which: Which,
+    describe: Describe,
+    feed: Feed,
+    grant: UploadGrant | None,
 ) -> list[Job]:
+    meta = make_meta(describe)
+    has_video = which.video_id is not None or grant is not None
     return [
         Job(
-            source=path,
-            path=os.path.abspath(path),
+            source=name,
+            content=source_of(name, feed, describe.file_name, has_video=has_video),
             meta=meta,
             video_id=which.video_id,
             grant=grant,
             key=which.key,
             overwrite=which.overwrite,
         )
-        for path in paths
+        for name in names
     ]
 
 
@@ -114,6 +125,8 @@ def _require_single(paths: Sequence[str], which: Which, describe: Describe) -> N
             f"{given[0]} is for one file, and there are {len(paths)}.",
             next_step="Push them one by one, or leave it away.",
         )
+    if which.grant == "-" and "-" in paths:
+        raise ConfigurationError("Standard input cannot be both the grant and the video.")
     if len({os.path.abspath(path) for path in paths}) < len(paths):
         raise ConfigurationError("The same path is given twice.")
 
@@ -170,7 +183,7 @@ async def _named(uploader: Uploader, names: Sequence[str]) -> list[UploadRecord]
 def _job_of(record: UploadRecord) -> Job:
     return Job(
         source=record.source,
-        path=record.source,
+        content=recorded_source(record),
         meta=_meta_of(record),
         video_id=record.video_id,
         key=record.key,
@@ -243,7 +256,7 @@ class _Push:
         try:
             async with gate:
                 result = await uploader.upload(
-                    job.path,
+                    job.content,
                     meta=job.meta,
                     video_id=job.video_id,
                     grant=job.grant,
@@ -271,6 +284,8 @@ class _Push:
         if not row.is_active:
             return f"{row.source}: interrupted before anything was sent."
         far = f"{row.acked_part_count} of {count(row.part_count, 'part')}"
+        if not row.part_count:
+            far = count(row.acked_part_count, "part")
         words = f"{row.source}: interrupted; OSS has confirmed {far} of video {row.video_id}."
         if self._keeps:
             return f"{words} Run the same command again to continue."

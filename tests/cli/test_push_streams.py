@@ -1,0 +1,175 @@
+"""`vodup push` of what has no end yet: pipes and commands, killed and run again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from uploader.devserver import DevServer
+
+from .conftest import MIB, SLOWLY, VODUP, Cli, Ended, Running, is_under_way
+
+PART = 100 * 1024
+DATA = bytes(range(256)) * (12 * 1024) + b"the end"
+"""3 MiB; the devserver of `slow_server` takes a second for them."""
+
+SMALL = (*SLOWLY, "--part-size", str(PART), "--memory", "1M")
+
+
+def piped(cli: Cli, *words: str, data: bytes = DATA) -> Ended:
+    """Run with `data` on standard input."""
+    done = subprocess.run(
+        [*VODUP, *words], cwd=cli.folder, env=cli.env, input=data, capture_output=True,
+        timeout=120, check=False,
+    )  # fmt: skip
+    return Ended(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def started(cli: Cli, *words: str, data: Path) -> Running:
+    """Start with a file's bytes coming through a pipe."""
+    producer = subprocess.Popen(["cat", str(data)], stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [*VODUP, *words], cwd=cli.folder, env=cli.env, stdin=producer.stdout,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert producer.stdout is not None
+    producer.stdout.close()
+    running = Running(process)
+    running.producer = producer  # type: ignore[attr-defined]
+    return running
+
+
+def killed(running: Running, *, when: Callable[[dict[str, Any]], bool] = is_under_way) -> None:
+    running.until(when)
+    running.process.send_signal(signal.SIGKILL)
+    running.ended()
+    running.producer.wait(10)  # type: ignore[attr-defined]
+
+
+def movie(cli: Cli) -> Path:
+    path = cli.folder / "content"
+    path.write_bytes(DATA)
+    return path
+
+
+def test_standard_input_is_stored(cli: Cli) -> None:
+    ended = piped(cli, "push", "-", "--file-name", "movie.mp4", "--json")
+
+    assert ended.code == 0, ended.err
+    assert cli.server.object_bytes(ended.last["video_id"]) == DATA
+    assert (ended.last["verified_by"], ended.last["size"]) == ("crc64", len(DATA))
+    assert ended.lines[0]["size"] == 0, "nobody knows yet"
+
+
+def test_a_file_on_standard_input_is_one_too(cli: Cli) -> None:
+    with movie(cli).open("rb") as file:
+        done = subprocess.run(
+            [*VODUP, "push", "-", "--file-name", "movie.mp4", "-q"],
+            cwd=cli.folder, env=cli.env, stdin=file, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    assert cli.server.object_bytes(done.stdout.strip()) == DATA
+
+
+def test_without_a_name_it_is_a_mistake_of_usage(cli: Cli) -> None:
+    ended = piped(cli, "push", "-")
+    assert ended.code == 2
+    assert "Pass --file-name, with a video's extension" in ended.err
+
+
+def test_nothing_at_all_is_a_mistake_of_usage(cli: Cli) -> None:
+    assert cli.run("push").code == 2
+    assert cli.run("push", "a.mp4", "--pipe-command", "cat b").code == 2
+    assert cli.run("push", "-", "--pipe-command", "'", "--file-name", "movie.mp4").code == 2
+    both = ("--memory", "1M", "--spool", "spool", "--file-name", "movie.mp4")
+    assert cli.run("push", "-", *both).code == 2
+
+
+def test_an_empty_pipe_is_no_video(cli: Cli) -> None:
+    ended = piped(cli, "push", "-", "--file-name", "movie.mp4", data=b"")
+    assert ended.code == 4
+    assert "movie.mp4 is empty" in ended.err
+
+
+def test_a_killed_push_goes_on_when_the_producer_comes_again(
+    cli: Cli, slow_server: DevServer
+) -> None:
+    words = ("push", "-", "--file-name", "movie.mp4", "--key", cli.folder.name, *SMALL)
+    content = movie(cli)
+    twice = slow_server.stats.bytes_sent_twice
+    killed(started(cli, *words, data=content))
+
+    ended = piped(cli, *words)
+
+    assert ended.code == 0, ended.err
+    assert slow_server.object_bytes(ended.last["video_id"]) == DATA
+    assert ended.last["resumed_part_count"] >= 2
+    assert slow_server.stats.bytes_sent_twice - twice <= 2 * PART
+
+
+def test_another_producer_does_not_go_on_with_it(cli: Cli, slow_server: DevServer) -> None:
+    words = ("push", "-", "--file-name", "movie.mp4", "--key", cli.folder.name, *SMALL)
+    killed(started(cli, *words, data=movie(cli)))
+    completed = slow_server.stats.completes
+
+    ended = piped(cli, *words, data=DATA[::-1])
+
+    assert ended.code == 4
+    assert ended.last["error"] == "SourceChanged"
+    assert slow_server.stats.completes == completed
+
+
+def test_a_spool_goes_on_without_the_producer(cli: Cli, slow_server: DevServer) -> None:
+    small = (*SLOWLY, "--part-size", str(PART))
+    slow_server.set_options(bandwidth=MIB)
+    words = ("push", "-", "--file-name", "movie.mp4", "--spool", "spool", *small)
+    running = started(cli, *words, data=movie(cli))
+    running.until(is_under_way)
+    running.producer.wait(10)  # type: ignore[attr-defined]
+    journal = cli.folder / "spool" / "movie.mp4.spool" / "journal"
+    while '["end"' not in journal.read_text():
+        time.sleep(0.01)
+    running.process.send_signal(signal.SIGKILL)
+    running.ended()
+    slow_server.set_options(bandwidth=None)
+
+    ended = piped(cli, *words, data=b"")
+
+    assert ended.code == 0, ended.err
+    assert slow_server.object_bytes(ended.last["video_id"]) == DATA
+    assert ended.last["resumed_part_count"] >= 2
+    assert os.listdir(cli.folder / "spool") == []
+
+
+def test_resume_says_that_a_stream_has_to_come_again(cli: Cli, slow_server: DevServer) -> None:
+    key = cli.folder.name
+    words = ("push", "-", "--file-name", "movie.mp4", "--key", key, *SMALL)
+    killed(started(cli, *words, data=movie(cli)))
+
+    ended = cli.run("resume", key, "--json")
+
+    assert ended.code == 4
+    assert ended.last["error"] == "SourceNotRepeatable"
+    assert not ended.last["resumable"]
+    assert f"--key {key}" in ended.last["next_step"]
+
+
+def test_a_command_is_started_and_judged_by_its_exit_status(cli: Cli) -> None:
+    content = movie(cli)
+    completed = cli.server.stats.completes
+    fails = f"{sys.executable} -c \"import sys; print('x' * {MIB}); sys.exit(7)\""
+
+    ended = cli.run("push", "--pipe-command", fails, "--file-name", "movie.mp4", "--json")
+    assert ended.code == 4
+    assert "failed with exit status 7" in ended.last["message"]
+    assert cli.server.stats.completes == completed
+
+    command = f"cat '{content}'"
+    ended = cli.run("push", "--pipe-command", command, "--file-name", "movie.mp4", "--json")
+    assert ended.code == 0, ended.err
+    assert cli.server.object_bytes(ended.last["video_id"]) == DATA

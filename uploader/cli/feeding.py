@@ -1,0 +1,129 @@
+"""What `push` uploads: files, standard input, the output of a command."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+from uploader import CommandInflow, MemoryWindow, Spool, StreamSource, UploadRecord
+from uploader.cli.options import Feed, parse_size
+from uploader.errors import ConfigurationError, SourceNotRepeatable, UnsupportedState
+from uploader.protocol.documents import MalformedDocument
+from uploader.protocol.steps import StepPlan, read_plan
+from uploader.sources import AnySource, DescriptorInflow
+from uploader.sources.inflows import Inflow
+from uploader.sources.spool import KEPT_IN_SPOOL
+from uploader.sources.windows import KEPT_IN_MEMORY, Window
+
+__all__ = ["named_sources", "recorded_source", "source_of"]
+
+_STDIN: Final = "-"
+
+
+def named_sources(paths: Sequence[str], feed: Feed) -> list[str]:
+    """What is to be uploaded, as the user calls it."""
+    if feed.pipe_command is None:
+        if not paths:
+            raise ConfigurationError(
+                "There is nothing to upload.",
+                next_step="Name a file, - for standard input, or a command (--pipe-command).",
+            )
+        return list(paths)
+    if [path for path in paths if path != _STDIN]:
+        raise ConfigurationError("--pipe-command is uploaded alone, without paths.")
+    return [_STDIN]
+
+
+def source_of(name: str, feed: Feed, file_name: str | None, *, has_video: bool) -> AnySource:
+    """Return the source that a name on the command line means.
+
+    `has_video`: there is a video already, so that VOD need not be told a file name.
+    """
+    if name != _STDIN:
+        return os.path.abspath(name)
+    if file_name is None and not has_video:
+        raise ConfigurationError(
+            "What comes through a pipe has no name, and VOD wants one.",
+            next_step="Pass --file-name, with a video's extension: --file-name movie.mp4.",
+        )
+    name = file_name or "stdin"
+    expected = feed.expected_size
+    return StreamSource(
+        _inflow(feed),
+        name,
+        window=_window(feed, name),
+        expected_size=parse_size(expected, "--expected-size") if expected else None,
+    )
+
+
+def _inflow(feed: Feed) -> Inflow:
+    if feed.pipe_command is not None:
+        return CommandInflow(_argv(feed.pipe_command))
+    if sys.stdin.isatty():
+        raise ConfigurationError(
+            "Standard input is a terminal.", next_step="Pipe the video into this command."
+        )
+    return DescriptorInflow(sys.stdin.fileno(), "standard input")
+
+
+def _argv(command: str) -> list[str]:
+    try:
+        argv = shlex.split(command)
+    except ValueError as error:
+        raise ConfigurationError(f"--pipe-command cannot be split: {error}.") from None
+    if not argv:
+        raise ConfigurationError("--pipe-command is empty.")
+    return argv
+
+
+def _window(feed: Feed, name: str) -> Window:
+    if feed.spool is None:
+        if feed.spool_size is not None:
+            raise ConfigurationError("--spool-size is for --spool.")
+        memory = feed.memory
+        return MemoryWindow(parse_size(memory, "--memory") if memory else KEPT_IN_MEMORY)
+    if feed.memory is not None:
+        raise ConfigurationError("--memory and --spool exclude each other.")
+    most = feed.spool_size
+    return Spool(feed.spool, name, parse_size(most, "--spool-size") if most else KEPT_IN_SPOOL)
+
+
+# --- resuming by the record alone -------------------------------------------------------
+
+
+def recorded_source(record: UploadRecord) -> AnySource:
+    """Return the source of a recorded upload; of a stream that came once, what stands for it."""
+    if os.path.isabs(record.source) and not _is_arriving(record):
+        return record.source
+    return StreamSource(_Absent(record.source, record.key), record.source)
+
+
+def _is_arriving(record: UploadRecord) -> bool:
+    """Whether the end of the source was not known yet."""
+    if record.plan is None:
+        return False
+    try:
+        plan = read_plan(record.plan)
+    except (MalformedDocument, UnsupportedState):
+        return False  # the upload itself says what is wrong with it
+    return isinstance(plan, StepPlan) and plan.is_open
+
+
+class _Absent:
+    """Whoever produced is not here; an upload that has all its parts does without."""
+
+    def __init__(self, source: str, key: str) -> None:
+        self._source, self._key = source, key
+
+    async def read(self, into: memoryview) -> int:
+        raise SourceNotRepeatable(
+            f"{self._source} was uploaded while it came, and its bytes are not here.",
+            next_step="Run the `vodup push` that began it once more, from the producer's start, "
+            f"with --key {self._key}: what OSS has is compared and not sent again.",
+        )
+
+    async def close(self) -> None:
+        return None
