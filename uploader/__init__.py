@@ -81,6 +81,7 @@ if TYPE_CHECKING:
         CommandInflow,
         FileObjectSource,
         FileSource,
+        HlsPackage,
         MemoryWindow,
         Source,
         Spool,
@@ -106,6 +107,7 @@ __all__ = [
     "FileSource",
     "GrantProvider",
     "GrantSource",
+    "HlsPackage",
     "IntegrityError",
     "InvalidGrant",
     "LeaseLost",
@@ -184,7 +186,8 @@ _HOMES = {
     "protocol.trust": "TrustPolicy",
     "protocol.vod": "AccessKey VideoMeta",
     "session": "RetryPolicy",
-    "sources": "Arrival BytesSource CommandInflow FileObjectSource FileSource MemoryWindow Source "
+    "sources": "Arrival BytesSource CommandInflow FileObjectSource FileSource HlsPackage "
+    "MemoryWindow Source "
     "Spool StreamSource",
     "state": "MemoryState SqlState StateStore UploadRecord UploadStatus",
 }

@@ -25,11 +25,11 @@ from uploader.errors import (
     VodupError,
 )
 from uploader.events import Listener, UploadResult
-from uploader.evidence import Stored
 from uploader.many import Items, Outcome, UploadItem, require_files, upload_all
 from uploader.opening import Asked, Job, default_key, grant_and_target, receipt_of, record_of
 from uploader.options import UploadOptions
 from uploader.pace import Pace
+from uploader.package import forget_members, transfer_of
 from uploader.progress import Progress
 from uploader.protocol.grants import UploadGrant
 from uploader.protocol.oss import ObjectFacts
@@ -38,13 +38,10 @@ from uploader.protocol.vod import VideoMeta
 from uploader.protocol.wire import Transport
 from uploader.sources import AnySource, BytesSource, Source, as_source
 from uploader.state import Phase, StateStore, UploadRecord, open_state
-from uploader.transfer import Transfer, Vanished, one_error
+from uploader.transfer import Transfer, one_error, store
 from uploader.transport import AiohttpTransport
 
 __all__ = ["Uploader", "upload_sync"]
-
-_MAX_RESTARTS = 2
-"""A multipart upload that vanishes more often in one run is being removed by somebody."""
 
 AnyProvider = GrantProvider | Callable[[str], Awaitable[Any]]
 
@@ -154,11 +151,11 @@ class Uploader:
             is_repeat = await record_of(job)
             grant = await grant_and_target(job, is_repeat=is_repeat)
             job.progress.video_id = job.record.video_id
-            transfer = Transfer(job, grant)
+            transfer = transfer_of(job, grant)
             if (stored := await transfer.settle_at_vod()) is not None:
                 return await transfer.verify(stored)
             async with transfer.under_way():
-                stored = await _store(transfer)
+                stored = await store(transfer)
                 return await transfer.verify(stored)
 
     async def upload_many(
@@ -212,6 +209,7 @@ class Uploader:
                 await job.checkpoint.advance(phase=Phase.ABORTED)
             else:
                 await Transfer(job, None).abort()
+        await forget_members(self._state, key)
 
     async def verify(self, source: AnySource, *, key: str | None = None) -> ObjectFacts:
         """Read a source again and compare it with what OSS holds of its upload, by CRC-64.
@@ -223,7 +221,7 @@ class Uploader:
         opened = as_source(source)
         record = await self._find(key or await self._default_key(opened, None))
         async with self._job(opened, _asked_again(record), record.key, None) as job:
-            return await Transfer(job, None).compare()
+            return await transfer_of(job, None).compare()
 
     # --- plumbing -----------------------------------------------------------------
 
@@ -278,6 +276,7 @@ class Uploader:
                         grants=self._provider.connect(network) if self._provider else None,
                         options=self._options,
                         progress=progress,
+                        state=self._state,
                     )
                     async with _noted(job):
                         yield job
@@ -296,22 +295,6 @@ class Uploader:
             record = await self._state.find(video_id=video_id)
             return record.key if record else f"video-{video_id}"
         return default_key(self.scope, source.identity)
-
-
-async def _store(transfer: Transfer) -> Stored:
-    """Send what is missing and complete; anew, if the multipart upload vanishes."""
-    restart_count = 0
-    while True:
-        try:
-            await transfer.start_or_resume()
-            await transfer.follow_source()
-            await transfer.send_missing_parts()
-            return await transfer.complete()
-        except Vanished as gone:
-            if restart_count == _MAX_RESTARTS:
-                raise gone.failure from None
-            await transfer.restart(gone)
-            restart_count += 1
 
 
 @asynccontextmanager

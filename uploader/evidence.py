@@ -17,7 +17,7 @@ from uploader.protocol.plan import Part
 from uploader.protocol.steps import Plan
 from uploader.state.records import PartAck
 
-__all__ = ["ABSENT", "NOTHING", "Proof", "Receipts", "Stored", "is_same_part"]
+__all__ = ["ABSENT", "NOTHING", "PackageReceipts", "Proof", "Receipts", "Stored", "is_same_part"]
 
 Proof = Literal["crc64", "etag"]
 
@@ -127,10 +127,14 @@ class Receipts:
             self._joined_crc64 = join_crc64((ack.crc64, ack.size) for ack in acks)
         return self._joined_crc64
 
+    def proving(self) -> list[PartAck]:
+        """The receipts whose MD5s make the object's ETag."""
+        return self.in_order()
+
     @property
     def etag(self) -> str | None:
         """The ETag OSS must give, by its formula over our MD5s; None without all of them."""
-        acks = self.in_order()
+        acks = self.proving()
         md5s = [ack.md5 for ack in acks if ack.md5 is not None]
         if len(md5s) != len(acks):
             return None
@@ -142,11 +146,12 @@ class Receipts:
         Raises:
             IntegrityError: they differ.
         """
-        if facts.size is not None and facts.size != self.plan.size:
-            raise _differs("size", facts.size, self.plan.size, facts)
+        size, crc64 = self._object()
+        if facts.size is not None and facts.size != size:
+            raise _differs("size", facts.size, size, facts)
         if facts.crc64 is not None:
-            if facts.crc64 != self.crc64:
-                raise _differs("CRC-64", facts.crc64, self.crc64, facts)
+            if facts.crc64 != crc64:
+                raise _differs("CRC-64", facts.crc64, crc64, facts)
             return "crc64"
         ours = self.etag
         if facts.etag is None or ours is None:
@@ -155,12 +160,31 @@ class Receipts:
             raise _differs("ETag", facts.etag, ours, facts)
         return "etag"
 
+    def _object(self) -> tuple[int, int]:
+        """Size and CRC-64 the object must have."""
+        return self.plan.size, self.crc64
+
     def describe(self, facts: ObjectFacts) -> bool:
         """Whether the object is, provably, the one these receipts are for."""
         try:
             return self.proof(facts) is not None
         except IntegrityError:
             return False
+
+
+class PackageReceipts(Receipts):
+    """Receipts for the objects of a package; the last one is the object VOD waits for."""
+
+    def __init__(self, plan: Plan, acks: Iterable[PartAck]) -> None:
+        super().__init__(plan, acks, is_put=True)
+
+    def proving(self) -> list[PartAck]:
+        """That of the last object: the others were proved one by one."""
+        return self.in_order()[-1:]
+
+    def _object(self) -> tuple[int, int]:
+        last = self.in_order()[-1]
+        return last.size, last.crc64
 
 
 def is_same_part(ack: PartAck, listed: ListedPart) -> bool:

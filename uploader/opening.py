@@ -25,7 +25,7 @@ from uploader.protocol.integrity import join_crc64
 from uploader.protocol.steps import Plan, plan_steps, read_plan
 from uploader.protocol.vod import VideoMeta
 from uploader.sources import Arrival, Fingerprint, Source
-from uploader.state import Checkpoint, Phase, UploadRecord
+from uploader.state import Checkpoint, Phase, StateStore, UploadRecord
 
 __all__ = [
     "Asked",
@@ -63,6 +63,7 @@ class Job:
     grants: GrantSource | None
     options: UploadOptions
     progress: Progress
+    state: StateStore
 
     @property
     def record(self) -> UploadRecord:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import partial
@@ -46,16 +46,18 @@ from uploader.protocol.plan import MAX_OBJECT_SIZE, MAX_PUT_SIZE, Part, plan_par
 from uploader.protocol.steps import Plan, StepPlan, plan_steps
 from uploader.protocol.verdicts import is_vanished
 from uploader.protocol.vod import VideoFacts
-from uploader.protocol.wire import Operation, SentBody, Signer
+from uploader.protocol.wire import Body, Operation, SentBody, Signer
 from uploader.session import Session
 from uploader.sources import Fingerprint
 from uploader.state import PartAck, Phase
 
-__all__ = ["Transfer", "Vanished", "one_error"]
+__all__ = ["Transfer", "Vanished", "one_error", "store"]
 
 T = TypeVar("T")
 
 _PROGRESS_INTERVAL_S = 0.25
+_MAX_RESTARTS = 2
+"""A multipart upload that vanishes more often in one run is being removed by somebody."""
 _MAX_LIST_PAGES = 20
 _USUAL_CONCURRENCY = 8
 """What the tail of a plan is tapered for while "auto" has not found its level. A higher
@@ -208,10 +210,10 @@ class Transfer:
 
     async def _read_put_receipt(self) -> None:
         """Where the answer to PutObject was lost there is no receipt: the source tells it."""
-        if self._sent.is_put and not self._sent:
-            size = self._source.size
-            crc64, md5 = await self._source.read_crc(0, size, with_md5=True)
-            self._sent.keep(PartAck(1, size, md5 or "", crc64, md5))
+        part = self._sent.plan.parts[-1]
+        if self._sent.is_put and part.number not in self._sent:
+            crc64, md5 = await self._source.read_crc(part.offset, part.size, with_md5=True)
+            self._sent.keep(PartAck(part.number, part.size, md5 or "", crc64, md5))
 
     async def _look_by_url(self, url: str) -> Stored | None:
         """Read the object's facts through a URL signed by VOD; None if that does not work."""
@@ -364,7 +366,7 @@ class Transfer:
         await self._read_put_receipt()
         stored = await self._look()
         if stored is None or not self._sent.describe(stored.facts):
-            self._sent.drop(1)
+            self._sent.drop(self._sent.plan.part_count)
 
     def _tell_started(self, *, is_resumed: bool) -> None:
         record, sent = self._job.record, self._sent
@@ -416,10 +418,11 @@ class Transfer:
 
     async def send_missing_parts(self) -> None:
         """Send every part OSS has not confirmed, several at a time."""
-        if self._sent.is_put:
-            return
+        if not self._sent.is_put:
+            await self._send_all(self._sent.missing())
+
+    async def _send_all(self, missing: Sequence[Part]) -> None:
         self._progress.phase = "send"
-        missing = self._sent.missing()
         pending = iter(missing)
 
         async def worker() -> None:
@@ -436,11 +439,8 @@ class Transfer:
         ack: PartAck | None = None
         while ack is None:
             body = self._source.body(part.offset, part.size, self._progress.watch(part.number))
-            operation = oss.upload_part(
-                self._target, self._upload_id, part, body, needs_md5=self._needs_md5
-            )
             try:
-                receipt, sent = await self._call(operation)
+                receipt, sent = await self._call(self._sending(part, body))
             except ServiceError as error:
                 if is_vanished(error):
                     raise Vanished("OSS does not know the UploadId any more", error) from None
@@ -448,6 +448,10 @@ class Transfer:
             ack = await self._accept(part, receipt, sent)
         self._live.note_part_time(self._clock.elapsed_s() - began_s)
         await self._keep(ack)
+
+    def _sending(self, part: Part, body: Body) -> Operation[tuple[oss.PartReceipt, SentBody]]:
+        """The request that stores a part."""
+        return oss.upload_part(self._target, self._upload_id, part, body, needs_md5=self._needs_md5)
 
     async def _accept(self, part: Part, receipt: oss.PartReceipt, sent: SentBody) -> PartAck | None:
         """Turn OSS's receipt into ours; None if it proves nothing and the part goes again.
@@ -539,15 +543,15 @@ class Transfer:
         return await self._join()
 
     async def _put(self) -> Stored:
-        """Store the whole with one PutObject, unless that turned out to have happened."""
-        part = self._sent.plan.part(1)
+        """Store the last part with one PutObject, unless that turned out to have happened."""
+        part = self._sent.plan.parts[-1]
         if part.number in self._sent:
-            known = self._sent.in_order()[0]
+            known = self._sent.in_order()[-1]
             return Stored(ObjectFacts(known.etag or None, known.crc64, known.size, ""), "-head")
         await self._checkpoint.advance(phase=Phase.COMPLETING)
         ack: PartAck | None = None
         while ack is None:
-            body = self._source.body(0, part.size, self._progress.watch(1))
+            body = self._source.body(part.offset, part.size, self._progress.watch(part.number))
             operation = oss.put_object(
                 self._target, body, self._headers(), needs_md5=self._needs_md5
             )
@@ -640,6 +644,15 @@ class Transfer:
             UnverifiedCompletion: OSS tells nothing that would prove it.
         """
         self._progress.phase = "verify"
+        stored, proof = await self._proved(stored)
+        result = self._result(stored, proof)
+        await self._checkpoint.advance(
+            phase=Phase.DONE, receipt=json.dumps(asdict(result)), error=None
+        )
+        self._progress.tell(UploadFinished(key=result.key, video_id=result.video_id, result=result))
+        return result
+
+    async def _proved(self, stored: Stored) -> tuple[Stored, Proof]:
         stored = await self._with_figures(stored)
         try:
             proof = self._sent.proof(stored.facts)
@@ -652,12 +665,7 @@ class Transfer:
                 "OSS completed the object, but tells neither a CRC-64 nor an ETag that would "
                 "prove what it holds."
             )
-        result = self._result(stored, proof)
-        await self._checkpoint.advance(
-            phase=Phase.DONE, receipt=json.dumps(asdict(result)), error=None
-        )
-        self._progress.tell(UploadFinished(key=result.key, video_id=result.video_id, result=result))
-        return result
+        return stored, proof
 
     async def _with_figures(self, stored: Stored) -> Stored:
         """Get a CRC-64 by HEAD where the answer had none; else prepare to check the ETag.
@@ -678,7 +686,7 @@ class Transfer:
 
     async def _compute_md5s(self) -> None:
         """Read the source again for MD5s nobody needed until now; the CRC-64s tie them down."""
-        for ack in self._sent.in_order():
+        for ack in self._sent.proving():
             if ack.md5 is not None:
                 continue
             offset = self._sent.plan.part(ack.number).offset
@@ -716,14 +724,18 @@ class Transfer:
     async def compare(self) -> ObjectFacts:
         """Read the source anew and compare it with the object."""
         self._progress.phase = "verify"
+        return await self._compare_object(Part(1, 0, self._source.size))
+
+    async def _compare_object(self, part: Part) -> ObjectFacts:
+        """Compare the object with what the source holds there."""
         stored = await self._look_without_refresh()
         if stored is None or stored.facts.crc64 is None:
             raise UnverifiedCompletion(
                 "OSS does not let us read the object's CRC-64.",
                 next_step="Allow vod:GetMezzanineInfo, or compare the file VOD's console offers.",
             )
-        size = self._source.size
-        crc64, _ = await self._source.read_crc(0, size)
+        size = part.size
+        crc64, _ = await self._source.read_crc(part.offset, size)
         if (stored.facts.crc64, stored.facts.size) != (crc64, size):
             raise IntegrityError(
                 f"The object in OSS is not {self._source.name}: {stored.facts.size} bytes with "
@@ -788,6 +800,22 @@ class Transfer:
                 retry_count=progress.retry_count,
             )
         )
+
+
+async def store(transfer: Transfer) -> Stored:
+    """Send what is missing and complete; anew, if the multipart upload vanishes."""
+    restart_count = 0
+    while True:
+        try:
+            await transfer.start_or_resume()
+            await transfer.follow_source()
+            await transfer.send_missing_parts()
+            return await transfer.complete()
+        except Vanished as gone:
+            if restart_count == _MAX_RESTARTS:
+                raise gone.failure from None
+            await transfer.restart(gone)
+            restart_count += 1
 
 
 def _is_target_refused(failure: VodupError) -> bool:

@@ -203,8 +203,12 @@ class DevServer:
         stored = storage.object(video.bucket, video.object_key)
         if stored is None:
             raise LookupError(f"video {video_id} has no source file")
-        paths = (storage.body_path(name) for name, _ in stored.files)
-        return b"".join(path.read_bytes() for path in paths if path is not None)
+        return storage.content(stored)
+
+    def objects(self, video_id: str) -> dict[str, bytes]:
+        """Every object in a video's bucket by its key, for small tests of HLS packages."""
+        bucket, storage = self.videos[video_id].bucket, self.backend.storage
+        return {stored.object_key: storage.content(stored) for stored in storage.objects(bucket)}
 
     def damage_video(self, video_id: str) -> None:
         """From now on RefreshUploadVideo answers InvalidVideo.Damaged."""

@@ -345,6 +345,16 @@ class Storage:
         ).fetchone()
         return _object(row) if row else None
 
+    def objects(self, bucket: str) -> tuple[StoredObject, ...]:
+        """All objects of a bucket."""
+        rows = self._db.execute("SELECT * FROM objects WHERE bucket=?", (bucket,))
+        return tuple(map(_object, rows))
+
+    def content(self, stored: StoredObject) -> bytes:
+        """All bytes of an object, as far as they are kept."""
+        paths = (self.body_path(name) for name, _ in stored.files)
+        return b"".join(path.read_bytes() for path in paths if path is not None)
+
 
 def _upsert(table: str, values: tuple[object, ...]) -> str:
     return f"INSERT OR REPLACE INTO {table} VALUES({','.join('?' * len(values))})"

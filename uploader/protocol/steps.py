@@ -18,6 +18,7 @@ from typing import overload
 
 from uploader.errors import ConfigurationError, UnsupportedState
 from uploader.protocol.documents import MalformedDocument, parse_json
+from uploader.protocol.members import MemberPlan
 from uploader.protocol.plan import (
     MAX_OBJECT_SIZE,
     MAX_PART_COUNT,
@@ -140,7 +141,7 @@ class StepPlan:
         return end
 
 
-Plan = PartPlan | StepPlan
+Plan = PartPlan | StepPlan | MemberPlan
 
 
 class _Parts(Sequence[Part]):
@@ -213,13 +214,15 @@ def _plan_for(expected_size: int, part_size: int | None, largest_size: int) -> S
 
 
 def read_plan(text: str) -> Plan:
-    """Read what either kind of plan wrote.
+    """Read what any kind of plan wrote.
 
     Raises:
         UnsupportedState: a newer version wrote it.
         MalformedDocument: it is something else.
     """
     numbers = parse_json(text)
+    if "members" in numbers:
+        return MemberPlan.from_numbers(numbers)
     if "steps" not in numbers:
         return PartPlan.from_text(text)
     version = numbers.pop("steps")

@@ -5,6 +5,7 @@ from uploader.sources.choosing import AnySource, as_source
 from uploader.sources.contract import Arrival, Source
 from uploader.sources.files import FileSource
 from uploader.sources.fingerprints import Fingerprint
+from uploader.sources.hls import HlsPackage
 from uploader.sources.inflows import CommandInflow, DescriptorInflow
 from uploader.sources.objects import FileObjectSource
 from uploader.sources.spool import Spool
@@ -20,6 +21,7 @@ __all__ = [
     "FileObjectSource",
     "FileSource",
     "Fingerprint",
+    "HlsPackage",
     "MemoryWindow",
     "Source",
     "Spool",

@@ -11,6 +11,7 @@ from uploader.errors import ConfigurationError
 from uploader.sources.bytes import BytesSource
 from uploader.sources.contract import Source
 from uploader.sources.files import FileSource
+from uploader.sources.hls import HlsPackage, is_playlist_path
 from uploader.sources.objects import BinaryFile, of_file_object
 from uploader.sources.streams import StreamSource
 
@@ -31,15 +32,16 @@ AnySource = (
 def as_source(given: AnySource) -> Source:
     """Return the source that `given` stands for, and a source as it is.
 
-    A path is a `FileSource`, bytes are a `BytesSource`, an async iterable is a
-    `StreamSource`, and a binary file object is read by position if it can seek.
+    A path is a `FileSource`, or an `HlsPackage` where it names a playlist; bytes are a
+    `BytesSource`, an async iterable is a `StreamSource`, and a binary file object is read
+    by position if it can seek.
     """
     if hasattr(given, "read_crc"):  # a source of anybody's; it may have any other method too
         return cast("Source", given)
     if isinstance(given, bytes | bytearray | memoryview):
         return BytesSource(memoryview(given).cast("B"))
     if isinstance(given, str | os.PathLike):
-        return FileSource(Path(given))
+        return HlsPackage(given) if is_playlist_path(given) else FileSource(Path(given))
     if isinstance(given, AsyncIterable):
         return StreamSource(given)
     if isinstance(given, BinaryFile):

@@ -1,0 +1,338 @@
+"""HLS packages: a playlist and everything it refers to, as one source of many files.
+
+The package is read as if its members stood one behind the other: segments, keys and maps,
+the playlists of a master, and last the playlist that was named. Each member becomes one
+object, and one part of the plan.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+from bisect import bisect_left, bisect_right
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Final, Self
+
+from uploader.errors import SourceUnreadable, UnsafePath
+from uploader.protocol.documents import MalformedDocument
+from uploader.protocol.hls import (
+    MAX_PLAYLIST_SIZE,
+    Playlist,
+    Reference,
+    file_path,
+    flat_names,
+    parse_playlist,
+    rewritten,
+)
+from uploader.protocol.integrity import crc64, join_crc64
+from uploader.protocol.wire import Body
+from uploader.sources.bytes import BytesSource
+from uploader.sources.contract import Source
+from uploader.sources.files import FileSource
+from uploader.sources.fingerprints import Fingerprint
+from uploader.sources.refusals import changed_while_read, empty, unreadable
+from uploader.sources.threads import reading_threads
+
+__all__ = ["HlsPackage", "Member", "is_playlist_path"]
+
+MAX_MEMBER_COUNT: Final = 100_000
+"""Objects of one package: at 2 seconds a segment, more than two days of one rendition."""
+
+MAX_PLAYLIST_COUNT: Final = 200
+"""Playlists of one master; each is held in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One object of a package.
+
+    Attributes:
+        number: from 1, in the order they are numbered as parts; the main playlist is last.
+        name: of the object, below the prefix; "" for the main playlist, whose name VOD gives.
+        offset, size: where its bytes stand in the package, in bytes.
+        path: the file; None for playlists, whose rewritten text is `data`.
+        fingerprint: of the file when the package was opened.
+    """
+
+    number: int
+    name: str
+    offset: int
+    size: int
+    path: str | None
+    fingerprint: Fingerprint
+    data: bytes = field(default=b"", repr=False)
+
+    def source(self) -> Source:
+        """The member alone."""
+        return BytesSource(self.data, self.name) if self.path is None else FileSource(self.path)
+
+
+def is_playlist_path(path: object) -> bool:
+    """Whether a path names an HLS playlist, by its extension."""
+    return isinstance(path, str | os.PathLike) and os.fspath(path)[-5:].lower() in {
+        ".m3u8",
+        b".m3u8",
+    }
+
+
+class HlsPackage:
+    """An HLS playlist with all its files. A `Source`; mutable: open or not.
+
+    Everything must lie below the folder of the playlist. Members are opened one by one
+    (`opened`), never all at once.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = os.fspath(path)
+        self._members: tuple[Member, ...] = ()
+        self._offsets: list[int] = []
+        self._open: dict[int, Source] = {}
+
+    @property
+    def name(self) -> str:
+        """The path of the playlist as it was given; "?" for bytes that are no UTF-8."""
+        return self._path.encode(errors="replace").decode()
+
+    @property
+    def identity(self) -> str:
+        """The absolute path of the playlist."""
+        return os.path.abspath(self._path)
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """All objects, the playlist that was named last."""
+        if not self._members:
+            raise RuntimeError("the package is not open: use it inside `async with`")
+        return self._members
+
+    @property
+    def size(self) -> int:
+        """Bytes of all members together."""
+        return self.members[-1].offset + self.members[-1].size
+
+    async def __aenter__(self) -> Self:
+        """Read the playlists and look at every file.
+
+        Raises:
+            SourceUnreadable: a file is missing or empty, or a playlist is none, is
+                unfinished, or refers to something that is not a file beside it.
+            UnsafePath: a reference leads out of the playlist's folder.
+        """
+        self._members = await self._look()
+        self._offsets = [member.offset for member in self._members]
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._members = ()
+
+    @property
+    def arrival(self) -> None:
+        """All of it is there."""
+        return None
+
+    async def fingerprint(self) -> Fingerprint:
+        """What identifies all members right now; `inode` stands for every one of them."""
+        return _fingerprint_of(await self._look())
+
+    def body(self, offset: int, size: int, on_sent: Callable[[int], None] | None = None) -> Body:
+        """A range within one member, which must be `opened`, or be a playlist."""
+        member = self._member_at(offset)
+        opened = self._open.get(member.number)
+        if opened is None and member.path is not None:
+            raise RuntimeError(f"{member.path} is not opened")
+        return (opened or member.source()).body(offset - member.offset, size, on_sent)
+
+    @asynccontextmanager
+    async def opened(self, number: int) -> AsyncIterator[Source]:
+        """One member, open.
+
+        Raises:
+            SourceChanged: it is not the file it was when the package was opened.
+        """
+        member = self.members[number - 1]
+        async with member.source() as source:
+            if member.path is not None:
+                changes = member.fingerprint.changes(await source.fingerprint())
+                if changes:
+                    raise changed_while_read(member.path, changes)
+            self._open[number] = source
+            try:
+                yield source
+            finally:
+                del self._open[number]
+
+    async def read_crc(
+        self, offset: int, size: int, *, with_md5: bool = False
+    ) -> tuple[int, str | None]:
+        """CRC-64 of a range of whole members; the MD5 only where it is one member."""
+        first, end = (bisect_left(self._offsets, place) for place in (offset, offset + size))
+        members = self.members[first:end]
+        if sum(m.size for m in members) != size:
+            raise RuntimeError("a package is read member by member")
+        found: list[tuple[int, int]] = []
+        md5: str | None = None
+        for member in members:
+            async with self.opened(member.number) as source:
+                crc, md5 = await source.read_crc(0, member.size, with_md5=with_md5)
+            found.append((crc, member.size))
+        return join_crc64(found), md5 if len(members) == 1 else None
+
+    async def _look(self) -> tuple[Member, ...]:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(reading_threads(), lambda: tuple(_read(self._path)))
+
+    def _member_at(self, offset: int) -> Member:
+        return self.members[bisect_right(self._offsets, offset) - 1]
+
+
+def _fingerprint_of(members: tuple[Member, ...]) -> Fingerprint:
+    prints = [member.fingerprint for member in members]
+    text = "\n".join(f"{m.name} {m.fingerprint.to_text()}" for m in members)
+    return Fingerprint(
+        size=sum(member.size for member in members),
+        mtime_ns=max(one.mtime_ns for one in prints),
+        ctime_ns=max(one.ctime_ns for one in prints),
+        inode=crc64(text.encode(errors="surrogateescape")),
+        device=len(members),
+    )
+
+
+# --- reading a package from a disk; in a thread ------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What a package is made of: absolute paths, in the order they are referred to."""
+
+    folder: str
+    main: str
+    playlists: Mapping[str, Playlist]
+    files: Mapping[str, Fingerprint]
+
+    def relative(self, path: str) -> str:
+        return os.path.relpath(path, self.folder).replace(os.sep, "/")
+
+
+def _read(path: str) -> Iterator[Member]:
+    found = _find(path)
+    playlists = [playlist for playlist in found.playlists if playlist != found.main]
+    names = flat_names(map(found.relative, (*found.files, *playlists)))
+    number = offset = 0
+    for file, fingerprint in found.files.items():
+        number += 1
+        name = names[found.relative(file)]
+        yield Member(number, name, offset, fingerprint.size, file, fingerprint)
+        offset += fingerprint.size
+    for playlist in (*playlists, found.main):
+        number += 1
+        data = rewritten(found.playlists[playlist], _Renaming(found, playlist, names))
+        name = "" if playlist == found.main else names[found.relative(playlist)]
+        fingerprint = Fingerprint(len(data), 0, 0, crc64(data), 0)
+        yield Member(number, name, offset, len(data), None, fingerprint, data)
+        offset += len(data)
+
+
+@dataclass(frozen=True, slots=True)
+class _Renaming:
+    """Where the references of one playlist lead once everything lies in one folder."""
+
+    found: _Found
+    playlist: str
+    names: Mapping[str, str]
+
+    def __call__(self, reference: Reference) -> str:
+        return self.names[self.found.relative(_path_of(reference, self.playlist))]
+
+
+def _find(path: str) -> _Found:
+    main = _real(path, path)
+    folder = os.path.dirname(main)
+    playlists = {main: _playlist(main)}
+    files: dict[str, Fingerprint] = {}
+    for reference in playlists[main].references:
+        target = _inside(reference, main, folder)
+        if reference.is_playlist and target not in playlists:
+            if len(playlists) > MAX_PLAYLIST_COUNT:
+                raise _refused(main, f"it lists more than {MAX_PLAYLIST_COUNT} playlists")
+            playlists[target] = _media_playlist(target)
+    for playlist, content in playlists.items():
+        for reference in content.references:
+            if not reference.is_playlist:
+                file = _inside(reference, playlist, folder)
+                if file not in files:
+                    files[file] = _looked_at(file)
+    if len(files) > MAX_MEMBER_COUNT:
+        raise _refused(main, f"it refers to more than {MAX_MEMBER_COUNT} files")
+    return _Found(folder, main, playlists, files)
+
+
+def _playlist(path: str) -> Playlist:
+    if _looked_at(path).size > MAX_PLAYLIST_SIZE:
+        raise _refused(path, "it is too large for a playlist")
+    try:
+        with open(path, "rb") as file:
+            return parse_playlist(file.read(MAX_PLAYLIST_SIZE + 1))
+    except OSError as exc:
+        raise unreadable(path, exc) from exc
+    except MalformedDocument as exc:
+        raise _refused(path, str(exc)) from None
+
+
+def _media_playlist(path: str) -> Playlist:
+    playlist = _playlist(path)
+    if playlist.is_master:
+        raise _refused(path, "it is a master playlist, and a master playlist refers to it")
+    return playlist
+
+
+def _inside(reference: Reference, playlist: str, folder: str) -> str:
+    """The real path a reference leads to, which must be below the package's folder."""
+    path = _path_of(reference, playlist)
+    real = _real(path, f"{playlist}, line {reference.line + 1}: {file_path(reference.uri)}")
+    if os.path.commonpath([real, folder]) != folder:
+        raise UnsafePath(
+            f"{playlist}, line {reference.line + 1}, leads out of {folder}.",
+            next_step="Put the whole package below the folder of its playlist.",
+        )
+    return path
+
+
+def _path_of(reference: Reference, playlist: str) -> str:
+    return os.path.normpath(os.path.join(os.path.dirname(playlist), file_path(reference.uri)))
+
+
+def _real(path: str, name: str) -> str:
+    try:
+        return os.path.realpath(path, strict=True)
+    except (OSError, ValueError) as exc:
+        raise unreadable(name, exc) from exc
+
+
+def _looked_at(path: str) -> Fingerprint:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError) as exc:
+        raise unreadable(path, exc) from exc
+    if not stat.S_ISREG(status.st_mode):
+        raise SourceUnreadable(f"{path} is not a regular file.")
+    if status.st_size == 0:
+        raise empty(path)
+    return Fingerprint(
+        status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev
+    )
+
+
+def _refused(path: str, why: str) -> SourceUnreadable:
+    return SourceUnreadable(
+        f"{path} cannot be uploaded as an HLS package: {why}.",
+        next_step="Package a finished stream whose files all lie below the playlist's folder.",
+    )
