@@ -344,6 +344,85 @@ def test_no_refusal_carries_a_value(auth: str) -> None:
         assert "4711" not in held
 
 
+# --- to the last character ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [65_535, 65_536, 65_537])
+def test_a_text_may_have_64_kib(size: int) -> None:
+    text = json.dumps(ADDRESS)
+    text = text + " " * (size - len(text))
+    if size > 65_536:
+        with pytest.raises(InvalidGrant):
+            decode_grant(text, AUTH)
+    else:
+        assert decode_grant(text, AUTH).target == GRANT.target
+
+
+@pytest.mark.parametrize("size", [12_285, 12_288, 12_291])
+def test_base64_may_have_16_kib(size: int) -> None:
+    text = json.dumps(ADDRESS).encode()
+    packed = base64.b64encode(text + b" " * (size - len(text)))
+    if len(packed) > 16_384:
+        with pytest.raises(InvalidGrant):
+            decode_grant(packed, AUTH)
+    else:
+        assert decode_grant(packed, AUTH).target == GRANT.target
+
+
+@pytest.mark.parametrize("size", [8_191, 8_192, 8_193])
+def test_a_field_may_have_8_kib(size: int) -> None:
+    address = {**ADDRESS, "FileName": "a" * size}
+    if size > 8_192:
+        with pytest.raises(InvalidGrant):
+            decode_grant(address, AUTH)
+    else:
+        assert len(decode_grant(address, AUTH).target.object_key) == size
+
+
+@pytest.mark.parametrize("length", [31, 32, 33, 34])
+def test_a_region_may_have_32_characters(length: int) -> None:
+    auth = {**AUTH, "Region": "a" * length}
+    if length > 32:
+        with pytest.raises(InvalidGrant):
+            decode_grant(ADDRESS, auth)
+    else:
+        assert decode_grant(ADDRESS, auth).credentials.region == "a" * length
+
+
+def test_every_letter_of_a_key_survives_the_dropping_of_line_breaks() -> None:
+    address = {**ADDRESS, "FileName": "sv/XrXnX\\r\\n.mp4"}
+    assert decode_grant(b64(address), AUTH).target.object_key == "sv/XrXnX\\r\\n.mp4"
+
+
+@pytest.mark.parametrize(
+    ("told", "life_s"), [("0.5", 0.5), (1, 1.0), (86_400, 86_400.0), ("86400", 86_400.0)]
+)
+def test_a_life_may_be_half_a_second_or_a_day(told: object, life_s: float) -> None:
+    assert _auth(Expiration=told).life_s == life_s
+
+
+def test_an_instant_is_in_utc_itself_and_not_just_equal() -> None:
+    assert _auth(ExpireUTCTime="2020-07-29T23:20:31+08:00").expires_at == datetime(
+        2020, 7, 29, 15, 20, 31, tzinfo=UTC
+    )
+    expires_at = _auth(ExpireUTCTime="2020-07-29T23:20:31+08:00").expires_at
+    assert expires_at is not None
+    assert expires_at.tzinfo is UTC
+
+
+@pytest.mark.parametrize(
+    ("told", "request_id"), [("A" * 100, "A" * 100), ("A" * 101, "A" * 99 + "…"), (7, ""), (None, "")]
+)
+def test_a_request_id_is_text_of_at_most_100_characters(told: object, request_id: str) -> None:
+    fields = {"UploadAddress": b64(ADDRESS), "UploadAuth": b64(AUTH), "RequestId": told}
+    assert decode_answer(fields).request_id == request_id
+
+
+def test_an_empty_element_is_an_empty_field() -> None:
+    parts = f"<UploadAddress>{b64(ADDRESS)}</UploadAddress><UploadAuth>{b64(AUTH)}</UploadAuth>"
+    assert decode_answer(f"<R>{parts}<RequestId/></R>").request_id == ""
+
+
 # --- whole answers --------------------------------------------------------------------
 
 ANSWER = {
@@ -455,12 +534,31 @@ def test_credentials_are_not_copied_or_pickled(write_down: Callable[[object], ob
 
 
 def test_a_masked_grant_shows_everything_but_secrets() -> None:
-    masked = mask(GRANT)
-    text = json.dumps(masked)
-    assert masked["access_key_id"] == "STS.NTz…"
-    assert masked["object_key"] == ADDRESS["FileName"]
-    assert masked["expires_at"] == "2020-07-29T15:20:31+00:00"
-    assert "4711" not in text
+    assert mask(GRANT) == {
+        "video_id": VIDEO_ID,
+        "endpoint": "https://oss-cn-shanghai.aliyuncs.com",
+        "bucket": ADDRESS["Bucket"],
+        "object_key": ADDRESS["FileName"],
+        "object_prefix": None,
+        "access_key_id": "STS.NTz…",
+        "expires_at": "2020-07-29T15:20:31+00:00",
+        "life_s": 3600.0,
+        "region": "cn-shanghai",
+        "request_id": "",
+        "was_swapped": False,
+    }
+
+
+def test_a_grant_without_an_end_is_masked_without_one() -> None:
+    assert mask(decode_grant(ADDRESS, without(AUTH, "ExpireUTCTime")))["expires_at"] is None
+
+
+@pytest.mark.parametrize(
+    ("length", "shown"), [(15, "…"), (16, "STS.aaa…"), (17, "STS.aaa…"), (28, "STS.aaa…")]
+)
+def test_only_a_long_access_key_id_shows_its_beginning(length: int, shown: str) -> None:
+    auth = {**AUTH, "AccessKeyId": "STS." + "a" * (length - 4)}
+    assert mask(decode_grant(ADDRESS, auth))["access_key_id"] == shown
 
 
 def test_a_short_access_key_id_is_masked_as_a_whole() -> None:

@@ -163,6 +163,22 @@ def test_automatic_part_sizes_leave_numbers_for_the_tail(size: int, concurrency:
     assert plan_parts(size, concurrency=concurrency).tail_concurrency == concurrency
 
 
+def test_the_tail_is_for_8_connections_where_nobody_says() -> None:
+    assert plan_parts(10 * GIB).tail_concurrency == 8
+
+
+# 10,000 numbers less 2 × 8 × 10 + 4 for the tail of 8 connections.
+ROOM_LEFT = 9836
+
+
+@pytest.mark.parametrize("part_size", [8 * MIB, 9 * MIB, 100 * MIB, 5 * GIB])
+def test_a_part_size_lasts_until_the_tail_would_run_out_of_numbers(part_size: int) -> None:
+    size = ROOM_LEFT * part_size
+    assert plan_parts(size).part_size == part_size
+    if part_size < 5 * GIB:
+        assert plan_parts(size + 1).part_size == part_size + MIB
+
+
 def test_distinct_sizes_stay_few() -> None:
     for size in (10 * GIB, 5 << 40, 30 << 40):
         assert len({part.size for part in plan_parts(size, concurrency=64).parts}) <= 120

@@ -322,3 +322,58 @@ def test_only_the_expected_bucket_receives_bytes() -> None:
     assert policy.check_target(_target()) == _target()
     with pytest.raises(UntrustedEndpoint, match="expected"):
         policy.check_target(_target(bucket="somebody-elses"))
+
+
+# --- to the last character ---------------------------------------------------------------
+
+
+def _host(*labels: int) -> str:
+    return ".".join("a" * length for length in labels)
+
+
+@pytest.mark.parametrize(
+    ("host", "is_name"),
+    [
+        (_host(63, 3), True),
+        (_host(64, 3), False),
+        (_host(3, 64, 3), False),
+        (_host(63, 63, 63, 61), True),  # 253 characters
+        (_host(63, 63, 63, 62), False),
+        (_host(63, 63, 63, 63), False),
+    ],
+)
+def test_a_host_name_is_no_longer_than_dns_allows(host: str, is_name: bool) -> None:
+    if is_name:
+        assert TrustPolicy(allowed_hosts=frozenset({host})).allowed_hosts == {host}
+    else:
+        with pytest.raises(ConfigurationError):
+            TrustPolicy(allowed_hosts=frozenset({host}))
+
+
+@pytest.mark.parametrize(("port", "is_port"), [(65_534, True), (65_535, True), (65_536, False)])
+def test_a_loopback_port_is_one_there_can_be(port: int, is_port: bool) -> None:
+    endpoint, policy = f"http://127.0.0.1:{port}", TrustPolicy(allow_loopback=True)
+    if is_port:
+        assert policy.check_oss_endpoint(endpoint) == endpoint
+    else:
+        with pytest.raises(UntrustedEndpoint):
+            policy.check_oss_endpoint(endpoint)
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "https://oss-cn-shanghai.aliyuncs.com",
+        "oss-cn-shanghai.aliyuncs.com",
+        "oss-cn-shanghai.aliyuncs.com:443",
+        "https://oss-cn-shanghai.aliyuncs.com:443",
+    ],
+)
+def test_a_region_is_read_with_and_without_scheme_and_port(endpoint: str) -> None:
+    assert oss_region(endpoint) == "cn-shanghai"
+
+
+@pytest.mark.parametrize("first", ["X", "a", ".a", "-", "é"])
+def test_a_key_may_begin_with_anything_but_a_slash(first: str) -> None:
+    target = UploadTarget("https://oss-cn-shanghai.aliyuncs.com", "outin-1", f"{first}.mp4")
+    assert TrustPolicy().check_target(target) == target
