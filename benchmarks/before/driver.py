@@ -2,7 +2,7 @@
 
     python driver.py LIBRARY JOB      JOB is JSON, see `Job`
 
-The last line of stdout is JSON: how it ended. Before it stands what the library logs at
+One line of stdout is JSON: how it ended. Around it stands what the library logs at
 DEBUG and what its exception says, for whoever looks for secrets in them.
 """
 

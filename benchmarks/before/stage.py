@@ -94,7 +94,9 @@ class Running:
         output, seconds = "".join(self._chunks), time.monotonic() - self._began_s
         if is_hung or code == -signal.SIGKILL:
             return Ended("hung" if is_hung else "killed", output=output, seconds=seconds)
-        told = json.loads(output.strip().splitlines()[-1])
+        # A library may still complain on its way out, so the line need not be the last.
+        lines = [line for line in output.splitlines() if line.startswith('{"ended"')]
+        told = json.loads(lines[-1]) if lines else {"ended": "error", "error": f"exit code {code}"}
         return Ended(
             told["ended"],
             told.get("error", ""),
