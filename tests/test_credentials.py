@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
@@ -712,6 +714,12 @@ async def test_a_finished_video_is_not_overwritten_by_its_reference_id() -> None
     assert caught.value.video_id == VIDEO_ID
 
 
+async def test_a_video_found_again_without_its_id_is_no_find() -> None:
+    transport = Vod(RefreshUploadVideo=[granted(None)])
+    with pytest.raises(TransportError, match="did not tell the VideoId"):
+        await at_vod(transport).create(AGAIN)
+
+
 async def test_the_callers_own_reference_id_is_asked_by() -> None:
     transport = Vod(CreateUploadVideo=[BROKEN, granted()], RefreshUploadVideo=[GONE])
     await at_vod(transport).create(replace(NEW, meta=VideoMeta(reference_id="mine-01")))
@@ -833,6 +841,46 @@ def test_half_a_key_is_an_error_before_anything_is_asked(
     env.setenv(f"ALIBABA_CLOUD_ACCESS_KEY_{name}", "x")
     with pytest.raises(CallerNotAuthenticated, match="Only one"):
         VodProvider.from_env()
+
+
+ASK_THE_CHAIN = """
+import asyncio
+from uploader import VodProvider, VodupError
+
+async def main():
+    ask = VodProvider.from_env().access_key
+    for _ in range(2):
+        key = await ask()
+        print(key.id, key.secret, key.security_token)
+
+try:
+    asyncio.run(main())
+except VodupError as error:
+    print(type(error).__name__, error.message)
+"""
+
+
+def told_by_the_chain(home: Path) -> str:
+    """In a process of its own: the chain's package reads the environment when it is imported."""
+    kept = {name: value for name, value in os.environ.items() if "ALIBABA" not in name}
+    env = kept | {"HOME": str(home), "ALIBABA_CLOUD_ECS_METADATA_DISABLED": "true"}
+    argv = [sys.executable, "-c", ASK_THE_CHAIN]
+    return subprocess.run(argv, env=env, check=True, capture_output=True, text=True).stdout
+
+
+def test_the_default_chain_reads_its_file(tmp_path: Path) -> None:
+    file = tmp_path / ".alibabacloud" / "credentials.ini"
+    file.parent.mkdir()
+    file.write_text(
+        "[default]\nenable = true\ntype = access_key\n"
+        "access_key_id = LTAI-file\naccess_key_secret = secret-file\n"
+    )
+    assert told_by_the_chain(tmp_path) == "LTAI-file secret-file None\n" * 2
+
+
+def test_a_default_chain_that_finds_nothing_says_so(tmp_path: Path) -> None:
+    told = told_by_the_chain(tmp_path)
+    assert told.startswith("CallerNotAuthenticated The default credential chain found no AccessKey")
 
 
 def test_without_a_key_and_without_the_default_chain_there_is_advice(
@@ -975,6 +1023,10 @@ def test_a_command_is_split_like_in_a_shell_but_not_run_by_one() -> None:
 def test_an_empty_command_is_refused(command: str | list[str]) -> None:
     with pytest.raises(ConfigurationError, match="empty"):
         _ = CommandProvider(command).scope
+
+
+async def test_a_command_is_not_asked_for_facts() -> None:
+    assert await CommandProvider("false").connect(network(Vod())).facts(VIDEO_ID) is None
 
 
 def test_a_command_with_an_open_quote_is_refused() -> None:

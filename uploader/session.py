@@ -153,7 +153,7 @@ class Session:
                 pause_s = attempts.next_pause_s(failure, has_answered=self._has_answered)
                 self._tell(operation, failure, verdict, pause_s)
                 await self._clock.sleep(pause_s)
-            case Verdict.RESTART_UPLOAD | Verdict.GIVE_UP:
+            case Verdict.RESTART_UPLOAD | Verdict.GIVE_UP:  # pragma: no branch - there is no other
                 raise meaning(failure, is_vod=self._is_vod) from failure.__cause__
 
     async def _renew(self, signed: SignedRequest, failure: _Failure) -> None:

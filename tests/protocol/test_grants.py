@@ -411,7 +411,8 @@ def test_an_instant_is_in_utc_itself_and_not_just_equal() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "request_id"), [("A" * 100, "A" * 100), ("A" * 101, "A" * 99 + "…"), (7, ""), (None, "")]
+    ("told", "request_id"),
+    [("A" * 100, "A" * 100), ("A" * 101, "A" * 99 + "…"), (7, ""), (None, "")],
 )
 def test_a_request_id_is_text_of_at_most_100_characters(told: object, request_id: str) -> None:
     fields = {"UploadAddress": b64(ADDRESS), "UploadAuth": b64(AUTH), "RequestId": told}

@@ -200,19 +200,21 @@ def plan_parts(size: int, *, part_size: int | None = None, concurrency: int = 8)
 
 
 def _automatic_part_size(size: int, connections: int) -> int:
-    """Return the smallest multiple of 1 MiB, from 8 MiB, that leaves room for the tail.
+    """Return a part size that leaves numbers for the tail.
 
-    The largest objects need every number: there the room is given up, then the multiple.
+    The largest objects need every number: there is no room for a tail then.
     """
     if size <= DEFAULT_PART_SIZE:
         return DEFAULT_PART_SIZE
     # 10 > ln(5 GiB / 1 MiB) × 8/7: see the bound in `_cut_tail`.
     room = 2 * connections * 10 + 4
-    for count in (MAX_PART_COUNT - room, MAX_PART_COUNT):
-        part_size = max(DEFAULT_PART_SIZE, _ceil_div(_ceil_div(size, count), MIB) * MIB)
-        if part_size <= MAX_PART_SIZE:
-            return part_size
-    return MAX_PART_SIZE
+    with_room = _least_part_size(size, MAX_PART_COUNT - room)
+    return with_room if with_room <= MAX_PART_SIZE else _least_part_size(size, MAX_PART_COUNT)
+
+
+def _least_part_size(size: int, count: int) -> int:
+    """Return the smallest multiple of 1 MiB, from 8 MiB, of which `count` suffice."""
+    return max(DEFAULT_PART_SIZE, _ceil_div(_ceil_div(size, count), MIB) * MIB)
 
 
 def _tapered_if_useful(size: int, part_size: int, connections: int) -> PartPlan:

@@ -82,8 +82,7 @@ class GroupCommit(Generic[Write, Outcome]):
         """In the thread: close the batch and commit it."""
         with self._lock:
             batch, self._open = self._open, None
-        if batch is None:
-            return
+        assert batch is not None  # noqa: S101 - every batch is submitted once
         try:
             outcomes = self._commit(batch.writes)
         except BaseException as error:
@@ -103,7 +102,7 @@ class _Batch:
     def __init__(self) -> None:
         self.writes: list[Any] = []
         self.futures: list[asyncio.Future[Any]] = []
-        self.deadline: asyncio.TimerHandle | None = None
+        self.deadline: asyncio.TimerHandle
 
     def settle(self, outcomes: Sequence[Any]) -> None:
         """Tell each writer how it went."""
@@ -124,5 +123,4 @@ class _Batch:
                 future.set_exception(error)
 
     def _end(self) -> None:
-        if self.deadline is not None:
-            self.deadline.cancel()
+        self.deadline.cancel()

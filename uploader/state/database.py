@@ -121,7 +121,7 @@ class Database:
     @property
     def owner_lock(self) -> OwnerLock:
         """How to tell whether another owner lives."""
-        if self._owner_lock is None:
+        if self._owner_lock is None:  # pragma: no cover - opening ends with taking it
             raise RuntimeError("the database is not open")
         return self._owner_lock
 
@@ -164,9 +164,13 @@ class Database:
 
 
 def open_database(
-    location: SqliteFile | PostgresDatabase, owner: Owner, notice: Callable[[str], None]
+    location: SqliteFile | PostgresDatabase,
+    owner: Owner,
+    notice: Callable[[str], None],
+    *,
+    wait_s: float = _OPENING_WAIT_S,
 ) -> Database:
-    """Open or create the store at `location`.
+    """Open or create the store at `location`; a file that others open is waited for.
 
     Raises:
         StateUnavailable: it cannot be reached or created.
@@ -175,13 +179,15 @@ def open_database(
     """
     if isinstance(location, PostgresDatabase):
         return _open_postgres(location, owner)
-    return _open_file(location, owner, notice)
+    return _open_file(location, owner, notice, wait_s)
 
 
 # SQLite
 
 
-def _open_file(location: SqliteFile, owner: Owner, notice: Callable[[str], None]) -> Database:
+def _open_file(
+    location: SqliteFile, owner: Owner, notice: Callable[[str], None], wait_s: float
+) -> Database:
     path = location.path
     files.secure_directory(path.parent)
     files.refuse_network_mount(path.parent)
@@ -191,7 +197,7 @@ def _open_file(location: SqliteFile, owner: Owner, notice: Callable[[str], None]
     is_ours = location.is_surely_ours or in_use_path.exists()
     with closing(_lock_file(locks / f"{path.name}.opening")) as opening, ExitStack() as undo:
         # One process at a time looks, repairs and creates.
-        if not opening.take(wait_s=_OPENING_WAIT_S):
+        if not opening.take(wait_s=wait_s):
             raise StateUnavailable(f"{location} is being opened by another process for too long.")
         files.create_private(path)
         if not is_ours:

@@ -93,10 +93,10 @@ class Owner:
     token: str
 
     @classmethod
-    def this_process(cls) -> Self:
+    def this_process(cls, *, boot_id: Path = _BOOT_ID) -> Self:
         """A new owner for a store that is being opened."""
         host = socket.gethostname().replace("/", "-")
-        return cls(host=host, boot=_boot_id(), pid=os.getpid(), token=uuid4().hex)
+        return cls(host=host, boot=_boot_id(boot_id), pid=os.getpid(), token=uuid4().hex)
 
     @classmethod
     def parse(cls, text: object) -> Self | None:
@@ -114,9 +114,9 @@ class Owner:
         return f"process {self.pid} on {self.host}"
 
 
-def _boot_id() -> str:
+def _boot_id(path: Path) -> str:
     try:
-        return _BOOT_ID.read_text("ascii").strip()
+        return path.read_text("ascii").strip()
     except OSError:
         return ""
 
@@ -233,7 +233,7 @@ async def kept_alive(
         except (Exception, asyncio.CancelledError) as error:
             failure = error  # raised below, where the group cannot wrap it
         finally:
-            if beat is not None:
+            if beat is not None:  # pragma: no branch - the timeout opens without waiting
                 beat.cancel()
     if failure is None:
         return

@@ -110,7 +110,8 @@ class SqlState:
         closing = opened.worker.call(opened.close)
         opened.worker.stop()
         try:
-            await asyncio.wait_for(asyncio.shield(closing), _RELEASE_TIMEOUT_S)
+            patience_s = min(_RELEASE_TIMEOUT_S, self._answer_timeout_s)
+            await asyncio.wait_for(asyncio.shield(closing), patience_s)
         except TimeoutError as error:
             raise self._no_answer() from error
         opened.worker.join(_RELEASE_TIMEOUT_S)
@@ -421,9 +422,8 @@ class _SqlCheckpoint:
 
     async def ack(self, part: PartAck) -> None:
         """Record a receipt; concurrent calls share one commit."""
-        if self._row_id is None:
-            require_known(self._record)
-            raise StateUnavailable("the record has no row.")
+        require_known(self._record)
+        assert self._row_id is not None  # noqa: S101 - has a record
         write = AckWrite(self._lease.epoch, self._row_id, part)
         if not await self._state._now_open().commits.write(write):
             raise self._lease.lose("another process took it over")

@@ -28,7 +28,6 @@ from uploader.state.rows import (
 )
 from uploader.state.rules import (
     orphan_left_by,
-    require_known,
     require_replaceable,
     video_taken,
 )
@@ -421,11 +420,3 @@ def orphans(connection: Connection, notice: Notice) -> list[Orphan]:
 def forget_orphan(connection: Connection, upload_id: str) -> None:
     """Note that an orphan is gone."""
     connection.execute(sa.delete(orphan).where(orphan.c.upload_id == stored_text(upload_id)))
-
-
-def require_created(row_id: int | None, record: UploadRecord | None) -> tuple[int, UploadRecord]:
-    """Both, once `create` has run."""
-    known = require_known(record)
-    if row_id is None:
-        raise StateUnavailable(f"upload {known.key!r} has a record without a row.")
-    return row_id, known

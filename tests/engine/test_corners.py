@@ -1,0 +1,336 @@
+"""What hardly ever happens to an upload: it still ends in a proof or in a typed error."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from uploader import (
+    BytesSource,
+    CallbackProvider,
+    ConfigurationError,
+    NewVideo,
+    PartsAdopted,
+    ServiceError,
+    SourceChanged,
+    UnverifiedCompletion,
+    UploadGrant,
+    UploadRestarted,
+    VideoMeta,
+    decode_answer,
+)
+from uploader.devserver import Fault
+from uploader.errors import UnsupportedState
+from uploader.state import MemoryState, Phase, UploadRecord
+
+from ..devserver.clients import granted
+from .harness import PART, Desk, content, created, refreshed, until
+from .test_complete import COMPLETE, deny
+
+
+def blind(desk: Desk) -> CallbackProvider:
+    """An app server: it makes and renews, and tells nothing about a video."""
+
+    async def create(video: NewVideo) -> UploadGrant:
+        return decode_answer(await created(desk.server))
+
+    async def renew(video_id: str) -> UploadGrant:
+        return decode_answer(await refreshed(desk.server, video_id))
+
+    return CallbackProvider(renew, create)
+
+
+def execute(desk: Desk, statement: str) -> None:
+    """Change the checkpoint behind vodup's back."""
+    connection = sqlite3.connect(desk.state_path, timeout=10)
+    connection.execute(statement)
+    connection.commit()
+    connection.close()
+
+
+async def refuse(desk: Desk, movie: Path, operation: str) -> None:
+    """End a run with a refusal of one operation."""
+    desk.order(
+        Fault(action="error", operation=operation, count=None, status=400, code="InvalidArgument")
+    )
+    assert (await desk.fail(movie)).code == "InvalidArgument"
+    desk.order()
+
+
+# --- completing -------------------------------------------------------------------------
+
+
+async def test_parts_oss_cannot_join_although_it_lists_them_are_sent_anew(desk: Desk) -> None:
+    desk.order(Fault(action="error", operation=COMPLETE, status=400, code="InvalidPart"))
+    movie = desk.file(4 * PART)
+
+    result = await desk.push(movie)
+
+    assert desk.server.object_bytes(result.video_id) == movie.read_bytes()
+    (restarted,) = desk.told(UploadRestarted)
+    assert restarted.lost_bytes == 4 * PART
+    assert "InvalidPart" in restarted.reason
+    assert desk.server.stats.creates == 1
+
+
+async def test_a_failed_callback_does_not_hide_a_small_object(desk: Desk) -> None:
+    desk.order(Fault(action="callback_failed", operation="PutObject"))
+    movie = desk.file(PART)
+
+    result = await desk.push(movie)
+
+    await desk.assert_stored(result, movie)
+    assert result.verified_by == "crc64-head"
+    assert desk.server.stats.puts == 1
+
+
+async def test_a_failed_callback_where_nobody_may_look_is_no_success(desk: Desk) -> None:
+    deny(desk, "HeadObject")
+    desk.order(Fault(action="callback_failed", operation="PutObject"))
+
+    assert isinstance(await desk.fail(desk.file(PART)), UnverifiedCompletion)
+
+
+async def test_a_refusal_to_look_that_is_no_permission_is_told(desk: Desk) -> None:
+    desk.order(
+        Fault(action="drop_answer", operation=COMPLETE),
+        Fault(action="error", operation="HeadObject", status=400, code="InvalidObjectName"),
+    )
+
+    error = await desk.fail(desk.file(4 * PART))
+
+    assert isinstance(error, ServiceError)
+    assert error.code == "InvalidObjectName"
+    assert error.phase == "settle"
+
+
+async def test_where_neither_oss_nor_vod_tells_it_is_no_success(desk: Desk) -> None:
+    deny(desk, "HeadObject")
+    desk.order(Fault(action="drop_answer", operation=COMPLETE))
+
+    error = await desk.fail(desk.file(4 * PART), provider=blind(desk), meta=VideoMeta(title="A"))
+
+    assert isinstance(error, UnverifiedCompletion)
+    assert desk.server.stats.completes == 1
+
+
+async def test_an_answer_without_figures_is_made_up_for_by_the_etag_of_head(desk: Desk) -> None:
+    desk.server.set_options(crc_headers=False)
+    desk.order(Fault(action="missing_etag", operation=COMPLETE))
+    movie = desk.file(4 * PART)
+
+    result = await desk.push(movie)
+
+    await desk.assert_stored(result, movie)
+    assert result.verified_by == "etag"
+
+
+@dataclass(frozen=True, slots=True)
+class _Fickle(BytesSource):
+    """Looks as it did, and reads otherwise once somebody has changed it."""
+
+    changes: list[str] = field(default_factory=list)
+
+    async def read_crc(
+        self, offset: int, size: int, *, with_md5: bool = False
+    ) -> tuple[int, str | None]:
+        crc64, md5 = await BytesSource.read_crc(self, offset, size, with_md5=with_md5)
+        return crc64 ^ len(self.changes), md5
+
+
+async def test_a_source_that_changes_after_it_was_completed_proves_nothing(desk: Desk) -> None:
+    movie = _Fickle(content(6 * PART), "movie.mp4")
+    refuse_fourth = Fault(
+        action="error", operation="UploadPart", part=4, count=None, status=400, code="InvalidRange"
+    )
+    desk.order(refuse_fourth)
+    await desk.fail(movie, concurrency=1)  # three parts have CRCs, and no MD5s
+    desk.server.set_options(crc_headers=False)
+    desk.order(Fault(action="slow", operation=COMPLETE, delay_s=0.3))
+
+    async with asyncio.TaskGroup() as group:
+        failing = group.create_task(desk.fail(movie))
+        await until(lambda: desk.server.stats.completes == 1)
+        movie.changes.append("after completing")
+
+    error = failing.result()
+    assert isinstance(error, SourceChanged)
+    assert "after it was sent" in error.message
+
+
+async def test_a_small_upload_whose_answer_was_lost_is_found_by_looking(desk: Desk) -> None:
+    movie = desk.file(PART)
+    desk.order(Fault(action="no_answer", operation="PutObject"))
+    async with desk.uploader(blind(desk)) as up:
+        task = asyncio.create_task(up.upload(movie, meta=VideoMeta(title="A")))
+        await until(lambda: desk.server.stats.puts == 1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    desk.order()
+
+    result = await desk.push(movie, provider=blind(desk))
+
+    await desk.assert_stored(result, movie)
+    assert (result.verified_by, result.sent_bytes) == ("crc64-head", 0)
+    assert desk.server.stats.puts == 1
+
+
+# --- resuming ---------------------------------------------------------------------------
+
+
+async def test_a_list_of_parts_without_end_is_read_twenty_pages_long(desk: Desk) -> None:
+    movie = desk.file(26 * PART)
+    await desk.interrupted(movie, after=24)
+    desk.server.set_options(list_page_size=1)
+
+    result = await desk.push(movie)
+
+    await desk.assert_stored(result, movie)
+    assert desk.count("ListParts") == 20
+    assert result.resumed_part_count == 24, "a part beyond the pages is not missing"
+
+
+async def test_a_stranger_s_part_of_another_size_is_not_adopted(desk: Desk) -> None:
+    movie = desk.file(6 * PART)
+    record = await desk.interrupted(movie, after=3)
+    client = granted(await refreshed(desk.server, record.video_id or ""))
+    other = content(PART + 1, seed=99)
+    reply = await asyncio.to_thread(client.put_part, record.upload_id or "", 5, other)
+    assert reply.status == 200
+
+    result = await desk.push(movie)
+
+    await desk.assert_stored(result, movie)
+    assert result.resumed_part_count == 3
+    assert not desk.told(PartsAdopted)
+
+
+async def test_a_file_that_changed_before_a_byte_arrived_is_just_sent(desk: Desk) -> None:
+    movie = desk.file(PART)
+    await refuse(desk, movie, "PutObject")
+    movie.write_bytes(content(PART, seed=5))
+
+    result = await desk.push(movie)
+
+    await desk.assert_stored(result, movie)
+    assert desk.server.stats.creates == 1
+
+
+async def test_a_receipt_outside_of_the_plan_is_no_proof_of_the_same_file(desk: Desk) -> None:
+    movie = desk.file(4 * PART)
+    await desk.interrupted(movie, after=2)
+    execute(desk, "UPDATE vodup_part SET number = 99 WHERE number = 2")
+    os.utime(movie)
+
+    assert isinstance(await desk.fail(movie), SourceChanged)
+
+
+@pytest.mark.parametrize("field", ["plan", "fingerprint"])
+async def test_a_damaged_field_of_a_checkpoint_is_named(desk: Desk, field: str) -> None:
+    movie = desk.file(4 * PART)
+    await desk.interrupted(movie, after=2)
+    execute(desk, f"UPDATE vodup_upload SET {field} = 'nonsense'")  # noqa: S608
+    movie.write_bytes(content(4 * PART, seed=5))
+
+    error = await desk.fail(movie)
+
+    assert isinstance(error, UnsupportedState)
+    assert field in error.message
+    assert "vodup clean" in error.next_step
+
+
+async def test_a_damaged_receipt_of_a_finished_upload_is_named(desk: Desk) -> None:
+    movie = desk.file(PART)
+    await desk.push(movie)
+    execute(desk, "UPDATE vodup_upload SET receipt = '[7]'")
+
+    error = await desk.fail(movie)
+
+    assert isinstance(error, UnsupportedState)
+    assert "receipt" in error.message
+
+
+async def test_a_record_that_lost_its_video_is_not_sent_to(desk: Desk) -> None:
+    """As if somebody had edited the store: a target, and nothing to renew for it."""
+    answer = await created(desk.server)
+    grant = decode_answer(answer)
+    state = MemoryState()
+    source = BytesSource(content(2 * PART))
+    async with state, state.claim("movie") as checkpoint, source:
+        await checkpoint.create(
+            UploadRecord(
+                key="movie",
+                phase=Phase.UPLOADING,
+                source="movie.mp4",
+                fingerprint=(await source.fingerprint()).to_text(),
+                size=2 * PART,
+                endpoint=grant.target.endpoint,
+                bucket=grant.target.bucket,
+                object_key=grant.target.object_key,
+            )
+        )
+
+    error = await desk.fail(BytesSource(content(2 * PART)), state=state, key="movie")
+
+    assert isinstance(error, ConfigurationError)
+    assert "VideoId" in error.message
+    assert desk.count("RefreshUploadVideo") == 0
+
+
+# --- asking for what cannot be ------------------------------------------------------------
+
+
+async def test_an_uploader_works_inside_its_block_only(desk: Desk) -> None:
+    uploader = desk.uploader()
+    with pytest.raises(RuntimeError, match="inside its block"):
+        await uploader.upload(desk.file(PART))
+
+
+async def test_without_provider_and_grant_nothing_can_be_begun(desk: Desk) -> None:
+    async with desk.uploader_without_provider() as up:
+        with pytest.raises(ConfigurationError, match="Nobody was named"):
+            await up.upload(desk.file(PART))
+
+
+async def test_a_new_video_must_have_an_id(desk: Desk) -> None:
+    async def create(video: NewVideo) -> UploadGrant:
+        return replace(decode_answer(await created(desk.server)), video_id=None)
+
+    error = await desk.fail(desk.file(PART), provider=CallbackProvider(create, create))  # type: ignore[arg-type]
+
+    assert isinstance(error, ConfigurationError)
+    assert "does not tell its VideoId" in error.message
+
+
+async def test_what_was_never_sent_cannot_be_compared(desk: Desk) -> None:
+    desk.server.set_options(denied_vod_operations=["CreateUploadVideo"])
+    movie = desk.file(PART)
+    await desk.fail(movie)
+
+    async with desk.uploader() as up:
+        with pytest.raises(ConfigurationError, match="has no target yet"):
+            await up.verify(movie)
+
+
+async def test_an_object_nobody_may_read_is_not_called_the_same(desk: Desk) -> None:
+    movie = desk.file(4 * PART)
+    await desk.push(movie)
+    deny(desk, "GetObject")
+
+    async with desk.uploader() as up:
+        with pytest.raises(UnverifiedCompletion, match="does not let us read"):
+            await up.verify(movie)
+
+
+async def test_where_vod_tells_nothing_the_object_itself_is_compared(desk: Desk) -> None:
+    movie = desk.file(4 * PART)
+    result = await desk.push(movie, provider=blind(desk), meta=VideoMeta(title="A"))
+
+    async with desk.uploader(blind(desk)) as up:
+        assert (await up.verify(movie)).crc64 == result.crc64
