@@ -99,7 +99,7 @@ LINES = (
     _hand("engine"),
     # on top
     _hand("bulk.*", "aiohttp", "pyarrow"),
-    _hand("cluster.*", "procrastinate", "psycopg"),
+    _hand("cluster.*", "procrastinate", "psycopg", "psycopg_pool"),
     _hand(ROOT),
     _hand("devserver.*", "aiohttp", "fastcrc", "trustme"),
     _hand("cli.*", "platformdirs", "rich", "typer", "uvloop"),

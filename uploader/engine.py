@@ -64,6 +64,7 @@ class Uploader:
         on_event: Listener | None = None,
         transport: Transport | None = None,
         clock: Clock | None = None,
+        shared_vod_budget: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """Nothing is opened before `async with`.
 
@@ -75,6 +76,8 @@ class Uploader:
             trust: which hosts may be sent credentials.
             on_event: told about every upload.
             transport, clock: for tests and for other networks.
+            shared_vod_budget: awaited before each call to VOD, for a quota that other
+                processes use as well.
         """
         self._provider = _as_provider(provider)
         self._options = options or UploadOptions()
@@ -83,6 +86,7 @@ class Uploader:
         self._on_event = on_event
         self._state = _as_store(state)
         self._given_transport = transport
+        self._shared_vod_budget = shared_vod_budget
         self._stack = AsyncExitStack()
         self._network: Network | None = None
 
@@ -231,6 +235,7 @@ class Uploader:
             concurrency=options.concurrency,
             bandwidth=options.bandwidth,
             vod_calls_per_s=options.vod_calls_per_s,
+            shared_vod_budget=self._shared_vod_budget,
             clock=self._clock,
         )
         if self._given_transport is not None:

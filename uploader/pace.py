@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Hashable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from statistics import median
@@ -465,6 +465,8 @@ class Pace:
         bandwidth: bytes a second; None for no limit.
         vod_calls_per_s: calls to the VOD API a second. Too few slow the start of many
             small files; too many are throttled by VOD.
+        shared_vod_budget: waits for a turn that others must know of, too, before each of
+            those calls.
         clock: the clock of bandwidth and steering.
 
     Raises:
@@ -478,9 +480,11 @@ class Pace:
         max_concurrency: int = 32,
         bandwidth: Bandwidth | None = None,
         vod_calls_per_s: float = 20.0,
+        shared_vod_budget: Callable[[], Awaitable[None]] | None = None,
         clock: Clock | None = None,
     ) -> None:
         self._clock = clock or SystemClock()
+        self._shared_vod_budget = shared_vod_budget
         self._steering = _first_steering(concurrency, max_concurrency)
         self._slots = _Slots(self._steering.limit)
         self._bucket = _Bucket(self._clock, bandwidth)
@@ -534,6 +538,8 @@ class Pace:
     async def vod_call(self) -> None:
         """Wait until one more call to the VOD API is due."""
         await self._vod_calls.acquire()
+        if self._shared_vod_budget is not None:
+            await self._shared_vod_budget()
 
     def note_sent(self, byte_count: int) -> None:
         """Count bytes handed to the network."""

@@ -11,8 +11,9 @@ import pytest
 from uploader.cli.app import app
 
 COMMANDS = (
-    "push ingest resume status abort clean verify inspect doctor devserver demo version".split()
-)
+    "push ingest enqueue worker results resume status abort clean verify inspect doctor "
+    "devserver demo version"
+).split()
 HEAVY = (
     "aiohttp aiofiles aiosqlite aliyunsdkcore asyncio defusedxml fastcrc oss2 pydantic rich "
     "sqlalchemy ssl structlog uploader.devserver uploader.engine uploader.state yarl"

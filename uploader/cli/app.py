@@ -9,14 +9,17 @@ import typer
 from uploader.cli.options import (
     Access,
     BatchFlags,
+    ClusterFlags,
     Describe,
     DescribeAll,
+    EnqueueFlags,
     Feed,
     Output,
     Rows,
     Store,
     Transfer,
     Which,
+    WorkerFlags,
     flag,
     grouped,
 )
@@ -97,6 +100,96 @@ def ingest(
 
 @app.command()
 @grouped
+def enqueue(
+    rows: Rows,
+    flags: EnqueueFlags,
+    describe: DescribeAll,
+    access: Access,
+    store: Store,
+    cluster: ClusterFlags,
+    output: Output,
+    manifests: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[MANIFEST]...", help="CSV, JSON Lines or Parquet."),
+    ] = None,
+) -> None:
+    """Queue many files for workers on many machines. The same command again queues none twice."""
+
+    def work() -> int:
+        from uploader.cli.cluster import enqueue
+
+        return enqueue(manifests or [], rows, flags, describe, access, store, cluster, output)
+
+    end(work, output)
+
+
+@app.command()
+@grouped
+def worker(
+    flags: WorkerFlags,
+    transfer: Transfer,
+    access: Access,
+    store: Store,
+    cluster: ClusterFlags,
+    output: Output,
+) -> None:
+    """Upload what is queued, until stopped; run as many as you like, on any machine."""
+
+    def work() -> int:
+        from uploader.cli.cluster import worker
+
+        return worker(flags, transfer, access, store, cluster, output)
+
+    end(work, output)
+
+
+@app.command()
+@grouped
+def results(
+    store: Store,
+    cluster: ClusterFlags,
+    output: Output,
+    report: Annotated[
+        str | None,
+        flag("--report", metavar="FILE", help="The ledger to write or update."),
+    ] = None,
+    failed: Annotated[
+        str | None, flag("--failed", metavar="FILE", help="The failures alone.")
+    ] = None,
+    manifests: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[MANIFEST]...", help="Only the rows of these, as last queued."),
+    ] = None,
+) -> None:
+    """Write how queued rows ended: a ledger, as of ingest."""
+
+    def work() -> int:
+        from uploader.cli.cluster import results
+
+        return results(manifests or [], report, failed, store, cluster, output)
+
+    end(work, output)
+
+
+database = typer.Typer(help="The database of a cluster.", no_args_is_help=True)
+app.add_typer(database, name="db")
+
+
+@database.command()
+@grouped
+def upgrade(store: Store, cluster: ClusterFlags, output: Output) -> None:
+    """Make or migrate the tables; safe to repeat."""
+
+    def work() -> int:
+        from uploader.cli.cluster import upgrade
+
+        return upgrade(store, cluster, output)
+
+    end(work, output)
+
+
+@app.command()
+@grouped
 def resume(
     transfer: Transfer,
     access: Access,
@@ -119,6 +212,7 @@ def resume(
 @grouped
 def status(
     store: Store,
+    cluster: ClusterFlags,
     output: Output,
     names: Names = None,
     is_watching: Annotated[bool, flag("--watch", help="Again every two seconds.")] = False,
@@ -128,7 +222,7 @@ def status(
     def work() -> int:
         from uploader.cli.recorded import status
 
-        return status(names or [], is_watching, store, output)
+        return status(names or [], is_watching, store, cluster, output)
 
     end(work, output)
 

@@ -39,7 +39,7 @@ from uploader.errors import CallerNotAuthenticated, ConfigurationError, VodupErr
 from uploader.options import UploadOptions
 from uploader.protocol.limits import problem_of
 
-__all__ = ["ingest"]
+__all__ = ["ingest", "make_readings", "make_rules", "make_streams", "refuse_overwriting"]
 
 _MAX_FILES: Final = 1024
 
@@ -55,27 +55,28 @@ def ingest(
     output: Output,
 ) -> int:
     """Carry the batch out and return the exit code."""
-    streams = _streams(manifests, rows)
-    _refuse_overwriting(streams, flags)
+    streams = make_streams(manifests, rows)
+    refuse_overwriting(streams, flags.report, flags.html)
     options = replace(make_options(transfer), vod_calls_per_s=_api_rate(flags.api_rate))
     view = make_batch_view(output)
-    rules = _rules(rows, make_meta(describe))
+    rules = make_rules(rows, make_meta(describe))
     if flags.is_dry:
-        return _try_out(_readings(streams, rows, rules, _scope(access)), flags, options, view)
+        return _try_out(make_readings(streams, rows, rules, _scope(access)), flags, options, view)
     uploader = Uploader(
         make_provider(access, is_optional=False),
         state=open_store(store),
         options=options,
         trust=make_trust(access),
     )
-    readings = _readings(streams, rows, rules, uploader.scope)
+    readings = make_readings(streams, rows, rules, uploader.scope)
     return run_async(_perform(uploader, readings, flags, view))
 
 
 # --- what is to be done -----------------------------------------------------------------
 
 
-def _streams(manifests: Sequence[str], rows: Rows) -> list[Stream]:
+def make_streams(manifests: Sequence[str], rows: Rows) -> list[Stream]:
+    """What is to be read: manifests, folders and lists."""
     streams = [manifest_stream(path, err) for path in manifests]
     for folder in rows.folders or ():
         streams.append(
@@ -98,15 +99,15 @@ def _streams(manifests: Sequence[str], rows: Rows) -> list[Stream]:
     return streams
 
 
-def _refuse_overwriting(streams: Sequence[Stream], flags: BatchFlags) -> None:
+def refuse_overwriting(streams: Sequence[Stream], *paths: str | None) -> None:
     """A ledger that is also read would grow while it is read."""
-    written = [os.path.abspath(path) for path in (flags.report, flags.html) if path]
+    written = [os.path.abspath(path) for path in paths if path]
     for stream in streams:
         if stream.name in written:
             raise ConfigurationError(f"{stream.name} is to be read and to be written.")
 
 
-def _rules(rows: Rows, defaults: VideoMeta) -> RowRules:
+def make_rules(rows: Rows, defaults: VideoMeta) -> RowRules:
     """What holds for every row; the root and the scope are filled in for each manifest."""
     if (problem := problem_of(defaults)) is not None:
         raise ConfigurationError(f"{problem[0].upper()}{problem[1:]}.")
@@ -118,7 +119,10 @@ def _rules(rows: Rows, defaults: VideoMeta) -> RowRules:
     )
 
 
-def _readings(streams: Sequence[Stream], rows: Rows, rules: RowRules, scope: str) -> list[Reading]:
+def make_readings(
+    streams: Sequence[Stream], rows: Rows, rules: RowRules, scope: str
+) -> list[Reading]:
+    """Each stream with the rules for its rows."""
     if rows.root:
         return [(stream, replace(rules, scope=scope)) for stream in streams]
     return [

@@ -22,14 +22,17 @@ from uploader.errors import ConfigurationError
 __all__ = [
     "Access",
     "BatchFlags",
+    "ClusterFlags",
     "Describe",
     "DescribeAll",
+    "EnqueueFlags",
     "Feed",
     "Output",
     "Rows",
     "Store",
     "Transfer",
     "Which",
+    "WorkerFlags",
     "flag",
     "grouped",
     "parse_duration_s",
@@ -347,6 +350,100 @@ class BatchFlags:
     overwrite: Annotated[
         bool, flag("--overwrite", help="Rows with a VideoId may replace finished videos.")
     ] = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterFlags:
+    """Which queue it is about."""
+
+    embedded: Annotated[
+        str | None,
+        flag(
+            "--embedded",
+            metavar="FOLDER",
+            help="A PostgreSQL of its own in FOLDER, instead of --state: to try a cluster on "
+            "one machine.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnqueueFlags:
+    """How rows are queued and what is written of them."""
+
+    shared: Annotated[
+        list[str] | None,
+        flag(
+            "--shared",
+            metavar="FOLDER",
+            help="Every worker has it under the same path; other files are left to workers on "
+            "this machine. May be repeated.",
+        ),
+    ] = None
+    node: Annotated[
+        str | None, flag("--node", metavar="NAME", help="This machine. [default: its host name]")
+    ] = None
+    priority: Annotated[
+        str, flag("--priority", metavar="N", help="Higher is taken first; -100 to 100.")
+    ] = "0"
+    overwrite: Annotated[
+        bool, flag("--overwrite", help="Rows with a VideoId may replace finished videos.")
+    ] = False
+    is_waiting: Annotated[
+        bool, flag("--wait", help="Stay until every row has ended; exit as ingest does.")
+    ] = False
+    report: Annotated[
+        str | None,
+        flag(
+            "--report",
+            metavar="FILE",
+            help="The ledger: one JSON line for each row that has ended.",
+        ),
+    ] = None
+    failed: Annotated[
+        str | None,
+        flag("--failed", metavar="FILE", help="The failures alone; a manifest to run again."),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerFlags:
+    """How a worker works."""
+
+    files: Annotated[str, flag("--files", metavar="N", help="Rows at once.")] = "8"
+    memory: Annotated[
+        str | None,
+        flag("--memory", metavar="SIZE", help="For bodies under way: caps the connections."),
+    ] = None
+    node: Annotated[
+        str | None, flag("--node", metavar="NAME", help="This machine. [default: its host name]")
+    ] = None
+    heartbeat: Annotated[
+        str,
+        flag(
+            "--heartbeat",
+            metavar="SECONDS",
+            help="A worker silent for three of these counts as dead. The same for all workers.",
+        ),
+    ] = "10"
+    grace: Annotated[
+        str,
+        flag(
+            "--grace",
+            metavar="SECONDS",
+            help="How long uploads may go on after SIGTERM before they are given back.",
+        ),
+    ] = "20"
+    tries: Annotated[
+        str, flag("--tries", metavar="N", help="Temporary failures until a row has failed.")
+    ] = "10"
+    api_rate: Annotated[
+        str,
+        flag("--api-rate", metavar="N", help="Calls to VOD a second, of all workers together."),
+    ] = "20"
+    is_draining: Annotated[bool, flag("--drain", help="End when nothing is left in the queue.")] = (
+        False
+    )
 
 
 # --- groups of flags ------------------------------------------------------------------

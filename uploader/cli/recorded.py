@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from uploader.cli import exits
 from uploader.cli.loop import run_async
-from uploader.cli.options import Access, Output, Store, parse_duration_s
+from uploader.cli.options import Access, ClusterFlags, Output, Store, parse_duration_s
 from uploader.cli.store import find_record, open_store
 from uploader.cli.text import count, duration, err, out, paragraph, size
 from uploader.errors import ConfigurationError, UnsupportedState, VodupError
@@ -29,22 +29,65 @@ _ENDED: Final = frozenset({Phase.DONE, Phase.ABORTED})
 # --- status ---------------------------------------------------------------------------
 
 
-def status(names: Sequence[str], is_watching: bool, store: Store, output: Output) -> int:
+def status(
+    names: Sequence[str], is_watching: bool, store: Store, cluster: ClusterFlags, output: Output
+) -> int:
     """Show what is recorded, once or until interrupted."""
+    if cluster.embedded is None:
+        return run_async(_status(names, is_watching, store, output))
+    from uploader.cli.cluster import place_of
 
-    async def work() -> int:
-        async with open_store(store) as state:
-            while True:
-                found = [s async for s in _chosen(state, names)]
-                _require_all(found, names)
-                if is_watching and sys.stdout.isatty():
-                    sys.stdout.write("\x1b[2J\x1b[H")
-                _show(found, output)
-                if not is_watching:
-                    return exits.DONE
-                await asyncio.sleep(_WATCH_INTERVAL_S)
+    with place_of(store, cluster) as url:
+        return run_async(_status(names, is_watching, Store(state=url), output))
 
-    return run_async(work())
+
+async def _status(names: Sequence[str], is_watching: bool, store: Store, output: Output) -> int:
+    async with open_store(store) as state:
+        while True:
+            found = [s async for s in _chosen(state, names)]
+            _require_all(found, names)
+            if is_watching and sys.stdout.isatty():
+                sys.stdout.write("\x1b[2J\x1b[H")
+            if not names:
+                await _show_queue(store, output)
+            _show(found, output)
+            if not is_watching:
+                return exits.DONE
+            await asyncio.sleep(_WATCH_INTERVAL_S)
+
+
+async def _show_queue(store: Store, output: Output) -> None:
+    """What waits for workers, where the state is shared with a queue."""
+    if not (store.state or "").startswith(("postgres://", "postgresql")):
+        return
+    facts = await asyncio.to_thread(_queue_facts, store.state)
+    if facts is None:
+        return
+    if output.json:
+        out(json.dumps({"type": "queue.status", **facts}))
+        return
+    for queue in facts["queues"]:
+        if queue["queue"]:
+            out(
+                f"{queue['queue']}: {queue['running']:,} running, {queue['waiting']:,} waiting "
+                f"({queue['failing']:,} after a failure), {queue['done']:,} done, "
+                f"{queue['failed']:,} failed"
+            )
+    for worker in facts["workers"]:
+        out(
+            f"worker {worker['id']}: {count(worker['running'], 'row')} running, "
+            f"heard of {worker['silent_s']:.0f} s ago"
+        )
+
+
+def _queue_facts(state: str | None) -> dict[str, Any] | None:
+    try:
+        from uploader.cluster.database import conninfo_of
+        from uploader.cluster.status import queue_facts
+
+        return queue_facts(conninfo_of(state))
+    except ConfigurationError:  # without the extra there is a state, but no queue
+        return None
 
 
 async def _chosen(state: StateStore, names: Sequence[str]) -> AsyncIterator[UploadStatus]:

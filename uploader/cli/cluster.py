@@ -1,0 +1,380 @@
+"""`enqueue`, `worker`, `results` and `db upgrade`: the same uploads on many machines."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+from uploader import Uploader, UploadOptions
+from uploader.bulk import Ledger, Row, RowRules
+from uploader.bulk.runner import Reading
+from uploader.cli import exits
+from uploader.cli.batchview import BatchView, make_batch_view
+from uploader.cli.ingest import make_readings, make_rules, make_streams, refuse_overwriting
+from uploader.cli.loop import run_async
+from uploader.cli.opening import make_options, make_provider, make_trust
+from uploader.cli.options import (
+    Access,
+    ClusterFlags,
+    DescribeAll,
+    EnqueueFlags,
+    Output,
+    Rows,
+    Store,
+    Transfer,
+    WorkerFlags,
+    parse_duration_s,
+    parse_number,
+    parse_size,
+)
+from uploader.cli.pushing import make_meta
+from uploader.cli.running import Interrupted
+from uploader.cli.text import count, err, out
+from uploader.cluster.database import conninfo_of, in_our_words, open_pool
+from uploader.cluster.embedded import EmbeddedPostgres
+from uploader.cluster.schema import refuse_newer, require_current
+from uploader.cluster.schema import upgrade as upgrade_queue
+from uploader.errors import CallerNotAuthenticated, ConfigurationError
+from uploader.state import SqlState
+
+if TYPE_CHECKING:
+    from uploader.cluster.database import Pool
+    from uploader.cluster.enqueue import Enqueued
+    from uploader.cluster.worker import WorkerOptions
+
+__all__ = ["enqueue", "place_of", "results", "upgrade", "worker"]
+
+_MAX_FILES: Final = 1024
+_UNIT_SIZE: Final = 1024 * 1024
+"""What a connection holds of a body: a buffer of 512 KiB, and as much in the kernel."""
+_MAX_AUTO: Final = 32
+
+
+# --- which database ---------------------------------------------------------------------
+
+
+@contextmanager
+def place_of(store: Store, cluster: ClusterFlags) -> Iterator[str]:
+    """The state's URL; an embedded server runs for as long as the block."""
+    if cluster.embedded is None:
+        _warn_of_password(store)
+        yield store.state or ""
+        return
+    with EmbeddedPostgres(cluster.embedded) as server:
+        _upgrade(server.url)
+        yield server.url
+
+
+def _warn_of_password(store: Store) -> None:
+    url = store.state or ""
+    if any(url and url in word for word in sys.argv) and "@" in url and urlsplit(url).password:
+        err(
+            "vodup: everybody on this machine can read the password in --state. Put the URL into "
+            "VODUP_STATE, or the password into ~/.pgpass."
+        )
+
+
+def _upgrade(url: str) -> bool:
+    """Bring both schemas up to date: the checkpoints' and the queue's."""
+
+    async def make_state() -> int:
+        async with SqlState(url):
+            return 0
+
+    conninfo = conninfo_of(url)
+    refuse_newer(conninfo)
+    run_async(make_state())
+    return upgrade_queue(conninfo)
+
+
+def upgrade(store: Store, cluster: ClusterFlags, output: Output) -> int:
+    """Make or migrate the tables."""
+    with place_of(store, cluster) as url:
+        conninfo_of(url)
+        is_changed = _upgrade(url)
+    if not output.quiet:
+        err("vodup: the database is up to date" + ("." if is_changed else " already."))
+    return exits.DONE
+
+
+@asynccontextmanager
+async def _connected(url: str) -> AsyncIterator[Pool]:
+    """A pool on a database that is known to be up to date."""
+    conninfo = conninfo_of(url)
+    await asyncio.to_thread(require_current, conninfo)
+    with in_our_words():
+        pool = open_pool(conninfo)
+        await pool.open(wait=True)
+    try:
+        yield pool
+    finally:
+        await pool.close()
+
+
+# --- enqueue ----------------------------------------------------------------------------
+
+
+def enqueue(
+    manifests: Sequence[str],
+    rows: Rows,
+    flags: EnqueueFlags,
+    describe: DescribeAll,
+    access: Access,
+    store: Store,
+    cluster: ClusterFlags,
+    output: Output,
+) -> int:
+    """Queue rows, wait for them if asked to, and return the exit code."""
+    streams = make_streams(manifests, rows)
+    refuse_overwriting(streams, flags.report, flags.failed)
+    rules = _placed(make_rules(rows, make_meta(describe)), flags)
+    readings = make_readings(streams, rows, rules, _scope(access))
+    with place_of(store, cluster) as url:
+        return run_async(_enqueued(url, readings, flags, output))
+
+
+def _placed(rules: RowRules, flags: EnqueueFlags) -> RowRules:
+    from uploader.cluster.jobs import PlacedRules, Places, this_node
+
+    places = Places(flags.node or this_node(), flags.shared or ())
+    return PlacedRules(**{f.name: getattr(rules, f.name) for f in fields(rules)}, places=places)
+
+
+def _scope(access: Access) -> str:
+    """Which videos: the same on a machine that only queues and has no AccessKey."""
+    try:
+        if (provider := make_provider(access, is_optional=True)) is not None:
+            return provider.scope
+    except CallerNotAuthenticated:
+        pass
+    region = access.region or os.environ.get("VODUP_REGION") or "cn-shanghai"
+    return access.vod_endpoint or f"https://vod.{region}.aliyuncs.com"
+
+
+async def _enqueued(
+    url: str, readings: Sequence[Reading], flags: EnqueueFlags, output: Output
+) -> int:
+    from uploader.cluster.enqueue import Enqueuer
+    from uploader.cluster.results import Awaited, Results
+
+    view = make_batch_view(output)
+    codes: Counter[int] = Counter()
+    with await asyncio.to_thread(Ledger, flags.report) as ledger:
+
+        def ended(record: Mapping[str, Any]) -> None:
+            ledger.add(record, replaces=True)
+            view.record(record)
+            codes[record.get("exit_code", exits.DONE)] += 1
+
+        async with _connected(url) as pool:
+            awaited, coming = Awaited(), Results(pool)
+            await coming.skip_past()
+            enqueuer = Enqueuer(
+                pool,
+                ledger,
+                _places_of(readings),
+                priority=_priority(flags.priority),
+                overwrite=flags.overwrite,
+                exit_code=exits.exit_code,
+                on_ended=ended,
+                awaited=awaited,
+            )
+            try:
+                await enqueuer.run(readings)
+                _tell(enqueuer.counts, output)
+                if flags.is_waiting:
+                    async for record in coming.until_met(awaited):
+                        ended(record)
+            finally:
+                _settle(ledger, flags, [stream.name for stream, _ in readings])
+    return exits.common_code(codes)
+
+
+def _places_of(readings: Sequence[Reading]) -> Any:  # noqa: ANN401 - see PlacedRules
+    return readings[0][1].places  # type: ignore[attr-defined]
+
+
+def _priority(text: str) -> int:
+    sign = -1 if text.startswith("-") else 1
+    return sign * parse_number(text.removeprefix("-"), "--priority", least=0, most=100)
+
+
+def _settle(ledger: Ledger, flags: EnqueueFlags, manifests: Sequence[str]) -> None:
+    ledger.settle(manifests=manifests)
+    if flags.failed:
+        ledger.write_failures(flags.failed)
+
+
+def _tell(counts: Enqueued, output: Output) -> None:
+    if output.json:
+        import json
+
+        out(json.dumps({"type": "batch.queued", **counts.figures()}))
+    elif not output.quiet:
+        err(
+            f"vodup: {count(counts.read_count, 'row')}: {counts.queued_count:,} queued, "
+            f"{counts.waiting_count:,} queued before, {counts.done_count:,} done, "
+            f"{counts.refused_count:,} refused."
+        )
+
+
+# --- results ----------------------------------------------------------------------------
+
+
+def results(
+    manifests: Sequence[str],
+    report: str | None,
+    failed: str | None,
+    store: Store,
+    cluster: ClusterFlags,
+    output: Output,
+) -> int:
+    """Write the ledger of what is queued, and return the exit code."""
+    names = [os.path.abspath(path) for path in manifests] or None
+    with place_of(store, cluster) as url:
+        return run_async(_written(url, names, report, failed, output))
+
+
+async def _written(
+    url: str, names: list[str] | None, report: str | None, failed: str | None, output: Output
+) -> int:
+    from uploader.cluster.results import Results
+
+    view = make_batch_view(output)
+    statuses: Counter[str] = Counter()
+    codes: Counter[int] = Counter()
+    with await asyncio.to_thread(Ledger, report) as ledger:
+        async with _connected(url) as pool:
+            found = Results(pool, names)
+            async for record in found.new():
+                ledger.add(record, replaces=True)
+                view.record(record)
+                statuses[record["status"]] += 1
+                codes[record.get("exit_code", exits.DONE)] += 1
+            queued = await found.queued_count()
+        ledger.settle()
+        if failed:
+            ledger.write_failures(failed)
+    if queued:
+        codes[exits.TEMPORARY] += 1
+    if not output.quiet and not output.json:
+        err(
+            f"vodup: {statuses['done']:,} done, {statuses['failed']:,} failed, "
+            f"{queued:,} not ended yet."
+        )
+    return exits.common_code(codes)
+
+
+# --- worker -----------------------------------------------------------------------------
+
+
+def worker(
+    flags: WorkerFlags,
+    transfer: Transfer,
+    access: Access,
+    store: Store,
+    cluster: ClusterFlags,
+    output: Output,
+) -> int:
+    """Work until stopped. A worker that SIGTERM stopped has done what it should: 0."""
+    rate = float(parse_number(flags.api_rate, "--api-rate", least=1, most=1000))
+    options = replace(_within_memory(make_options(transfer), flags.memory), vod_calls_per_s=rate)
+    settings = _worker_options(flags)
+    provider = make_provider(access, is_optional=False)
+    if provider is None:
+        raise ConfigurationError("A worker needs somebody who hands out grants.")
+
+    async def work(url: str) -> int:
+        from uploader.cluster.budget import SharedBudget
+        from uploader.cluster.worker import Worker
+
+        view = _WorkerView(make_batch_view(output), output)
+        async with _connected(url) as pool:
+            uploader = Uploader(
+                provider,
+                state=SqlState(url, lease_ttl_s=settings.silent_s),
+                options=options,
+                trust=make_trust(access),
+                shared_vod_budget=SharedBudget(pool, provider.scope, rate),
+            )
+            async with uploader:
+                view.started(settings.node)
+                await Worker(
+                    uploader,
+                    pool,
+                    settings,
+                    exit_code=exits.exit_code,
+                    on_record=view.record,
+                    on_given_back=view.given_back,
+                ).run()
+        return exits.DONE
+
+    with place_of(store, cluster) as url:
+        try:
+            return run_async(work(url))
+        except Interrupted as interrupted:
+            if interrupted.code != exits.interrupted_code(signal.SIGTERM):
+                raise
+            return exits.DONE
+
+
+def _worker_options(flags: WorkerFlags) -> WorkerOptions:
+    from uploader.cluster.jobs import queue_at, this_node
+    from uploader.cluster.worker import WorkerOptions
+
+    heartbeat_s = parse_duration_s(flags.heartbeat, "--heartbeat")
+    if not 0.1 <= heartbeat_s <= 3600:
+        raise ConfigurationError("--heartbeat: it must be between 0.1 s and one hour.")
+    node = flags.node or this_node()
+    queue_at(node)
+    return WorkerOptions(
+        files=parse_number(flags.files, "--files", least=1, most=_MAX_FILES),
+        node=node,
+        heartbeat_s=heartbeat_s,
+        grace_s=parse_duration_s(flags.grace, "--grace"),
+        tries=parse_number(flags.tries, "--tries", least=1, most=1000),
+        is_draining=flags.is_draining,
+    )
+
+
+def _within_memory(options: UploadOptions, memory: str | None) -> UploadOptions:
+    """No more connections than their bodies have room for."""
+    if memory is None:
+        return options
+    most = parse_size(memory, "--memory") // _UNIT_SIZE
+    if most < 1:
+        raise ConfigurationError("--memory: one connection takes 1 MiB; give at least that.")
+    asked = _MAX_AUTO if options.concurrency == "auto" else options.concurrency
+    return options if asked <= most else replace(options, concurrency=most)
+
+
+class _WorkerView:
+    """Says what a worker does: JSON lines, or what went wrong, and at the end what it did.
+
+    Mutable: how much was said.
+    """
+
+    def __init__(self, view: BatchView, output: Output) -> None:
+        self._view = view
+        self._say: Callable[[str], None] = (lambda _: None) if output.quiet else err
+        self._is_json = output.json
+
+    def started(self, node: str) -> None:
+        """The worker takes rows from now on."""
+        self._say(f"vodup: worker {os.getpid()} on {node} is ready.")
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        """A row has ended."""
+        self._view.record(record)
+
+    def given_back(self, row: Row, why: str) -> None:
+        """A row goes back to the queue."""
+        self._say(f"vodup: {row.path or row.where}: {why} It is tried again.")

@@ -1,0 +1,144 @@
+"""What is queued for a row: enough to upload it elsewhere, later, with no manifest at hand."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from os.path import basename
+from typing import Any, Final
+
+from uploader.bulk.paths import Root
+from uploader.bulk.rows import RawRow, Row, RowRules
+from uploader.bulk.runner import MetRow
+from uploader.errors import ConfigurationError
+from uploader.many import UploadItem
+from uploader.opening import default_key
+from uploader.protocol.vod import VideoMeta
+from uploader.sources import FileSource
+
+__all__ = [
+    "QUEUE",
+    "PlacedRules",
+    "Places",
+    "item_of",
+    "queue_at",
+    "row_of",
+    "spec_of",
+    "this_node",
+]
+
+QUEUE: Final = "vodup"
+"""Of what every worker can read."""
+
+_MAX_NODE: Final = 100
+
+
+def this_node() -> str:
+    """What this machine is called, unless it is told otherwise."""
+    return socket.gethostname()
+
+
+def queue_at(node: str) -> str:
+    """Name the queue of what only one machine can read.
+
+    Raises:
+        ConfigurationError: the name is no name.
+    """
+    if not node or len(node) > _MAX_NODE or not node.isprintable() or "@" in node:
+        raise ConfigurationError(f"--node: {node[:200]!r} is no name for a machine.")
+    return f"{QUEUE}@{node}"
+
+
+class Places:
+    """Which queue a source belongs to.
+
+    Args:
+        node: this machine.
+        shared: folders that every worker has under the same path.
+    """
+
+    def __init__(self, node: str, shared: Sequence[str]) -> None:
+        self._local = queue_at(node)
+        self._node = node
+        self._shared = [Root.at(folder, follow_symlinks=True) for folder in shared]
+
+    def queue_of(self, path: str) -> str:
+        """The queue for a path (or URL)."""
+        return QUEUE if "://" in path or self._is_shared(path) else self._local
+
+    def _is_shared(self, path: str) -> bool:
+        return any(path.startswith(root.folder.rstrip("/") + "/") for root in self._shared)
+
+    def named(self, row: Row, scope: str) -> Row:
+        """Give a local file a key that says which machine it is on.
+
+        The same path on two machines is two files, and the state is shared.
+        """
+        is_named = row.error is not None or row.video_id is not None or "key" in row.given
+        if is_named or self.queue_of(row.path) != self._local:
+            return row
+        key = default_key(scope, f"{self._node}:{row.path}")
+        return replace(row, key=key, upload_key=key)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacedRules(RowRules):
+    """Rules that know which machine they are applied on."""
+
+    places: Places
+
+    def begun(self, raw: RawRow, manifest: str) -> Row:
+        """Understand which upload a row is."""
+        return self.places.named(RowRules.begun(self, raw, manifest), self.scope)
+
+
+def spec_of(met: MetRow, *, overwrite: bool) -> str:
+    """Write a row down; what `row_of` and `item_of` read."""
+    row = met.row
+    spec: dict[str, Any] = {
+        "v": 1,
+        "key": row.key,
+        "upload_key": row.upload_key,
+        "path": row.path,
+        "real_path": met.real_path,
+        "size": met.size,
+        "video_id": row.video_id,
+        "meta": json.loads((row.meta or VideoMeta()).to_text()),
+        "given": dict(row.given),
+        "overwrite": overwrite,
+    }
+    return json.dumps(spec)
+
+
+def row_of(spec: Mapping[str, Any], manifest: str, number: int) -> Row:
+    """The row that a spec was made of."""
+    meta = dict(spec["meta"])
+    return Row(
+        manifest,
+        number,
+        key=spec["key"],
+        upload_key=spec["upload_key"],
+        path=spec["path"],
+        video_id=spec["video_id"],
+        meta=VideoMeta(**meta | {"tags": tuple(meta.get("tags", ()))}),
+        given=spec["given"],
+    )
+
+
+def item_of(spec: Mapping[str, Any], row: Row) -> UploadItem:
+    """What `Uploader.upload` is told."""
+    meta, real_path = row.meta, spec["real_path"]
+    name = basename(row.path)
+    if meta is not None and meta.file_name is None and real_path and name != basename(real_path):
+        meta = replace(meta, file_name=name)  # what it is called there, not where a link leads
+    return UploadItem(
+        # Links were judged when the row was queued; what changed since is not followed.
+        source=FileSource(real_path, follow_symlinks=False) if real_path else row.path,
+        meta=meta,
+        video_id=row.video_id,
+        key=row.upload_key,
+        overwrite=spec["overwrite"],
+        size=spec["size"],
+    )
