@@ -106,6 +106,11 @@ class Cluster:
         manifest.write_text("\n".join(lines) + "\n")
         return manifest
 
+    def add(self, lines: str) -> None:
+        """Write more rows into the manifest."""
+        manifest = self.folder / "m.csv"
+        manifest.write_text(manifest.read_text() + lines)
+
     def enqueue(self, *words: str, code: int = 0) -> Ended:
         done = self.run("enqueue", "m.csv", "--shared", str(self.folder / "shared"), *words)
         assert done.code == code, done.err

@@ -1,0 +1,204 @@
+"""What is queued, for whom, and how often."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from tests.cli.conftest import VODUP
+from tests.cluster.conftest import PART, Cluster
+from tests.waiting import wait_until
+
+QUEUED = "SELECT count(*) FROM procrastinate_jobs"
+
+
+def records_in(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_queueing_twice_uploads_once(cluster: Cluster) -> None:
+    cluster.files(4, size=PART)
+    first = cluster.enqueue("--json").last
+    assert (first["queued_count"], first["waiting_count"]) == (4, 0)
+    second = cluster.enqueue("--json").last
+    assert (second["queued_count"], second["waiting_count"]) == (0, 4)
+    worker = cluster.worker("--drain")
+    assert worker.ended() == 0, worker.said
+    third = cluster.enqueue("--json").last
+    assert (third["queued_count"], third["done_count"]) == (0, 4)
+    assert cluster.count(QUEUED) == 0
+    cluster.check(4, size=PART, resent=0)
+
+
+def test_enqueueing_killed_in_the_middle_and_repeated_queues_every_row_once(
+    cluster: Cluster,
+) -> None:
+    manifest = cluster.folder / "m.csv"
+    count = 12_000
+    (cluster.folder / "shared").mkdir()
+    (cluster.folder / "shared" / "a.mp4").write_bytes(b"x")
+    rows = [f"shared/a.mp4,k{number}" for number in range(count)]
+    manifest.write_text("\n".join(["path,key", *rows]))
+    words = ["enqueue", "m.csv", "--shared", str(cluster.folder / "shared")]
+    with subprocess.Popen([*VODUP, *words], cwd=cluster.folder, env=cluster.env()) as process:
+        wait_until(lambda: process.poll() is not None or cluster.count(QUEUED) > 0)
+        process.kill()
+    queued = cluster.count(QUEUED)
+    assert 0 < queued < count, "it was not killed in the middle"
+    assert queued == cluster.left()
+    last = cluster.enqueue("--json").last
+    assert last["queued_count"] == count - queued
+    assert cluster.count(QUEUED) == cluster.left() == count
+    assert cluster.count("SELECT count(DISTINCT args->>'id') FROM procrastinate_jobs") == count
+
+
+def test_two_that_enqueue_the_same_at_once_queue_every_row_once(cluster: Cluster) -> None:
+    cluster.files(300, size=1)
+    words = ["enqueue", "m.csv", "--shared", str(cluster.folder / "shared")]
+    running = [
+        subprocess.Popen([*VODUP, *words], cwd=cluster.folder, env=cluster.env()) for _ in range(2)
+    ]
+    assert [process.wait(60) for process in running] == [0, 0]
+    assert cluster.count(QUEUED) == cluster.left() == 300
+
+
+def test_a_row_whose_job_was_deleted_is_queued_again(cluster: Cluster) -> None:
+    cluster.files(2, size=PART)
+    cluster.enqueue()
+    cluster.execute(
+        "DELETE FROM procrastinate_jobs WHERE id = (SELECT min(id) FROM procrastinate_jobs)"
+    )
+    assert cluster.enqueue("--json").last["queued_count"] == 1
+    assert cluster.count(QUEUED) == 2
+
+
+def test_every_row_has_one_record_bad_ones_too(cluster: Cluster) -> None:
+    cluster.files(3, size=PART)
+    cluster.add("shared/none.mp4\nshared/0.mp4\n../up.mp4\n")
+    cluster.enqueue(code=1)
+    worker = cluster.worker("--drain")
+    assert worker.ended() == 0, worker.said
+    records = cluster.records(code=1)
+    assert sorted(int(r["row"]) for r in records) == [2, 3, 4, 5, 6, 7]
+    assert {r["row"]: r.get("error") for r in records if r["status"] == "failed"} == {
+        5: "SourceUnreadable",
+        6: "ConfigurationError",
+        7: "UnsafePath",
+    }
+
+
+def test_a_corrected_manifest_leaves_no_record_of_the_wrong_rows(cluster: Cluster) -> None:
+    manifest = cluster.files(1, size=PART)
+    right = manifest.read_text()
+    manifest.write_text(right + "../up.mp4\n")
+    cluster.enqueue(code=7)
+    manifest.write_text(right)
+    cluster.enqueue()
+    worker = cluster.worker("--drain")
+    assert worker.ended() == 0, worker.said
+    assert [r["row"] for r in cluster.records(code=0)] == [2]
+
+
+def test_waiting_writes_the_ledger_as_rows_end_and_exits_as_ingest_does(cluster: Cluster) -> None:
+    cluster.files(4, size=PART)
+    cluster.add("shared/none.mp4\n")
+    report, failed = cluster.folder / "r.jsonl", cluster.folder / "f.jsonl"
+    cluster.worker()
+    words = ("--wait", "--report", str(report), "--failed", str(failed))
+    cluster.enqueue(*words, code=4)
+    assert sorted(r["row"] for r in records_in(report)) == [2, 3, 4, 5, 6]  # type: ignore[type-var]
+    assert [r["row"] for r in records_in(failed)] == [6]
+    (cluster.folder / "shared" / "none.mp4").write_bytes(b"now it is there")
+    cluster.enqueue(*words)
+    assert sorted((r["row"], r["status"]) for r in records_in(report)) == [
+        (row, "done") for row in range(2, 7)
+    ]
+    assert cluster.server.stats.creates == 5
+
+
+def test_a_report_is_a_manifest_of_its_failures(cluster: Cluster) -> None:
+    cluster.files(1, size=PART)
+    cluster.add("shared/none.mp4\n")
+    failed = cluster.folder / "f.jsonl"
+    cluster.enqueue("--report", "r.jsonl", "--failed", str(failed), code=4)
+    (cluster.folder / "shared" / "none.mp4").write_bytes(b"x")
+    done = cluster.run("enqueue", "f.jsonl", "--shared", str(cluster.folder / "shared"))
+    assert done.code == 0, done.err
+    assert cluster.count(QUEUED) == 2
+
+
+def test_a_local_file_is_left_to_workers_on_its_machine(cluster: Cluster) -> None:
+    cluster.files(1, size=PART)
+    done = cluster.run("enqueue", "m.csv", node="one")
+    assert done.code == 0, done.err
+    assert cluster.count("SELECT count(*) FROM vodup_job WHERE queue = 'vodup@one'") == 1
+    other = cluster.worker("--drain", node="two")
+    assert other.ended() == 0, other.said
+    assert cluster.left() == 1
+    right = cluster.worker("--drain", node="one")
+    assert right.ended() == 0, right.said
+    assert cluster.left() == 0
+
+
+def test_the_same_path_on_two_machines_is_two_uploads(cluster: Cluster) -> None:
+    cluster.files(1, size=PART)
+    for node in ("one", "two"):
+        assert cluster.run("enqueue", "m.csv", node=node).code == 0
+    assert cluster.left() == 2
+
+
+def test_the_fields_of_a_row_arrive_at_vod(cluster: Cluster) -> None:
+    cluster.files(1, size=PART)
+    (cluster.folder / "m.csv").write_text(
+        "path,title,tags,cate_id,reference_id\n"
+        'shared/0.mp4,"Der Film, 1. Teil","a,b",7,reference-1\n'
+    )
+    cluster.enqueue("--description", "of all rows")
+    worker = cluster.worker("--drain")
+    assert worker.ended() == 0, worker.said
+    (video,) = cluster.server.videos.values()
+    assert (video.title, video.reference_id) == ("Der Film, 1. Teil", "reference-1")
+    with psycopg.connect(cluster.url) as connection:
+        row = connection.execute("SELECT meta FROM vodup_upload").fetchone()
+    told = json.loads(row[0]) if row else {}
+    assert (told["tags"], told["cate_id"]) == (["a", "b"], 7)
+    assert told["description"] == "of all rows"
+
+
+def test_a_source_that_is_missing_here_is_left_to_others_and_fails_in_the_end(
+    cluster: Cluster,
+) -> None:
+    cluster.files(1, size=PART)
+    cluster.enqueue()
+    (cluster.folder / "shared" / "0.mp4").unlink()
+    worker = cluster.worker()
+    wait_until(lambda: cluster.count("SELECT max(failure_count) FROM vodup_job") == 1)
+    cluster.execute("UPDATE procrastinate_jobs SET scheduled_at = now(), attempts = 9")
+    cluster.execute("UPDATE vodup_job SET failure_count = 2")
+    wait_until(lambda: cluster.left() == 0)
+    worker.send(signal.SIGTERM)
+    assert worker.ended() == 0
+    (record,) = cluster.records(code=4)
+    assert (record["error"], record["attempts"]) == ("SourceUnreadable", 3)
+
+
+def test_a_worker_without_credentials_stops_and_fails_no_row(cluster: Cluster) -> None:
+    cluster.files(3, size=PART)
+    cluster.enqueue()
+    worker = cluster.worker(ALIBABA_CLOUD_ACCESS_KEY_ID="LTAIwrong")
+    assert worker.ended() == 3, worker.said
+    assert cluster.left() == 3
+    assert cluster.count("SELECT max(failure_count) FROM vodup_job") == 0
+
+
+@pytest.mark.parametrize("command", ["enqueue m.csv", "worker", "results m.csv", "db upgrade"])
+def test_without_postgresql_it_is_said_what_a_cluster_needs(cluster: Cluster, command: str) -> None:
+    cluster.files(1, size=1)
+    done = cluster.run(*command.split(), VODUP_STATE=str(cluster.folder / "s.db"))
+    assert done.code == 2
+    assert "postgresql://" in done.err
