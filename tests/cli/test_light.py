@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -19,14 +20,18 @@ HEAVY = (
     "sqlalchemy ssl structlog uploader.devserver uploader.engine uploader.state yarl"
 ).split()
 
-MEASURE = f"""
-import sys
-sys.argv = ["vodup", *{{words!r}}]
+MAIN = """
+sys.argv = ["vodup", *{words!r}]
 from uploader.cli import main
 try:
     main()
 except SystemExit as end:
     assert not end.code, end.code
+"""
+
+MEASURE = f"""
+import sys
+{MAIN}
 loaded = [name for name in {HEAVY!r} if name in sys.modules and name not in {{allowed!r}}]
 assert not loaded, loaded
 """
@@ -80,11 +85,22 @@ def test_what_an_upload_needs_is_not_loaded_before_there_is_one() -> None:
     _require_modules(at_most=400, code=LIBRARY)
 
 
+@pytest.mark.parametrize(("words", "at_most"), [(["--help"], 150), (["push", "--help"], 265)])
+def test_help_keeps_to_its_budget_of_modules(words: list[str], at_most: int) -> None:
+    _require_modules(at_most=at_most, code=MAIN.format(words=words))
+
+
+def test_status_keeps_to_its_budget_of_modules(tmp_path: Path) -> None:
+    words = ["status", "--state", str(tmp_path / "private" / "state.db")]
+    _require_modules(at_most=500, code=MAIN.format(words=words))
+
+
 def _require_modules(*, at_most: int, code: str) -> None:
     """Counted, not timed: a loaded machine imports no more modules than another."""
-    out = _run(f"import sys; before = len(sys.modules); {code}; print(len(sys.modules) - before)")
+    counted = f"import sys; before = len(sys.modules)\n{code}\nprint(len(sys.modules) - before)"
+    *_, count = _run(counted).splitlines()
 
-    assert int(out) <= at_most
+    assert int(count) <= at_most
 
 
 def test_help_takes_little_time() -> None:

@@ -25,6 +25,7 @@ from uploader.state import files
 from uploader.state.leases import FileLock, Owner, OwnerLock
 from uploader.state.locations import PostgresDatabase, SqliteFile, state_directory
 from uploader.state.schema import SCHEMA_VERSION, metadata, store
+from uploader.state.statements import tell
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
@@ -300,9 +301,7 @@ def _set_flushing(connection: Connection, *, is_flushed: bool) -> None:
     A later commit in FULL syncs the whole log, so what came before is durable with it
     (SQLite: PRAGMA synchronous). Between transactions only.
     """
-    cursor = connection.connection.cursor()
-    cursor.execute(f"PRAGMA synchronous={'FULL' if is_flushed else 'NORMAL'}")
-    cursor.close()
+    tell(connection, f"PRAGMA synchronous={'FULL' if is_flushed else 'NORMAL'}")
 
 
 def _lenient_text(stored: bytes) -> str:
@@ -312,7 +311,7 @@ def _lenient_text(stored: bytes) -> str:
 
 def _begin_immediate(connection: Connection) -> None:
     """Queue for writing at the beginning; upgrading later fails when another got in between."""
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    tell(connection, "BEGIN IMMEDIATE")
 
 
 def _create_sqlite(connection: Connection) -> None:

@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Dialect
 
-__all__ = ["fetch", "fetch_mapping", "fetch_value", "run"]
+__all__ = ["fetch", "fetch_mapping", "fetch_value", "run", "tell"]
 
 Values = Mapping[str, object]
 Statement = Any
@@ -27,6 +27,11 @@ Statement = Any
 def run(connection: Connection, statement: Statement, *rows: Values) -> None:
     """Run a statement that returns nothing, once for each row of values."""
     _run(connection, statement, rows or ({},), is_query=False)
+
+
+def tell(connection: Connection, text: str) -> None:
+    """Give SQLite an instruction of its own, such as BEGIN or a PRAGMA."""
+    _run_on_cursor(connection, text, [()], is_query=False)
 
 
 def fetch(connection: Connection, statement: Statement, values: Values | None = None) -> list[Any]:
