@@ -3,7 +3,8 @@
 A page holds `<!-- results: NAME -->` and `<!-- /results -->`, each on a line of its own;
 what stands between them is written by `python -m benchmarks --quote` and by nobody else.
 A name is "targets", "machine", "versions", or SECTION/PIECE with, behind it, the columns
-to show ("| GB/s | CPU-s/GB") and "plots" for the plots alone.
+to show ("| GB/s | CPU-s/GB") or "| plots" for the plots alone; "SECTION | plots" are those
+that belong to no single piece.
 """
 
 from __future__ import annotations
@@ -77,7 +78,9 @@ def _lines(name: str, document: Mapping[str, Any]) -> list[str]:
         return [", ".join(f"{n} {version}" for n, version in document["versions"].items())]
     path, *wanted = (word.strip() for word in name.split("|"))
     section, _, key = path.partition("/")
-    piece = document["sections"][section]["pieces"][key]
+    piece = document["sections"][section]
+    if key:
+        piece = piece["pieces"][key]
     if wanted == ["plots"]:
         return [line for plot in piece["plots"] for line in (f"![{plot}](plots/{plot})", "")]
     table = Table(**piece["table"])

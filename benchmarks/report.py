@@ -20,8 +20,9 @@ from typing import Any
 from benchmarks.bench import Piece, Section, Table
 from benchmarks.measure import ROOT
 from benchmarks.targets import check
+from benchmarks.transfer import overview
 
-__all__ = ["facts", "figures", "machine", "markdown_table", "merge", "read", "write"]
+__all__ = ["facts", "figures", "machine", "markdown_table", "merge", "read", "rows_of", "write"]
 
 _Document = dict[str, Any]
 
@@ -126,10 +127,12 @@ def figures(document: _Document) -> dict[str, dict[str, Any]]:
 def write(folder: Path, document: _Document, sections: Sequence[Section]) -> Path:
     """Write everything below `folder` and return the path of the Markdown."""
     folder.mkdir(parents=True, exist_ok=True)
-    for section in sections:
-        for piece in section.pieces.values():
-            for name, svg in piece.plots.items():
-                (folder / name).write_text(svg)
+    overviews = overview(figures(document).get("transfer", {}))
+    if "transfer" in document["sections"]:
+        document["sections"]["transfer"]["plots"] = sorted(overviews)
+    plots = [overviews, *(piece.plots for s in sections for piece in s.pieces.values())]
+    for name, svg in (pair for found in plots for pair in found.items()):
+        (folder / name).write_text(svg)
     _remove_stale_plots(folder, document)
     (folder / "results.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
     path = folder / "results.md"
@@ -140,6 +143,7 @@ def write(folder: Path, document: _Document, sections: Sequence[Section]) -> Pat
 def _remove_stale_plots(folder: Path, document: _Document) -> None:
     sections = document["sections"].values()
     named = {n for s in sections for piece in s["pieces"].values() for n in piece["plots"]}
+    named |= {n for section in sections for n in section.get("plots", ())}
     for path in folder.glob("*.svg"):
         if path.name not in named:
             path.unlink()
@@ -161,11 +165,16 @@ def _markdown(document: _Document) -> str:
         lines += [f"## {section['title']}", ""]
         for note in section["notes"]:
             lines += [note, ""]
+        lines += _shown(section.get("plots", ()))
         for piece in section["pieces"].values():
             lines += markdown_table(Table(**piece["table"]))
             lines += [_measured(piece["measured"]), ""]
-            lines += [line for name in piece["plots"] for line in (f"![{name}]({name})", "")]
+            lines += _shown(piece["plots"])
     return "\n".join(lines)
+
+
+def _shown(plots: Sequence[str]) -> list[str]:
+    return [line for name in plots for line in (f"![{name}]({name})", "")]
 
 
 def _listed(facts: Mapping[str, Any]) -> str:

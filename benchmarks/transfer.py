@@ -9,9 +9,9 @@ from typing import Any
 from benchmarks.bench import GB, MB, Bench, Section, Table, make_cold, make_warm
 from benchmarks.contenders import CONTENDERS, Contender, Task
 from benchmarks.measure import Run, alternating, median
-from benchmarks.plots import bars
+from benchmarks.plots import bars, lines
 
-__all__ = ["measure"]
+__all__ = ["measure", "overview"]
 
 _COLUMNS = [
     "", "checked", "MB", "GB/s", "CPU-s/GB", "× curl", "process CPU s", "peak MiB", "above import",
@@ -26,6 +26,7 @@ _NOTES = [
     "curl --parallel is given one file for each connection, together as large as the one of "
     "the others.",
 ]
+_SHOWN = ("vodup (library)", "curl --parallel", "obstore", "boto3", "awscrt")
 _SLOW_LIMIT = 2 * GB
 """Contenders at several CPU seconds a gigabyte are not asked for more."""
 _OWN_CONNECTIONS = 3
@@ -123,6 +124,31 @@ def _plots(cell: _Cell, figures: Mapping[str, Any]) -> dict[str, str]:
         f"cpu-{cell.key}.svg": bars(f"Client CPU seconds per GB: {cell.title}", cpu),
         f"wall-{cell.key}.svg": bars(f"GB a second: {cell.title}", wall),
     }
+
+
+def overview(cells: Mapping[str, Any]) -> dict[str, str]:
+    """Plots over the number of connections, of cells that differ in nothing else."""
+    plots = {}
+    for scheme in ("http", "https"):
+        alike = [cell for cell in cells.values() if cell and _is_usual(cell, scheme)]
+        if len(alike) > 2:
+            for figure, label in (("cpu_s_per_gb", "CPU-s/GB"), ("gb_per_s", "GB/s")):
+                title = f"{label} against connections: {scheme}, 1 GB, warm file"
+                series = {name: _line_of(alike, name, figure) for name in _SHOWN}
+                name = f"connections-{label.partition('/')[0].lower()}-{scheme}.svg"
+                plots[name] = lines(title, "connections", label, series)
+    return plots
+
+
+def _is_usual(cell: Mapping[str, Any], scheme: str) -> bool:
+    return bool((cell["scheme"], cell["size"], cell["temperature"]) == (scheme, GB, "warm"))
+
+
+def _line_of(
+    cells: Sequence[Mapping[str, Any]], name: str, figure: str
+) -> list[tuple[float, float]]:
+    found = ((cell["connections"], cell["contenders"].get(name, {}).get(figure)) for cell in cells)
+    return [(x, y) for x, y in found if y is not None]
 
 
 def _takes_part(contender: Contender, cell: _Cell) -> bool:

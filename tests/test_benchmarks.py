@@ -241,7 +241,7 @@ HERE = {"cpu": "c", "cores": 2}
 
 
 def section_with(*keys: str, date: str = "today") -> Section:
-    section = Section("transfer", "One file", lambda: {"date": date, "uploader": "t", "load": 0})
+    section = Section("bulk", "Many files", lambda: {"date": date, "uploader": "t", "load": 0})
     for key in keys:
         table = Table(key, ["", "GB/s"], [["vodup", date]], ["note"])
         section.add(key, table, {"of": date}, {f"{key}.svg": "<svg/>"})
@@ -249,7 +249,7 @@ def section_with(*keys: str, date: str = "today") -> Section:
 
 
 def dates(document: dict[str, Any]) -> dict[str, str]:
-    pieces = document["sections"]["transfer"]["pieces"]
+    pieces = document["sections"]["bulk"]["pieces"]
     return {key: piece["measured"]["date"] for key, piece in pieces.items()}
 
 
@@ -261,7 +261,7 @@ def test_a_piece_measured_again_replaces_itself_and_nothing_else() -> None:
     document = report.merge(document, HERE, {}, again, is_whole=False)
 
     assert dates(document) == {"http": "monday", "https": "tuesday"}
-    assert report.figures(document)["transfer"]["https"] == {"of": "tuesday"}
+    assert report.figures(document)["bulk"]["https"] == {"of": "tuesday"}
 
 
 def test_a_section_measured_whole_leaves_nothing_of_its_former_self() -> None:
@@ -305,7 +305,7 @@ def test_writing_results_removes_plots_that_nothing_names(tmp_path: Path) -> Non
         (("growth",), False),
         (("transfer/https-*",), True),
         (("transfer/http-*",), False),
-        (("growth", "transfer/*-c8-*"), True),
+        (("growth", "transfer/*-c8"), True),
     ],
 )
 def test_only_names_sections_and_pieces(
@@ -321,7 +321,7 @@ def test_only_names_sections_and_pieces(
 
 def test_quotes_replace_what_stood_in_their_place_and_nothing_else() -> None:
     document = report.merge(None, HERE, {}, [section_with("http")], is_whole=True)
-    page = "before\n<!-- results: transfer/http | GB/s -->\nold\n<!-- /results -->\nbehind\n"
+    page = "before\n<!-- results: bulk/http | GB/s -->\nold\n<!-- /results -->\nbehind\n"
 
     text = quotes.quoted(page, document)
 
@@ -336,7 +336,7 @@ def test_a_quote_of_what_was_not_measured_is_an_error() -> None:
     document = report.merge(None, HERE, {}, [section_with("http")], is_whole=True)
 
     with pytest.raises(KeyError):
-        quotes.quoted("<!-- results: transfer/ftp -->\n<!-- /results -->\n", document)
+        quotes.quoted("<!-- results: bulk/ftp -->\n<!-- /results -->\n", document)
 
 
 def _is_of_somebody_else() -> bool:
