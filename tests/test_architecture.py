@@ -82,6 +82,8 @@ LINES = (
     _hand("sources.spool"),
     _hand("sources.streams"),
     _hand("sources.objects"),
+    _hand("sources.policy", "yarl"),
+    _hand("sources.urls", "aiohttp", "yarl"),
     _hand("sources.choosing"),
     _hand("sources"),
     _hand("state.*", "platformdirs", "psycopg", "sqlalchemy"),

@@ -86,7 +86,9 @@ if TYPE_CHECKING:
         Source,
         Spool,
         StreamSource,
+        UrlPolicy,
     )
+    from uploader.sources.urls import UrlSource
     from uploader.state import MemoryState, SqlState, StateStore, UploadRecord, UploadStatus
 
 __all__ = [
@@ -156,7 +158,9 @@ __all__ = [
     "UploadTarget",
     "UploadTargetChanged",
     "Uploader",
+    "UrlPolicy",
     "UrlProvider",
+    "UrlSource",
     "VideoError",
     "VideoGone",
     "VideoMeta",
@@ -187,8 +191,8 @@ _HOMES = {
     "protocol.vod": "AccessKey VideoMeta",
     "session": "RetryPolicy",
     "sources": "Arrival BytesSource CommandInflow FileObjectSource FileSource HlsPackage "
-    "MemoryWindow Source "
-    "Spool StreamSource",
+    "MemoryWindow Source Spool StreamSource UrlPolicy",
+    "sources.urls": "UrlSource",
     "state": "MemoryState SqlState StateStore UploadRecord UploadStatus",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}

@@ -230,7 +230,7 @@ class AiohttpTransport:
 
     async def _new_session(self) -> aiohttp.ClientSession:
         connector = aiohttp.TCPConnector(
-            ssl=await asyncio.to_thread(_tls_context, self._ca_file),
+            ssl=await asyncio.to_thread(tls_context, self._ca_file),
             limit=self._connection_limit,
             keepalive_timeout=self._keepalive_s,
             socket_factory=self._sockets.make,
@@ -248,7 +248,7 @@ class AiohttpTransport:
         )
 
 
-def _tls_context(ca_file: Path | None) -> ssl.SSLContext:
+def tls_context(ca_file: Path | None) -> ssl.SSLContext:
     """Verifies always; reads files, so not on the loop.
 
     Not `ssl.create_default_context`: that has SSL_CERT_FILE and SSL_CERT_DIR decide whom to

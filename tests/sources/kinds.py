@@ -15,10 +15,11 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from uploader import MemoryWindow, Spool, StreamSource
+from uploader import MemoryWindow, Spool, StreamSource, UrlPolicy, UrlSource
 from uploader.sources import AnySource, DescriptorInflow
 
 from ..engine.harness import PART
+from .web import Site, serving
 
 WINDOW = 12 * PART
 """What streams keep in these tests: less than they have."""
@@ -204,6 +205,27 @@ def _pour(descriptor: int, data: bytes) -> None:
         os.close(descriptor)
 
 
+# --- URLs -----------------------------------------------------------------------------
+
+PRIVATE = UrlPolicy(allow_private=True)
+
+
+@asynccontextmanager
+async def of_url(folder: Path) -> AsyncIterator[Origin]:
+    async with serving(Site()) as site:
+        yield Origin(put=site.put, source=lambda: UrlSource(site.url, policy=PRIVATE))
+
+
+@asynccontextmanager
+async def of_url_without_ranges(folder: Path) -> AsyncIterator[Origin]:
+    async with serving(Site(with_ranges=False)) as site:
+        yield Origin(
+            is_stream=True,
+            put=site.put,
+            source=lambda: UrlSource(site.url, policy=PRIVATE, window=MemoryWindow(WINDOW)),
+        )
+
+
 KINDS = (
     Kind("bytes", of_bytes),
     Kind("memoryview", of_memoryview),
@@ -214,4 +236,6 @@ KINDS = (
     Kind("spooled iterator", of_spooled_iterator),
     Kind("unseekable file", of_unseekable_file),
     Kind("pipe", of_pipe),
+    Kind("URL", of_url),
+    Kind("URL without ranges", of_url_without_ranges),
 )

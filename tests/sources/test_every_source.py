@@ -75,7 +75,7 @@ async def test_a_second_run_goes_on_and_sends_what_was_under_way(
 
     await desk.assert_stored(result, data)
     stats = desk.server.stats
-    assert result.resumed_part_count == len(acked)
+    assert result.resumed_part_count >= len(acked)
     assert stats.parts_sent_twice <= 1
     assert (stats.creates, stats.initiates, stats.completes) == (1, 1, 1)
 

@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from uploader import errors
-from uploader.errors import ServiceError, VodupError
+from uploader.errors import ServiceError, SourceError, VodupError
 
 __all__ = [
     "DONE",
@@ -80,6 +80,8 @@ TABLE: Final[dict[type[VodupError], int]] = {
 def exit_code(error: VodupError) -> int:
     """Return the exit code of an error."""
     if isinstance(error, ServiceError) and _passes(error):
+        return TEMPORARY
+    if isinstance(error, SourceError) and error.is_temporary:
         return TEMPORARY
     kinds = (kind for kind in type(error).__mro__ if kind in TABLE)
     return TABLE[next(kinds)]

@@ -1,13 +1,14 @@
 """Where bytes come from: by position, as often as needed, and only while they stay the same."""
 
 from uploader.sources.bytes import BytesSource
-from uploader.sources.choosing import AnySource, as_source
+from uploader.sources.choosing import AnySource, as_source, of_url
 from uploader.sources.contract import Arrival, Source
 from uploader.sources.files import FileSource
 from uploader.sources.fingerprints import Fingerprint
 from uploader.sources.hls import HlsPackage
 from uploader.sources.inflows import CommandInflow, DescriptorInflow
 from uploader.sources.objects import FileObjectSource
+from uploader.sources.policy import UrlPolicy
 from uploader.sources.spool import Spool
 from uploader.sources.streams import StreamSource
 from uploader.sources.windows import MemoryWindow
@@ -26,5 +27,7 @@ __all__ = [
     "Source",
     "Spool",
     "StreamSource",
+    "UrlPolicy",
     "as_source",
+    "of_url",
 ]

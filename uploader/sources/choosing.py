@@ -13,9 +13,10 @@ from uploader.sources.contract import Source
 from uploader.sources.files import FileSource
 from uploader.sources.hls import HlsPackage, is_playlist_path
 from uploader.sources.objects import BinaryFile, of_file_object
+from uploader.sources.policy import UrlPolicy
 from uploader.sources.streams import StreamSource
 
-__all__ = ["AnySource", "as_source"]
+__all__ = ["AnySource", "as_source", "of_url"]
 
 AnySource = (
     Source
@@ -32,14 +33,16 @@ AnySource = (
 def as_source(given: AnySource) -> Source:
     """Return the source that `given` stands for, and a source as it is.
 
-    A path is a `FileSource`, or an `HlsPackage` where it names a playlist; bytes are a
-    `BytesSource`, an async iterable is a `StreamSource`, and a binary file object is read
-    by position if it can seek.
+    A path is a `FileSource`, or an `HlsPackage` where it names a playlist; an http or https
+    URL is a `UrlSource`, bytes are a `BytesSource`, an async iterable is a `StreamSource`,
+    and a binary file object is read by position if it can seek.
     """
     if hasattr(given, "read_crc"):  # a source of anybody's; it may have any other method too
         return cast("Source", given)
     if isinstance(given, bytes | bytearray | memoryview):
         return BytesSource(memoryview(given).cast("B"))
+    if isinstance(given, str) and "://" in given:
+        return of_url(given)
     if isinstance(given, str | os.PathLike):
         return HlsPackage(given) if is_playlist_path(given) else FileSource(Path(given))
     if isinstance(given, AsyncIterable):
@@ -50,3 +53,10 @@ def as_source(given: AnySource) -> Source:
         f"{type(given).__name__} is nothing to upload.",
         next_step="Pass a path, a URL, bytes, a binary file object, an async iterable or a Source.",
     )
+
+
+def of_url(url: str, name: str | None = None, *, policy: UrlPolicy | None = None) -> Source:
+    """Return the source behind a URL. What reads it is loaded only now."""
+    from uploader.sources.urls import UrlSource
+
+    return UrlSource(url, name, policy=policy)

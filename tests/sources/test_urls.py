@@ -1,0 +1,300 @@
+"""URLs: pinned to one object, read on after a break, and never a way into a private network."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from aiohttp.abc import AbstractResolver
+from hypothesis import given
+from hypothesis import strategies as st
+from yarl import URL
+
+from uploader import (
+    ConfigurationError,
+    PolicyError,
+    SourceChanged,
+    SourceUnreadable,
+    UrlPolicy,
+    UrlSource,
+    VodupError,
+)
+from uploader.sources import as_source
+from uploader.sources.policy import identity_of, is_public
+from uploader.sources.urls import _checked_socket
+
+from ..engine.harness import PART, Desk, content
+from .test_files import read_all
+from .web import Site, serving
+
+PRIVATE = UrlPolicy(allow_private=True)
+DATA = content(5 * PART + 3)
+
+
+@pytest.fixture
+async def site() -> AsyncIterator[Site]:
+    async with serving(Site(DATA)) as running:
+        yield running
+
+
+def source_of(site: Site, **given: Any) -> UrlSource:
+    usual: dict[str, Any] = {"policy": PRIVATE, "patience_s": 1.0}
+    return UrlSource(site.url, **usual | given)
+
+
+async def refusal(source: UrlSource) -> VodupError:
+    with pytest.raises(VodupError) as caught:
+        async with source:
+            pass
+    return caught.value
+
+
+# --- reading --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda site: None,
+        lambda site: setattr(site, "with_etag", False),
+        lambda site: setattr(site, "with_date", False),
+        lambda site: setattr(site, "weak", True),
+    ],
+    ids=["both", "date", "etag", "weak etag"],
+)
+async def test_every_range_is_pinned(site: Site, change: Callable[[Site], None]) -> None:
+    change(site)
+    async with source_of(site) as source:
+        assert await read_all(source.body(7, 3 * PART)) == DATA[7 : 7 + 3 * PART]
+        asked = site.headers[-1]
+        assert "if-match" in asked or "if-unmodified-since" in asked
+        site.put(DATA[::-1])
+        with pytest.raises(SourceChanged):
+            await read_all(source.body(0, PART))
+        with pytest.raises(SourceChanged):
+            await source.read_crc(0, PART)
+
+
+async def test_a_server_that_ignores_conditions_is_caught_by_its_own_words(site: Site) -> None:
+    async with source_of(site) as source:
+        site.obeys = False
+        site.put(DATA[::-1])
+        with pytest.raises(SourceChanged, match="another object"):
+            await read_all(source.body(0, PART))
+
+
+async def test_without_a_validator_it_is_read_once_as_a_stream(site: Site) -> None:
+    site.with_etag = site.with_date = False
+    async with source_of(site) as source:
+        assert source.arrival is not None
+    site.with_etag = True
+    async with source_of(site) as source:
+        assert source.arrival is None
+
+
+async def test_a_broken_answer_is_read_on_from_where_it_broke(site: Site) -> None:
+    async with source_of(site) as source:
+        site.breaks_after, site.breaks = 70_000, 3
+        assert await read_all(source.body(0, len(DATA))) == DATA
+    firsts = [asked["range"] for asked in site.headers if "range" in asked]
+    assert len(firsts) == 5
+    assert len(set(firsts)) == 5, "never from the beginning again"
+
+
+async def test_a_break_is_read_on_while_uploading(desk: Desk, site: Site) -> None:
+    site.breaks_after, site.breaks = 30_000, 5
+    result = await desk.push(source_of(site))
+    await desk.assert_stored(result, DATA)
+    assert result.retry_count == 0, "OSS has not noticed"
+
+
+async def test_a_stream_that_breaks_completes_nothing(desk: Desk, site: Site) -> None:
+    site.with_ranges = False
+    site.breaks_after, site.breaks = 3 * PART, 2  # the first look breaks as well
+    error = await desk.fail(source_of(site))
+    assert isinstance(error, SourceUnreadable)
+    assert error.is_temporary
+    assert desk.server.stats.completes == 0
+
+    result = await desk.push(source_of(site))
+    await desk.assert_stored(result, DATA)
+    assert desk.server.stats.creates == 1, "a URL names its upload, so that it goes on"
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+async def test_a_busy_server_is_asked_again(site: Site, status: int) -> None:
+    site.statuses = [status]
+    async with source_of(site) as source:
+        site.statuses = [status]
+        assert await read_all(source.body(0, 10)) == DATA[:10]
+
+
+async def test_a_server_that_stays_busy_is_given_up_for_now(site: Site) -> None:
+    site.statuses = [503] * 100
+    error = await refusal(source_of(site, patience_s=0.3))
+    assert isinstance(error, SourceUnreadable)
+    assert error.is_temporary
+
+
+async def test_a_server_that_gives_no_byte_is_given_up(site: Site) -> None:
+    site.silent = True
+    async with asyncio.timeout(10):
+        error = await refusal(source_of(site, patience_s=0.3, read_timeout_s=0.2))
+    assert error.is_temporary
+
+
+@pytest.mark.parametrize(
+    ("status", "words"), [(404, "does not exist"), (403, "presigned"), (401, "presigned")]
+)
+async def test_what_is_not_given_is_said_at_once(site: Site, status: int, words: str) -> None:
+    site.statuses = [status]
+    error = await refusal(source_of(site))
+    assert isinstance(error, SourceUnreadable)
+    assert not error.is_temporary
+    assert words in str(error)
+
+
+async def test_nobody_there(site: Site) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        url = f"http://127.0.0.1:{port}/movie.mp4"
+        error = await refusal(UrlSource(url, policy=PRIVATE, patience_s=0.1))
+    assert error.is_temporary
+
+
+# --- secrets --------------------------------------------------------------------------
+
+
+async def test_no_credential_is_sent_and_the_query_is_shown_nowhere(
+    desk: Desk, site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    result = await desk.push(source_of(site))
+    record = await desk.record()
+    seen = f"{result} {record} {desk.events} {caplog.text} {source_of(site)!r}"
+    assert "SECRET" not in seen
+    for asked in site.headers:
+        assert not {"authorization", "cookie", "proxy-authorization"} & asked.keys()
+        assert not [name for name in asked if name.startswith(("x-oss", "x-acs"))]
+
+
+@pytest.mark.parametrize("url", ["http://user:pass@example.com/a.mp4", "http://user@example.com/"])
+def test_a_password_in_a_url_is_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="password in it") as caught:
+        UrlSource(url)
+    assert "pass@" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "http://", "gopher://a/b", "no url"])
+def test_other_kinds_of_urls_are_no_urls_of_sources(url: str) -> None:
+    with pytest.raises(ConfigurationError):
+        UrlSource(url)
+
+
+def test_a_new_signature_makes_no_new_upload() -> None:
+    base = "https://bucket.s3.amazonaws.com/a.mp4?versionId=7"
+    one = URL(f"{base}&X-Amz-Signature=1&X-Amz-Date=2&X-Amz-Credential=3")
+    other = URL(f"{base}&X-Amz-Signature=4&X-Amz-Date=5&X-Amz-Credential=6")
+    assert identity_of(one) == identity_of(other) == base
+
+
+def test_a_url_is_a_source() -> None:
+    assert isinstance(as_source("https://example.com/movie.mp4"), UrlSource)
+
+
+# --- addresses ------------------------------------------------------------------------
+
+NOT_PUBLIC = [
+    "127.0.0.1", "127.8.9.10", "0.0.0.0", "10.1.2.3", "172.16.0.1", "192.168.1.1",
+    "169.254.169.254", "100.100.100.200", "224.0.0.1", "255.255.255.255", "::1", "::",
+    "fe80::1", "fe80::1%eth0", "fc00::1", "fd00:ec2::254", "ff02::1", "::ffff:127.0.0.1",
+    "::ffff:10.0.0.1", "64:ff9b::a9fe:a9fe", "2002:7f00:1::", "::127.0.0.1", "nonsense", "",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("address", NOT_PUBLIC)
+def test_these_addresses_are_not_public(address: str) -> None:
+    assert not is_public(address)
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", "47.100.0.1", "2606:4700::1", "::ffff:8.8.8.8"])
+def test_these_are(address: str) -> None:
+    assert is_public(address)
+
+
+@given(st.ip_addresses(v=4))
+def test_wrapping_an_address_changes_nothing(address: ipaddress.IPv4Address) -> None:
+    wrapped = ipaddress.IPv6Address((0xFFFF << 32) | int(address))
+    assert is_public(str(wrapped)) <= is_public(str(address))
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "localhost", "[::1]", "2130706433", "0x7f.1", "127.1", "0177.0.0.1"]
+)
+async def test_this_machine_is_not_asked(site: Site, host: str) -> None:
+    url = URL(site.url)
+    error = await refusal(UrlSource(f"http://{host}:{url.port}/films/movie.mp4", patience_s=0.1))
+    assert isinstance(error, PolicyError | SourceUnreadable)
+    assert site.headers == []
+    if host in ("127.0.0.1", "localhost", "[::1]"):
+        assert isinstance(error, PolicyError)
+        assert "--allow-private-sources" in error.next_step
+
+
+async def test_a_name_that_changes_its_mind_gets_no_socket() -> None:
+    """DNS rebinding: the address is looked at again where the socket is made."""
+    address = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("169.254.169.254", 80))
+    with pytest.raises(OSError, match="not a public address"):
+        _checked_socket(UrlPolicy(), address)
+
+
+class Rebinding(AbstractResolver):
+    """A name whose owner points it at this machine."""
+
+    async def resolve(self, host: str, port: int = 0, family: int = 0) -> list[Any]:
+        return [{"hostname": host, "host": "127.0.0.1", "port": port, "family": socket.AF_INET,
+                 "proto": 0, "flags": 0}]  # fmt: skip
+
+    async def close(self) -> None:
+        return None
+
+
+async def test_a_name_that_stands_for_this_machine_is_refused(site: Site) -> None:
+    url = f"http://rebound.example:{URL(site.url).port}/films/movie.mp4"
+    source = UrlSource(url, resolver=Rebinding())
+    assert isinstance(await refusal(source), PolicyError)
+    assert site.headers == []
+
+
+# --- redirects ------------------------------------------------------------------------
+
+
+async def test_redirects_are_followed_and_counted(site: Site) -> None:
+    site.locations = [site.url] * 5
+    async with source_of(site) as source:
+        assert source.size == len(DATA)
+    site.locations = [site.url] * 6
+    error = await refusal(source_of(site))
+    assert "redirects more than 5 times" in error.message
+
+
+async def test_a_redirect_leads_to_no_place_that_could_not_be_named(site: Site) -> None:
+    policy = UrlPolicy(allow_private=True)
+    here = URL("https://example.com/a")
+    for location in ("http://example.com/a", "file:///etc/passwd", "https://u:p@example.com/", ""):
+        if location:
+            with pytest.raises(PolicyError):
+                policy.next_hop(here, location)
+    with pytest.raises(PolicyError):
+        policy.next_hop(here, None)
+    assert str(policy.next_hop(here, "/b")) == "https://example.com/b"
+
+
+async def test_no_redirects_where_none_are_allowed(site: Site) -> None:
+    site.locations = [site.url]
+    policy = UrlPolicy(allow_private=True, max_redirects=0)
+    assert isinstance(await refusal(source_of(site, policy=policy)), PolicyError)
