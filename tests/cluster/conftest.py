@@ -129,9 +129,9 @@ class Cluster:
             row = connection.execute(query.encode()).fetchone()
         return int(row[0]) if row else 0
 
-    def execute(self, statement: str) -> None:
+    def execute(self, statement: str, *values: object) -> None:
         with psycopg.connect(self.url, autocommit=True) as connection:
-            connection.execute(statement.encode())
+            connection.execute(statement.encode(), values)
 
     def left(self) -> int:
         return self.count("SELECT count(*) FROM vodup_job WHERE status = 'queued'")

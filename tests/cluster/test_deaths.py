@@ -64,6 +64,20 @@ def test_within_its_grace_a_stopping_worker_ends_its_rows_and_takes_no_more(
     assert cluster.count("SELECT count(*) FROM procrastinate_jobs WHERE status = 'doing'") == 0
 
 
+def test_a_stopping_worker_still_says_that_it_lives(cluster: Cluster) -> None:
+    cluster.files(1, size=24 * PART)
+    cluster.enqueue()
+    stopping = cluster.worker("--grace", "60", node="one")
+    until_under_way(cluster, parts=1)
+    stopping.send(signal.SIGTERM)
+    other = cluster.worker(node="two")
+    assert stopping.ended() == 0, stopping.said  # much later than after three beats
+    other.send(signal.SIGTERM)
+    assert other.ended() == 0, other.said
+    assert "is being sent by" not in other.said, "its row was given to another worker"
+    cluster.check(1, size=24 * PART, resent=0)
+
+
 def test_a_worker_frozen_beyond_its_lease_changes_nothing_when_it_wakes(cluster: Cluster) -> None:
     cluster.files(1, size=SIZE)
     cluster.enqueue()

@@ -106,12 +106,12 @@ def upgrade(store: Store, cluster: ClusterFlags, output: Output) -> int:
 
 
 @asynccontextmanager
-async def _connected(url: str) -> AsyncIterator[Pool]:
+async def _connected(url: str, *, wait_s: float = 10.0) -> AsyncIterator[Pool]:
     """A pool on a database that is known to be up to date."""
     conninfo = conninfo_of(url)
     await asyncio.to_thread(require_current, conninfo)
     with in_our_words():
-        pool = open_pool(conninfo)
+        pool = open_pool(conninfo, wait_s=wait_s)
         await pool.open(wait=True)
     try:
         yield pool
@@ -297,7 +297,7 @@ def worker(
         from uploader.cluster.worker import Worker
 
         view = _WorkerView(make_batch_view(output), output)
-        async with _connected(url) as pool:
+        async with _connected(url, wait_s=min(10, settings.patience_s / 2)) as pool:
             uploader = Uploader(
                 provider,
                 state=SqlState(url, lease_ttl_s=settings.silent_s),

@@ -15,11 +15,7 @@ if TYPE_CHECKING:
 
     Pool = AsyncConnectionPool[AsyncConnection[tuple[Any, ...]]]
 
-__all__ = ["PATIENCE_S", "connection_options", "conninfo_of", "in_our_words", "open_pool"]
-
-PATIENCE_S: Final = 60.0
-"""How long the queue waits for a database that is away. Too short: a restart ends the
-workers. Too long: a worker that is cut off keeps looking alive to its operator."""
+__all__ = ["connection_options", "conninfo_of", "in_our_words", "open_pool"]
 
 _SILENCE_S: Final = 20  # until a server that does not answer counts as gone
 _POOL_SIZE: Final = 4
@@ -86,8 +82,12 @@ async def _configure(connection: AsyncConnection[tuple[Any, ...]]) -> None:
     )
 
 
-def open_pool(conninfo: str) -> Pool:
-    """Return the connections that queue, budget and results share; not opened yet."""
+def open_pool(conninfo: str, *, wait_s: float = _SILENCE_S / 2) -> Pool:
+    """Return the connections that queue, budget and results share; not opened yet.
+
+    Args:
+        wait_s: for a connection, before the database counts as away.
+    """
     from psycopg_pool import AsyncConnectionPool
 
     return AsyncConnectionPool(
@@ -95,7 +95,7 @@ def open_pool(conninfo: str) -> Pool:
         kwargs=connection_options(),
         min_size=1,
         max_size=_POOL_SIZE,
-        timeout=_SILENCE_S / 2,
+        timeout=wait_s,
         reconnect_timeout=_SILENCE_S / 2,
         configure=_configure,
         check=AsyncConnectionPool.check_connection,

@@ -20,7 +20,6 @@ from procrastinate import App, PsycopgConnector
 from procrastinate.exceptions import ConnectorException
 from procrastinate.manager import JobManager
 
-from uploader.cluster.database import PATIENCE_S
 from uploader.log import get_logger
 
 if TYPE_CHECKING:
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
 
     from procrastinate.connector import Notify
     from procrastinate.jobs import Job, Status
-
-    from uploader.cluster.database import Pool
 
 __all__ = ["TASK", "Ending", "Queue", "make_queue"]
 
@@ -124,9 +121,13 @@ class Ending:
 class _PatientConnector(PsycopgConnector):
     """Asks again while the database is away. Only what may be asked twice is asked here."""
 
+    def __init__(self, patience_s: float) -> None:
+        super().__init__()
+        self._patience_s = patience_s
+
     async def execute_query_async(self, query: Any, **arguments: Any) -> None:  # noqa: ANN401
         call = super().execute_query_async
-        await _patiently(lambda: call(query, **arguments))
+        await _patiently(lambda: call(query, **arguments), self._patience_s)
 
     async def execute_query_one_async(
         self,
@@ -134,7 +135,7 @@ class _PatientConnector(PsycopgConnector):
         **arguments: Any,
     ) -> dict[str, Any]:
         call = super().execute_query_one_async
-        return await _patiently(lambda: call(query, **arguments))
+        return await _patiently(lambda: call(query, **arguments), self._patience_s)
 
     async def execute_query_all_async(
         self,
@@ -142,7 +143,7 @@ class _PatientConnector(PsycopgConnector):
         **arguments: Any,
     ) -> list[dict[str, Any]]:
         call = super().execute_query_all_async
-        return await _patiently(lambda: call(query, **arguments))
+        return await _patiently(lambda: call(query, **arguments), self._patience_s)
 
     async def listen_notify(self, on_notification: Notify, channels: Iterable[str]) -> None:
         """Listen again after the connection was lost; the worker polls as well."""
@@ -156,10 +157,10 @@ class _PatientConnector(PsycopgConnector):
             await asyncio.sleep(_RETRY_PAUSE_S)
 
 
-async def _patiently(ask: Callable[[], Awaitable[T]]) -> T:
+async def _patiently(ask: Callable[[], Awaitable[T]], patience_s: float) -> T:
     """Ask until there is an answer or patience ends; a refusal of the question is an answer."""
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + PATIENCE_S
+    deadline = loop.time() + patience_s
     while True:
         try:
             async with asyncio.timeout(_ANSWER_TIMEOUT_S):
@@ -256,9 +257,9 @@ class Queue(JobManager):
         return {row["id"] for row in rows}
 
 
-def make_queue(pool: Pool) -> tuple[App, Queue]:
-    """Return procrastinate's app over `pool`; open it with `app.open_async(pool)`."""
-    connector = _PatientConnector()
+def make_queue(patience_s: float) -> tuple[App, Queue]:
+    """Return procrastinate's app; it waits so long for a database that is away."""
+    connector = _PatientConnector(patience_s)
     app = App(connector=connector)
     queue = Queue(connector)
     app.job_manager = queue

@@ -28,12 +28,12 @@ _READY_TIMEOUT_S: Final = 60.0
 
 
 class Supervisor:
-    """One server and its end. Mutable: the process, and whether it is wanted any more."""
+    """One server and its end. Mutable: the process."""
 
     def __init__(self, asked: dict[str, Any]) -> None:
         self._asked = asked
         self._folder = Path(asked["folder"])
-        self._is_wanted = True
+        self._unwanted = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 
@@ -56,17 +56,18 @@ class Supervisor:
         while self._process is not None:
             began = time.monotonic()
             self._process.wait()
-            if not self._is_wanted:
+            if self._unwanted.is_set():
                 return
             quick_ends = quick_ends + 1 if time.monotonic() - began < _QUICK_S else 0
             if quick_ends > _MAX_QUICK_ENDS:
                 sys.exit("PostgreSQL ends again and again; see log")
-            time.sleep(self._asked["restart_pause_s"])
+            if self._unwanted.wait(self._asked["restart_pause_s"]):
+                return
             self._start()
 
     def _start(self) -> None:
         with self._lock:
-            if not self._is_wanted:
+            if self._unwanted.is_set():
                 return
             command = [self._asked["postgres"], "-D", str(self._folder / "data")]
             for setting in self._asked["settings"]:
@@ -102,7 +103,7 @@ class Supervisor:
 
     def _stop(self) -> None:
         """Ask the server to end now: it rolls open transactions back and closes its files."""
-        self._is_wanted = False
+        self._unwanted.set()
         process = self._process
         if process is not None and process.poll() is None:
             process.send_signal(signal.SIGINT)

@@ -84,6 +84,11 @@ class WorkerOptions:
         return 3 * self.heartbeat_s
 
     @property
+    def patience_s(self) -> float:
+        """How long the queue waits for a database that is away, before the worker ends."""
+        return 6 * self.heartbeat_s
+
+    @property
     def sweep_s(self) -> float:
         """How often the rows of silent workers are looked for."""
         return 1.5 * self.heartbeat_s
@@ -198,7 +203,7 @@ class Worker:
             StateUnavailable: the database was away for too long. Nothing is lost.
             CallerNotAuthenticated, UnsupportedState: this worker can upload nothing.
         """
-        app, queue = make_queue(self._pool)
+        app, queue = make_queue(self._options.patience_s)
         app.task(name=TASK, pass_context=True, retry=_AlwaysAgain())(self._task(queue))
         with in_our_words(), one_error():
             await app.connector.open_async(self._pool)
@@ -217,6 +222,7 @@ class Worker:
             queues=self._queues,
             name=options.node,
             concurrency=options.files,
+            fetch_job_polling_interval=options.heartbeat_s / 2,  # it is told of new rows at once
             stalled_worker_timeout=options.silent_s,
             # We say it ourselves: also while stopping, and after the database was away.
             update_heartbeat_interval=86_400.0,
