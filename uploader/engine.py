@@ -29,7 +29,7 @@ from uploader.many import Items, Outcome, UploadItem, require_files, upload_all
 from uploader.opening import Asked, Job, default_key, grant_and_target, receipt_of, record_of
 from uploader.options import UploadOptions
 from uploader.pace import Pace
-from uploader.package import forget_members, transfer_of
+from uploader.package import forget_members, plan_ahead, transfer_of
 from uploader.progress import Progress
 from uploader.protocol.grants import UploadGrant
 from uploader.protocol.oss import ObjectFacts
@@ -153,9 +153,10 @@ class Uploader:
             if (receipt := await receipt_of(job)) is not None:
                 return receipt
             is_repeat = await record_of(job)
-            grant = await grant_and_target(job, is_repeat=is_repeat)
+            is_new = job.record.endpoint is None
+            grant = await grant_and_target(job, plan_ahead(job), is_repeat=is_repeat)
             job.progress.video_id = job.record.video_id
-            transfer = transfer_of(job, grant)
+            transfer = transfer_of(job, grant, is_new=is_new)
             if (stored := await transfer.settle_at_vod()) is not None:
                 return await transfer.verify(stored)
             async with transfer.under_way():

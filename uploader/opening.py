@@ -22,6 +22,7 @@ from uploader.progress import Progress
 from uploader.protocol.documents import MalformedDocument
 from uploader.protocol.grants import UploadGrant
 from uploader.protocol.integrity import join_crc64
+from uploader.protocol.plan import MAX_PUT_SIZE, plan_parts
 from uploader.protocol.steps import Plan, plan_steps, read_plan
 from uploader.protocol.vod import VideoMeta
 from uploader.sources import Arrival, Fingerprint, Source
@@ -34,6 +35,8 @@ __all__ = [
     "default_key",
     "drained",
     "grant_and_target",
+    "is_one_request",
+    "new_plan",
     "plan_of",
     "receipt_of",
     "record_of",
@@ -255,11 +258,41 @@ async def _holds_acked_bytes(job: Job, record: UploadRecord) -> bool:
     return bool(job.checkpoint.acks) or record.phase is not Phase.COMPLETING
 
 
+# --- the plan ------------------------------------------------------------------------
+
+
+_USUAL_CONCURRENCY = 8
+"""What the tail of a plan is tapered for while "auto" has not found its level. A higher
+number cuts more small parts, whose requests cost CPU on links that need none of them."""
+
+
+def new_plan(job: Job) -> Plan:
+    """The parts of an upload that has none yet."""
+    options = job.options
+    if (arrival := job.source.arrival) is not None:
+        return plan_steps(
+            part_size=options.part_size,
+            expected_size=arrival.expected_size,
+            largest_size=arrival.largest_part,
+        )
+    concurrency = options.concurrency
+    if concurrency == "auto":
+        concurrency = _USUAL_CONCURRENCY
+    return plan_parts(job.record.size, part_size=options.part_size, concurrency=concurrency)
+
+
+def is_one_request(plan: Plan) -> bool:
+    """Whether the whole is sent by one PutObject, which also completes it."""
+    return plan.is_single and plan.size <= MAX_PUT_SIZE
+
+
 # --- the grant -----------------------------------------------------------------------
 
 
-async def grant_and_target(job: Job, *, is_repeat: bool) -> UploadGrant | None:
+async def grant_and_target(job: Job, plan: Plan | None, *, is_repeat: bool) -> UploadGrant | None:
     """Make sure that the upload has a VideoId and a target, and return a grant if at hand.
+
+    `plan` is written down with them: that saves a small file a wait for the disk.
 
     The first target is pinned: this upload never goes anywhere else unless VOD moves it
     and the caller allows that.
@@ -270,8 +303,12 @@ async def grant_and_target(job: Job, *, is_repeat: bool) -> UploadGrant | None:
     video_id = record.video_id or job.asked.video_id
     grant = job.asked.grant or await _ask_for_grant(job, video_id, is_repeat=is_repeat)
     target = job.network.trust.check_target(grant.target)
+    is_put = plan is not None and is_one_request(plan)
     await job.checkpoint.advance(
-        phase=Phase.UPLOADING,
+        # One barrier for all that must be durable before the next request: for a small
+        # file that is the one which stores it.
+        phase=Phase.COMPLETING if is_put else Phase.UPLOADING,
+        plan=plan and plan.to_text(),
         video_id=video_id or grant.video_id,
         endpoint=target.endpoint,
         region=grant.credentials.region,

@@ -16,7 +16,7 @@ from uploader.credentials import LiveGrant
 from uploader.errors import ConfigurationError, IntegrityError, SourceChanged
 from uploader.events import Event, UploadProgress, UploadResult
 from uploader.evidence import PackageReceipts, Receipts, Stored
-from uploader.opening import Job, plan_of
+from uploader.opening import Job, new_plan, plan_of
 from uploader.progress import Progress
 from uploader.protocol import oss
 from uploader.protocol.grants import UploadGrant, UploadTarget
@@ -24,13 +24,14 @@ from uploader.protocol.integrity import crc64
 from uploader.protocol.members import MemberPlan
 from uploader.protocol.oss import ObjectFacts, PartReceipt
 from uploader.protocol.plan import Part
+from uploader.protocol.steps import Plan
 from uploader.protocol.wire import Body, Operation, SentBody
 from uploader.sources import HlsPackage, Source
 from uploader.sources.hls import Member
 from uploader.state import Checkpoint, PartAck, Phase, StateStore, UploadRecord
 from uploader.transfer import Transfer, store
 
-__all__ = ["PackageTransfer", "forget_members", "transfer_of"]
+__all__ = ["PackageTransfer", "forget_members", "plan_ahead", "transfer_of"]
 
 LARGEST_PUT: Final = 64 * 1024 * 1024
 """Bytes of the largest member sent with one request, where no part size was asked for.
@@ -38,11 +39,19 @@ Larger: more is sent again after a crash. Smaller: ordinary segments pay for two
 more and a record of their own."""
 
 
-def transfer_of(job: Job, grant: UploadGrant | None) -> Transfer:
-    """What carries out a job, by the kind of its source."""
+def plan_ahead(job: Job) -> Plan | None:
+    """The plan, where it needs nothing that only the grant tells."""
+    return None if isinstance(job.source, HlsPackage) else new_plan(job)
+
+
+def transfer_of(job: Job, grant: UploadGrant | None, *, is_new: bool = False) -> Transfer:
+    """What carries out a job, by the kind of its source.
+
+    `is_new`: it is this run that wrote the target down, so nothing has been sent yet.
+    """
     if isinstance(job.source, HlsPackage):
         return PackageTransfer(job, grant, job.source)
-    return Transfer(job, grant)
+    return Transfer(job, grant, is_new=is_new)
 
 
 async def forget_members(state: StateStore, key: str) -> None:

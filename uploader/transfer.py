@@ -37,13 +37,13 @@ from uploader.events import (
 from uploader.evidence import ABSENT, NOTHING, Proof, Receipts, Stored
 from uploader.following import Following
 from uploader.log import get_logger
-from uploader.opening import Job, changes_of, plan_of
+from uploader.opening import Job, changes_of, is_one_request, new_plan, plan_of
 from uploader.protocol import oss
 from uploader.protocol.grants import UploadGrant, UploadTarget
 from uploader.protocol.integrity import same_etag
 from uploader.protocol.oss import ListedPart, ObjectFacts, OssDialect
-from uploader.protocol.plan import MAX_OBJECT_SIZE, MAX_PUT_SIZE, Part, plan_parts
-from uploader.protocol.steps import Plan, StepPlan, plan_steps
+from uploader.protocol.plan import MAX_OBJECT_SIZE, Part
+from uploader.protocol.steps import Plan, StepPlan
 from uploader.protocol.verdicts import is_vanished
 from uploader.protocol.vod import VideoFacts
 from uploader.protocol.wire import Body, Operation, SentBody, Signer
@@ -59,9 +59,9 @@ _PROGRESS_INTERVAL_S = 0.25
 _MAX_RESTARTS = 2
 """A multipart upload that vanishes more often in one run is being removed by somebody."""
 _MAX_LIST_PAGES = 20
-_USUAL_CONCURRENCY = 8
-"""What the tail of a plan is tapered for while "auto" has not found its level. A higher
-number cuts more small parts, whose requests cost CPU on links that need none of them."""
+
+_PIECE_SIZE = 512 * 1024
+"""What the transport hands to the network at once."""
 
 _REPAIRABLE = frozenset(
     # At Complete: what OSS holds is not what we list. OSS API: CompleteMultipartUpload.
@@ -84,11 +84,15 @@ class Transfer:
     in need of MD5s.
     """
 
-    def __init__(self, job: Job, grant: UploadGrant | None) -> None:
-        """`grant` may have run out or be missing: it is renewed when first needed."""
+    def __init__(self, job: Job, grant: UploadGrant | None, *, is_new: bool = False) -> None:
+        """`grant` may have run out or be missing: it is renewed when first needed.
+
+        `is_new`: it is this run that wrote the target down, so nothing has been sent yet.
+        """
         self._job, self._clock = job, job.network.clock
         self._checkpoint, self._progress, self._source = job.checkpoint, job.progress, job.source
         self._began_s = self._clock.elapsed_s()
+        self._is_new = is_new
         self._target = _target_of(job)
         self._live = self._live_grant(grant)
         self._oss = self._session(self._live)
@@ -135,7 +139,7 @@ class Transfer:
         if record.plan is None:
             return None
         plan = plan_of(record.plan)
-        is_put = plan.is_single and plan.size <= MAX_PUT_SIZE and record.upload_id is None
+        is_put = is_one_request(plan) and record.upload_id is None
         return Receipts(plan, self._checkpoint.acks.values(), is_put=is_put)
 
     @property
@@ -152,7 +156,14 @@ class Transfer:
 
     @asynccontextmanager
     async def under_way(self) -> AsyncIterator[None]:
-        """Keep credentials fresh and report progress for as long as the block runs."""
+        """Keep credentials fresh and report progress for as long as the block runs.
+
+        Not for what leaves in one piece: there is nothing in between to report, and its one
+        request renews by itself what has run out.
+        """
+        if self._sent_at_once():
+            yield
+            return
         with one_error():
             async with asyncio.TaskGroup() as companions:
                 tasks = [
@@ -162,6 +173,10 @@ class Transfer:
                 yield
                 for task in tasks:
                     task.cancel()
+
+    def _sent_at_once(self) -> bool:
+        sent = self._receipts
+        return sent is not None and sent.is_put and sent.plan.size <= _PIECE_SIZE
 
     # --- after a crash around Complete --------------------------------------------------
 
@@ -175,7 +190,7 @@ class Transfer:
         may_overwrite = record.is_overwrite or job.asked.overwrite
         is_open = record.phase is not Phase.COMPLETING or may_overwrite
         is_begun_anew = self._receipts is None  # a run ended within `restart`
-        if is_open or is_begun_anew or job.asked.grant:
+        if self._is_new or is_open or is_begun_anew or job.asked.grant:
             return None
         if job.grants is None or record.video_id is None:
             return None
@@ -233,12 +248,13 @@ class Transfer:
     async def start_or_resume(self) -> None:
         """Make sure there is a plan and an UploadId, and know which parts OSS has."""
         self._progress.phase = "start"
-        is_resumed = self._receipts is not None
+        is_resumed = self._receipts is not None and not self._is_new
         if self._receipts is None:
             await self._checkpoint.advance(plan=self._new_plan().to_text())
             self._receipts = self._known_receipts()
         if self._sent.is_put:
-            await self._settle_put()
+            if is_resumed:
+                await self._settle_put()
         elif self._job.record.upload_id is None:
             operation = oss.initiate_multipart_upload(self._target, self._headers())
             with self._target_watched():
@@ -260,19 +276,7 @@ class Transfer:
             raise
 
     def _new_plan(self) -> Plan:
-        options = self._job.options
-        if (arrival := self._source.arrival) is not None:
-            return plan_steps(
-                part_size=options.part_size,
-                expected_size=arrival.expected_size,
-                largest_size=arrival.largest_part,
-            )
-        concurrency = options.concurrency
-        if concurrency == "auto":
-            concurrency = _USUAL_CONCURRENCY
-        return plan_parts(
-            self._job.record.size, part_size=options.part_size, concurrency=concurrency
-        )
+        return new_plan(self._job)
 
     def _headers(self) -> dict[str, str]:
         notification = self._job.options.notification
@@ -548,7 +552,8 @@ class Transfer:
         if part.number in self._sent:
             known = self._sent.in_order()[-1]
             return Stored(ObjectFacts(known.etag or None, known.crc64, known.size, ""), "-head")
-        await self._checkpoint.advance(phase=Phase.COMPLETING)
+        if self._job.record.phase is not Phase.COMPLETING:
+            await self._checkpoint.advance(phase=Phase.COMPLETING)
         ack: PartAck | None = None
         while ack is None:
             body = self._source.body(part.offset, part.size, self._progress.watch(part.number))
@@ -568,7 +573,9 @@ class Transfer:
                 await self._read_put_receipt()  # 203: the object is there all the same
                 return await self._look() or Stored(NOTHING)
             ack = await self._accept(part, receipt, sent)
-        await self._keep(ack)
+        # Not written down by itself: `verify` follows at once, and its receipt says it all.
+        self._sent.keep(ack)
+        self._progress.arrived(part.number)
         return Stored(ObjectFacts(receipt.etag, receipt.crc64, part.size, receipt.request_id))
 
     # --- what a lost answer left open ---------------------------------------------------

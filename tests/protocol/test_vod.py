@@ -93,7 +93,7 @@ def test_the_documented_signature() -> None:
         "SignatureVersion": "1.0",
         "VideoId": "5aed81b74ba84920be578cdfe004af4b",
     }
-    signature = vod._signature("GET", params, "testAccessKeySecret")
+    signature = vod._signature("GET", vod._encoded(params), "testAccessKeySecret")
     assert signature == "Ibgh7y8Vp47LBuAsf5Xhi1SvDss="
 
 

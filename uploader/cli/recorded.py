@@ -126,7 +126,7 @@ def _fields(one: UploadStatus) -> dict[str, Any]:
         "source": record.source,
         "size": record.size,
         "acked_bytes": _done_bytes(one),
-        "acked_part_count": one.acked_part_count,
+        "acked_part_count": _done_part_count(one),
         "part_count": _part_count(one),
         "video_id": record.video_id,
         "upload_id": record.upload_id,
@@ -142,6 +142,12 @@ def _fields(one: UploadStatus) -> dict[str, Any]:
 
 def _done_bytes(one: UploadStatus) -> int:
     return one.record.size if one.record.phase is Phase.DONE else one.acked_bytes
+
+
+def _done_part_count(one: UploadStatus) -> int:
+    """What is stored with one request has no receipt of its own beside the whole one."""
+    is_done = one.record.phase is Phase.DONE
+    return (is_done and _part_count(one)) or one.acked_part_count
 
 
 def _part_count(one: UploadStatus) -> int | None:

@@ -46,6 +46,8 @@ def clean_text(text: str, max_length: int = 300) -> str:
     """
     # What is cut away anyway need not be cleaned: a hostile text may be large.
     head = text[: 4 * max_length]
+    if text.isprintable() and len(text) <= max_length and text == " ".join(text.split()):
+        return text
     clean = " ".join("".join(c if c.isprintable() else " " for c in head).split())
     is_cut = len(clean) > max_length or len(text) > len(head)
     return clean[: max_length - 1] + "…" if is_cut else clean
@@ -96,11 +98,13 @@ def parse_json(data: bytes | str, *, max_bytes: int = 65536, max_depth: int = 8)
     Raises:
         MalformedDocument: for any input that is not such an object within the limits.
     """
-    value = _decoded_json(_utf8(data, max_bytes))
+    text = _utf8(data, max_bytes)
+    value = _decoded_json(text)
     if not isinstance(value, dict):
         raise MalformedDocument("it is not a JSON object, or nested too deeply to be one")
     _check_nesting(value, max_depth)
-    if _SURROGATE.search(json.dumps(value, ensure_ascii=False)):
+    # The text is UTF-8, so half a pair can only come from an escape.
+    if "\\u" in text and _SURROGATE.search(json.dumps(value, ensure_ascii=False)):
         raise MalformedDocument("it holds half of a surrogate pair")
     return value
 

@@ -1,8 +1,8 @@
 """VOD's operations: build, sign, parse (API version 2017-03-21, RPC style).
 
-aliyunsdkcore composes the string to sign; it sends nothing. The nonce and the timestamp
-are arguments: a repeated request needs new ones, or the gateway answers
-`SignatureNonceUsed`.
+aliyunsdkcore signs, and is the oracle of the tests for what is signed; it sends nothing.
+The nonce and the timestamp are arguments: a repeated request needs new ones, or the gateway
+answers `SignatureNonceUsed`.
 """
 
 from __future__ import annotations
@@ -220,34 +220,41 @@ def sign(
     }
     if key.security_token:
         query["SecurityToken"] = key.security_token
-    query["Signature"] = _signature(operation.request.method, {**query, **form}, key.secret)
+    query, form = _encoded(query), _encoded(form)
+    signature = _signature(operation.request.method, {**query, **form}, key.secret)
+    words = "&".join(query.values())
     return SignedRequest(
         method=operation.request.method,
-        url=f"{operation.request.endpoint}/?{_encoded(query)}",
+        url=f"{operation.request.endpoint}/?{words}&Signature={_quoted(signature)}",
         headers={"content-type": "application/x-www-form-urlencoded"},
-        body=BytesBody(_encoded(form).encode()),
+        body=BytesBody("&".join(form.values()).encode()),
         generation=generation,
     )
 
 
-def _signature(method: str, params: Mapping[str, str], secret: str) -> str:
-    compose, hmac_sha1 = _composer()
-    signature: str = hmac_sha1(compose(method, params), secret + "&")
+def _signature(method: str, encoded: Mapping[str, str], secret: str) -> str:
+    """VOD doc "Signature method": the encoded pairs by name, encoded once more.
+
+    The SDK's composer takes three times as long, half of what a small file's call to VOD
+    costs; the tests compare with it.
+    """
+    canonical = "&".join([encoded[name] for name in sorted(encoded)])
+    twice = canonical.replace("%", "%25").replace("=", "%3D").replace("&", "%26")
+    signature: str = _hmac_sha1()(f"{method}&%2F&{twice}", secret + "&")
     return signature
 
 
 @functools.cache
-def _composer() -> tuple[Any, Any]:
+def _hmac_sha1() -> Any:  # noqa: ANN401 - aliyunsdkcore has no types
     """Import aliyunsdkcore at the first call to VOD, not before."""
     from aliyunsdkcore.auth.algorithm import sha_hmac1
-    from aliyunsdkcore.auth.composer import rpc_signature_composer
 
-    # `get_signed_url` would take its own clock and nonce; the composer below it does not.
-    return vars(rpc_signature_composer)["__compose_string_to_sign"], sha_hmac1.get_sign_string
+    return sha_hmac1.get_sign_string
 
 
-def _encoded(params: Mapping[str, str]) -> str:
-    return "&".join(f"{_quoted_name(name)}={_quoted(value)}" for name, value in params.items())
+def _encoded(params: Mapping[str, str]) -> dict[str, str]:
+    """Each pair as it goes into a query, by its plain name."""
+    return {name: f"{_quoted_name(name)}={_quoted(value)}" for name, value in params.items()}
 
 
 def _quoted(value: str) -> str:
