@@ -32,13 +32,12 @@ def played(situation: Situation, library: str) -> Outcome:
 
 
 def _versions() -> str:
-    lines = [
-        line.split(" ")[0]
-        for name in environments.NAMES
-        for line in Path(environments.__file__).with_name(f"{name}.txt").read_text().splitlines()
-        if line.split("==")[0] in (*LIBRARIES, "aiohttp")
-    ]
-    return ", ".join(f"{name} {version}" for name, version in (n.split("==") for n in lines))
+    told = []
+    for name in environments.NAMES:
+        lock = Path(environments.__file__).with_name(f"{name}.txt").read_text().splitlines()
+        pins = [line.split(" ")[0].split("==") for line in lock if line[:1].isalpha()]
+        told.append(", ".join(" ".join(pin) for pin in pins if pin[0] in (*LIBRARIES, "aiohttp")))
+    return f"{told[0]}; for aiooss2 {told[1]}"
 
 
 def _markdown(table: Table) -> str:
@@ -47,7 +46,7 @@ def _markdown(table: Table) -> str:
         "# What others do in the same situation",
         "",
         "Run by `python -m benchmarks.before` against the development server; the same figures,",
-        f"for machines, are in `before.json`. Versions: {_versions()} (aiohttp for aiooss2 only).",
+        f"for machines, are in `before.json`. Versions: {_versions()}.",
         "",
         "Each library does its ordinary upload of 24 parts over three connections. OSS's clients",
         "are given a video and its credentials; vodup and voduploadsdk make the video themselves.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,14 +53,17 @@ def _object(stage: Stage) -> str:
     return "the object is not the file"
 
 
-def _ending(ended: Ended, stage: Stage) -> str:
-    said = {
+def _how(ended: Ended) -> str:
+    return {
         "returned": "returned normally",
         "hung": f"still waiting after {ended.seconds:.0f} s",
         "killed": "killed",
         "error": f"raised {ended.error}",
     }[ended.how]
-    return f"{said}; {_object(stage)}"
+
+
+def _ending(ended: Ended, stage: Stage) -> str:
+    return f"{_how(ended)}; {_object(stage)}"
 
 
 def _is_honest(ended: Ended, stage: Stage) -> bool:
@@ -116,6 +120,26 @@ def _rots_and_resumes(stage: Stage) -> Outcome:
     return Outcome(_is_honest(ended, stage), _ending(ended, stage))
 
 
+def _overwritten(stage: Stage) -> Outcome:
+    stage.killed_after(10)
+    stage.overwrite_part(2)
+    ended = stage.run()
+    return Outcome(_is_honest(ended, stage), _ending(ended, stage))
+
+
+def _edited(stage: Stage) -> Outcome:
+    stage.killed_after(10)
+    before = stage.path.stat()
+    with stage.path.open("r+b") as file:
+        file.write(bytes(1000))
+    os.utime(stage.path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    ended = stage.run()
+    is_new = stage.objects() == [stage.path.read_bytes()]
+    found = "the object is the file as it is now" if is_new else _object(stage)
+    said = f"{_how(ended)}; {found}"
+    return Outcome(ended.how == "error" or (ended.how == "returned" and is_new), said)
+
+
 def _stops_reading(stage: Stage) -> Outcome:
     stage.order(
         Fault(action="stop_reading", operation="UploadPart", part=2, after_bytes=65536, count=1)
@@ -139,8 +163,8 @@ def _redirected(stage: Stage) -> Outcome:
         ended = stage.run()
         told = stranger.header_names & {"authorization", "x-oss-security-token"}
         if stranger.request_count:
-            said = f"the other host got {_mib(stranger.body_bytes)} of the film"
-            said += f" and {', '.join(sorted(told))}" if told else ""
+            got = [*sorted(told), f"{_mib(stranger.body_bytes)} of the film"]
+            said = f"the other host got {' and '.join(got)}"
         else:
             said = "the other host got nothing"
         kept = not stranger.request_count and _is_honest(ended, stage)
@@ -228,6 +252,8 @@ SITUATIONS = (
     Situation(
         "rot-resumed", "P1", "the same, and the run is killed and resumed", _rots_and_resumes
     ),
+    Situation("overwritten", "P1", "killed; somebody overwrites a part; resumed", _overwritten),
+    Situation("edited", "P1", "killed; the file is edited, its mtime restored; resumed", _edited),
     Situation(
         "false-ok", "P1", "a 200 for Complete from somebody else: nothing is stored", _false_ok
     ),

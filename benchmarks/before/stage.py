@@ -11,12 +11,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
 from urllib.request import urlopen
 
+import oss2
 from aliyunsdkcore.auth.composer import rpc_signature_composer
 
 from benchmarks.before.driver import Job
@@ -213,6 +214,21 @@ class Stage:
             connections=CONNECTIONS,
         )
 
+    def overwrite_part(self, number: int) -> None:
+        """Somebody else stores other bytes of the same size under the same UploadId."""
+        asked = [r for r in self.server.stats.log if r.operation == "UploadPart"]
+        if not asked:
+            return
+        if self.makes_videos:
+            answer = self._call("RefreshUploadVideo", VideoId=asked[-1].video_id)
+            self.job = self._job_of(answer)
+        job, other = self.job, random.Random(8).randbytes(self.part_size)
+        auth = oss2.StsAuth(
+            job.access_key_id, job.access_key_secret, job.security_token, auth_version="v4"
+        )
+        bucket = oss2.Bucket(auth, job.endpoint, job.bucket, region="cn-shanghai")
+        bucket.upload_part(job.key, asked[-1].upload_id, number, other)
+
     # --- what became of it --------------------------------------------------------------
 
     def objects(self) -> list[bytes]:
@@ -260,10 +276,6 @@ class Stage:
         if any(secret.encode() in left for secret in (*tokens, job.account_secret)):
             kinds.append("a secret in a file")
         return kinds
-
-    def with_other(self, **changes: Any) -> None:
-        """Change the job."""
-        self.job = replace(self.job, **changes)
 
 
 class Stranger:

@@ -184,7 +184,7 @@ async def test_a_small_upload_whose_answer_was_lost_is_found_by_looking(desk: De
 # --- resuming ---------------------------------------------------------------------------
 
 
-async def test_a_list_of_parts_without_end_is_read_twenty_pages_long(desk: Desk) -> None:
+async def test_a_list_of_parts_without_end_is_not_read_for_ever(desk: Desk) -> None:
     movie = desk.file(26 * PART)
     await desk.interrupted(movie, after=24)
     desk.server.set_options(list_page_size=1)
@@ -192,7 +192,7 @@ async def test_a_list_of_parts_without_end_is_read_twenty_pages_long(desk: Desk)
     result = await desk.push(movie)
 
     await desk.assert_stored(result, movie)
-    assert desk.count("ListParts") == 20
+    assert desk.count("ListParts") == 1 + 20, "one to see how far it goes, then the pages"
     assert result.resumed_part_count == 24, "a part beyond the pages is not missing"
 
 

@@ -30,6 +30,7 @@ import tomllib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 __all__ = ["Found", "Room", "main", "rooms"]
 
@@ -100,7 +101,9 @@ class Room:
         mark.write_text(fingerprint)
 
     def _fingerprint(self) -> str:
-        digest = hashlib.sha256(self._configuration().encode())
+        # Not all of pyproject.toml: most of what changes there is no concern of a mutant's.
+        told = _tables()["mutmut"] | self._choices()
+        digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
         digest.update((ROOT / "uploader" / f"{self.name}.py").read_bytes())
         for named in self.tests:
             path = ROOT / named
@@ -108,13 +111,15 @@ class Room:
                 digest.update(file.read_bytes())
         return digest.hexdigest()
 
-    def _configuration(self) -> str:
-        """Append this module's choices to `[tool.mutmut]`, which ends pyproject.toml."""
-        chosen = {
+    def _choices(self) -> dict[str, list[str]]:
+        return {
             "only_mutate": [f"uploader/{self.name}.py"],
             "pytest_add_cli_args_test_selection": self.tests,
         }
-        lines = [f"{key} = {json.dumps(value)}" for key, value in chosen.items()]
+
+    def _configuration(self) -> str:
+        """Append this module's choices to `[tool.mutmut]`, which ends pyproject.toml."""
+        lines = [f"{key} = {json.dumps(value)}" for key, value in self._choices().items()]
         return "\n".join([(ROOT / "pyproject.toml").read_text(), *lines, ""])
 
     def run(self, *names: str, seconds: float, children: int) -> bool:
@@ -173,10 +178,14 @@ def _kind(code: int | None) -> str:
     return _KINDS.get(code, "crashed" if code in _CRASHES else "killed")
 
 
+def _tables() -> dict[str, Any]:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        return dict(tomllib.load(file)["tool"])
+
+
 def rooms(names: list[str]) -> list[Room]:
     """The modules named, or all of them."""
-    with (ROOT / "pyproject.toml").open("rb") as file:
-        known = tomllib.load(file)["tool"]["vodup"]["mutants"]
+    known = _tables()["vodup"]["mutants"]
     if unknown := set(names) - known.keys():
         raise SystemExit(f"mutants: {', '.join(sorted(unknown))}: not in [tool.vodup.mutants]")
     return [Room(name, known[name]) for name in names or known]

@@ -73,6 +73,8 @@ SAID: dict[str, Callable[[], object]] = {
     "twice the same field": grant(address={**ADDRESS, "file_name": "x"}),
     "two auths": grant(address=AUTH),
     "two addresses": grant(auth=ADDRESS),
+    "two of nothing": grant(address={}, auth={}),
+    "nothing and an address": grant(address={}, auth=ADDRESS),
     "no endpoint": grant(address=without(ADDRESS, "Endpoint")),
     "no bucket": grant(address=without(ADDRESS, "Bucket")),
     "no file name": grant(address=without(ADDRESS, "FileName")),

@@ -286,3 +286,9 @@ def test_v1_signatures_that_are_switched_off_have_advice_of_their_own() -> None:
     error = meaning(refused(403, "AccessDenied", ec="0002-00000080"), is_vod=False)
     assert type(error) is PermissionDenied
     assert "--signature v4" in error.next_step
+
+
+def test_credentials_nobody_speaks_of_are_fresh() -> None:
+    failure = ServiceError("No.", operation="UploadPart", status=403, code="AccessDenied")
+    assert classify(failure, is_vod=False) is Verdict.GIVE_UP
+    assert classify(failure, is_vod=False, is_aged=True) is Verdict.RENEW
