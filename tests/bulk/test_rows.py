@@ -178,3 +178,23 @@ def test_a_title_made_from_a_name_is_one_that_vod_takes(tmp_path: Path) -> None:
     assert made.meta.title.startswith("f: xxx")
     assert len(made.meta.title) == 128
     assert "\U0001f389" not in made.meta.title
+
+
+def test_a_url_is_a_source_known_without_its_signature(tmp_path: Path) -> None:
+    url = "https://films.example/a/Movie.mp4?part=1"
+    made = row(tmp_path, path=f"{url}&Signature=s3cret&Expires=1")
+    assert made.error is None
+    assert made.key == row(tmp_path, path=f"{url}&Signature=other&Expires=2").key
+    assert made.key != row(tmp_path, path="https://films.example/a/Movie.mp4?part=2").key
+    assert made.meta is not None
+    assert made.meta.title == "Movie"
+    assert made.source_name == "https://films.example/a/Movie.mp4"
+
+
+@pytest.mark.parametrize(
+    "path", ["ftp://films.example/a.mp4", "https://user:pw@films.example/a.mp4", "https:///a.mp4"]
+)
+def test_a_url_of_another_kind_is_refused(tmp_path: Path, path: str) -> None:
+    refused = row(tmp_path, path=path)
+    assert isinstance(refused.error, ConfigurationError)
+    assert "pw" not in str(refused.error)

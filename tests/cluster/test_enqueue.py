@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
 import pytest
 
 from tests.cli.conftest import VODUP
-from tests.cluster.conftest import PART, Cluster
+from tests.cluster.conftest import PART, Cluster, content
+from tests.sources.web import Site, serving
 from tests.waiting import wait_until
 
 QUEUED = "SELECT count(*) FROM procrastinate_jobs"
@@ -202,3 +207,51 @@ def test_without_postgresql_it_is_said_what_a_cluster_needs(cluster: Cluster, co
     done = cluster.run(*command.split(), VODUP_STATE=str(cluster.folder / "s.db"))
     assert done.code == 2
     assert "postgresql://" in done.err
+
+
+def test_a_url_is_read_by_any_worker_and_its_query_is_not_shown(cluster: Cluster) -> None:
+    data = content(1, 5 * PART)
+    with serving_apart(data) as plain_url:
+        url = f"{plain_url}?Signature=can4ry&Expires=1"
+        (cluster.folder / "m.csv").write_text(f"path,title\n{url},Film\n")
+        queued = cluster.run("enqueue", "m.csv", node="one")
+        assert queued.code == 0, queued.err
+        refused = cluster.worker("--drain", node="two")
+        assert refused.ended() == 0, refused.said
+        (record,) = cluster.records(code=7)
+        assert record["error"] == "PolicyError"
+        cluster.run("enqueue", "m.csv", node="one")
+        worker = cluster.worker("--drain", "--allow-private-sources", node="two")
+        assert worker.ended() == 0, worker.said
+    (record,) = cluster.records(code=0)
+    assert cluster.server.object_bytes(record["video_id"]) == data
+    assert "can4ry" not in refused.said + worker.said + cluster.run("status").out
+    # Signed anew, it is the same upload.
+    (cluster.folder / "m.csv").write_text(
+        f"path,title\n{url.replace('can4ry', 'other').replace('=1', '=2')},Film\n"
+    )
+    assert cluster.enqueue("--json").last["done_count"] == 1
+
+
+@contextmanager
+def serving_apart(data: bytes) -> Iterator[str]:
+    """A web server in a thread, for workers in processes of their own."""
+    loop = asyncio.new_event_loop()
+    ready, stop = threading.Event(), asyncio.Event()
+    urls: list[str] = []
+
+    async def serve() -> None:
+        async with serving(Site(data)) as site:
+            urls.append(site.url.partition("?")[0])
+            ready.set()
+            await stop.wait()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
+    thread.start()
+    try:
+        assert ready.wait(10)
+        yield urls[0]
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
+        loop.close()

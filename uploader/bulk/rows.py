@@ -13,6 +13,7 @@ from uploader.errors import ConfigurationError, UnsafePath, VodupError
 from uploader.opening import default_key
 from uploader.protocol.limits import problem_of, refuses_name
 from uploader.protocol.vod import VideoMeta, title_of
+from uploader.sources.policy import identity_of, parsed_url, shown
 
 from .paths import Root
 
@@ -22,7 +23,10 @@ __all__ = [
     "RawRow",
     "Row",
     "RowRules",
+    "is_url",
+    "path_within",
     "require_title_template",
+    "shown_path",
 ]
 
 _META: Final = frozenset(
@@ -71,7 +75,7 @@ class Row:
         manifest: where it comes from, for people and for the ledger.
         key: what the row is known by, the same in every run; "" for one that was refused.
         upload_key: of the upload in the state; None lets the state say it for `video_id`.
-        path: absolute; "" where there is none.
+        path: absolute, or a URL; "" where there is none.
         given: the columns that a corrected row would need again.
     """
 
@@ -89,6 +93,11 @@ class Row:
     def where(self) -> str:
         """For people."""
         return f"{self.manifest}:{self.number}"
+
+    @property
+    def source_name(self) -> str:
+        """The path, or the URL without what may be secret in it."""
+        return shown_path(self.path)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,11 +130,16 @@ class RowRules:
 
     def _begun(self, raw: RawRow, manifest: str) -> Row:
         given = {n: v for n, v in raw.fields.items() if v not in _NOTHING and n in COLUMNS}
-        path = self.root.absolute(_path_of(given))
+        named = _path_of(given)
+        path, identity = named, named
+        if is_url(named):
+            identity = identity_of(parsed_url(named))
+        else:
+            path = identity = self.root.absolute(named)
         key = _text(given, "key")
         video_id = _text(given, "video_id")
         if key is None and video_id is None:
-            key = default_key(self.scope, path)
+            key = default_key(self.scope, identity)
         given["path"] = path
         given.pop("source", None)
         return Row(
@@ -142,7 +156,7 @@ class RowRules:
         """Understand what CreateUploadVideo is to be told, too."""
         try:
             meta = self._meta_of(row)
-            name = meta.file_name or os.path.basename(row.path)
+            name = meta.file_name or os.path.basename(path_within(row.path))
             if row.video_id is None and refuses_name(name):
                 raise _wrong(
                     f"VOD does not take files like {name!r}.",
@@ -166,6 +180,21 @@ class RowRules:
         if (problem := problem_of(meta)) is not None:
             raise _wrong(f"{problem[0].upper()}{problem[1:]}.")
         return meta
+
+
+def is_url(path: str) -> bool:
+    """Whether a row's path is read over the network."""
+    return "://" in path
+
+
+def shown_path(path: str) -> str:
+    """A path, or a URL without what may be secret in it: a presigned one is a key."""
+    return shown(parsed_url(path)) if is_url(path) else path
+
+
+def path_within(path: str) -> str:
+    """A path, or that of a URL: what has a folder and a name."""
+    return parsed_url(path).path if is_url(path) else path
 
 
 def _wrong(words: str, next_step: str = "Correct the row and run again.") -> ConfigurationError:
@@ -255,7 +284,7 @@ def _plain(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _title(template: str, path: str, number: int) -> str:
-    folder, name = os.path.split(path)
+    folder, name = os.path.split(path_within(path))
     words = {
         "stem": name.rpartition(".")[0] or name,
         "name": name,

@@ -23,7 +23,7 @@ from uploader.many import Outcome, UploadItem
 from uploader.sources import FileSource
 
 from .ledger import Earlier, Ledger, Record, failure_record, success_record
-from .rows import Row, RowRules
+from .rows import Row, RowRules, is_url
 from .streams import Stream
 from .tally import Tally
 
@@ -60,7 +60,11 @@ class BatchOptions:
 
 @dataclass(frozen=True, slots=True)
 class MetRow:
-    """A row as the reading thread found it: what is known of it, and where its file is."""
+    """A row as the reading thread found it: what is known of it, and where its file is.
+
+    Attributes:
+        real_path: "" for a URL, and for a row that is not to be uploaded.
+    """
 
     row: Row
     earlier: Earlier
@@ -153,16 +157,16 @@ class Batch:
 
     def _item(self, met: MetRow) -> UploadItem:
         row, meta = met.row, met.row.meta
-        name = os.path.basename(row.path)
-        if meta is not None and meta.file_name is None and name != os.path.basename(met.real_path):
+        name, real_name = os.path.basename(row.path), os.path.basename(met.real_path)
+        if meta is not None and meta.file_name is None and real_name and name != real_name:
             meta = replace(meta, file_name=name)  # what it is called here, not where a link leads
         return UploadItem(
-            source=FileSource(met.real_path, follow_symlinks=False),
+            source=FileSource(met.real_path, follow_symlinks=False) if met.real_path else row.path,
             meta=meta,
             video_id=row.video_id,
             key=row.upload_key,
             overwrite=self._options.overwrite,
-            size=met.size,
+            size=met.size or None,
             tag=met,
         )
 
@@ -235,6 +239,8 @@ def _met(row: Row, rules: RowRules, ledger: Ledger) -> MetRow:
         return MetRow(row, earlier)
     row = rules.described(row)
     if row.error is not None:
+        return MetRow(row, earlier)
+    if is_url(row.path):
         return MetRow(row, earlier)
     try:
         real_path, size = rules.root.resolved(row.path)

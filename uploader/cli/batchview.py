@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
 from uploader.bulk.estimate import Estimate
-from uploader.bulk.rows import Row
+from uploader.bulk.rows import Row, shown_path
 from uploader.bulk.tally import Tally
 from uploader.cli.options import Output
 from uploader.cli.text import Printer, count, duration, err, out, printable, rate, size
@@ -107,8 +107,9 @@ class PlainBatch:
     def record(self, record: Mapping[str, Any]) -> None:
         """Say what failed."""
         if record["status"] == "failed":
-            where = record.get("path") or f"{record['manifest']}:{record['row']}"
-            self._failure(str(where), str(record["message"]), str(record["next_step"]))
+            path = record.get("path")
+            where = shown_path(str(path)) if path else f"{record['manifest']}:{record['row']}"
+            self._failure(where, str(record["message"]), str(record["next_step"]))
 
     def refused(self, row: Row, error: VodupError, code: int) -> None:
         """Say what is wrong with a row."""

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from uploader import Uploader, UploadOptions
 from uploader.bulk import Ledger, Row, RowRules
+from uploader.bulk.rows import shown_path
 from uploader.bulk.runner import Reading
 from uploader.cli import exits
 from uploader.cli.batchview import BatchView, make_batch_view
@@ -329,6 +330,7 @@ def worker(
 def _worker_options(flags: WorkerFlags) -> WorkerOptions:
     from uploader.cluster.jobs import queue_at, this_node
     from uploader.cluster.worker import WorkerOptions
+    from uploader.sources.policy import UrlPolicy
 
     heartbeat_s = parse_duration_s(flags.heartbeat, "--heartbeat")
     if not 0.1 <= heartbeat_s <= 3600:
@@ -342,6 +344,7 @@ def _worker_options(flags: WorkerFlags) -> WorkerOptions:
         grace_s=parse_duration_s(flags.grace, "--grace"),
         tries=parse_number(flags.tries, "--tries", least=1, most=1000),
         is_draining=flags.is_draining,
+        urls=UrlPolicy(allow_private=flags.allow_private_sources),
     )
 
 
@@ -373,8 +376,8 @@ class _WorkerView:
 
     def record(self, record: Mapping[str, Any]) -> None:
         """A row has ended."""
-        self._view.record(record)
+        self._view.record({**record, "path": shown_path(str(record.get("path", "")))})
 
     def given_back(self, row: Row, why: str) -> None:
         """A row goes back to the queue."""
-        self._say(f"vodup: {row.path or row.where}: {why} It is tried again.")
+        self._say(f"vodup: {row.source_name or row.where}: {why} It is tried again.")

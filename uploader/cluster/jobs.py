@@ -10,13 +10,15 @@ from os.path import basename
 from typing import Any, Final
 
 from uploader.bulk.paths import Root
-from uploader.bulk.rows import RawRow, Row, RowRules
+from uploader.bulk.rows import RawRow, Row, RowRules, is_url
 from uploader.bulk.runner import MetRow
 from uploader.errors import ConfigurationError
 from uploader.many import UploadItem
 from uploader.opening import default_key
 from uploader.protocol.vod import VideoMeta
 from uploader.sources import FileSource
+from uploader.sources.choosing import of_url
+from uploader.sources.policy import UrlPolicy
 
 __all__ = [
     "QUEUE",
@@ -66,7 +68,7 @@ class Places:
 
     def queue_of(self, path: str) -> str:
         """The queue for a path (or URL)."""
-        return QUEUE if "://" in path or self._is_shared(path) else self._local
+        return QUEUE if is_url(path) or self._is_shared(path) else self._local
 
     def _is_shared(self, path: str) -> bool:
         return any(path.startswith(root.folder.rstrip("/") + "/") for root in self._shared)
@@ -127,18 +129,20 @@ def row_of(spec: Mapping[str, Any], manifest: str, number: int) -> Row:
     )
 
 
-def item_of(spec: Mapping[str, Any], row: Row) -> UploadItem:
-    """What `Uploader.upload` is told."""
+def item_of(spec: Mapping[str, Any], row: Row, urls: UrlPolicy) -> UploadItem:
+    """What `Uploader.upload` is told; `urls` says which addresses this worker may read."""
     meta, real_path = row.meta, spec["real_path"]
     name = basename(row.path)
     if meta is not None and meta.file_name is None and real_path and name != basename(real_path):
         meta = replace(meta, file_name=name)  # what it is called there, not where a link leads
     return UploadItem(
         # Links were judged when the row was queued; what changed since is not followed.
-        source=FileSource(real_path, follow_symlinks=False) if real_path else row.path,
+        source=FileSource(real_path, follow_symlinks=False)
+        if real_path
+        else of_url(row.path, policy=urls),
         meta=meta,
         video_id=row.video_id,
         key=row.upload_key,
         overwrite=spec["overwrite"],
-        size=spec["size"],
+        size=spec["size"] or None,
     )

@@ -34,6 +34,7 @@ from uploader.errors import (
     VodupError,
 )
 from uploader.log import get_logger
+from uploader.sources.policy import UrlPolicy
 from uploader.transfer import one_error
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class WorkerOptions:
             ended by then is given back, its parts kept.
         tries: after how many temporary failures a row has failed.
         is_draining: end when no row is left that this worker could take.
+        urls: which addresses sources may be read from.
     """
 
     files: int = 8
@@ -77,6 +79,7 @@ class WorkerOptions:
     grace_s: float = 20.0
     tries: int = 10
     is_draining: bool = False
+    urls: UrlPolicy = field(default_factory=UrlPolicy)
 
     @property
     def silent_s(self) -> float:
@@ -267,7 +270,7 @@ class Worker:
         return Ending(taken.id, record)
 
     async def _uploaded(self, taken: _Taken) -> Record:
-        item = item_of(taken.spec, taken.row)
+        item = item_of(taken.spec, taken.row, self._options.urls)
         try:
             result = await self._uploader.upload(
                 item.source,
