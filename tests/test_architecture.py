@@ -98,7 +98,9 @@ LINES = (
     _hand("transfer"),
     _hand("package"),
     _hand("many"),
+    _hand("handles"),
     _hand("engine"),
+    _hand("blocking", "anyio"),
     # on top
     _hand("bulk.*", "aiohttp", "pyarrow"),
     _hand("cluster.*", "procrastinate", "psycopg", "psycopg_pool"),

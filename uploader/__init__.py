@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from uploader.blocking import BlockingHandle, BlockingUploader
     from uploader.credentials import (
         CallbackProvider,
         CommandProvider,
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
         UploadResult,
         UploadStarted,
     )
+    from uploader.handles import UploadHandle
     from uploader.many import Outcome, UploadItem
     from uploader.options import UploadOptions
     from uploader.pace import Bandwidth, parse_bandwidth
@@ -95,6 +97,8 @@ __all__ = [
     "AccessKey",
     "Arrival",
     "Bandwidth",
+    "BlockingHandle",
+    "BlockingUploader",
     "BytesSource",
     "CallbackProvider",
     "CallerNotAuthenticated",
@@ -146,6 +150,7 @@ __all__ = [
     "UploadFailed",
     "UploadFinished",
     "UploadGrant",
+    "UploadHandle",
     "UploadItem",
     "UploadLocked",
     "UploadOptions",
@@ -175,7 +180,9 @@ __all__ = [
 _HOMES = {
     "credentials": "CallbackProvider CommandProvider GrantProvider GrantSource NewVideo "
     "UrlProvider VodProvider",
+    "blocking": "BlockingHandle BlockingUploader",
     "engine": "Uploader upload_sync",
+    "handles": "UploadHandle",
     "errors": "CallerNotAuthenticated ConfigurationError CredentialError CredentialsRejected "
     "IntegrityError InvalidGrant LeaseLost OverwriteRefused PermissionDenied PolicyError "
     "ServiceError SourceChanged SourceError SourceNotRepeatable SourceUnreadable StateError "

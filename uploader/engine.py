@@ -24,7 +24,8 @@ from uploader.errors import (
     TransferError,
     VodupError,
 )
-from uploader.events import Listener, UploadResult
+from uploader.events import Event, Listener, UploadResult
+from uploader.handles import Submissions, UploadHandle
 from uploader.many import Items, Outcome, UploadItem, require_files, upload_all
 from uploader.opening import Asked, Job, default_key, grant_and_target, receipt_of, record_of
 from uploader.options import UploadOptions
@@ -89,11 +90,14 @@ class Uploader:
         self._shared_vod_budget = shared_vod_budget
         self._stack = AsyncExitStack()
         self._network: Network | None = None
+        self._submissions = Submissions(self._options.submitted)
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._state)
             self._network = await self._open_network(stack)
+            stack.callback(self._close_network)
+            await stack.enter_async_context(self._submissions.running())
             self._stack = stack.pop_all()
         return self
 
@@ -103,8 +107,10 @@ class Uploader:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._network = None
         await self._stack.__aexit__(exc_type, exc, traceback)
+
+    def _close_network(self) -> None:
+        self._network = None
 
     @property
     def scope(self) -> str:
@@ -128,6 +134,7 @@ class Uploader:
         key: str | None = None,
         overwrite: bool = False,
         on_event: Listener | None = None,
+        going: asyncio.Event | None = None,
     ) -> UploadResult:
         """Store `source` as a video and return what OSS holds, verified.
 
@@ -143,12 +150,13 @@ class Uploader:
             overwrite: allow replacing the content of a finished video, which may start
                 transcoding again.
             on_event: told about this upload, after the uploader's own listener.
+            going: while it is not set, no request to OSS is begun.
 
         Raises:
             VodupError: one of its kinds; see `uploader.errors`. The checkpoint is kept
                 wherever `is_resumable`.
         """
-        asked = Asked(meta or VideoMeta(), _video_id_of(video_id, grant), grant, overwrite)
+        asked = Asked(meta or VideoMeta(), _video_id_of(video_id, grant), grant, overwrite, going)
         async with self._job(as_source(source), asked, key, on_event) as job:
             if (receipt := await receipt_of(job)) is not None:
                 return receipt
@@ -162,6 +170,43 @@ class Uploader:
             async with transfer.under_way():
                 stored = await store(transfer)
                 return await transfer.verify(stored)
+
+    async def submit(
+        self,
+        source: AnySource,
+        *,
+        meta: VideoMeta | None = None,
+        video_id: str | None = None,
+        grant: UploadGrant | None = None,
+        key: str | None = None,
+        overwrite: bool = False,
+        on_event: Listener | None = None,
+    ) -> UploadHandle:
+        """Begin an upload beside the caller, and return a handle to watch and steer it.
+
+        Takes what `upload` takes. Waits while as many as `UploadOptions.submitted` are
+        under way. Leaving the uploader's block waits for all of them, and raises the first
+        failure whose result nobody asked for; an error in the block cancels them.
+        """
+
+        async def begin(going: asyncio.Event, hear: Listener) -> UploadResult:
+            def tell(event: Event) -> None:
+                hear(event)
+                if on_event is not None:
+                    on_event(event)
+
+            return await self.upload(
+                source,
+                meta=meta,
+                video_id=video_id,
+                grant=grant,
+                key=key,
+                overwrite=overwrite,
+                on_event=tell,
+                going=going,
+            )
+
+        return await self._submissions.submit(begin, self.abort)
 
     async def upload_many(
         self, items: Items, *, files: int | None = None, on_event: Listener | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import hashlib
 import json
@@ -45,12 +46,13 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What the caller wants of one upload."""
+    """What the caller wants of one upload. `going`: it sends only while this is set."""
 
     meta: VideoMeta
     video_id: str | None
     grant: UploadGrant | None
     overwrite: bool
+    going: asyncio.Event | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,8 @@ class UploadOptions:
             Initiate and Complete.
         ca_file: one more certificate authority to trust, beside those of the system. The
             variables of other programs (SSL_CERT_FILE, SSL_CERT_DIR) are not read.
+        submitted: uploads that may run beside their callers (`Uploader.submit`). Too few:
+            small files wait for each other's round trips. Too many: each holds a file open.
         vod_calls_per_s: calls to the VOD API a second (quotas are 40 to 80 an account).
     """
 
@@ -47,4 +49,5 @@ class UploadOptions:
     on_target_change: Literal["fail", "restart"] = "fail"
     notification: str | None = None
     ca_file: Path | None = None
+    submitted: int = 32
     vod_calls_per_s: float = 20.0

@@ -514,8 +514,15 @@ class Pace:
         return self._bucket.rate()
 
     @asynccontextmanager
-    async def slot(self, owner: Hashable = None) -> AsyncIterator[None]:
-        """Hold one connection slot; owners (uploads) share the slots evenly."""
+    async def slot(
+        self, owner: Hashable = None, *, going: asyncio.Event | None = None
+    ) -> AsyncIterator[None]:
+        """Hold one connection slot; owners (uploads) share the slots evenly.
+
+        `going`: the owner asks for one only while this is set.
+        """
+        if going is not None:
+            await going.wait()
         await self._slots.acquire(owner)
         try:
             yield

@@ -125,7 +125,7 @@ class Transfer:
             signer,
             clock=self._clock,
             is_vod=False,
-            slot=partial(network.pace.slot, self._job.key),
+            slot=partial(network.pace.slot, self._job.key, going=self._job.asked.going),
             slow_down=network.pace.slow_down,
             retry=network.retry,
             on_retry=network.on_retry,

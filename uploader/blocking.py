@@ -1,0 +1,169 @@
+"""The engine for code without an event loop: threads call, one loop of its own works.
+
+The loop runs in a thread for as long as the block lasts; any number of threads may use one
+`BlockingUploader` at once, and share its connections, bandwidth and VOD calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import CancelledError
+from contextlib import ExitStack, aclosing, suppress
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from anyio import EndOfStream, create_memory_object_stream
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from uploader.engine import AnyProvider, Uploader
+from uploader.events import UploadResult
+from uploader.handles import UploadHandle
+from uploader.many import Outcome, UploadItem
+from uploader.protocol.oss import ObjectFacts
+from uploader.sources import AnySource
+
+if TYPE_CHECKING:
+    from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
+__all__ = ["BlockingHandle", "BlockingUploader"]
+
+_OUTCOMES_AHEAD: Final = 64
+
+
+class BlockingUploader:
+    """An `Uploader` that any thread may call. Mutable: open or not.
+
+    Takes what `Uploader` takes. `on_event` is called in the thread of the loop.
+    """
+
+    def __init__(self, provider: AnyProvider | None = None, **options: Any) -> None:
+        self._make = partial(Uploader, provider, **options)
+        self._stack = ExitStack()
+        self._open: tuple[BlockingPortal, Uploader] | None = None
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            portal = stack.enter_context(start_blocking_portal(name="vodup"))
+            uploader = portal.call(self._make)
+            stack.enter_context(portal.wrap_async_context_manager(uploader))
+            self._open = portal, uploader
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+        self._open = None
+
+    def upload(self, source: AnySource, **asked: Any) -> UploadResult:
+        """As `Uploader.upload`; blocks until it is done."""
+        portal, uploader = self._opened()
+        return portal.call(partial(uploader.upload, source, **asked))
+
+    def submit(self, source: AnySource, **asked: Any) -> BlockingHandle:
+        """As `Uploader.submit`; blocks only while too many are under way."""
+        portal, uploader = self._opened()
+        return BlockingHandle(portal, portal.call(partial(uploader.submit, source, **asked)))
+
+    def upload_many(self, items: Iterable[UploadItem], **asked: Any) -> Iterator[Outcome]:
+        """As `Uploader.upload_many`. `items` is read in the thread of the loop.
+
+        Ending the iteration early cancels what is under way; it can be resumed.
+        """
+        portal, uploader = self._opened()
+        send, receive = create_memory_object_stream[Outcome](_OUTCOMES_AHEAD)
+
+        async def pump(send: MemoryObjectSendStream[Outcome]) -> None:
+            async with send, aclosing(uploader.upload_many(items, **asked)) as outcomes:
+                async for outcome in outcomes:
+                    await send.send(outcome)
+
+        pumping = portal.start_task_soon(pump, send)
+        try:
+            while (outcome := portal.call(_next_of, receive)) is not None:
+                yield outcome
+        except GeneratorExit:
+            pumping.cancel()
+        finally:
+            portal.call(receive.aclose)
+            with suppress(CancelledError):
+                pumping.result()  # what went wrong with reading the items, if anything did
+
+    def abort(self, key: str) -> None:
+        """As `Uploader.abort`."""
+        portal, uploader = self._opened()
+        portal.call(uploader.abort, key)
+
+    def verify(self, source: AnySource, *, key: str | None = None) -> ObjectFacts:
+        """As `Uploader.verify`."""
+        portal, uploader = self._opened()
+        return portal.call(partial(uploader.verify, source, key=key))
+
+    def _opened(self) -> tuple[BlockingPortal, Uploader]:
+        if self._open is None:
+            raise RuntimeError("A BlockingUploader works inside its block: with … as up:")
+        return self._open
+
+
+async def _next_of(receive: MemoryObjectReceiveStream[Outcome]) -> Outcome | None:
+    try:
+        return await receive.receive()
+    except EndOfStream:
+        return None
+
+
+class BlockingHandle:
+    """An `UploadHandle` that any thread may use."""
+
+    def __init__(self, portal: BlockingPortal, handle: UploadHandle) -> None:
+        self._portal, self._handle = portal, handle
+
+    @property
+    def key(self) -> str | None:
+        """The name of the upload, as soon as it is known."""
+        return self._handle.key
+
+    @property
+    def video_id(self) -> str | None:
+        """The VideoId, as soon as it is known."""
+        return self._handle.video_id
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it has ended, in whatever way."""
+        return self._handle.is_done
+
+    def result(self, timeout_s: float | None = None) -> UploadResult:
+        """Wait for its end.
+
+        Raises:
+            VodupError: how it failed.
+            concurrent.futures.CancelledError: it was cancelled.
+            TimeoutError: it has not ended within `timeout_s`; it goes on.
+        """
+        waiting = self._portal.start_task_soon(self._handle.result)
+        try:
+            return waiting.result(timeout_s)
+        finally:
+            waiting.cancel()
+
+    def pause(self) -> None:
+        """As `UploadHandle.pause`."""
+        self._portal.call(self._handle.pause)
+
+    def go_on(self) -> None:
+        """As `UploadHandle.go_on`."""
+        self._portal.call(self._handle.go_on)
+
+    def cancel(self) -> None:
+        """As `UploadHandle.cancel`."""
+        self._portal.call(self._handle.cancel)
+
+    def abort(self) -> None:
+        """As `UploadHandle.abort`."""
+        self._portal.call(self._handle.abort)
