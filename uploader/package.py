@@ -213,11 +213,11 @@ class PackageTransfer(Transfer):
     async def compare(self) -> ObjectFacts:
         """Read all files again; compare them with their receipts, the playlist with its object."""
         self._progress.phase = "verify"
-        for ack in self._sent.in_order():
-            part = self._sent.plan.part(ack.number)
+        for part in self._sent.plan.parts[:-1]:  # the playlist has no receipt beside the whole
+            ack = self._sent.of(part.number)
             crc, _ = await self._package.read_crc(part.offset, part.size)
-            if crc != ack.crc64:
-                name = self._package.members[ack.number - 1].name or self._package.name
+            if ack is None or crc != ack.crc64:
+                name = self._package.members[part.number - 1].name
                 raise IntegrityError(f"{name} is not what was sent: its CRC-64 is {crc}.")
         return await self._compare_object(self._playlist)
 

@@ -49,6 +49,22 @@ def test_a_file_is_stored_and_the_sentence_names_its_video(cli: Cli) -> None:
     assert cli.server.videos[video_id].title == "A movie"
 
 
+def test_a_playlist_is_stored_with_its_segments_as_one_video(cli: Cli) -> None:
+    for number in range(3):
+        cli.file(f"segment{number}.ts", size=200_000 + number)
+    playlist = cli.folder / "index.m3u8"
+    lines = "".join(f"#EXTINF:4,\nsegment{n}.ts\n" for n in range(3))
+    playlist.write_text(f"#EXTM3U\n{lines}#EXT-X-ENDLIST\n")
+
+    ended = cli.run("push", "index.m3u8", "--json")
+
+    assert ended.code == 0, ended.err
+    [video_id] = cli.server.videos
+    objects = cli.server.objects(video_id)
+    assert len(objects) == 4 == ended.last["part_count"]
+    assert objects[ended.last["object_key"]] == playlist.read_bytes()
+
+
 def test_json_lines_are_all_there_is_on_stdout(cli: Cli) -> None:
     cli.file()
 

@@ -95,7 +95,7 @@ class MemberPlan:
         if type(version) is int and version > _VERSION:
             raise UnsupportedState(f"The plan of a package has version {version}.")
         try:
-            if version != _VERSION:
+            if type(version) is not int or version != _VERSION:
                 raise TypeError
             return cls(tuple(numbers["sizes"]), numbers["names_crc64"])
         except (KeyError, TypeError, ValueError):

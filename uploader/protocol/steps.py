@@ -32,6 +32,9 @@ __all__ = ["FIRST_PART_SIZE", "Plan", "StepPlan", "plan_steps", "read_plan"]
 
 MIB = 1024 * 1024
 
+MAX_PLAN_SIZE = 2 * MIB
+"""Bytes of a plan as text; that of a package tells the size of every member."""
+
 FIRST_PART_SIZE = 5 * MIB
 """Doubled ten times it is OSS's largest. Sixteen of them and one being filled fit into
 the usual memory of a stream."""
@@ -220,7 +223,7 @@ def read_plan(text: str) -> Plan:
         UnsupportedState: a newer version wrote it.
         MalformedDocument: it is something else.
     """
-    numbers = parse_json(text)
+    numbers = parse_json(text, max_bytes=MAX_PLAN_SIZE)
     if "members" in numbers:
         return MemberPlan.from_numbers(numbers)
     if "steps" not in numbers:
