@@ -49,7 +49,7 @@ from uploader.protocol.vod import VideoFacts
 from uploader.protocol.wire import Body, Operation, SentBody, Signer
 from uploader.session import Session
 from uploader.sources import Fingerprint
-from uploader.state import PartAck, Phase
+from uploader.state import Checkpoint, PartAck, Phase
 
 __all__ = ["Transfer", "Vanished", "one_error", "store"]
 
@@ -77,6 +77,28 @@ class Vanished(Exception):
         self.reason, self.failure = reason, failure
 
 
+class _Fenced:
+    """Signs only while the upload is certainly ours: each attempt, after whatever it waited for.
+
+    OSS knows no epoch. A process that was frozen, or cut off from its state, may find that
+    another one has gone on with the upload, which a late Abort would destroy.
+    """
+
+    def __init__(self, signer: Signer, checkpoint: Checkpoint) -> None:
+        self._signer, self._checkpoint = signer, checkpoint
+        self.sign, self.accepted = signer.sign, signer.accepted
+        self.is_aged, self.renew = signer.is_aged, signer.renew
+
+    async def prepare(self) -> None:
+        """As the signer does; then make sure that the upload is ours."""
+        await self._signer.prepare()
+        await self._checkpoint.confirm()
+
+    def is_ready(self) -> bool:
+        """Whether both still hold, now that there is a slot."""
+        return self._checkpoint.is_certainly_ours and self._signer.is_ready()
+
+
 class Transfer:
     """Sends, completes and verifies one upload.
 
@@ -96,6 +118,7 @@ class Transfer:
         self._target = _target_of(job)
         self._live = self._live_grant(grant)
         self._oss = self._session(self._live)
+        self._oss_for_good = self._session(_Fenced(self._live, self._checkpoint))
         self._receipts = self._known_receipts()
         self._resumed_part_count = 0
         self._needs_md5 = False
@@ -133,6 +156,10 @@ class Transfer:
 
     async def _call(self, operation: Operation[T]) -> T:
         return await self._oss.call(operation)
+
+    async def _call_for_good(self, operation: Operation[T]) -> T:
+        """Ask for what cannot be taken back: never after another process took over."""
+        return await self._oss_for_good.call(operation)
 
     def _known_receipts(self) -> Receipts | None:
         record = self._job.record
@@ -532,7 +559,7 @@ class Transfer:
         await self._checkpoint.advance(phase=Phase.COMPLETING)
         headers = self._headers()
         return Stored(
-            await self._call(
+            await self._call_for_good(
                 oss.complete_multipart_upload(self._target, self._upload_id, etags, headers)
             )
         )
@@ -562,7 +589,7 @@ class Transfer:
             )
             try:
                 with self._target_watched():
-                    receipt, sent = await self._call(operation)
+                    receipt, sent = await self._call_for_good(operation)
             except IntegrityError:
                 # What is there now is no earlier run's success: the next one sends it again.
                 await self._checkpoint.advance(phase=Phase.UPLOADING)
@@ -769,7 +796,7 @@ class Transfer:
         self._progress.phase = "abort"
         try:
             if not await self._is_finished():
-                await self._call(oss.abort_multipart_upload(self._target, self._upload_id))
+                await self._call_for_good(oss.abort_multipart_upload(self._target, self._upload_id))
         except VideoGone as error:
             get_logger(key=self._job.key).warning("parts.not_removed", reason=error.message)
         except ServiceError as error:

@@ -207,6 +207,13 @@ class _FailingCheckpoint:
     async def restart_parts(self, *, upload_id: str | None, plan: str | None) -> UploadRecord:
         return await self._inner.restart_parts(upload_id=upload_id, plan=plan)
 
+    @property
+    def is_certainly_ours(self) -> bool:
+        return self._inner.is_certainly_ours
+
+    async def confirm(self) -> None:
+        await self._inner.confirm()
+
     def _failing(self, step: str) -> _Failing:
         return _Failing(self._state, step)
 

@@ -137,6 +137,15 @@ class _Stepwise:
         self.acks.clear()
         return await self._keep(self._inner.restart_parts(upload_id=upload_id, plan=plan))
 
+    @property
+    def is_certainly_ours(self) -> bool:
+        return self._inner.is_certainly_ours
+
+    async def confirm(self) -> None:
+        await asyncio.sleep(0)
+        await self._inner.confirm()
+        await asyncio.sleep(0)
+
     async def _keep(self, write: Coroutine[Any, Any, UploadRecord]) -> UploadRecord:
         with closing(write):
             await asyncio.sleep(0)

@@ -39,6 +39,9 @@ PART = 100 * 1024
 
 BUCKET = "outin-0123456789abcdef"
 OTHER_BUCKET = "outin-fedcba9876543210"
+FOR_GOOD = frozenset({"CompleteMultipartUpload", "PutObject", "AbortMultipartUpload"})
+"""What is not to be asked by a process that does not hold the upload any more."""
+
 _SKEW_S = 900.0
 _UNIT = 64 * 1024
 
@@ -300,6 +303,8 @@ class World:
             self.breaches.append(f"{call.operation} was signed with credentials known to be dead")
         if call.operation == "UploadPart":
             self._check_not_acked(call)
+        if call.line.is_frozen and call.operation in FOR_GOOD:
+            self.breaches.append(f"{call.operation} was signed by one whose lease was gone")
 
     def _check_not_acked(self, call: Call) -> None:
         sent = (call.params["uploadId"], call.part_number)

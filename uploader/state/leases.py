@@ -20,6 +20,7 @@ from typing import ClassVar, Final, Self
 from uuid import uuid4
 from weakref import WeakSet
 
+from uploader.clock import SystemClock
 from uploader.errors import LeaseLost, StateUnavailable
 
 __all__ = ["FileLock", "Lease", "Owner", "OwnerLock", "kept_alive"]
@@ -27,6 +28,7 @@ __all__ = ["FileLock", "Lease", "Owner", "OwnerLock", "kept_alive"]
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _LOCK_SUFFIX: Final = ".owner"
 _POLL_S: Final = 0.02
+_CLOCK: Final = SystemClock()
 _LITTER_AGE_S: Final = 86_400.0  # a lease is over by then, whoever held it
 
 
@@ -194,16 +196,22 @@ class OwnerLock:
 class Lease:
     """A claim on one key.
 
-    Mutable: `epoch` is 0 until the store has given one; `lost` is set once, when
-    somebody else took it over.
+    Mutable: `epoch` is 0 until the store has given one; `held_until_s` is when nobody else
+    can have taken it yet, by a clock that goes on while the machine sleeps; `lost` is set
+    once, when somebody else took it over.
     """
 
-    __slots__ = ("epoch", "key", "lost")
+    __slots__ = ("epoch", "held_until_s", "key", "lost")
 
     def __init__(self, key: str) -> None:
         self.key = key
         self.epoch = 0
+        self.held_until_s = 0.0
         self.lost: LeaseLost | None = None
+
+    def left_s(self) -> float:
+        """How long it is certainly ours; negative once it may be somebody else's."""
+        return -1.0 if self.lost else self.held_until_s - _CLOCK.elapsed_s()
 
     def lose(self, why: str) -> LeaseLost:
         """Note that it is gone; returns the error to raise."""
@@ -246,21 +254,18 @@ async def _renew_until_lost(
     lease: Lease, renew: Callable[[], Awaitable[bool]], ttl_s: float, end: asyncio.Timeout
 ) -> None:
     """Ask for another term every third of `ttl_s`; more often while the database is away."""
-    loop = asyncio.get_running_loop()
-    held_until = loop.time() + ttl_s
     pause_s = ttl_s / 3
     while lease.lost is None:
         await asyncio.sleep(pause_s)
-        asked_at = loop.time()
         try:
-            async with asyncio.timeout(max(held_until - asked_at, ttl_s / 3)):
+            async with asyncio.timeout(max(lease.left_s(), ttl_s / 3)):
                 is_ours = await renew()
         except (StateUnavailable, TimeoutError) as error:
             pause_s = ttl_s / 10
-            if loop.time() >= held_until:
+            if lease.left_s() <= 0:
                 lease.lose(f"it could not be renewed for {ttl_s:g} s ({error!s})")
         else:
-            held_until, pause_s = asked_at + ttl_s, ttl_s / 3
+            pause_s = ttl_s / 3
             if not is_ours:
                 lease.lose("another process took it over")
-    end.reschedule(loop.time())
+    end.reschedule(asyncio.get_running_loop().time())

@@ -187,6 +187,15 @@ class _MemoryCheckpoint:
         self._entry.acks.clear()
         return self._put(with_changes(record, {"upload_id": upload_id, "plan": plan}))
 
+    @property
+    def is_certainly_ours(self) -> bool:
+        """Whether the claim still holds."""
+        return not self.is_over
+
+    async def confirm(self) -> None:
+        """Make sure that it is still ours."""
+        self._require_held()
+
     def _put(self, record: UploadRecord) -> UploadRecord:
         assert self._entry is not None  # noqa: S101 - has a record
         self._state._forget_video(self._entry.record)

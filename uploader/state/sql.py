@@ -15,6 +15,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
+from uploader.clock import SystemClock
 from uploader.errors import ConfigurationError, LeaseLost, StateError, StateUnavailable
 from uploader.state.commits import AckWrite, Failure, GroupCommit
 from uploader.state.leases import Lease, Owner, kept_alive
@@ -82,6 +83,7 @@ class SqlState:
         self._lease_ttl_s = lease_ttl_s
         self._answer_timeout_s = answer_timeout_s
         self._flush_interval_s = flush_interval_s
+        self._clock = SystemClock()
         self._opened: _Opened | None = None
         self.notices: deque[str] = deque(maxlen=100)
 
@@ -175,13 +177,24 @@ class SqlState:
     async def _take(self, lease: Lease) -> Stored:
         """Take the lease and load what it protects."""
         opened = self._now_open()
+        asked_s = self._clock.elapsed_s()
         stored: Stored = await opened.commits.write(_Take(opened, lease, self._lease_ttl_s))
+        lease.held_until_s = asked_s + self._lease_ttl_s
         return stored
 
     async def _renew(self, lease: Lease) -> bool:
+        """Ask for another term; False if it is somebody else's by now."""
         from uploader.state import transactions as tx
 
-        return await self._run(partial(tx.renew, epoch=lease.epoch, ttl_s=self._lease_ttl_s))
+        asked_s = self._clock.elapsed_s()
+        is_ours = await self._run(partial(tx.renew, epoch=lease.epoch, ttl_s=self._lease_ttl_s))
+        if is_ours:
+            lease.held_until_s = asked_s + self._lease_ttl_s
+        return is_ours
+
+    def _is_certain(self, lease: Lease) -> bool:
+        """Renewed every third of its life, it has half of it left unless we were frozen."""
+        return lease.left_s() >= self._lease_ttl_s / 2
 
     async def _give_back(self, lease: Lease) -> None:
         """Give the lease back, also one that the thread takes after we gave up waiting.
@@ -436,6 +449,16 @@ class _SqlCheckpoint:
         record = await self._change(tx.restart_parts, {"upload_id": upload_id, "plan": plan})
         self._acks.clear()
         return record
+
+    @property
+    def is_certainly_ours(self) -> bool:
+        """Whether nobody else can have taken it over by now."""
+        return self._state._is_certain(self._lease)
+
+    async def confirm(self) -> None:
+        """Make sure that it is still ours, and for some time to come."""
+        if not self.is_certainly_ours and not await self._state._renew(self._lease):
+            raise self._lease.lose("another process took it over")
 
     async def _change(
         self, transaction: Callable[..., UploadRecord], changes: Mapping[str, Any]

@@ -58,6 +58,20 @@ class Checkpoint(Protocol):
         The former UploadId, if any, is kept as an `Orphan` until it is aborted.
         """
 
+    @property
+    def is_certainly_ours(self) -> bool:
+        """Whether nobody can have taken the upload over by now. Costs nothing to ask."""
+
+    async def confirm(self) -> None:
+        """Make sure that the upload is ours, for a good part of a lease to come.
+
+        For what OSS carries out once and for all: it knows no epoch to fence by.
+
+        Raises:
+            LeaseLost: another process has taken it over.
+            StateUnavailable: the lease is in doubt, and the store does not answer.
+        """
+
 
 class StateStore(Protocol):
     """Where uploads survive a crash. Use it as an async context manager."""

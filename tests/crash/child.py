@@ -1,0 +1,128 @@
+"""What the tests of this folder run in processes of their own, to be killed, frozen or raced.
+
+    python -m tests.crash.child < one JSON job a line > one pid a line
+
+A parent without threads forks one process per job: an interpreter takes a second to start, a
+fork some milliseconds, and the kernel treats both alike. A job's `do` names a function below;
+what it returns goes to the job's file `out` as JSON, and its end is seen in /proc.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+# Loaded once, before the forks; the package itself imports them late.
+import oss2.auth  # noqa: F401
+import sqlalchemy.dialects.sqlite  # noqa: F401
+from aliyunsdkcore.auth.composer import rpc_signature_composer  # noqa: F401
+
+import uploader.bulk
+import uploader.cli.app
+import uploader.cli.ingest
+import uploader.cli.pushing  # noqa: F401
+from tests.engine.harness import LOOPBACK, options
+from uploader import AccessKey, Uploader, VideoMeta, VodProvider, VodupError
+from uploader.state import SqlState
+from uploader.transport import AiohttpTransport  # noqa: F401
+
+Job = dict[str, Any]
+
+
+def uploader_for(job: Job) -> Uploader:
+    key = AccessKey(id=job["access_key_id"], secret=job["access_key_secret"])
+    given = {name: job[name] for name in ("concurrency", "stall_timeout_s") if name in job}
+    return Uploader(
+        VodProvider(key, endpoint=job["vod_endpoint"]),
+        state=SqlState(job["state"], lease_ttl_s=job.get("lease_ttl_s", 30.0)),
+        options=options(**given),
+        trust=LOOPBACK,
+    )
+
+
+async def upload(job: Job) -> Job:
+    """One upload; the result, or the error it ended with."""
+    try:
+        async with uploader_for(job) as up:
+            result = await up.upload(
+                job["source"], key=job.get("key"), meta=VideoMeta(title="A film")
+            )
+            return {"result": asdict(result)}
+    except VodupError as error:
+        return {"error": type(error).__name__, "message": str(error)}
+
+
+async def abort(job: Job) -> Job:
+    """Give an upload up."""
+    try:
+        async with uploader_for(job) as up:
+            await up.abort(job["key"])
+            return {"result": None}
+    except VodupError as error:
+        return {"error": type(error).__name__, "message": str(error)}
+
+
+def command(job: Job) -> Job:
+    """`vodup` with the job's words, in its folder and environment; the exit code."""
+    os.chdir(job["folder"])
+    os.environ.clear()
+    os.environ.update(job["env"])
+    said = os.open(job["said"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    sys.argv = ["vodup", *job["words"]]
+    from uploader.cli import main
+
+    try:
+        main()
+    except SystemExit as end:
+        return {"code": end.code or 0}
+    return {"code": 0}
+
+
+def _run(job: Job) -> Job:
+    if "at_s" in job:  # of a clock that all processes share
+        while time.monotonic() < job["at_s"]:
+            pass
+    if job["do"] == "command":
+        return command(job)
+    work: Callable[[Job], Any] = {"upload": upload, "abort": abort}[job["do"]]
+    return dict(asyncio.run(work(job)))
+
+
+def _live(job: Job) -> None:
+    """In the forked child: do the job, say how it ended, and never return."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        said = _run(job)
+        whole = Path(f"{job['out']}.new")
+        whole.write_text(json.dumps(said))
+        whole.rename(job["out"])
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+
+
+def main() -> None:
+    """Fork a process for each line of stdin; the kernel reaps them."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    for line in iter(sys.stdin.readline, ""):
+        job = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            _live(job)
+        print(pid, flush=True)
+
+
+if __name__ == "__main__":
+    main()
