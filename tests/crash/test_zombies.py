@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sqlite3
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
+
+import psycopg
 
 from tests.engine.harness import PART, Desk, until
 from uploader import UploadResult
@@ -23,10 +27,32 @@ TTL_S = 0.6
 SIZE = 24 * PART
 
 
-async def frozen(child: Child) -> None:
-    """Freeze it for as long as its lease lives."""
+async def frozen(child: Child, state: str) -> None:
+    """Freeze it for longer than its lease lives, at a moment when it holds no lock.
+
+    In mid-transaction it would keep its successor waiting: tests/state has that.
+    """
     child.signal(signal.SIGSTOP)
+    while await asyncio.to_thread(is_in_transaction, state):
+        child.signal(signal.SIGCONT)
+        await asyncio.sleep(0.003)
+        child.signal(signal.SIGSTOP)
     await asyncio.sleep(1.2 * TTL_S)
+
+
+def is_in_transaction(state: str) -> bool:
+    """Whether somebody is in the middle of a transaction."""
+    if not state.startswith("postgresql:"):
+        with closing(sqlite3.connect(state, timeout=0, isolation_level=None)) as database:
+            try:
+                database.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                return True
+            return False
+    with psycopg.connect(state) as connection:
+        asked = "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'"
+        row = connection.execute(asked).fetchone()
+        return row is not None and row[0] > 0
 
 
 async def take_over(desk: Desk, movie: Path, state: str) -> UploadResult:
@@ -49,7 +75,7 @@ async def test_frozen_while_sending(desk: Desk, nursery: Nursery, state_url: str
     job = job_of(desk, state_url, do="upload", source=str(movie), key="film", lease_ttl_s=TTL_S)
     zombie = nursery.start(**job)
     await until(lambda: desk.server.stats.parts_stored >= 5)
-    await frozen(zombie)
+    await frozen(zombie, state_url)
     desk.server.set_options(bandwidth=0.3e6)
     async with asyncio.TaskGroup() as group:
         successor = group.create_task(take_over(desk, movie, state_url))
@@ -78,7 +104,7 @@ async def test_frozen_while_completing(desk: Desk, nursery: Nursery, state_url: 
     job = job_of(desk, state_url, do="upload", source=str(movie), key="film", lease_ttl_s=TTL_S)
     zombie = nursery.start(**job)
     await until(lambda: desk.count(name) == 1)
-    await frozen(zombie)
+    await frozen(zombie, state_url)
     async with asyncio.TaskGroup() as group:
         successor = group.create_task(take_over(desk, movie, state_url))
         await until(lambda: desk.count(name) == 2)
@@ -104,7 +130,7 @@ async def test_frozen_while_giving_up(desk: Desk, nursery: Nursery, state_url: s
     asked = desk.count("RefreshUploadVideo")
     zombie = nursery.start(**job_of(desk, state_url, do="abort", key="film", lease_ttl_s=TTL_S))
     await until(lambda: desk.count("RefreshUploadVideo") > asked)
-    await frozen(zombie)
+    await frozen(zombie, state_url)
     desk.server.set_options(bandwidth=0.3e6)
     async with asyncio.TaskGroup() as group:
         successor = group.create_task(take_over(desk, movie, state_url))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import closing
 
 import pytest
 
@@ -65,3 +66,24 @@ async def test_a_url_nobody_understands_is_refused_without_the_password() -> Non
     with pytest.raises(ConfigurationError) as caught:
         await SqlState("postgresql://user:hunter2@host:port/db").__aenter__()
     assert "hunter2" not in str(caught.value)
+
+
+async def test_a_worker_frozen_in_mid_transaction_is_succeeded(pg: Place) -> None:
+    """Its locks would outlast its lease; the server ends its session first."""
+    import psycopg
+
+    async with pg.open() as store:
+        set_to = await store._run(lambda c: c.exec_driver_sql(ASKED).scalar_one())  # type: ignore[attr-defined]
+        assert set_to == "10s"
+        with closing(psycopg.connect(pg.url)) as frozen:
+            frozen.execute(b"SET idle_in_transaction_session_timeout = '1s'")
+            frozen.execute(b"UPDATE vodup_store SET epoch = epoch + 1")
+
+            async with store.claim("movie") as checkpoint:
+                assert checkpoint.record is None
+
+            with pytest.raises(psycopg.Error):
+                frozen.execute(b"SELECT 1")
+
+
+ASKED = "SHOW idle_in_transaction_session_timeout"

@@ -38,6 +38,10 @@ _BUSY_TIMEOUT_S: Final = 5.0
 _OPENING_WAIT_S: Final = 15.0
 _ADVISORY_LOCK: Final = 0x766F6475  # any number nobody else in the database uses
 _POSTGRES_SECONDS: Final = 20  # until a silent server counts as gone
+_FROZEN_SECONDS: Final = 10
+"""Until PostgreSQL ends a client that stopped in mid-transaction: its locks would keep others
+from taking its uploads over for as long as it is frozen. Ours take milliseconds; one that is
+ended and lives is done again on a new connection."""
 
 _NO_SPACE = "there is no space left at {where}."
 _SENTENCES: Final = {
@@ -367,6 +371,7 @@ def _postgres_arguments() -> dict[str, object]:
 def _configure_postgres(connection: Any, record: object) -> None:  # noqa: ANN401 - any driver's
     cursor = connection.cursor()
     cursor.execute(f"SET statement_timeout = '{_POSTGRES_SECONDS}s'")
+    cursor.execute(f"SET idle_in_transaction_session_timeout = '{_FROZEN_SECONDS}s'")
     # A server that acknowledges before its disk does would make "durable" untrue.
     cursor.execute(
         "SELECT set_config('synchronous_commit', 'on', false) "
