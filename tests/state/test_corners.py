@@ -20,6 +20,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from tests.state.conftest import Place, SqlitePlace, record
+from uploader.clock import SystemClock
 from uploader.errors import ConfigurationError, StateUnavailable, UploadLocked
 from uploader.state import PartAck, Phase, SqlState, files
 from uploader.state import transactions as tx
@@ -391,6 +392,7 @@ async def test_a_renewal_that_fails_once_costs_nothing() -> None:
         return True
 
     lease = Lease("movie")
+    lease.held_until_s = SystemClock().elapsed_s() + 0.3
     async with kept_alive(lease, renew, ttl_s=0.3):
         await is_enough.wait()
     assert lease.lost is None
