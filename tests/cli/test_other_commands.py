@@ -16,7 +16,7 @@ import pytest
 
 from tests.devserver.clients import Vod
 from uploader.cli.demo import demo
-from uploader.cli.options import Access, Output, Store, Transfer
+from uploader.cli.options import Access, Output, Store, Transfer, Urls
 from uploader.cli.pushing import resume
 from uploader.cli.recorded import Choice, clean
 from uploader.devserver import DevServer
@@ -107,7 +107,7 @@ def test_a_command_that_was_told_too_little_is_a_usage_error() -> None:
     with pytest.raises(ConfigurationError, match="Nothing was chosen"):
         clean(nothing, Store(), Access(), Output())
     with pytest.raises(ConfigurationError, match="Name the uploads"):
-        resume([], False, Store(), Access(), Transfer(), Output())
+        resume([], False, Urls(), Store(), Access(), Transfer(), Output())
     with pytest.raises(ConfigurationError, match="--size"):
         demo("1M", False, False)
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import http.server
+import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +54,33 @@ def killed(running: Running, *, when: Callable[[dict[str, Any]], bool] = is_unde
     running.process.send_signal(signal.SIGKILL)
     running.ended()
     running.producer.wait(10)  # type: ignore[attr-defined]
+
+
+@contextmanager
+def serving_in_thread(data: bytes) -> Iterator[tuple[str, list[str]]]:
+    """A plain web server without ranges; its URL, and what it was asked."""
+    asked: list[str] = []
+
+    class Answers(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            with suppress(OSError):
+                self.wfile.write(data)
+
+        def log_message(self, *_: object) -> None:
+            return None
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/movie.mp4?token=SECRET", asked
+        server.shutdown()
+        thread.join()
 
 
 def movie(cli: Cli) -> Path:
@@ -157,6 +188,37 @@ def test_resume_says_that_a_stream_has_to_come_again(cli: Cli, slow_server: DevS
     assert ended.last["error"] == "SourceNotRepeatable"
     assert not ended.last["resumable"]
     assert f"--key {key}" in ended.last["next_step"]
+
+
+def test_a_url_leads_to_no_private_address_and_is_shown_without_its_query(cli: Cli) -> None:
+    ended = cli.run("push", "http://127.0.0.1:9/movie.mp4?token=SECRET", "--json")
+
+    assert ended.code == 7
+    assert ended.last["error"] == "PolicyError"
+    assert "--allow-private-sources" in ended.last["next_step"]
+    assert "SECRET" not in ended.out + ended.err
+
+
+def test_a_url_is_stored_where_a_flag_allows_it_and_a_manifest_may_name_it(cli: Cli) -> None:
+    with serving_in_thread(DATA) as (url, asked):
+        ended = cli.run("push", url, "--allow-private-sources", "--json")
+        assert ended.code == 0, ended.err
+        assert cli.server.object_bytes(ended.last["video_id"]) == DATA
+        assert "SECRET" not in ended.out + ended.err
+
+        rows = [{"path": url, "key": "from-a-manifest"}, {"path": "file:///etc/passwd"}]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (cli.folder / "rows.jsonl").write_text(lines)
+        del asked[:]
+        words = ("ingest", "rows.jsonl", "--report", "done.jsonl", "--json", "--retries", "0")
+        refused = cli.run(*words)
+        assert asked == [], "what a row says allows nothing"
+        codes = {line["row"]: line["exit_code"] for line in refused.lines if "exit_code" in line}
+        assert codes == {1: 7, 2: 2}
+
+        allowed = cli.run(*words, "--allow-private-sources")
+        [done] = [line for line in allowed.lines if line["type"] == "row.done"]
+        assert cli.server.object_bytes(done["video_id"]) == DATA
 
 
 def test_a_command_is_started_and_judged_by_its_exit_status(cli: Cli) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Final
 
@@ -20,7 +20,7 @@ from uploader.errors import (
     VodupError,
 )
 from uploader.many import Outcome, UploadItem
-from uploader.sources import FileSource
+from uploader.sources import FileSource, Source, UrlPolicy, of_url
 
 from .ledger import Earlier, Ledger, Record, failure_record, success_record
 from .rows import Row, RowRules, is_url
@@ -49,6 +49,7 @@ class BatchOptions:
         stop_on_error: end at the first failure; what is under way can be resumed.
         max_duration_s: end after so long, the same way.
         overwrite: rows with a VideoId may replace the content of finished videos.
+        urls: where rows with URLs may lead; no row says so itself.
     """
 
     files: int | None = None
@@ -56,6 +57,7 @@ class BatchOptions:
     stop_on_error: bool = False
     max_duration_s: float | None = None
     overwrite: bool = False
+    urls: UrlPolicy = field(default_factory=UrlPolicy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +163,7 @@ class Batch:
         if meta is not None and meta.file_name is None and real_name and name != real_name:
             meta = replace(meta, file_name=name)  # what it is called here, not where a link leads
         return UploadItem(
-            source=FileSource(met.real_path, follow_symlinks=False) if met.real_path else row.path,
+            source=self._source(met),
             meta=meta,
             video_id=row.video_id,
             key=row.upload_key,
@@ -169,6 +171,11 @@ class Batch:
             size=met.size or None,
             tag=met,
         )
+
+    def _source(self, met: MetRow) -> Source:
+        if not met.real_path:
+            return of_url(met.row.path, policy=self._options.urls)
+        return FileSource(met.real_path, follow_symlinks=False)
 
     # --- outcomes into records ----------------------------------------------------------
 
@@ -251,7 +258,8 @@ def _met(row: Row, rules: RowRules, ledger: Ledger) -> MetRow:
 
 def _repeated(row: Row) -> ConfigurationError:
     return ConfigurationError(
-        f"{row.path} is there twice: an earlier row has the same key, VideoId or reference_id.",
+        f"{row.source_name} is there twice: an earlier row has the same key, VideoId or "
+        "reference_id.",
         next_step="Give each row a key of its own, or remove one.",
     )
 

@@ -134,7 +134,7 @@ class Tally:
         self.failed_count += 1
         self.codes[code] += 1
         self.errors[type(error).__name__] += 1
-        self.failures.append((row.path or row.where, error.message))
+        self.failures.append((row.source_name or row.where, error.message))
 
     # --- what it comes to ---------------------------------------------------------------
 

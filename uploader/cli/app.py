@@ -18,6 +18,7 @@ from uploader.cli.options import (
     Rows,
     Store,
     Transfer,
+    Urls,
     Which,
     WorkerFlags,
     flag,
@@ -60,7 +61,7 @@ def push(
     output: Output,
     paths: Annotated[
         list[str] | None,
-        typer.Argument(metavar="PATH|-...", help="Files to upload, or - for standard input."),
+        typer.Argument(metavar="PATH|URL|-...", help="Files, URLs, or - for standard input."),
     ] = None,
 ) -> None:
     """Upload files, each as a video. The same command again continues."""
@@ -191,6 +192,7 @@ def upgrade(store: Store, cluster: ClusterFlags, output: Output) -> None:
 @app.command()
 @grouped
 def resume(
+    urls: Urls,
     transfer: Transfer,
     access: Access,
     store: Store,
@@ -203,7 +205,7 @@ def resume(
     def work() -> int:
         from uploader.cli.pushing import resume
 
-        return resume(names or [], is_all, store, access, transfer, output)
+        return resume(names or [], is_all, urls, store, access, transfer, output)
 
     end(work, output)
 

@@ -66,7 +66,7 @@ class JsonBatch:
         fields = {
             "manifest": row.manifest,
             "row": row.number,
-            "path": row.path,
+            "path": row.source_name,
             "error": type(error).__name__,
             "message": error.message,
             "next_step": error.next_step,

@@ -1,4 +1,4 @@
-"""What `push` uploads: files, standard input, the output of a command."""
+"""What `push` uploads: files, URLs, standard input, the output of a command."""
 
 from __future__ import annotations
 
@@ -9,16 +9,24 @@ from collections.abc import Sequence
 from typing import Final
 
 from uploader import CommandInflow, MemoryWindow, Spool, StreamSource, UploadRecord
-from uploader.cli.options import Feed, parse_size
+from uploader.cli.options import Feed, Urls, parse_number, parse_size
 from uploader.errors import ConfigurationError, SourceNotRepeatable, UnsupportedState
 from uploader.protocol.documents import MalformedDocument
 from uploader.protocol.steps import StepPlan, read_plan
-from uploader.sources import AnySource, DescriptorInflow
+from uploader.sources import AnySource, DescriptorInflow, UrlPolicy, of_url
 from uploader.sources.inflows import Inflow
+from uploader.sources.policy import parsed_url, shown
 from uploader.sources.spool import KEPT_IN_SPOOL
 from uploader.sources.windows import KEPT_IN_MEMORY, Window
 
-__all__ = ["named_sources", "recorded_source", "source_of"]
+__all__ = [
+    "can_come_again",
+    "make_url_policy",
+    "named_sources",
+    "recorded_source",
+    "shown_name",
+    "source_of",
+]
 
 _STDIN: Final = "-"
 
@@ -37,11 +45,22 @@ def named_sources(paths: Sequence[str], feed: Feed) -> list[str]:
     return [_STDIN]
 
 
+def shown_name(name: str) -> str:
+    """A name as it may be printed: the query of a URL may be a presigned one."""
+    return shown(parsed_url(name)) if _is_http(name) else name
+
+
+def _is_http(name: str) -> bool:
+    return name.startswith(("http://", "https://"))
+
+
 def source_of(name: str, feed: Feed, file_name: str | None, *, has_video: bool) -> AnySource:
     """Return the source that a name on the command line means.
 
     `has_video`: there is a video already, so that VOD need not be told a file name.
     """
+    if "://" in name and not os.path.exists(name):
+        return of_url(name, policy=make_url_policy(feed))
     if name != _STDIN:
         return os.path.abspath(name)
     if file_name is None and not has_video:
@@ -56,6 +75,14 @@ def source_of(name: str, feed: Feed, file_name: str | None, *, has_video: bool) 
         name,
         window=_window(feed, name),
         expected_size=parse_size(expected, "--expected-size") if expected else None,
+    )
+
+
+def make_url_policy(urls: Urls) -> UrlPolicy:
+    """Return where URLs may lead."""
+    return UrlPolicy(
+        allow_private=urls.allow_private_sources,
+        max_redirects=parse_number(urls.max_redirects, "--max-redirects", least=0, most=20),
     )
 
 
@@ -94,8 +121,15 @@ def _window(feed: Feed, name: str) -> Window:
 # --- resuming by the record alone -------------------------------------------------------
 
 
-def recorded_source(record: UploadRecord) -> AnySource:
+def can_come_again(record: UploadRecord) -> bool:
+    """Whether a recorded upload is of a file or a URL, rather than of a stream that is gone."""
+    return os.path.isabs(record.source) or "://" in record.source
+
+
+def recorded_source(record: UploadRecord, urls: Urls) -> AnySource:
     """Return the source of a recorded upload; of a stream that came once, what stands for it."""
+    if "://" in record.source:
+        return of_url(record.source, policy=make_url_policy(urls))
     if os.path.isabs(record.source) and not _is_arriving(record):
         return record.source
     return StreamSource(_Absent(record.source, record.key), record.source)

@@ -19,6 +19,7 @@ from uploader.bulk.streams import Stream, files_from, folder_stream, manifest_st
 from uploader.bulk.tally import Tally
 from uploader.cli import exits
 from uploader.cli.batchview import BatchView, make_batch_view
+from uploader.cli.feeding import make_url_policy
 from uploader.cli.loop import run_async
 from uploader.cli.opening import make_options, make_provider, make_trust
 from uploader.cli.options import (
@@ -144,6 +145,7 @@ def _batch_options(flags: BatchFlags) -> BatchOptions:
         stop_on_error=flags.stop_on_error,
         max_duration_s=parse_duration_s(duration, "--max-duration") if duration else None,
         overwrite=flags.overwrite,
+        urls=make_url_policy(flags),
     )
 
 

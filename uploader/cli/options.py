@@ -31,6 +31,7 @@ __all__ = [
     "Rows",
     "Store",
     "Transfer",
+    "Urls",
     "Which",
     "WorkerFlags",
     "flag",
@@ -226,7 +227,20 @@ class Which:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Feed:
+class Urls:
+    """Where URLs may lead."""
+
+    allow_private_sources: Annotated[
+        bool,
+        flag("--allow-private-sources", help="URLs may lead to this machine and private networks."),
+    ] = False
+    max_redirects: Annotated[
+        str, flag("--max-redirects", metavar="N", help="How many a URL may take.")
+    ] = "5"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feed(Urls):
     """How what is no finished file is read."""
 
     pipe_command: Annotated[
@@ -305,7 +319,7 @@ class Rows:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BatchFlags:
+class BatchFlags(Urls):
     """How a batch is carried out and what is written of it."""
 
     files: Annotated[

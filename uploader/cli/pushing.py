@@ -18,7 +18,13 @@ from uploader import (
     decode_answer,
 )
 from uploader.cli import exits
-from uploader.cli.feeding import named_sources, recorded_source, source_of
+from uploader.cli.feeding import (
+    can_come_again,
+    named_sources,
+    recorded_source,
+    shown_name,
+    source_of,
+)
 from uploader.cli.loop import run_async
 from uploader.cli.opening import make_uploader
 from uploader.cli.options import (
@@ -29,6 +35,7 @@ from uploader.cli.options import (
     Output,
     Store,
     Transfer,
+    Urls,
     Which,
     parse_number,
     read_text,
@@ -79,7 +86,7 @@ def push(
         uploader = make_uploader(store, access, transfer, has_grant=grant is not None)
         return uploader, lambda _: _ready(jobs)
 
-    return _Push(output, names, keeps=store.state != "memory").run(prepare)
+    return _Push(output, [*map(shown_name, names)], keeps=store.state != "memory").run(prepare)
 
 
 def _jobs_of(
@@ -93,7 +100,7 @@ def _jobs_of(
     has_video = which.video_id is not None or grant is not None
     return [
         Job(
-            source=name,
+            source=shown_name(name),
             content=source_of(name, feed, describe.file_name, has_video=has_video),
             meta=meta,
             video_id=which.video_id,
@@ -127,7 +134,7 @@ def _require_single(paths: Sequence[str], which: Which, describe: Describe) -> N
         )
     if which.grant == "-" and "-" in paths:
         raise ConfigurationError("Standard input cannot be both the grant and the video.")
-    if len({os.path.abspath(path) for path in paths}) < len(paths):
+    if len({os.path.abspath(shown_name(path)) for path in paths}) < len(paths):
         raise ConfigurationError("The same path is given twice.")
 
 
@@ -143,6 +150,7 @@ def make_meta(describe: DescribeAll) -> VideoMeta:
 def resume(
     names: Sequence[str],
     is_all: bool,
+    urls: Urls,
     store: Store,
     access: Access,
     transfer: Transfer,
@@ -157,7 +165,7 @@ def resume(
 
     async def find_jobs(uploader: Uploader) -> list[Job]:
         records = await _named(uploader, names) if names else await _unfinished(uploader)
-        return [_job_of(record) for record in records]
+        return [_job_of(record, urls) for record in records]
 
     return _Push(output).run(lambda: (make_uploader(store, access, transfer), find_jobs))
 
@@ -166,7 +174,7 @@ async def _unfinished(uploader: Uploader) -> list[UploadRecord]:
     """Return what is to be continued, oldest first."""
     ended = {Phase.DONE, Phase.ABORTED}
     found = [s.record async for s in uploader.state.uploads() if s.record.phase not in ended]
-    return [record for record in reversed(found) if os.path.isabs(record.source)]
+    return [record for record in reversed(found) if can_come_again(record)]
 
 
 async def _named(uploader: Uploader, names: Sequence[str]) -> list[UploadRecord]:
@@ -180,10 +188,10 @@ async def _named(uploader: Uploader, names: Sequence[str]) -> list[UploadRecord]
     return records
 
 
-def _job_of(record: UploadRecord) -> Job:
+def _job_of(record: UploadRecord, urls: Urls) -> Job:
     return Job(
         source=record.source,
-        content=recorded_source(record),
+        content=recorded_source(record, urls),
         meta=_meta_of(record),
         video_id=record.video_id,
         key=record.key,

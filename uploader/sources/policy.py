@@ -14,7 +14,7 @@ from yarl import URL
 
 from uploader.errors import ConfigurationError, PolicyError
 
-__all__ = ["UrlPolicy", "identity_of", "is_public", "parsed_url", "shown"]
+__all__ = ["URL", "UrlPolicy", "identity_of", "is_public", "parsed_url", "shown"]
 
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052
 _V4_COMPATIBLE: Final = ipaddress.ip_network("::/96")  # RFC 4291, deprecated
