@@ -131,7 +131,9 @@ def _edited(stage: Stage) -> Outcome:
     stage.killed_after(10)
     before = stage.path.stat()
     with stage.path.open("r+b") as file:
-        file.write(bytes(1000))
+        for offset in (0, len(stage.content) - 1000):
+            file.seek(offset)
+            file.write(bytes(1000))
     os.utime(stage.path, ns=(before.st_atime_ns, before.st_mtime_ns))
     ended = stage.run()
     is_new = stage.objects() == [stage.path.read_bytes()]
