@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uploader.errors import IntegrityError
-from uploader.evidence import ABSENT, NOTHING, Receipts, is_same_part
+from uploader.evidence import ABSENT, NOTHING, PackageReceipts, Receipts, is_same_part
 from uploader.protocol.integrity import crc64
 from uploader.protocol.oss import ListedPart, ObjectFacts
 from uploader.protocol.plan import PartPlan, plan_parts
@@ -223,3 +223,67 @@ def test_incomplete_receipts_prove_nothing() -> None:
 def test_an_object_that_is_not_there_is_not_ours() -> None:
     assert not receipts_of(MOVIE).describe(ABSENT)
     assert not receipts_of(MOVIE).describe(NOTHING)
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        (ObjectFacts(None, None, 7, ""), f"its size is 7, ours is {len(MOVIE)}"),
+        (ObjectFacts(None, 7, None, ""), f"its CRC-64 is 7, ours is {crc64(MOVIE)}"),
+        (ObjectFacts("B-5", None, None, ""), f"its ETag is B-5, ours is {right_etag(MOVIE_ACKS)}"),
+    ],
+)
+def test_what_differs_is_named_with_both_figures(facts: ObjectFacts, said: str) -> None:
+    with pytest.raises(IntegrityError) as caught:
+        receipts_of(MOVIE).proof(facts)
+    assert caught.value.message == f"The object in OSS is not what was sent: {said}."
+
+
+def test_receipts_that_do_not_add_up_say_so() -> None:
+    receipts = receipts_of(MOVIE)
+    receipts.drop(2)
+    with pytest.raises(IntegrityError) as caught:
+        receipts.in_order()
+    said = "The receipts do not add up to the plan; nothing was completed."
+    assert caught.value.message == said
+
+
+def test_a_receipt_is_found_by_its_part() -> None:
+    receipts = receipts_of(MOVIE)
+    assert [receipts.of(number) for number in NUMBERS] == MOVIE_ACKS
+    assert receipts.of(99) is None
+
+
+@pytest.mark.parametrize("is_put", [True, False])
+def test_receipts_go_along_to_a_plan_with_the_same_parts(is_put: bool) -> None:
+    receipts = Receipts(plan_of(len(MOVIE)), MOVIE_ACKS[:3], is_put=is_put)
+    longer = receipts.under(plan_of(len(MOVIE) + PART))
+    assert (len(longer), longer.size, longer.is_put) == (3, receipts.size, is_put)
+    assert longer.plan.part_count == receipts.plan.part_count + 1
+    assert [part.number for part in longer.missing()] == [4, 5, 6]
+
+
+def test_a_package_is_proved_by_its_last_object() -> None:
+    package = PackageReceipts(plan_of(len(MOVIE)), MOVIE_ACKS)
+    last = MOVIE_ACKS[-1]
+    assert package.proving() == [last]
+    assert package.etag == last.md5
+    assert package.proof(ObjectFacts(None, last.crc64, last.size, "")) == "crc64"
+    assert package.proof(ObjectFacts(last.etag, None, None, "")) == "etag"
+    with pytest.raises(IntegrityError):
+        package.proof(ObjectFacts(None, crc64(MOVIE), len(MOVIE), ""))
+    package.drop(1)
+    assert not package.describe(ObjectFacts(None, last.crc64, last.size, ""))
+
+
+def test_the_joined_crc_follows_every_change() -> None:
+    receipts = receipts_of(MOVIE)
+    assert receipts.crc64 == crc64(MOVIE)
+    other = bytes(PART)
+    receipts.keep(ack_of(2, other))
+    assert receipts.crc64 == crc64(MOVIE[:PART] + other + MOVIE[2 * PART :])
+    receipts.drop(3)
+    with pytest.raises(IntegrityError):
+        assert receipts.crc64
+    receipts.keep(MOVIE_ACKS[2])
+    assert receipts.crc64 == crc64(MOVIE[:PART] + other + MOVIE[2 * PART :])

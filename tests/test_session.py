@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from email.utils import format_datetime
 from typing import Any
@@ -71,6 +71,8 @@ class FakeSigner:
     renewal_count: int = 0
     accepted_generations: list[int] = field(default_factory=list)
     offsets_s: list[float] = field(default_factory=list)
+    signed_for: list[Operation[Any]] = field(default_factory=list)
+    refused: list[SignedRequest] = field(default_factory=list)
     unready_count: int = 0
     prepare_count: int = 0
     on_renew: Callable[[], None] = lambda: None
@@ -86,6 +88,7 @@ class FakeSigner:
     def sign(self, operation: Operation[Any], *, clock_offset_s: float) -> SignedRequest:
         assert self.slots.held == 1
         self.offsets_s.append(clock_offset_s)
+        self.signed_for.append(operation)
         return SignedRequest("PUT", f"https://h/{len(self.offsets_s)}", {}, None, self.generation)
 
     def is_aged(self, signed: SignedRequest) -> bool:
@@ -94,6 +97,7 @@ class FakeSigner:
     async def renew(self, refused: SignedRequest) -> None:
         assert self.slots.held == 0
         self.on_renew()
+        self.refused.append(refused)
         self.renewal_count += 1
         self.generation += 1
 
@@ -147,6 +151,7 @@ class Rig:
         self.clock = WatchedClock(self.slots, wrong_by_s=wrong_by_s)
         self.signer = FakeSigner(self.slots)
         self.sent: list[SignedRequest] = []
+        self.answer_timeouts_s: list[float] = []
         self.retried: list[Retried] = []
         self.slow_down_count = 0
         self.session = Session(
@@ -166,6 +171,7 @@ class Rig:
     async def send(self, request: SignedRequest, *, answer_timeout_s: float) -> Response:
         assert self.slots.held == 1
         self.sent.append(request)
+        self.answer_timeouts_s.append(answer_timeout_s)
         await asyncio.sleep(0)
         self.clock.now_s += self.seconds_per_answer
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
@@ -507,3 +513,62 @@ async def test_listeners_hear_what_was_mended() -> None:
     (told,) = rig.retried
     assert (told.operation, told.part_number, told.pause_s) == ("UploadPart", 17, 0.5)
     assert told.failure.code == "InternalError"
+
+
+@pytest.mark.parametrize(
+    ("answer", "verdict"),
+    [
+        (refused(403, "SecurityTokenExpired"), Verdict.RENEW),
+        (skewed(server_ahead_s=0), Verdict.FIX_CLOCK),
+    ],
+)
+async def test_listeners_hear_what_is_mended_without_a_pause(
+    answer: Response, verdict: Verdict
+) -> None:
+    rig = Rig([answer, OK])
+    await rig.call()
+    (told,) = rig.retried
+    assert (told.verdict, told.pause_s) == (verdict, 0.0)
+    assert told.failure.code == answer.headers["x-code"]
+
+
+async def test_the_refused_request_is_what_is_renewed_for() -> None:
+    rig = Rig([refused(403, "SecurityTokenExpired"), OK])
+    await rig.call()
+    assert rig.signer.refused == rig.sent[:1]
+
+
+async def test_the_operation_is_what_is_signed_and_how_long_it_is_waited_for() -> None:
+    slow = replace(OPERATION, answer_timeout_s=77.0)
+    rig = Rig([BROKEN, OK])
+    await rig.call(slow)
+    assert rig.signer.signed_for == [slow, slow]
+    assert rig.answer_timeouts_s == [77.0, 77.0]
+
+
+async def test_credentials_in_vain_are_told_with_what_would_help() -> None:
+    error = await Rig([refused(403, "SecurityTokenExpired")]).fails(CredentialsRejected)
+    assert str(error) == (
+        "Refused with SecurityTokenExpired. So were 5 credentials in a row. "
+        "Use a smaller --part-size or more bandwidth: a part must be sent within the life of one "
+        "credential. Then run the same command again."
+    )
+
+
+async def test_a_clock_nobody_can_fix_is_told_with_what_would_help() -> None:
+    error = await Rig([refused(403, "RequestTimeTooSkewed")]).fails(ServiceError)
+    assert error.next_step == "Set the clock of this machine, then run the same command again."
+
+
+async def test_patience_that_is_just_enough_is_enough() -> None:
+    rig = Rig([refused(500, "InternalError", retry_after="60"), OK])
+    rig.session = Session(
+        rig,
+        rig.signer,
+        clock=rig.clock,
+        is_vod=False,
+        slot=rig.slots.slot,
+        retry=RetryPolicy(patience_s=60.0),
+    )
+    assert await rig.call() == "done"
+    assert rig.clock.pauses == [60.0]
