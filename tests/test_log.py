@@ -7,6 +7,7 @@ import json
 import logging
 import subprocess
 import sys
+import types
 from collections.abc import Iterator
 
 import pytest
@@ -210,3 +211,10 @@ def test_without_structlog_the_standard_logger_decides(caplog: pytest.LogCapture
 def test_a_logger_that_does_not_say_is_told_everything() -> None:
     structlog.configure(wrapper_class=structlog.stdlib.BoundLogger)
     assert is_heard(logging.DEBUG)
+
+
+def test_a_structlog_that_another_thread_is_loading_is_not_configured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "structlog", types.ModuleType("structlog"))
+    assert not is_heard(logging.DEBUG)

@@ -103,8 +103,9 @@ def is_heard(level: int) -> bool:
     """
     if _asked:
         return bool(level >= _asked[-1].keywords["level"])
-    structlog = sys.modules.get("structlog")
-    if structlog is None or not structlog.is_configured():
+    # Another thread may be loading it right now: a module without its names is not configured.
+    is_configured = getattr(sys.modules.get("structlog"), "is_configured", None)
+    if is_configured is None or not is_configured():
         return logging.getLogger(_NAME).isEnabledFor(level)
     try:
         return bool(get_logger().is_enabled_for(level))
