@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 
@@ -12,3 +13,10 @@ def wait_until(is_true: Callable[[], object], *, within_s: float = 30.0) -> None
     while not is_true():
         assert time.monotonic() < deadline, f"not within {within_s:g} s"
         time.sleep(0.02)
+
+
+async def until(is_true: Callable[[], object], *, within_s: float = 30.0) -> None:
+    """The same, on a loop."""
+    async with asyncio.timeout(within_s):
+        while not is_true():  # noqa: ASYNC110 - others tell nobody
+            await asyncio.sleep(0.01)

@@ -49,7 +49,7 @@ class Desk:
 
 async def queue_on(url: str, stack: AsyncExitStack) -> Queue:
     pool = await stack.enter_async_context(open_pool(url))
-    app, queue = make_queue(5)
+    app, queue = make_queue(10)
     await app.connector.open_async(pool)
     return queue
 

@@ -1,0 +1,95 @@
+"""What becomes of a row that failed, and a database that dies in the middle of a question."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+from procrastinate.exceptions import ConnectorException
+
+from tests.cluster.test_fence import queue_on
+from tests.postgres import temporary_postgres
+from uploader.bulk.rows import Row
+from uploader.cluster.worker import WorkerOptions, _judge, _Taken
+from uploader.errors import (
+    CallerNotAuthenticated,
+    IntegrityError,
+    LeaseLost,
+    SourceChanged,
+    SourceUnreadable,
+    StateUnavailable,
+    TransportError,
+    UnsupportedState,
+    UploadLocked,
+    VodupError,
+)
+
+OPTIONS = WorkerOptions(heartbeat_s=10, tries=10)
+
+
+def judged(error: VodupError, **taken: Any) -> tuple[float | None, bool]:
+    values: dict[str, Any] = {"failure_count": 0, "is_shared": True}
+    verdict = _judge(error, _Taken("00", {}, Row("m", 1), **values | taken), OPTIONS)
+    return verdict.wait_s, verdict.is_failure
+
+
+@pytest.mark.parametrize("kind", [UploadLocked, LeaseLost])
+@pytest.mark.parametrize("failures", [0, 500])
+def test_what_another_one_works_on_is_given_back_and_never_fails(
+    kind: type[VodupError], failures: int
+) -> None:
+    wait_s, is_failure = judged(kind("x"), failure_count=failures)
+    assert wait_s == OPTIONS.heartbeat_s
+    assert not is_failure
+
+
+@pytest.mark.parametrize("kind", [CallerNotAuthenticated, UnsupportedState])
+def test_what_would_meet_every_row_here_fails_none(kind: type[VodupError]) -> None:
+    assert judged(kind("x"), failure_count=500) == (0, False)
+
+
+@pytest.mark.parametrize("error", [TransportError("x", is_sent=True), StateUnavailable("x")])
+def test_what_may_pass_is_tried_again_ever_later_and_fails_in_the_end(error: VodupError) -> None:
+    waits = [judged(error, failure_count=count)[0] for count in range(10)]
+    assert waits[-1] is None
+    times = [wait for wait in waits if wait is not None]
+    assert len(times) == 9
+    assert times[0] < 7
+    assert all(wait <= 600 * 1.25 for wait in times)
+    assert times[5] > times[0] * 8
+
+
+@pytest.mark.parametrize("error", [SourceChanged("x"), IntegrityError("x"), VodupError("x")])
+def test_what_stays_ends_the_row_at_once(error: VodupError) -> None:
+    assert judged(error)[0] is None
+
+
+def test_a_shared_file_that_is_missing_here_is_left_to_others_twice() -> None:
+    missing = SourceUnreadable("x")
+    assert [judged(missing, failure_count=n)[0] is None for n in range(3)] == [False, False, True]
+    assert judged(missing, is_shared=False)[0] is None
+
+
+async def test_a_question_during_which_the_database_dies_is_asked_again() -> None:
+    with temporary_postgres(restart_pause_s=0.1) as database:
+        async with AsyncExitStack() as stack:
+            queue = await queue_on(database.url, stack)
+            ask = queue.connector.execute_query_all_async
+            asking = asyncio.ensure_future(ask("SELECT pg_sleep(0.7)::text, 1 AS one"))
+            await asyncio.sleep(0.3)
+            pid = int((database.folder / "data" / "postmaster.pid").read_text().split()[0])
+            os.kill(pid, signal.SIGQUIT)
+            assert [row["one"] for row in await asking] == [1]
+
+
+async def test_a_wrong_question_is_not_asked_again() -> None:
+    with temporary_postgres() as database:
+        async with AsyncExitStack() as stack:
+            queue = await queue_on(database.url, stack)
+            async with asyncio.timeout(4):  # less than its patience
+                with pytest.raises(ConnectorException):
+                    await queue.connector.execute_query_all_async("SELECT * FROM no_such_table")
