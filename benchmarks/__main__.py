@@ -40,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _check(arguments.out)
     if arguments.quote:
         return quotes.write(arguments.out, ROOT)
+    if arguments.take:
+        report.take(arguments.out, arguments.take)
+        return 0
     if not has_compiler():
         print("benchmarks: they need a C compiler (Debian: apt install gcc)", file=sys.stderr)
         return 2
@@ -61,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--check", action="store_true", help="compare the last results")
     parser.add_argument("--quote", action="store_true", help="copy the results into the docs")
+    parser.add_argument("--take", type=Path, metavar="DIR", help="merge results written there")
     parser.add_argument("--no-peers", action="store_true", help="do not install the peers")
     parser.add_argument("--dir", type=Path, help="where the files to upload are made")
     parser.add_argument("--out", type=Path, default=_RESULTS, help="where results are written")

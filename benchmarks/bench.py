@@ -92,7 +92,6 @@ ALL: Final = Scale(
         (1 * GB, 8, "cold", 5),
         (100 * MB, 8, "warm", 5),
         (8 * GB, 8, "warm", 3),
-        (8 * GB, 16, "warm", 3),
     ),
     rounds=5,
     slow_share=5,

@@ -27,7 +27,7 @@ def measure(bench: Bench, section: Section) -> None:
 
 def _grow_size(bench: Bench, section: Section) -> None:
     table = Table(
-        "vodup (library), http, 8 connections, part size automatic, sparse files",
+        "vodup (library), http, 16 connections, part size automatic, sparse files",
         ["GB", "CPU s", "CPU-s/GB", "GB/s", "peak MiB", "above import"],
     )
     runs = _grow(bench, table, bench.scale.growth_sizes, lambda size: size, part_size=0)
@@ -44,7 +44,7 @@ def _grow_size(bench: Bench, section: Section) -> None:
 
 def _grow_parts(bench: Bench, section: Section) -> None:
     table = Table(
-        "vodup (library), http, 8 connections, parts of 100 KiB",
+        "vodup (library), http, 16 connections, parts of 100 KiB",
         ["parts", "CPU s", "CPU ms a part", "parts/s", "above import"],
     )
     counts = bench.scale.part_counts
@@ -74,7 +74,7 @@ def _grow(
 
     def run(step: int) -> Run:
         bench.say(f"growth: {step:,}")
-        task = Task((paths[step],), part_size=part_size, timeout_s=600)
+        task = Task((paths[step],), connections=16, part_size=part_size, timeout_s=600)
         return bench.track.run(by_name("vodup (library)"), task)
 
     note = lambda step, error: table.notes.append(f"{step:,}: {error}.")  # noqa: E731

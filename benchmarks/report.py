@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import ssl
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,17 @@ from benchmarks.measure import ROOT
 from benchmarks.targets import check
 from benchmarks.transfer import overview
 
-__all__ = ["facts", "figures", "machine", "markdown_table", "merge", "read", "rows_of", "write"]
+__all__ = [
+    "facts",
+    "figures",
+    "machine",
+    "markdown_table",
+    "merge",
+    "read",
+    "rows_of",
+    "take",
+    "write",
+]
 
 _Document = dict[str, Any]
 
@@ -94,17 +105,43 @@ def merge(
     Args:
         is_whole: these sections were measured whole: what else they once held goes.
     """
-    if earlier is None or earlier["machine"] != here:  # figures of two machines do not mix
-        earlier = {"sections": {}, "versions": {}}
-    kept: dict[str, Any] = earlier["sections"]
+    document = _earlier_of(earlier, here, versions)
     for section in sections:
-        former = {} if is_whole else kept.get(section.name, {}).get("pieces", {})
-        pieces = former | {key: _piece(piece) for key, piece in section.pieces.items()}
+        pieces = {key: _piece(piece) for key, piece in section.pieces.items()}
         if pieces:
             head = {"title": section.title, "notes": section.notes}
-            kept[section.name] = {**head, "pieces": pieces}
+            former = document["sections"].get(section.name, {}).get("pieces", {})
+            pieces = pieces if is_whole else former | pieces
+            document["sections"][section.name] = {**head, "pieces": pieces}
+    return document
+
+
+def _earlier_of(
+    earlier: _Document | None, here: Mapping[str, Any], versions: Mapping[str, str]
+) -> _Document:
+    """What stays; figures of two machines do not mix."""
+    if earlier is None or earlier["machine"] != here:
+        earlier = {"sections": {}, "versions": {}}
     known = earlier["versions"] | dict(versions)
-    return {"machine": dict(here), "versions": known, "sections": kept}
+    return {"machine": dict(here), "versions": known, "sections": dict(earlier["sections"])}
+
+
+def take(folder: Path, other: Path) -> Path:
+    """Put the pieces of the results in `other` in the place of those in `folder`.
+
+    Raises:
+        FileNotFoundError: there are no results in `other`.
+    """
+    if (taken := read(other)) is None:
+        raise FileNotFoundError(other / "results.json")
+    document = _earlier_of(read(folder), taken["machine"], taken["versions"])
+    for name, section in taken["sections"].items():
+        former = document["sections"].get(name, {}).get("pieces", {})
+        document["sections"][name] = section | {"pieces": former | section["pieces"]}
+    folder.mkdir(parents=True, exist_ok=True)
+    for plot in other.glob("*.svg"):
+        shutil.copy(plot, folder)
+    return write(folder, document, [])
 
 
 def _piece(piece: Piece) -> dict[str, Any]:

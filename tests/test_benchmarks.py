@@ -297,6 +297,20 @@ def test_writing_results_removes_plots_that_nothing_names(tmp_path: Path) -> Non
     assert "| vodup | today |" in (tmp_path / "results.md").read_text()
 
 
+def test_results_from_another_folder_take_the_place_of_their_pieces(tmp_path: Path) -> None:
+    for day, keys in (("monday", ("http", "https")), ("tuesday", ("https",))):
+        section = section_with(*keys, date=day)
+        document = report.merge(None, HERE, {}, [section], is_whole=True)
+        report.write(tmp_path / day, document, [section])
+
+    report.take(tmp_path / "monday", tmp_path / "tuesday")
+
+    merged = report.read(tmp_path / "monday")
+    assert merged is not None
+    assert dates(merged) == {"http": "monday", "https": "tuesday"}
+    assert {path.name for path in (tmp_path / "monday").glob("*.svg")} == {"http.svg", "https.svg"}
+
+
 @pytest.mark.parametrize(
     ("only", "is_wanted"),
     [
