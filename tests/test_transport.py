@@ -983,10 +983,15 @@ def test_what_the_kernel_does_not_take_is_not_copied() -> None:
     """A transport copies what it is given and cannot send: 16 KiB rather than a unit."""
 
     async def fill_up(loop: WatchedLoop) -> int:
-        async with serving(_never_reads) as server, a_transport(unit_size=8 * MIB) as transport:
+        async with (
+            serving(_never_reads) as server,
+            a_transport(unit_size=8 * MIB, stall_timeout_s=20) as transport,
+        ):
             sending = asyncio.ensure_future(send(transport, server.url, bytes(40 * MIB)))
-            await asyncio.sleep(0.15)
-            held = max(made.get_write_buffer_size() for made in loop.made)
+            held = 0
+            while not held:
+                await asyncio.sleep(0.05)  # long enough for more than the first piece
+                held = max(made.get_write_buffer_size() for made in loop.made)
             sending.cancel()
             await asyncio.wait([sending])
         return held

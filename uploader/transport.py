@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Final
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
 import aiohttp
 from aiohttp.http import StreamWriter
@@ -384,10 +384,10 @@ class _Outflow(Payload):
             raise aiohttp.ClientConnectionResetError("the connection was lost before the body")
         self.transport = writer.transport
         self._drain_to_the_last_byte(self.transport)
-        self._sockets.fit_to_path(self.transport)
+        own_socket = self._sockets.fitted(self.transport)
         if self.handed_size == 0 and (self._size or 0) > SMALL_BODY_SIZE:
             writer.send_headers()  # aiohttp would copy the first unit to join it with them
-            self._socket = self._sockets.past(self.transport)
+            self._socket = None if _is_tls(self.transport) else own_socket
         try:
             while not self.is_complete:
                 await self._hand_over_unit(writer, self.transport)
@@ -465,8 +465,7 @@ class _Outflow(Payload):
 
         Over TLS a high-water mark of 0 counts an empty buffer as full and hangs.
         """
-        is_tls = transport.get_extra_info("sslcontext") is not None
-        transport.set_write_buffer_limits(high=1 if is_tls else 0, low=0)
+        transport.set_write_buffer_limits(high=1 if _is_tls(transport) else 0, low=0)
 
     @staticmethod
     def _is_flushed(transport: asyncio.Transport) -> bool:
@@ -486,6 +485,10 @@ class _Outflow(Payload):
             await writer.drain()
         while not (self._is_flushed(transport) or transport.is_closing()):  # noqa: ASYNC110
             await asyncio.sleep(0.001)  # a loop of another make whose `drain` comes back early
+
+
+def _is_tls(transport: asyncio.Transport) -> bool:
+    return transport.get_extra_info("sslcontext") is not None
 
 
 # --- the answer comes in --------------------------------------------------------------
@@ -738,6 +741,7 @@ class _Sockets:
         self._options = _socket_options(notsent_lowat, stall_timeout_s)
         self._serials = count(1)
         self._made: WeakKeyDictionary[socket.socket, int] = WeakKeyDictionary()
+        self._by_number: WeakValueDictionary[int, socket.socket] = WeakValueDictionary()
         self._fitted: WeakSet[socket.socket] = WeakSet()
         self.congestion = ""
 
@@ -749,35 +753,29 @@ class _Sockets:
             _set_option(made, option, value)
         self.congestion = _choose_congestion(made, self._wanted_congestion)
         self._made[made] = next(self._serials)
+        self._by_number[made.fileno()] = made
         return made
 
-    def past(self, transport: asyncio.Transport) -> socket.socket | None:
-        """The socket of `transport`, if bytes can be sent past that.
+    def fitted(self, transport: asyncio.Transport) -> socket.socket | None:
+        """The socket of `transport`, fit for its path; None where it cannot be used directly.
 
-        Not under TLS, and not where sending means more than a system call.
+        Near peers are sent to without bbr: its pacing costs a timer for every few segments
+        (loopback: 0.05 CPU-s/GB), and there a loss is made good at once. Decided once for
+        each connection, by the round trip of its handshake.
         """
-        is_tls = transport.get_extra_info("sslcontext") is not None
-        return None if is_tls or sys.platform == "win32" else self._behind(transport)
-
-    def fit_to_path(self, transport: asyncio.Transport) -> None:
-        """Do without bbr's pacing where the peer is near: a loss is made good at once there.
-
-        It costs a timer for every few segments (loopback: 0.05 CPU-s/GB), and wins where
-        losses are dear. Once for each connection, by the round trip of its handshake.
-        """
-        sock = self._behind(transport)
-        if sock is None or sock in self._fitted:
-            return
-        self._fitted.add(sock)
-        info = _tcp_info(sock)
-        if info is not None and info.rtt_us < NEAR_RTT_US and self._wanted_congestion == "bbr":
-            _choose_congestion(sock, "cubic")
-
-    def _behind(self, transport: asyncio.Transport) -> socket.socket | None:
-        """Ours, not what the transport shows of it."""
         shown = transport.get_extra_info("socket")
-        number = -1 if shown is None else shown.fileno()
-        return next((sock for _, sock in self.open() if sock.fileno() == number), None)
+        made = None if shown is None else self._by_number.get(shown.fileno())
+        if made is None or made.fileno() < 0 or sys.platform == "win32":
+            return None
+        if made not in self._fitted:
+            self._fitted.add(made)
+            self._leave_bbr_if_near(made)
+        return made
+
+    def _leave_bbr_if_near(self, made: socket.socket) -> None:
+        info = _tcp_info(made)
+        if info is not None and info.rtt_us < NEAR_RTT_US and self._wanted_congestion == "bbr":
+            _choose_congestion(made, "cubic")
 
     def open(self) -> list[tuple[int, socket.socket]]:
         """Those not closed yet, each with its number."""
