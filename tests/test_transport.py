@@ -954,16 +954,27 @@ def _has_congestion(name: str) -> bool:
 
 @pytest.mark.skipif(not _has_congestion("bbr"), reason="this kernel does not let us use bbr")
 @pytest.mark.parametrize("is_tls", [False, True])
-async def test_a_near_peer_is_sent_to_without_bbr(authority: Authority, is_tls: bool) -> None:
+@pytest.mark.parametrize(("near_rtt_s", "expected"), [(1.0, "cubic"), (0.0, "bbr")])
+async def test_bbr_is_for_peers_that_are_far(
+    authority: Authority, is_tls: bool, near_rtt_s: float, expected: str
+) -> None:
     tls = authority.server("127.0.0.1") if is_tls else None
     async with (
         serving(echo_checksums, tls=tls) as server,
-        a_transport(congestion="bbr", ca_file=authority.ca_file) as transport,
+        a_transport(near_rtt_s=near_rtt_s, ca_file=authority.ca_file) as transport,
     ):
-        await send(transport, server.url, BIG)
-        assert transport.facts().congestion == "cubic"
+        answer = await send(transport, server.url, BIG)
         (link,) = transport.sample()
-        assert link.is_slowed_by_loss
+        assert link.is_slowed_by_loss == (expected == "cubic")
+        assert transport.facts().congestion == expected
+    assert answer.headers["x-crc"] == str(answer.sent.crc64)
+
+
+@pytest.mark.skipif(not _has_congestion("bbr"), reason="this kernel does not let us use bbr")
+async def test_a_connection_without_bodies_is_fitted_when_it_is_asked_for() -> None:
+    async with serving(echo_checksums) as server, a_transport(near_rtt_s=0.0) as transport:
+        await send(transport, server.url, method="GET")
+        assert transport.facts().congestion == "bbr"
 
 
 class WatchedLoop(asyncio.SelectorEventLoop):
@@ -991,9 +1002,10 @@ def test_what_the_kernel_does_not_take_is_not_copied() -> None:
             held = 0
             while not held:
                 await asyncio.sleep(0.05)  # long enough for more than the first piece
-                held = max(made.get_write_buffer_size() for made in loop.made)
+                held = max((made.get_write_buffer_size() for made in loop.made), default=0)
             sending.cancel()
-            await asyncio.wait([sending])
+            with suppress(asyncio.CancelledError):
+                await sending
         return held
 
     loop = WatchedLoop()

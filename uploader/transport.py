@@ -56,10 +56,6 @@ TURN_SIZE: Final = 1024 * 1024
 WAITING_SIZE: Final = 16 * 1024
 """Bytes a transport is given so as to tell when the kernel takes more; it copies them."""
 
-NEAR_RTT_US: Final = 1000
-"""A peer that answers within this is in the same building. Larger gives up bbr's strength on
-lossy paths; smaller pays for it where there is no path to speak of."""
-
 CLOSE_TIMEOUT_S: Final = 5.0
 """Connections are cut, not shut down politely; only a DNS query could last this long."""
 
@@ -96,7 +92,10 @@ class AiohttpTransport:
             overhead shows (TLS: +20 % CPU at 128 KiB); above 1 MiB the caches overflow,
             and memory is this times the number of bodies under way.
         congestion: TCP congestion control to ask for; None for the system's. Where the
-            kernel refuses, the system's stays. "cubic" gives way on lossy links.
+            kernel refuses, the system's stays. "cubic" gives way on lossy links. "bbr" is
+            for peers that are far away, others get "cubic".
+        near_rtt_s: a peer whose handshake takes less is near. Too large gives up bbr's
+            strength on lossy paths; too small pays for its pacing within a data centre.
         notsent_lowat: bytes the kernel may hold unsent, at least one unit: less cuts
             every unit into pieces. Too large costs kernel memory and sends on after a
             refusal. None for no limit.
@@ -115,6 +114,7 @@ class AiohttpTransport:
         ca_file: Path | None = None,
         unit_size: int = 512 * 1024,
         congestion: str | None = "bbr",
+        near_rtt_s: float = 0.001,
         notsent_lowat: int | None = 512 * 1024,
         keepalive_s: float = 15.0,
         proxy: str | None = None,
@@ -127,7 +127,7 @@ class AiohttpTransport:
         self._proxy = proxy
         self._buffers = _Buffers(unit_size)
         lowat = None if notsent_lowat is None else max(notsent_lowat, unit_size)
-        self._sockets = _Sockets(congestion, lowat, stall_timeout_s)
+        self._sockets = _Sockets(congestion, near_rtt_s, lowat, stall_timeout_s)
         self._opening = asyncio.Lock()
         self._session: aiohttp.ClientSession | None = None
         self._is_closed = False
@@ -157,6 +157,8 @@ class AiohttpTransport:
     def facts(self) -> ConnectionFacts:
         """What is in use right now."""
         sockets = [sock for _, sock in self._sockets.open()]
+        for sock in sockets:
+            self._sockets.fit(sock)
         used = next(filter(None, map(_congestion_of, sockets)), self._sockets.congestion)
         return ConnectionFacts(used, len(sockets))
 
@@ -735,9 +737,15 @@ class _Sockets:
     """Makes our sockets and remembers the open ones. Mutable."""
 
     def __init__(
-        self, congestion: str | None, notsent_lowat: int | None, stall_timeout_s: float
+        self,
+        congestion: str | None,
+        near_rtt_s: float,
+        notsent_lowat: int | None,
+        stall_timeout_s: float,
     ) -> None:
-        self._wanted_congestion = congestion
+        self._far_congestion = "bbr" if congestion == "bbr" else None
+        self._first_congestion = "cubic" if self._far_congestion else congestion
+        self._near_rtt_us = near_rtt_s * 1e6
         self._options = _socket_options(notsent_lowat, stall_timeout_s)
         self._serials = count(1)
         self._made: WeakKeyDictionary[socket.socket, int] = WeakKeyDictionary()
@@ -751,31 +759,35 @@ class _Sockets:
         made = socket.socket(family=family, type=kind, proto=protocol)
         for option, value in self._options:
             _set_option(made, option, value)
-        self.congestion = _choose_congestion(made, self._wanted_congestion)
+        self.congestion = _choose_congestion(made, self._first_congestion)
         self._made[made] = next(self._serials)
         self._by_number[made.fileno()] = made
         return made
 
     def fitted(self, transport: asyncio.Transport) -> socket.socket | None:
-        """The socket of `transport`, fit for its path; None where it cannot be used directly.
-
-        Near peers are sent to without bbr: its pacing costs a timer for every few segments
-        (loopback: 0.05 CPU-s/GB), and there a loss is made good at once. Decided once for
-        each connection, by the round trip of its handshake.
-        """
+        """The socket of `transport`, fit for its path; None where it is not ours to use."""
         shown = transport.get_extra_info("socket")
         made = None if shown is None else self._by_number.get(shown.fileno())
         if made is None or made.fileno() < 0 or sys.platform == "win32":
             return None
-        if made not in self._fitted:
-            self._fitted.add(made)
-            self._leave_bbr_if_near(made)
+        self.fit(made)
         return made
 
-    def _leave_bbr_if_near(self, made: socket.socket) -> None:
+    def fit(self, made: socket.socket) -> None:
+        """Go over to bbr where the peer is far; once for each connection.
+
+        Near ones keep what they began with: bbr's pacing costs a timer for every few
+        segments, and there a loss is made good at once. The other way round does not work,
+        for a socket that once was paced stays so. The round trip is the handshake's.
+        """
+        if self._far_congestion is None or made in self._fitted:
+            return
         info = _tcp_info(made)
-        if info is not None and info.rtt_us < NEAR_RTT_US and self._wanted_congestion == "bbr":
-            _choose_congestion(made, "cubic")
+        if info is None or info.rtt_us == 0:
+            return  # there is no connection yet
+        self._fitted.add(made)
+        if info.rtt_us >= self._near_rtt_us:
+            self.congestion = _choose_congestion(made, self._far_congestion)
 
     def open(self) -> list[tuple[int, socket.socket]]:
         """Those not closed yet, each with its number."""
