@@ -102,6 +102,8 @@ LINES = (
     _hand("engine"),
     _hand("blocking", "anyio"),
     # on top
+    _hand("metrics", "prometheus_client"),
+    _hand("tracing", "opentelemetry"),
     _hand("bulk.*", "aiohttp", "pyarrow"),
     _hand("cluster.*", "procrastinate", "psycopg", "psycopg_pool"),
     _hand(ROOT),

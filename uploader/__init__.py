@@ -55,7 +55,9 @@ if TYPE_CHECKING:
         CredentialsRenewed,
         Event,
         PartsAdopted,
+        PartStored,
         RequestRetried,
+        UploadCancelled,
         UploadFailed,
         UploadFinished,
         UploadProgress,
@@ -122,6 +124,7 @@ __all__ = [
     "NewVideo",
     "Outcome",
     "OverwriteRefused",
+    "PartStored",
     "PartsAdopted",
     "PermissionDenied",
     "PolicyError",
@@ -147,6 +150,7 @@ __all__ = [
     "UnsupportedState",
     "UntrustedEndpoint",
     "UnverifiedCompletion",
+    "UploadCancelled",
     "UploadFailed",
     "UploadFinished",
     "UploadGrant",
@@ -188,8 +192,8 @@ _HOMES = {
     "ServiceError SourceChanged SourceError SourceNotRepeatable SourceUnreadable StateError "
     "StateUnavailable TransferError TransportError UnsafePath UnsupportedState UntrustedEndpoint "
     "UnverifiedCompletion UploadLocked UploadTargetChanged VideoError VideoGone VodupError",
-    "events": "CredentialsRenewed Event PartsAdopted RequestRetried UploadFailed UploadFinished "
-    "UploadProgress UploadRestarted UploadResult UploadStarted",
+    "events": "CredentialsRenewed Event PartStored PartsAdopted RequestRetried UploadCancelled "
+    "UploadFailed UploadFinished UploadProgress UploadRestarted UploadResult UploadStarted",
     "many": "Outcome UploadItem",
     "options": "UploadOptions",
     "pace": "Bandwidth parse_bandwidth",

@@ -311,9 +311,10 @@ class Uploader:
         """Open the source, claim the upload, and see its errors on their way out."""
         if self._network is None:
             raise RuntimeError("An Uploader works inside its block: async with Uploader(…) as up:")
-        async with _opened(source, asked.video_id):
-            key = key or await self._default_key(source, asked.video_id)
-            progress = Progress(key, asked.video_id, [*filter(None, (self._on_event, on_event))])
+        listeners = [*filter(None, (self._on_event, on_event))]
+        progress = Progress(key or "", asked.video_id, listeners)
+        async with _opened(source, progress):
+            key = progress.key = key or await self._default_key(source, asked.video_id)
             network = replace(self._network, on_retry=progress.retried)
             with _told(progress):
                 async with self._state.claim(key) as checkpoint:
@@ -349,13 +350,13 @@ class Uploader:
 
 
 @asynccontextmanager
-async def _opened(source: Source, video_id: str | None) -> AsyncIterator[None]:
-    """The source, open; an error says that it was about opening."""
+async def _opened(source: Source, progress: Progress) -> AsyncIterator[None]:
+    """The source, open; an error says that it was about opening, and is told."""
     async with AsyncExitStack() as stack:
         try:
             await stack.enter_async_context(source)
         except VodupError as error:
-            error.located(video_id=video_id, phase="open")
+            progress.failed(error.located(video_id=progress.video_id, phase=progress.phase))
             raise
         yield
 
@@ -368,6 +369,9 @@ def _told(progress: Progress) -> Iterator[None]:
             yield
     except VodupError as error:
         progress.failed(error.located(video_id=progress.video_id, phase=progress.phase))
+        raise
+    except asyncio.CancelledError:
+        progress.cancelled()
         raise
 
 

@@ -15,8 +15,10 @@ __all__ = [
     "CredentialsRenewed",
     "Event",
     "Listener",
+    "PartStored",
     "PartsAdopted",
     "RequestRetried",
+    "UploadCancelled",
     "UploadFailed",
     "UploadFinished",
     "UploadProgress",
@@ -68,7 +70,12 @@ class UploadResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """The base: which upload it is about. `video_id` is None until VOD has given one."""
+    """The base: which upload it is about.
+
+    Attributes:
+        key: in the state; "" where nobody named it and its source could not be opened.
+        video_id: None until VOD has given one.
+    """
 
     type: ClassVar[str] = "event"
     key: str
@@ -90,6 +97,19 @@ class UploadStarted(Event):
     resumed_part_count: int
     upload_id: str | None
     is_resumed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartStored(Event):
+    """OSS has a part, and its receipt is durable.
+
+    `seconds`: since it was begun, with waiting for its turn and with all repeats.
+    """
+
+    type: ClassVar[str] = "part.stored"
+    part_number: int
+    size: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,10 +147,14 @@ class UploadProgress(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CredentialsRenewed(Event):
-    """VOD gave new credentials; `renewal_count` in this run so far."""
+    """VOD gave new credentials; `renewal_count` in this run so far.
+
+    `seconds`: from asking to having them.
+    """
 
     type: ClassVar[str] = "credentials.renewed"
     renewal_count: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,6 +190,13 @@ class UploadFailed(Event):
     request_id: str
     is_resumable: bool
     next_step: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadCancelled(Event):
+    """Stopped from outside; the checkpoint is kept."""
+
+    type: ClassVar[str] = "upload.cancelled"
 
 
 Listener = Callable[[Event], None]

@@ -11,7 +11,9 @@ from uploader.events import (
     CredentialsRenewed,
     Event,
     Listener,
+    PartStored,
     RequestRetried,
+    UploadCancelled,
     UploadFailed,
     UploadProgress,
     UploadRestarted,
@@ -36,6 +38,7 @@ class Progress:
         self.sent_bytes = 0
         self.retry_count = 0
         self.renewal_count = 0
+        self.renewal_s = 0.0
         self._positions: dict[int, int] = {}
 
     def tell(self, event: Event) -> None:
@@ -56,6 +59,18 @@ class Progress:
     def arrived(self, part_number: int) -> None:
         """The part is with OSS, and counted there from now on."""
         self._positions.pop(part_number, None)
+
+    def stored(self, part_number: int, size: int, seconds: float) -> None:
+        """Tell of a part that this run has sent."""
+        self.tell(
+            PartStored(
+                key=self.key,
+                video_id=self.video_id,
+                part_number=part_number,
+                size=size,
+                seconds=round(seconds, 6),
+            )
+        )
 
     @property
     def under_way_bytes(self) -> int:
@@ -85,9 +100,16 @@ class Progress:
         self.renewal_count += 1
         self.tell(
             CredentialsRenewed(
-                key=self.key, video_id=self.video_id, renewal_count=self.renewal_count
+                key=self.key,
+                video_id=self.video_id,
+                renewal_count=self.renewal_count,
+                seconds=round(self.renewal_s, 6),
             )
         )
+
+    def cancelled(self) -> None:
+        """The run is stopped from outside."""
+        self.tell(UploadCancelled(key=self.key, video_id=self.video_id))
 
     def failed(self, error: VodupError) -> None:
         """The run ends with this error."""
@@ -109,11 +131,24 @@ def _log(event: Event) -> None:
     """Log every event under its type; how far it has come is no event for a log."""
     if isinstance(event, UploadProgress):
         return
-    is_trouble = isinstance(event, UploadFailed | RequestRetried | UploadRestarted)
-    if not is_heard(logging.WARNING if is_trouble else logging.INFO):
+    level = _level_of(event)
+    if not is_heard(level):
         return  # a twentieth of what a small file costs
     log = get_logger(**asdict(event))
-    if is_trouble:
-        log.warning(event.type)
-    else:
-        log.info(event.type)
+    match level:
+        case logging.WARNING:
+            log.warning(event.type)
+        case logging.INFO:
+            log.info(event.type)
+        case _:
+            log.debug(event.type)
+
+
+def _level_of(event: Event) -> int:
+    match event:
+        case UploadFailed() | RequestRetried() | UploadRestarted():
+            return logging.WARNING
+        case PartStored():  # hundreds of a large file
+            return logging.DEBUG
+        case _:
+            return logging.INFO

@@ -139,7 +139,10 @@ class Transfer:
         record = self._job.record
         if record.video_id is None:
             raise ConfigurationError("Without a VideoId nothing can be renewed.")
-        return await self._job.require_grants().renew(record.video_id)
+        began_s = self._clock.elapsed_s()
+        grant = await self._job.require_grants().renew(record.video_id)
+        self._progress.renewal_s = self._clock.elapsed_s() - began_s
+        return grant
 
     def _session(self, signer: Signer) -> Session:
         network = self._job.network
@@ -479,6 +482,7 @@ class Transfer:
             ack = await self._accept(part, receipt, sent)
         self._live.note_part_time(self._clock.elapsed_s() - began_s)
         await self._keep(ack)
+        self._progress.stored(part.number, part.size, self._clock.elapsed_s() - began_s)
 
     def _sending(self, part: Part, body: Body) -> Operation[tuple[oss.PartReceipt, SentBody]]:
         """The request that stores a part."""
@@ -581,6 +585,7 @@ class Transfer:
             return Stored(ObjectFacts(known.etag or None, known.crc64, known.size, ""), "-head")
         if self._job.record.phase is not Phase.COMPLETING:
             await self._checkpoint.advance(phase=Phase.COMPLETING)
+        began_s = self._clock.elapsed_s()
         ack: PartAck | None = None
         while ack is None:
             body = self._source.body(part.offset, part.size, self._progress.watch(part.number))
@@ -603,6 +608,7 @@ class Transfer:
         # Not written down by itself: `verify` follows at once, and its receipt says it all.
         self._sent.keep(ack)
         self._progress.arrived(part.number)
+        self._progress.stored(part.number, part.size, self._clock.elapsed_s() - began_s)
         return Stored(ObjectFacts(receipt.etag, receipt.crc64, part.size, receipt.request_id))
 
     # --- what a lost answer left open ---------------------------------------------------

@@ -12,6 +12,7 @@ from uploader.events import (
     CredentialsRenewed,
     Event,
     RequestRetried,
+    UploadCancelled,
     UploadFailed,
     UploadFinished,
     UploadProgress,
@@ -109,14 +110,14 @@ class Tally:
                 self.active[event.key] = Active(
                     event.source, event.size, self.clock(), event.done_bytes, event.done_bytes
                 )
-            case UploadFinished() | UploadFailed():
+            case UploadFinished() | UploadFailed() | UploadCancelled():
                 self._left(event)
             case CredentialsRenewed():
                 self.renewal_count += 1
             case RequestRetried():
                 self.retry_count += 1
 
-    def _left(self, event: UploadFinished | UploadFailed) -> None:
+    def _left(self, event: UploadFinished | UploadFailed | UploadCancelled) -> None:
         active = self.active.pop(event.key, None)
         if isinstance(event, UploadFinished):
             self.ended_sent_bytes += event.result.sent_bytes

@@ -21,6 +21,7 @@ from uploader.cli import exits
 from uploader.cli.batchview import BatchView, make_batch_view
 from uploader.cli.ingest import make_readings, make_rules, make_streams, refuse_overwriting
 from uploader.cli.loop import run_async
+from uploader.cli.measuring import measured
 from uploader.cli.opening import make_options, make_provider, make_trust
 from uploader.cli.options import (
     Access,
@@ -44,6 +45,7 @@ from uploader.cluster.embedded import EmbeddedPostgres
 from uploader.cluster.schema import refuse_newer, require_current
 from uploader.cluster.schema import upgrade as upgrade_queue
 from uploader.errors import CallerNotAuthenticated, ConfigurationError
+from uploader.events import Listener
 from uploader.state import SqlState
 
 if TYPE_CHECKING:
@@ -293,7 +295,7 @@ def worker(
     if provider is None:
         raise ConfigurationError("A worker needs somebody who hands out grants.")
 
-    async def work(url: str) -> int:
+    async def work(url: str, listener: Listener | None) -> int:
         from uploader.cluster.budget import SharedBudget
         from uploader.cluster.worker import Worker
 
@@ -304,6 +306,7 @@ def worker(
                 state=SqlState(url, lease_ttl_s=settings.silent_s),
                 options=options,
                 trust=make_trust(access),
+                on_event=listener,
                 shared_vod_budget=SharedBudget(pool, provider.scope, rate),
             )
             async with uploader:
@@ -318,9 +321,9 @@ def worker(
                 ).run()
         return exits.DONE
 
-    with place_of(store, cluster) as url:
+    with place_of(store, cluster) as url, measured(transfer.metrics_port) as listener:
         try:
-            return run_async(work(url))
+            return run_async(work(url, listener))
         except Interrupted as interrupted:
             if interrupted.code != exits.interrupted_code(signal.SIGTERM):
                 raise

@@ -28,6 +28,7 @@ from uploader.cli.options import (
 )
 from uploader.cli.store import open_store
 from uploader.errors import ConfigurationError
+from uploader.events import Listener
 from uploader.protocol.plan import MAX_PART_SIZE, MIN_PART_SIZE
 
 __all__ = [
@@ -52,7 +53,12 @@ _CHAIN_FILES = ("~/.aliyun/config.json", "~/.alibabacloud/credentials.ini")
 
 
 def make_uploader(
-    store: Store, access: Access, transfer: Transfer | None = None, *, has_grant: bool = False
+    store: Store,
+    access: Access,
+    transfer: Transfer | None = None,
+    *,
+    has_grant: bool = False,
+    on_event: Listener | None = None,
 ) -> Uploader:
     """Make the uploader that the flags describe; nothing is opened yet.
 
@@ -64,6 +70,7 @@ def make_uploader(
         state=open_store(store),
         options=make_options(transfer or Transfer()),
         trust=make_trust(access),
+        on_event=on_event,
     )
 
 

@@ -144,6 +144,14 @@ class Transfer:
             help="How long a request may go on failing. [default: 900]",
         ),
     ] = None
+    metrics_port: Annotated[
+        str | None,
+        flag(
+            "--metrics-port",
+            metavar="[HOST:]PORT",
+            help="Serve metrics for Prometheus, on 127.0.0.1 without a HOST.",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,7 +33,9 @@ from uploader.events import (
     Event,
     Listener,
     PartsAdopted,
+    PartStored,
     RequestRetried,
+    UploadCancelled,
     UploadFailed,
     UploadFinished,
     UploadProgress,
@@ -225,8 +227,10 @@ class JsonLines:
 
     def told(self, row: Row, event: Event) -> None:
         """Print the event; progress at most once a second, and only of what has started."""
-        if isinstance(event, UploadFinished | UploadFailed):
-            return  # printed by `finished` and `failed`, which know the exit code
+        if isinstance(event, UploadFinished | UploadFailed | UploadCancelled):
+            return  # printed by `finished`, `failed`, `interrupted`, which know the exit code
+        if isinstance(event, PartStored):
+            return  # the progress counts them
         if isinstance(event, UploadProgress) and not self._is_due(row):
             return
         self._print(row, event.type, **asdict(event))

@@ -8,6 +8,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Final
 
 from uploader import (
@@ -26,6 +27,7 @@ from uploader.cli.feeding import (
     source_of,
 )
 from uploader.cli.loop import run_async
+from uploader.cli.measuring import measured
 from uploader.cli.opening import make_uploader
 from uploader.cli.options import (
     Access,
@@ -45,6 +47,7 @@ from uploader.cli.running import Interrupted, explain_bug
 from uploader.cli.store import find_record
 from uploader.cli.text import count, size
 from uploader.errors import ConfigurationError, VodupError
+from uploader.events import Listener
 from uploader.sources import AnySource
 from uploader.state import Phase
 
@@ -79,14 +82,18 @@ def push(
     """Upload `paths` and return the exit code."""
     names = named_sources(paths, feed)
 
-    def prepare() -> tuple[Uploader, Finder]:
+    def prepare(heard: Listener | None) -> tuple[Uploader, Finder]:
         _require_single(names, which, describe)
         grant = decode_answer(read_text(which.grant, "--grant")) if which.grant else None
         jobs = _jobs_of(names, which, describe, feed, grant)
-        uploader = make_uploader(store, access, transfer, has_grant=grant is not None)
+        uploader = make_uploader(
+            store, access, transfer, has_grant=grant is not None, on_event=heard
+        )
         return uploader, lambda _: _ready(jobs)
 
-    return _Push(output, [*map(shown_name, names)], keeps=store.state != "memory").run(prepare)
+    shown, keeps = [*map(shown_name, names)], store.state != "memory"
+    with measured(transfer.metrics_port) as heard:
+        return _Push(output, shown, keeps=keeps).run(partial(prepare, heard))
 
 
 def _jobs_of(
@@ -167,7 +174,10 @@ def resume(
         records = await _named(uploader, names) if names else await _unfinished(uploader)
         return [_job_of(record, urls) for record in records]
 
-    return _Push(output).run(lambda: (make_uploader(store, access, transfer), find_jobs))
+    with measured(transfer.metrics_port) as heard:
+        return _Push(output).run(
+            lambda: (make_uploader(store, access, transfer, on_event=heard), find_jobs)
+        )
 
 
 async def _unfinished(uploader: Uploader) -> list[UploadRecord]:
