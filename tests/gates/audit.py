@@ -131,13 +131,18 @@ def check_vulnerabilities() -> bool:
 def list_licences() -> bool:
     """Print which licences come along with an installation."""
     done = _run("pip-licenses", "--from=mixed", "--format=json")
-    of = {package["Name"].lower(): package["License"] for package in json.loads(done.stdout)}
+    of = {_plain(package["Name"]): package["License"] for package in json.loads(done.stdout)}
     by_licence: dict[str, list[str]] = defaultdict(list)
     for name, _ in _pins(USERS):
-        by_licence[of.get(name.lower(), "not installed here")].append(name)
+        by_licence[of.get(_plain(name), "not installed here")].append(name)
     for licence, names in sorted(by_licence.items()):
         print(f"audit: licence: {licence}: {', '.join(sorted(names))}")
     return True
+
+
+def _plain(name: str) -> str:
+    """A package's name as indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def main() -> int:

@@ -52,7 +52,7 @@ ON CONFLICT (id) DO UPDATE SET
     record = CASE WHEN job.status = 'done' THEN job.record ELSE excluded.record END,
     ended_xid = CASE WHEN job.status = 'done' THEN job.ended_xid ELSE excluded.ended_xid END,
     ended_at = CASE WHEN job.status = 'done' THEN job.ended_at ELSE excluded.ended_at END
-"""  # noqa: S608 - of constants
+"""  # noqa: S608  # nosec B608 - of constants
 
 # A row that waits for a job and has none: new, failed before, or its job was deleted.
 _JOBLESS: Final = """
