@@ -77,6 +77,7 @@ LINES = (
     _hand("sources.bytes"),
     _hand("sources.files", "aiofiles"),
     _hand("sources.hls"),
+    _hand("sources.growing"),
     _hand("sources.inflows"),
     _hand("sources.windows"),
     _hand("sources.spool"),

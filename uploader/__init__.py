@@ -85,11 +85,13 @@ if TYPE_CHECKING:
         CommandInflow,
         FileObjectSource,
         FileSource,
+        FollowedFile,
         HlsPackage,
         MemoryWindow,
         Source,
         Spool,
         StreamSource,
+        Until,
         UrlPolicy,
     )
     from uploader.sources.urls import UrlSource
@@ -113,6 +115,7 @@ __all__ = [
     "Event",
     "FileObjectSource",
     "FileSource",
+    "FollowedFile",
     "GrantProvider",
     "GrantSource",
     "HlsPackage",
@@ -148,6 +151,7 @@ __all__ = [
     "TrustPolicy",
     "UnsafePath",
     "UnsupportedState",
+    "Until",
     "UntrustedEndpoint",
     "UnverifiedCompletion",
     "UploadCancelled",
@@ -201,8 +205,8 @@ _HOMES = {
     "protocol.trust": "TrustPolicy",
     "protocol.vod": "AccessKey VideoMeta",
     "session": "RetryPolicy",
-    "sources": "Arrival BytesSource CommandInflow FileObjectSource FileSource HlsPackage "
-    "MemoryWindow Source Spool StreamSource UrlPolicy",
+    "sources": "Arrival BytesSource CommandInflow FileObjectSource FileSource FollowedFile "
+    "HlsPackage MemoryWindow Source Spool StreamSource Until UrlPolicy",
     "sources.urls": "UrlSource",
     "state": "MemoryState SqlState StateStore UploadRecord UploadStatus",
 }

@@ -23,7 +23,7 @@ from uploader.progress import Progress
 from uploader.protocol.documents import MalformedDocument
 from uploader.protocol.grants import UploadGrant
 from uploader.protocol.integrity import join_crc64
-from uploader.protocol.plan import MAX_PUT_SIZE, plan_parts
+from uploader.protocol.plan import MAX_PART_COUNT, MAX_PUT_SIZE, Part, plan_parts
 from uploader.protocol.steps import Plan, plan_steps, read_plan
 from uploader.protocol.vod import VideoMeta
 from uploader.sources import Arrival, Fingerprint, Source
@@ -118,6 +118,7 @@ async def _is_source_of(job: Job, record: UploadRecord, result: UploadResult) ->
     arrival = job.source.arrival
     if arrival is not None and not arrival.is_rereadable:
         return await drained(job.source, arrival) == (result.size, result.crc64)
+    await _await_end(job.source, result.size)
     now = (await job.source.fingerprint()).to_text()
     if now == record.fingerprint:
         return True
@@ -126,6 +127,13 @@ async def _is_source_of(job: Job, record: UploadRecord, result: UploadResult) ->
         return False
     await job.checkpoint.advance(fingerprint=now)
     return True
+
+
+async def _await_end(source: Source, size: int) -> None:
+    """Wait until a file that may still be written can be compared with one of this size."""
+    arrival = source.arrival
+    if arrival is not None and arrival.is_rereadable and size:
+        await arrival.reached(Part(MAX_PART_COUNT, size, 1))
 
 
 async def drained(source: Source, arrival: Arrival) -> tuple[int, int]:
@@ -220,6 +228,7 @@ def _require_same_video(job: Job, record: UploadRecord) -> None:
 
 async def _require_same_source(job: Job, record: UploadRecord) -> None:
     """Accept the source if it is the recorded one, or proves to hold the same bytes."""
+    await _await_end(job.source, record.size)
     now = await job.source.fingerprint()
     if now.to_text() == record.fingerprint:
         return

@@ -221,6 +221,34 @@ def test_a_url_is_stored_where_a_flag_allows_it_and_a_manifest_may_name_it(cli: 
         assert cli.server.object_bytes(done["video_id"]) == DATA
 
 
+def test_a_followed_file_is_killed_and_followed_on(cli: Cli, slow_server: DevServer) -> None:
+    path, done = cli.folder / "recording.mp4", cli.folder / "done"
+    path.write_bytes(DATA[: 2 * MIB])
+    small = (*SLOWLY, "--part-size", str(PART))
+    words = ("push", "--follow", path.name, "--until-file", "done", *small)
+    running = cli.start(*words)
+    running.until(is_under_way)
+    running.process.send_signal(signal.SIGKILL)
+    running.ended()
+    twice = slow_server.stats.bytes_sent_twice
+    with path.open("ab") as file:
+        file.write(DATA[2 * MIB :])
+    done.touch()
+
+    ended = cli.run(*words)
+
+    assert ended.code == 0, ended.err
+    assert slow_server.object_bytes(ended.last["video_id"]) == DATA
+    assert ended.last["resumed_part_count"] >= 2
+    assert slow_server.stats.bytes_sent_twice - twice <= 2 * PART
+
+
+def test_how_a_file_is_followed_has_to_make_sense(cli: Cli) -> None:
+    assert cli.run("push", "a.mp4", "--until-idle", "3").code == 2
+    assert cli.run("push", "-", "--follow", "--file-name", "a.mp4").code == 2
+    assert cli.run("push", "--follow", "a.mp4", "--until-exit", "nobody").code == 2
+
+
 def test_a_command_is_started_and_judged_by_its_exit_status(cli: Cli) -> None:
     content = movie(cli)
     completed = cli.server.stats.completes

@@ -15,7 +15,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from uploader import MemoryWindow, Spool, StreamSource, UrlPolicy, UrlSource
+from uploader import FollowedFile, MemoryWindow, Spool, StreamSource, Until, UrlPolicy, UrlSource
 from uploader.sources import AnySource, DescriptorInflow
 
 from ..engine.harness import PART
@@ -33,10 +33,12 @@ class Origin:
         data: what it holds; `put` changes it.
         is_stream: whether its bytes come once, so that a run that fails must be followed
             by one that begins at the first byte.
+        may_change: whether other bytes are taken for a later state of the same thing.
     """
 
     data: bytes = b""
     is_stream: bool = False
+    may_change: bool = False
     put: Callable[[bytes], None] = lambda data: None
     source: Callable[[], AnySource] = lambda: b""
     threads: list[threading.Thread] = field(default_factory=list)
@@ -116,6 +118,19 @@ async def of_open_file(folder: Path) -> AsyncIterator[Origin]:
 
 def _write(path: Path, data: bytes) -> None:
     path.write_bytes(data)
+
+
+@asynccontextmanager
+async def of_followed_file(folder: Path) -> AsyncIterator[Origin]:
+    """One that is at its end already."""
+    await asyncio.to_thread(folder.mkdir)
+    path = folder / "movie.mp4"
+    until = Until(marker=path)
+    yield Origin(
+        may_change=True,
+        put=lambda data: _write(path, data),
+        source=lambda: FollowedFile(path, until),
+    )
 
 
 # --- streams --------------------------------------------------------------------------
@@ -232,6 +247,7 @@ KINDS = (
     Kind("BytesIO", of_bytes_io),
     Kind("file", of_file),
     Kind("open file", of_open_file),
+    Kind("followed file", of_followed_file),
     Kind("iterator", of_iterator),
     Kind("spooled iterator", of_spooled_iterator),
     Kind("unseekable file", of_unseekable_file),

@@ -1,4 +1,4 @@
-"""What `push` uploads: files, URLs, standard input, the output of a command."""
+"""What `push` uploads: files, growing ones, URLs, standard input, the output of a command."""
 
 from __future__ import annotations
 
@@ -8,8 +8,16 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-from uploader import CommandInflow, MemoryWindow, Spool, StreamSource, UploadRecord
-from uploader.cli.options import Feed, Urls, parse_number, parse_size
+from uploader import (
+    CommandInflow,
+    FollowedFile,
+    MemoryWindow,
+    Spool,
+    StreamSource,
+    Until,
+    UploadRecord,
+)
+from uploader.cli.options import Feed, Urls, parse_duration_s, parse_number, parse_size
 from uploader.errors import ConfigurationError, SourceNotRepeatable, UnsupportedState
 from uploader.protocol.documents import MalformedDocument
 from uploader.protocol.steps import StepPlan, read_plan
@@ -29,10 +37,12 @@ __all__ = [
 ]
 
 _STDIN: Final = "-"
+_USUAL_IDLE: Final = "30"
 
 
 def named_sources(paths: Sequence[str], feed: Feed) -> list[str]:
     """What is to be uploaded, as the user calls it."""
+    _require_followed(feed)
     if feed.pipe_command is None:
         if not paths:
             raise ConfigurationError(
@@ -59,6 +69,8 @@ def source_of(name: str, feed: Feed, file_name: str | None, *, has_video: bool) 
 
     `has_video`: there is a video already, so that VOD need not be told a file name.
     """
+    if feed.follow:
+        return _followed(name, feed)
     if "://" in name and not os.path.exists(name):
         return of_url(name, policy=make_url_policy(feed))
     if name != _STDIN:
@@ -76,6 +88,33 @@ def source_of(name: str, feed: Feed, file_name: str | None, *, has_video: bool) 
         window=_window(feed, name),
         expected_size=parse_size(expected, "--expected-size") if expected else None,
     )
+
+
+def _followed(name: str, feed: Feed) -> AnySource:
+    if name == _STDIN or _is_http(name):
+        raise ConfigurationError("--follow is for a file that is still written.")
+    idle, pid = feed.until_idle, feed.until_exit
+    if (feed.until_file, idle, pid) == (None, None, None):
+        idle = _USUAL_IDLE
+    return FollowedFile(
+        os.path.abspath(name),
+        Until(
+            marker=os.path.abspath(feed.until_file) if feed.until_file else None,
+            idle_s=parse_duration_s(idle, "--until-idle") if idle else None,
+            pid=parse_number(pid, "--until-exit", least=1, most=2**31) if pid else None,
+        ),
+    )
+
+
+def _require_followed(feed: Feed) -> None:
+    given = {
+        "--until-file": feed.until_file,
+        "--until-exit": feed.until_exit,
+        "--until-idle": feed.until_idle,
+    }
+    for flag_name in [flag_name for flag_name, value in given.items() if value is not None]:
+        if not feed.follow:
+            raise ConfigurationError(f"{flag_name} is for --follow.")
 
 
 def make_url_policy(urls: Urls) -> UrlPolicy:

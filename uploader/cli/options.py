@@ -259,6 +259,23 @@ class Feed(Urls):
             help="Upload what a command writes, and only if it ends with exit status 0.",
         ),
     ] = None
+    follow: Annotated[
+        bool, flag("--follow", help="PATH is still written: upload it meanwhile, up to its end.")
+    ] = False
+    until_file: Annotated[
+        str | None, flag("--until-file", metavar="FILE", help="Its end: this file exists.")
+    ] = None
+    until_exit: Annotated[
+        str | None, flag("--until-exit", metavar="PID", help="Its end: this process has ended.")
+    ] = None
+    until_idle: Annotated[
+        str | None,
+        flag(
+            "--until-idle",
+            metavar="SECONDS",
+            help="Its end: nothing was written for so long. [default: 30, if no other is given]",
+        ),
+    ] = None
     memory: Annotated[
         str | None,
         flag(

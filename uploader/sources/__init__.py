@@ -5,6 +5,7 @@ from uploader.sources.choosing import AnySource, as_source, of_url
 from uploader.sources.contract import Arrival, Source
 from uploader.sources.files import FileSource
 from uploader.sources.fingerprints import Fingerprint
+from uploader.sources.growing import FollowedFile, Until
 from uploader.sources.hls import HlsPackage
 from uploader.sources.inflows import CommandInflow, DescriptorInflow
 from uploader.sources.objects import FileObjectSource
@@ -22,11 +23,13 @@ __all__ = [
     "FileObjectSource",
     "FileSource",
     "Fingerprint",
+    "FollowedFile",
     "HlsPackage",
     "MemoryWindow",
     "Source",
     "Spool",
     "StreamSource",
+    "Until",
     "UrlPolicy",
     "as_source",
     "of_url",

@@ -37,7 +37,7 @@ from uploader.sources.threads import OpeningThreads, call_if_open, reading_threa
 if TYPE_CHECKING:
     from aiofiles.threadpool.binary import AsyncFileIO
 
-__all__ = ["FileSource"]
+__all__ = ["FileSource", "OpenFile"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -60,7 +60,7 @@ class FileSource:
         self._path = os.fspath(path)
         self._follow_symlinks = follow_symlinks
         self._read_timeout_s = read_timeout_s
-        self._file: _OpenFile | None = None
+        self._file: OpenFile | None = None
 
     @property
     def name(self) -> str:
@@ -89,8 +89,10 @@ class FileSource:
         """
         handle = await self._open()
         try:
-            self._file = _OpenFile(self._path, handle, self._read_timeout_s)
+            self._file = self._kind()(self._path, handle, self._read_timeout_s)
+            self._admit(self._file)
         except BaseException:
+            self._file = None
             await handle.close()
             raise
         return self
@@ -145,13 +147,21 @@ class FileSource:
         except (OSError, ValueError) as exc:
             raise unreadable(self._path, exc) from exc
 
-    def _opened(self) -> _OpenFile:
+    def _kind(self) -> type[OpenFile]:
+        return OpenFile
+
+    def _admit(self, file: OpenFile) -> None:
+        """Make sure that it can be uploaded."""
+        if file.fingerprint.size == 0:
+            raise empty(self._path)
+
+    def _opened(self) -> OpenFile:
         if self._file is None:
             raise RuntimeError("the source is not open: use it inside `async with`")
         return self._file
 
 
-class _OpenFile:
+class OpenFile:
     """A descriptor, what it was when it was opened, and the reads under way. Mutable.
 
     A thread that reads cannot be stopped. When its task is cancelled it goes on and
@@ -171,8 +181,6 @@ class _OpenFile:
         self._silent = asyncio.Event()
         self._seeking = threading.Lock()
         self.fingerprint = _fingerprint_of(os.fstat(self._descriptor))
-        if self.fingerprint.size == 0:
-            raise empty(path)
 
     def read_now(self, into: memoryview, offset: int) -> int | None:
         """Read from the page cache; None when some of it would have to be waited for."""
