@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reliability.md"
+MODES = ROOT / "docs" / "failure-modes.md"
 _NAMED = re.compile(r"`(?P<file>tests/[\w/]+\.py)(?:::(?P<test>\w+))?`")
 _PROMISES = [f"P{number}" for number in range(1, 12)]
 
@@ -34,8 +35,8 @@ def functions(file: Path) -> frozenset[str]:
     return frozenset(node.name for node in tree.body if isinstance(node, kinds))
 
 
-@pytest.mark.parametrize(("file", "test"), named(PAGE.read_text()))
-def test_every_test_that_the_page_names_exists(file: str, test: str) -> None:
+@pytest.mark.parametrize(("file", "test"), named(PAGE.read_text() + MODES.read_text()))
+def test_every_test_that_the_pages_name_exists(file: str, test: str) -> None:
     assert (ROOT / file).is_file()
     if test:
         assert test in functions(ROOT / file)
@@ -76,3 +77,10 @@ def test_what_others_do_is_what_was_measured() -> None:
         for outcomes in measured.values()
     ]
     assert sorted(table.values()) == sorted(seen)
+
+
+def test_sixty_failure_modes_have_tests() -> None:
+    rows = re.findall(r"^\| (F\d\d) \|.*$", MODES.read_text(), re.MULTILINE)
+    assert rows == [f"F{number:02}" for number in range(1, 61)]
+    for row in re.findall(r"^\| F\d\d \|.*$", MODES.read_text(), re.MULTILINE):
+        assert named(row), row
