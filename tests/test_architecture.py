@@ -85,6 +85,7 @@ LINES = (
     _hand("sources.objects"),
     _hand("sources.policy", "yarl"),
     _hand("sources.urls", "aiohttp", "yarl"),
+    _hand("sources.remote", "fsspec"),
     _hand("sources.choosing"),
     _hand("sources"),
     _hand("state.*", "platformdirs", "psycopg", "sqlalchemy"),

@@ -94,6 +94,7 @@ if TYPE_CHECKING:
         Until,
         UrlPolicy,
     )
+    from uploader.sources.remote import FsspecSource
     from uploader.sources.urls import UrlSource
     from uploader.state import MemoryState, SqlState, StateStore, UploadRecord, UploadStatus
 
@@ -116,6 +117,7 @@ __all__ = [
     "FileObjectSource",
     "FileSource",
     "FollowedFile",
+    "FsspecSource",
     "GrantProvider",
     "GrantSource",
     "HlsPackage",
@@ -207,6 +209,7 @@ _HOMES = {
     "session": "RetryPolicy",
     "sources": "Arrival BytesSource CommandInflow FileObjectSource FileSource FollowedFile "
     "HlsPackage MemoryWindow Source Spool StreamSource Until UrlPolicy",
+    "sources.remote": "FsspecSource",
     "sources.urls": "UrlSource",
     "state": "MemoryState SqlState StateStore UploadRecord UploadStatus",
 }

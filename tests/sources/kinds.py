@@ -15,7 +15,18 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from uploader import FollowedFile, MemoryWindow, Spool, StreamSource, Until, UrlPolicy, UrlSource
+import fsspec
+
+from uploader import (
+    FollowedFile,
+    FsspecSource,
+    MemoryWindow,
+    Spool,
+    StreamSource,
+    Until,
+    UrlPolicy,
+    UrlSource,
+)
 from uploader.sources import AnySource, DescriptorInflow
 
 from ..engine.harness import PART
@@ -241,6 +252,26 @@ async def of_url_without_ranges(folder: Path) -> AsyncIterator[Origin]:
         )
 
 
+# --- fsspec ---------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def of_fsspec_memory(folder: Path) -> AsyncIterator[Origin]:
+    store = fsspec.filesystem("memory")
+    yield Origin(
+        put=lambda data: store.pipe("/vodup/movie.mp4", data),
+        source=lambda: FsspecSource("memory://vodup/movie.mp4"),
+    )
+    store.rm("/vodup", recursive=True)
+
+
+@asynccontextmanager
+async def of_fsspec_file(folder: Path) -> AsyncIterator[Origin]:
+    await asyncio.to_thread(folder.mkdir)
+    path = folder / "movie.mp4"
+    yield Origin(put=lambda data: _write(path, data), source=lambda: f"file://{path}")
+
+
 KINDS = (
     Kind("bytes", of_bytes),
     Kind("memoryview", of_memoryview),
@@ -253,5 +284,7 @@ KINDS = (
     Kind("unseekable file", of_unseekable_file),
     Kind("pipe", of_pipe),
     Kind("URL", of_url),
+    Kind("fsspec memory", of_fsspec_memory),
+    Kind("fsspec file", of_fsspec_file),
     Kind("URL without ranges", of_url_without_ranges),
 )

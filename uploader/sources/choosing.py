@@ -34,8 +34,9 @@ def as_source(given: AnySource) -> Source:
     """Return the source that `given` stands for, and a source as it is.
 
     A path is a `FileSource`, or an `HlsPackage` where it names a playlist; an http or https
-    URL is a `UrlSource`, bytes are a `BytesSource`, an async iterable is a `StreamSource`,
-    and a binary file object is read by position if it can seek.
+    URL is a `UrlSource`, any other an `FsspecSource`; bytes are a `BytesSource`, an async
+    iterable is a `StreamSource`, and a binary file object is read by position if it can
+    seek.
     """
     if hasattr(given, "read_crc"):  # a source of anybody's; it may have any other method too
         return cast("Source", given)
@@ -56,7 +57,15 @@ def as_source(given: AnySource) -> Source:
 
 
 def of_url(url: str, name: str | None = None, *, policy: UrlPolicy | None = None) -> Source:
-    """Return the source behind a URL. What reads it is loaded only now."""
+    """Return the source behind a URL; fsspec reads what is not http or https.
+
+    What reads it is loaded only now. `policy` is about http and https: fsspec's stores are
+    the caller's own, and no manifest may name them.
+    """
+    if not url.lower().startswith(("http://", "https://")):
+        from uploader.sources.remote import FsspecSource
+
+        return FsspecSource(url, name)
     from uploader.sources.urls import UrlSource
 
     return UrlSource(url, name, policy=policy)
