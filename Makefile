@@ -71,7 +71,7 @@ test-all: lint
 test-random: $(AUDIT)/.ready
 	@echo "test-random: pytest, without the slow ones, SEED=$(SEED)"
 	@$(AUDIT)/bin/python -m pytest -q -n $(TEST_JOBS) -m "not slow" \
-		-p random_order.plugin --random-order --random-order-seed=$(SEED) $(ARGS)
+		--random-order --random-order-seed=$(SEED) $(ARGS)
 
 test-versions: $(DEV_READY) $(LOCK)/.ready
 	@$(DEV)/bin/python -m tests.gates.versions $(VERSIONS) --jobs $(TEST_JOBS) -- $(ARGS)

@@ -21,8 +21,8 @@ from sqlalchemy.exc import OperationalError
 
 from tests.state.conftest import Place, SqlitePlace, record
 from uploader.clock import SystemClock
-from uploader.errors import ConfigurationError, StateUnavailable, UploadLocked
-from uploader.state import PartAck, Phase, SqlState, files
+from uploader.errors import ConfigurationError, LeaseLost, StateUnavailable, UploadLocked
+from uploader.state import Checkpoint, MemoryState, PartAck, Phase, SqlState, StateStore, files
 from uploader.state import transactions as tx
 from uploader.state.commits import Failure, GroupCommit
 from uploader.state.database import Database, open_database
@@ -365,6 +365,40 @@ async def test_an_owner_killed_while_we_look_is_not_named_any_more(
         child.wait()
         (status,) = [status async for status in store.uploads()]
         assert (status.owner, status.lease_expires_at) == (None, None)
+
+
+def freeze(checkpoint: Checkpoint) -> None:
+    """As after a long freeze: half of its life is over, and nobody has renewed it."""
+    checkpoint._lease.held_until_s -= 20  # type: ignore[attr-defined]
+    assert not checkpoint.is_certainly_ours
+
+
+async def test_a_claim_in_doubt_that_is_ours_is_certain_again(sql_place: Place) -> None:
+    async with sql_place.open() as store, store.claim("movie") as checkpoint:
+        freeze(checkpoint)
+        await checkpoint.confirm()
+        assert checkpoint.is_certainly_ours
+
+
+async def test_a_claim_in_doubt_that_is_not_ours_is_lost(sql_place: Place) -> None:
+    async def work(store: StateStore) -> None:
+        async with store.claim("movie") as checkpoint:
+            freeze(checkpoint)
+            sql_place.execute("UPDATE vodup_lease SET epoch = epoch + 1000")
+            await checkpoint.confirm()
+
+    async with sql_place.open() as store:
+        with pytest.raises(LeaseLost):
+            await work(store)
+
+
+async def test_a_claim_in_memory_ends_with_its_block() -> None:
+    async with MemoryState() as store:
+        async with store.claim("movie") as checkpoint:
+            pass
+        assert not checkpoint.is_certainly_ours
+        with pytest.raises(LeaseLost):
+            await checkpoint.confirm()
 
 
 async def test_a_lease_that_is_renewed_while_it_is_taken_over_stays(pg: Place) -> None:

@@ -401,3 +401,9 @@ def test_open_state_refuses_the_rest_without_repeating_secrets(where: str) -> No
     with pytest.raises(ConfigurationError) as caught:
         open_state(where)
     assert "secret" not in str(caught.value)
+
+
+async def test_a_claim_knows_whether_it_holds(store: StateStore) -> None:
+    async with store.claim("movie") as checkpoint:
+        assert checkpoint.is_certainly_ours
+        await checkpoint.confirm()

@@ -78,8 +78,7 @@ def _make_private(directory: Path) -> None:
     """Like `mkdir -p -m 700`, for every folder that is missing."""
     if directory.is_dir():
         return
-    if directory.parent != directory:
-        _make_private(directory.parent)
+    _make_private(directory.parent)  # ends at "/" or ".", which are there, deleted or not
     try:
         directory.mkdir(mode=0o700)
     except FileExistsError:  # another process was faster
