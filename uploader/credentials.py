@@ -482,8 +482,9 @@ class _CallerSigner:
 
     async def prepare(self) -> None:
         async with self._lock:
-            if self._key is None:
-                self._key = await self._ask()
+            if self._key is not None:
+                return
+            self._key = await self._ask()
 
     def is_ready(self) -> bool:
         return self._key is not None

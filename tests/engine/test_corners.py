@@ -22,6 +22,7 @@ from uploader import (
     UploadGrant,
     UploadRestarted,
     VideoMeta,
+    VodupError,
     decode_answer,
 )
 from uploader.devserver import Fault
@@ -30,7 +31,7 @@ from uploader.state import MemoryState, Phase, UploadRecord
 
 from ..devserver.clients import granted
 from .harness import PART, Desk, content, created, refreshed, until
-from .test_complete import COMPLETE, deny
+from .test_complete import COMPLETE, cut_off, deny
 
 
 def blind(desk: Desk) -> CallbackProvider:
@@ -181,6 +182,32 @@ async def test_a_small_upload_whose_answer_was_lost_is_found_by_looking(desk: De
     assert desk.server.stats.puts == 1
 
 
+async def test_a_complete_that_vanished_while_vod_still_waits_is_begun_anew(desk: Desk) -> None:
+    deny(desk, "HeadObject")
+    desk.order(Fault(action="vanish", operation=COMPLETE))
+    movie = desk.file(4 * PART)
+
+    result = await desk.push(movie)
+
+    await desk.assert_stored(result, movie)
+    assert len(desk.told(UploadRestarted)) == 1
+
+
+async def test_without_a_provider_a_lost_complete_stays_open(desk: Desk) -> None:
+    movie = desk.file(4 * PART)
+    await cut_off(desk, movie, COMPLETE, "no_answer")
+    key = (await desk.record()).key
+
+    async with desk.uploader_without_provider() as up:
+        with pytest.raises(VodupError):
+            await up.upload(movie, key=key)
+
+    assert (await desk.record()).phase is Phase.COMPLETING
+    result = await desk.push(movie)
+    await desk.assert_stored(result, movie)
+    assert result.verified_by == "crc64-url"
+
+
 # --- resuming ---------------------------------------------------------------------------
 
 
@@ -194,6 +221,21 @@ async def test_a_list_of_parts_without_end_is_not_read_for_ever(desk: Desk) -> N
     await desk.assert_stored(result, movie)
     assert desk.count("ListParts") == 1 + 20, "one to see how far it goes, then the pages"
     assert result.resumed_part_count == 24, "a part beyond the pages is not missing"
+
+
+async def test_a_list_that_is_refused_for_good_is_told(desk: Desk) -> None:
+    movie = desk.file(4 * PART)
+    await desk.interrupted(movie, after=2)
+    desk.order(
+        Fault(
+            action="error", operation="ListParts", count=None, status=400, code="InvalidObjectName"
+        )
+    )
+
+    error = await desk.fail(movie)
+
+    assert isinstance(error, ServiceError)
+    assert error.code == "InvalidObjectName"
 
 
 async def test_a_stranger_s_part_of_another_size_is_not_adopted(desk: Desk) -> None:
