@@ -128,6 +128,7 @@ def enqueue(
 @grouped
 def worker(
     flags: WorkerFlags,
+    urls: Urls,
     transfer: Transfer,
     access: Access,
     store: Store,
@@ -139,7 +140,7 @@ def worker(
     def work() -> int:
         from uploader.cli.cluster import worker
 
-        return worker(flags, transfer, access, store, cluster, output)
+        return worker(flags, urls, transfer, access, store, cluster, output)
 
     end(work, output)
 

@@ -19,6 +19,7 @@ from uploader.bulk.rows import shown_path
 from uploader.bulk.runner import Reading
 from uploader.cli import exits
 from uploader.cli.batchview import BatchView, make_batch_view
+from uploader.cli.feeding import make_url_policy
 from uploader.cli.ingest import make_readings, make_rules, make_streams, refuse_overwriting
 from uploader.cli.loop import run_async
 from uploader.cli.measuring import measured
@@ -32,6 +33,7 @@ from uploader.cli.options import (
     Rows,
     Store,
     Transfer,
+    Urls,
     WorkerFlags,
     parse_duration_s,
     parse_number,
@@ -281,6 +283,7 @@ async def _written(
 
 def worker(
     flags: WorkerFlags,
+    urls: Urls,
     transfer: Transfer,
     access: Access,
     store: Store,
@@ -290,7 +293,7 @@ def worker(
     """Work until stopped. A worker that SIGTERM stopped has done what it should: 0."""
     rate = float(parse_number(flags.api_rate, "--api-rate", least=1, most=1000))
     options = replace(_within_memory(make_options(transfer), flags.memory), vod_calls_per_s=rate)
-    settings = _worker_options(flags)
+    settings = _worker_options(flags, urls)
     provider = make_provider(access, is_optional=False)
     if provider is None:
         raise ConfigurationError("A worker needs somebody who hands out grants.")
@@ -330,10 +333,9 @@ def worker(
             return exits.DONE
 
 
-def _worker_options(flags: WorkerFlags) -> WorkerOptions:
+def _worker_options(flags: WorkerFlags, urls: Urls) -> WorkerOptions:
     from uploader.cluster.jobs import queue_at, this_node
     from uploader.cluster.worker import WorkerOptions
-    from uploader.sources.policy import UrlPolicy
 
     heartbeat_s = parse_duration_s(flags.heartbeat, "--heartbeat")
     if not 0.1 <= heartbeat_s <= 3600:
@@ -347,7 +349,7 @@ def _worker_options(flags: WorkerFlags) -> WorkerOptions:
         grace_s=parse_duration_s(flags.grace, "--grace"),
         tries=parse_number(flags.tries, "--tries", least=1, most=1000),
         is_draining=flags.is_draining,
-        urls=UrlPolicy(allow_private=flags.allow_private_sources),
+        urls=make_url_policy(urls),
     )
 
 

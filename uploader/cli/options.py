@@ -480,13 +480,6 @@ class WorkerFlags:
         str,
         flag("--api-rate", metavar="N", help="Calls to VOD a second, of all workers together."),
     ] = "20"
-    allow_private_sources: Annotated[
-        bool,
-        flag(
-            "--allow-private-sources",
-            help="URLs of rows may lead to this machine and to private networks.",
-        ),
-    ] = False
     is_draining: Annotated[bool, flag("--drain", help="End when nothing is left in the queue.")] = (
         False
     )
