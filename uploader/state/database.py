@@ -53,13 +53,15 @@ _SENTENCES: Final = {
     sqlite3.SQLITE_CANTOPEN: "{where} cannot be opened.",
     sqlite3.SQLITE_IOERR: "{where} cannot be read or written (disk error or no space).",
 }
+_SYNC_CODES: Final = (sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC)
 _DAMAGE_CODES: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 class Database:
     """An open database with one connection, and the locks that go with it.
 
-    Mutable: the connection may be replaced when the server went away.
+    Mutable: the connection may be replaced when the server went away; once the disk has
+    refused to keep something, nothing is written any more.
     """
 
     def __init__(self, engine: Engine, where: str, file: Path | None) -> None:
@@ -68,6 +70,7 @@ class Database:
         self._file = file
         self._connection: Connection | None = None
         self._flushes = True
+        self._has_lost_a_write = False
         self._owner_lock: OwnerLock | None = None
         self._in_use: FileLock | None = None
 
@@ -83,6 +86,8 @@ class Database:
         Raises:
             StateError: in our words; nothing was changed.
         """
+        if self._has_lost_a_write:
+            raise self._lost_a_write()
         try:
             try:
                 return self._transact(work, is_flushed=is_flushed)
@@ -150,7 +155,12 @@ class Database:
 
     def _in_our_words(self, error: SQLAlchemyError) -> StateError:
         cause = error.orig if isinstance(error, DBAPIError) else error
-        code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
+        code = getattr(cause, "sqlite_errorcode", 0)
+        if code in _SYNC_CODES and self._file is not None:
+            self._has_lost_a_write = True
+            files.suspect(self._file)
+            return self._lost_a_write()
+        code &= 0xFF
         if code in _DAMAGE_CODES and self._file is not None:
             files.suspect(self._file)
             return StateUnavailable(
@@ -165,6 +175,14 @@ class Database:
         return StateUnavailable(
             f"{self._where} cannot be used ({type(cause).__name__}: {reason}).",
             next_step="Make it reachable, then run the same command again.",
+        )
+
+    def _lost_a_write(self) -> StateUnavailable:
+        """After a failed fsync another one proves nothing: Linux has forgotten the pages."""
+        return StateUnavailable(
+            f"the disk did not keep what was written to {self._where}.",
+            next_step="Look after the disk, then run the same command again: the file is "
+            "written anew then.",
         )
 
 

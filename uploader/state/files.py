@@ -131,6 +131,7 @@ def create_private(path: Path) -> None:
         fd = os.open(path, flags, 0o600)
         os.fchmod(fd, 0o600)  # whatever the umask
         os.close(fd)
+        _sync_directory(path.parent)  # SQLite does, and does not look at how that went
     except FileExistsError:
         pass
     except OSError as error:
@@ -158,6 +159,9 @@ def _require_private(path: Path) -> None:
 def inspect(path: Path, *, newest_version: int) -> None:
     """Look at a database file without changing it.
 
+    One whose last writer died in the middle of creating it has a journal that says how it
+    was before. Nobody can read it until that is done, which needs the right to write.
+
     Raises:
         Damaged: it is not a database, or not a whole one.
         UnsupportedState: a newer vodup wrote it.
@@ -166,12 +170,22 @@ def inspect(path: Path, *, newest_version: int) -> None:
     if path.stat().st_size == 0:
         return
     try:
-        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=5)) as database:
-            _inspect_open(database, path, newest_version)
+        try:
+            _inspect_as(path, "ro", newest_version)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_READONLY_ROLLBACK:
+                raise
+            _inspect_as(path, "rw", newest_version)
     except sqlite3.Error as error:
         if is_damage(error):
             raise Damaged(str(error)) from error
         raise
+
+
+def _inspect_as(path: Path, mode: str, newest_version: int) -> None:
+    url = f"{path.as_uri()}?mode={mode}"
+    with closing(sqlite3.connect(url, uri=True, timeout=5)) as database:
+        _inspect_open(database, path, newest_version)
 
 
 def _inspect_open(database: sqlite3.Connection, path: Path, newest_version: int) -> None:
@@ -239,7 +253,17 @@ def is_suspect(path: Path) -> bool:
 
 
 def clear_suspicion(path: Path) -> None:
-    """Note that the file was checked and is whole."""
+    """Note that the file was checked and is whole.
+
+    What a disk once refused to keep is written anew before: Linux takes pages whose fsync
+    failed for clean, so that a later fsync of the log succeeds without them.
+
+    Raises:
+        sqlite3.Error: the disk refuses still.
+    """
+    if is_suspect(path):
+        with closing(sqlite3.connect(path, timeout=5)) as database:
+            database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     _beside(path, _SUSPECT_SUFFIX).unlink(missing_ok=True)
 
 
