@@ -31,7 +31,7 @@ from uploader.state.memory import _MemoryCheckpoint
 from .virtual import VirtualClock, VirtualLoop
 from .world import PART, Line, World
 
-__all__ = ["KEY", "Disk", "File", "OpenFile", "Process", "options"]
+__all__ = ["KEY", "Disk", "File", "OpenFile", "Process", "Stepwise", "options"]
 
 KEY = "film"
 PATIENT = RetryPolicy(patience_s=120.0, first_contact_patience_s=60.0, base_s=0.5, cap_s=8.0)
@@ -53,6 +53,8 @@ class Disk(MemoryState):
     before it, and after it without knowing.
     """
 
+    checkpoint_type: type[Stepwise]
+
     def __init__(self, clock: VirtualClock) -> None:
         super().__init__(clock=clock)
         self._holders: dict[str, _MemoryCheckpoint] = {}
@@ -66,7 +68,7 @@ class Disk(MemoryState):
         self._claimed.add(key)
         self._holders[key] = checkpoint
         try:
-            yield _Stepwise(checkpoint, self)
+            yield self.checkpoint_type(checkpoint, self)
         finally:
             checkpoint.is_over = True
             if self._holders.get(key) is checkpoint:
@@ -109,7 +111,7 @@ class Disk(MemoryState):
                 self.seen_upload_ids.add(entry.record.upload_id)
 
 
-class _Stepwise:
+class Stepwise:
     """A `Checkpoint` that suspends before and after every write.
 
     Mutable: what this process believes the disk holds, as it wrote or read it last.
@@ -153,6 +155,9 @@ class _Stepwise:
         self._disk.note()
         await asyncio.sleep(0)
         return self.record
+
+
+Disk.checkpoint_type = Stepwise
 
 
 # --- what is sent -------------------------------------------------------------------------
