@@ -167,7 +167,8 @@ SCENARIOS: dict[str, tuple[bytes, Callable[[], Decide], bool]] = {
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_an_upload_can_be_cancelled_anywhere(name: str) -> None:
     total = _sweep_point(name, 0)
-    assert total >= 20
+    # A small file waits for the disk once before its PutObject, and for little else.
+    assert total >= (12 if name == "one part" else 20)
 
     for at in range(1, total + 1):
         _sweep_point(name, at)
