@@ -201,9 +201,9 @@ def explained() -> dict[tuple[str, str], str]:
 
 def function_of(mutant: str) -> str:
     """The function's name, without numbers: they move with every change."""
-    return (
-        mutant.rpartition("__mutmut_")[0].replace("x_", "", 1).replace("xǁ", "").replace("ǁ", ".")
-    )
+    module, _, mangled = mutant.rpartition("__mutmut_")[0].rpartition(".")
+    name = mangled.removeprefix("x_").removeprefix("xǁ").replace("ǁ", ".")
+    return f"{module}.{name}"
 
 
 def report(chosen: list[Room]) -> int:
