@@ -26,10 +26,10 @@ from uploader.errors import (
 )
 from uploader.events import Event, Listener, UploadResult
 from uploader.handles import Submissions, UploadHandle
-from uploader.many import Items, Outcome, UploadItem, require_files, upload_all
+from uploader.many import Items, Outcome, UploadItem, descriptor_share, require_files, upload_all
 from uploader.opening import Asked, Job, default_key, grant_and_target, receipt_of, record_of
 from uploader.options import UploadOptions
-from uploader.pace import Pace
+from uploader.pace import MAX_CONCURRENCY, Pace
 from uploader.package import forget_members, plan_ahead, transfer_of
 from uploader.progress import Progress
 from uploader.protocol.grants import UploadGrant
@@ -276,9 +276,11 @@ class Uploader:
     # --- plumbing -----------------------------------------------------------------
 
     async def _open_network(self, stack: AsyncExitStack) -> Network:
-        options = self._options
+        options, most = self._options, descriptor_share()
+        wanted = options.concurrency
         pace = Pace(
-            concurrency=options.concurrency,
+            concurrency=wanted if wanted == "auto" else min(wanted, most),
+            max_concurrency=min(MAX_CONCURRENCY, most),
             bandwidth=options.bandwidth,
             vod_calls_per_s=options.vod_calls_per_s,
             shared_vod_budget=self._shared_vod_budget,

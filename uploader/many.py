@@ -26,7 +26,14 @@ from uploader.protocol.grants import UploadGrant
 from uploader.protocol.vod import VideoMeta
 from uploader.sources import AnySource
 
-__all__ = ["DEFAULT_FILES", "Outcome", "UploadItem", "require_files", "upload_all"]
+__all__ = [
+    "DEFAULT_FILES",
+    "Outcome",
+    "UploadItem",
+    "descriptor_share",
+    "require_files",
+    "upload_all",
+]
 
 DEFAULT_FILES = 32
 """Small files are bound by round trips: as many at once as connections may be used."""
@@ -94,7 +101,7 @@ async def upload_all(
     async with asyncio.TaskGroup() as group:
         tasks = [
             group.create_task(_fill(window, items, ended)),
-            group.create_task(_send_all(upload, window, ended, min(files, _descriptor_cap()))),
+            group.create_task(_send_all(upload, window, ended, min(files, descriptor_share()))),
         ]
         try:
             while (outcome := await ended.get()) is not None:
@@ -111,8 +118,11 @@ async def upload_all(
         raise failure
 
 
-def _descriptor_cap() -> int:
-    """Each upload holds a file open; the rest is for connections, the state and the caller."""
+def descriptor_share() -> int:
+    """How many descriptors files may take, and how many connections may.
+
+    The rest is for the state and the caller.
+    """
     with suppress(ImportError, OSError, ValueError):
         import resource
 

@@ -21,7 +21,8 @@ class UploadOptions:
             bytes, and 10,000 parts do not hold the file. Too large: more is sent again
             after a crash, and a part may take longer than credentials live.
         concurrency: connections that carry bodies at once, over all uploads; "auto"
-            follows the link.
+            follows the link. Never more than a quarter of the descriptors the process may
+            open (`ulimit -n`).
         bandwidth: limit over all connections; None for none.
         signature, oss_region, is_cname: how OSS wants requests signed and addressed
             (see `OssDialect`).

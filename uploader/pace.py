@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 __all__ = [
+    "MAX_CONCURRENCY",
     "Bandwidth",
     "Interval",
     "LinkProbe",
@@ -71,6 +72,9 @@ class Bandwidth:
 
 _RATE = re.compile(r"(\d+(?:\.\d+)?)([BKMG])", re.IGNORECASE)
 _TIME = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)")
+MAX_CONCURRENCY: Final = 32
+"""The most connections that "auto" chooses."""
+
 _UNITS: Final = {"B": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
 _BANDWIDTH_HELP: Final = 'Write for example "10M" or "08:00,10M 20:00,off" (bytes a second).'
 
@@ -477,7 +481,7 @@ class Pace:
         self,
         *,
         concurrency: int | Literal["auto"] = "auto",
-        max_concurrency: int = 32,
+        max_concurrency: int = MAX_CONCURRENCY,
         bandwidth: Bandwidth | None = None,
         vod_calls_per_s: float = 20.0,
         shared_vod_budget: Callable[[], Awaitable[None]] | None = None,

@@ -13,6 +13,7 @@ import asyncio
 import ctypes
 import json
 import os
+import resource
 import signal
 import sys
 import time
@@ -111,6 +112,8 @@ def command(job: Job) -> Job:
 
 
 def _run(job: Job) -> Job:
+    for most in job.get("limits", []):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     if job.get("is_traced"):
         _wait_for_tracer()
     if "at_s" in job:  # of a clock that all processes share
