@@ -333,3 +333,12 @@ async def test_nothing_is_left_behind(desk: Desk) -> None:
         await (await up.submit(desk.file(3 * PART)))
     await asyncio.sleep(0)
     assert ours() == before
+
+
+async def test_a_listener_of_a_handle_hears_what_its_events_tell(desk: Desk) -> None:
+    told: list[Event] = []
+    async with desk.uploader() as up:
+        handle = await up.submit(desk.file(2 * PART), on_event=told.append)
+        await handle
+    assert isinstance(told[-1], UploadFinished)
+    assert told == desk.events

@@ -20,6 +20,7 @@ from uploader import (
     Spool,
     StreamSource,
     TransportError,
+    UnverifiedCompletion,
     VideoMeta,
 )
 from uploader.devserver import Fault
@@ -361,3 +362,48 @@ async def test_parts_are_given_in_order_and_once() -> None:
         with pytest.raises(SourceNotRepeatable):
             source.body(0, PART)
         await source.release(second)
+
+
+# --- what a stream cannot give again ------------------------------------------------------
+
+
+async def test_a_stream_that_fills_its_last_part_is_known_again(desk: Desk) -> None:
+    data = content(8 * PART)
+    first = await desk.push(Producer(data), key=KEY, meta=META)
+
+    again = await desk.push(Producer(data), key=KEY, meta=META)
+
+    assert (again.is_receipt, again.crc64) == (True, first.crc64)
+
+
+async def test_parts_that_only_an_etag_could_prove_and_nobody_can_read_again(desk: Desk) -> None:
+    """An earlier run's parts have a CRC-64 and no MD5; this run's OSS tells ETags only."""
+    producer = Producer(content(12 * PART), fails_after=8 * PART)
+    producer.waits_for = lambda: desk.server.stats.parts_stored >= 4
+    await desk.fail(producer, key=KEY, meta=META)
+    desk.server.set_options(crc_headers=False)
+
+    error = await desk.fail(Producer(producer.data), key=KEY, meta=META)
+
+    assert isinstance(error, UnverifiedCompletion)
+    assert desk.server.stats.completes == 1
+
+
+async def test_a_part_oss_does_not_list_any_more_comes_from_the_producer_again(desk: Desk) -> None:
+    data = content(8 * PART + 7)
+    desk.order(
+        Fault(
+            action="error",
+            operation="CompleteMultipartUpload",
+            count=None,
+            status=400,
+            code="InvalidArgument",
+        )
+    )
+    await desk.fail(Producer(data), key=KEY, meta=META)
+    desk.order(Fault(action="list_lag", operation="ListParts", value=1, count=None))
+
+    result = await desk.push(Producer(data), key=KEY, meta=META)
+
+    await desk.assert_stored(result, data)
+    assert result.sent_bytes < 2 * PART
