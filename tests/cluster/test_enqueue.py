@@ -255,3 +255,63 @@ def serving_apart(data: bytes) -> Iterator[str]:
         loop.call_soon_threadsafe(stop.set)
         thread.join()
         loop.close()
+
+
+def test_names_that_are_no_utf_8_go_through_the_queue(cluster: Cluster) -> None:
+    cluster.files(1, size=PART)
+    folder = cluster.folder / "shared"
+    name = "fi\udcfflm.mp4"
+    (folder / "0.mp4").rename(folder / name)
+    (folder / "go\udcffne.mp4").write_bytes(b"x")
+    queued = cluster.run("enqueue", "-r", str(folder), "--shared", str(folder))
+    assert queued.code == 0, queued.err
+    (folder / "go\udcffne.mp4").unlink()
+    worker = cluster.worker()
+    wait_until(lambda: cluster.count("SELECT max(failure_count) FROM vodup_job") == 1)
+    wait_until(lambda: cluster.left() == 1)
+    worker.send(signal.SIGTERM)
+    assert worker.ended() == 0, worker.said
+    report = cluster.folder / "r.jsonl"
+    assert cluster.run("results", "--report", str(report)).code == 5
+    assert [record["path"] for record in records_in(report)] == [str(folder / name)]
+
+
+def test_a_worker_reads_only_below_its_roots_whatever_the_queue_says(cluster: Cluster) -> None:
+    cluster.files(2, size=PART)
+    other = cluster.folder / "shared2"
+    other.mkdir()
+    (other / "secret.mp4").write_bytes(b"x")
+    cluster.add("shared2/secret.mp4\n")
+    words = ("--shared", str(cluster.folder))
+    assert cluster.run("enqueue", "m.csv", *words).code == 0
+    worker = cluster.worker("--drain", "--root", str(cluster.folder / "shared"))
+    assert worker.ended() == 0, worker.said
+    records = {r["row"]: r for r in cluster.records(code=7)}
+    assert [records[row]["status"] for row in (2, 3, 4)] == ["done", "done", "failed"]
+    assert records[4]["error"] == "UnsafePath"
+
+
+def test_rows_that_a_newer_vodup_queued_are_left_to_it(cluster: Cluster) -> None:
+    cluster.files(1, size=PART)
+    cluster.enqueue()
+    cluster.execute("UPDATE vodup_job SET spec = '{\"v\": 2}'")
+    worker = cluster.worker()
+    assert worker.ended() == 2, worker.said
+    assert "newer vodup" in worker.said
+    assert cluster.left() == cluster.count(QUEUED) == 1
+
+
+def test_an_enqueue_that_was_interrupted_keeps_the_records_it_did_not_come_to(
+    cluster: Cluster,
+) -> None:
+    cluster.files(1, size=PART)
+    rows = [f"shared/0.mp4,k{number}" for number in range(1100)]
+    (cluster.folder / "m.csv").write_text("\n".join(["path,key", *rows, "shared/none.mp4,k"]))
+    report = cluster.folder / "r.jsonl"
+    cluster.enqueue("--report", str(report), code=4)
+    before = records_in(report)
+    assert len(before) == 1
+    cluster.execute("ALTER TABLE vodup_job RENAME TO away")
+    words = ("--shared", str(cluster.folder), "--report", str(report))
+    assert cluster.run("enqueue", "m.csv", *words).code == 5
+    assert records_in(report) == before

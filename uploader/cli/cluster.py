@@ -192,14 +192,16 @@ async def _enqueued(
                 on_ended=ended,
                 awaited=awaited,
             )
+            read: list[str] = []
             try:
                 await enqueuer.run(readings)
+                read = [stream.name for stream, _ in readings]
                 _tell(enqueuer.counts, output)
                 if flags.is_waiting:
                     async for record in coming.until_met(awaited):
                         ended(record)
             finally:
-                _settle(ledger, flags, [stream.name for stream, _ in readings])
+                _settle(ledger, flags, read)  # what was not read keeps its records
     return exits.common_code(codes)
 
 
@@ -349,6 +351,7 @@ def _worker_options(flags: WorkerFlags, urls: Urls) -> WorkerOptions:
         grace_s=parse_duration_s(flags.grace, "--grace"),
         tries=parse_number(flags.tries, "--tries", least=1, most=1000),
         is_draining=flags.is_draining,
+        roots=tuple(os.path.realpath(folder) for folder in flags.roots or ()),
         urls=make_url_policy(urls),
     )
 

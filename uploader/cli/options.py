@@ -480,6 +480,14 @@ class WorkerFlags:
         str,
         flag("--api-rate", metavar="N", help="Calls to VOD a second, of all workers together."),
     ] = "20"
+    roots: Annotated[
+        list[str] | None,
+        flag(
+            "--root",
+            metavar="FOLDER",
+            help="Upload only files below it, whatever the queue says. May be repeated.",
+        ),
+    ] = None
     is_draining: Annotated[bool, flag("--drain", help="End when nothing is left in the queue.")] = (
         False
     )

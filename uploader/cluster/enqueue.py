@@ -14,7 +14,7 @@ from uploader.bulk.ledger import Ledger, failure_record, id_of
 from uploader.bulk.rows import Row
 from uploader.bulk.runner import MetRow, Reading, read_rows
 from uploader.cluster.database import in_our_words
-from uploader.cluster.jobs import Places, spec_of
+from uploader.cluster.jobs import Places, spec_of, storable
 from uploader.cluster.results import Awaited, record_of
 from uploader.errors import VodupError
 
@@ -152,7 +152,7 @@ class Enqueuer:
         rows = self._lines(readings)
         while batch := await asyncio.to_thread(list, islice(rows, _BATCH)):
             await self._queue([line for line in batch if line is not None])
-        manifests = [_text(stream.name) for stream, _ in readings]
+        manifests = [storable(stream.name) for stream, _ in readings]
         with in_our_words():
             async with self._pool.connection() as connection:
                 values = {"manifests": manifests, "run": self._run}
@@ -207,7 +207,7 @@ class Enqueuer:
         return {
             "run": self._run,
             "ids": [line.id for line in lines],
-            "manifests": [_text(line.row.manifest) for line in lines],
+            "manifests": [storable(line.row.manifest) for line in lines],
             "numbers": [line.row.number for line in lines],
             "queues": [line.queue for line in lines],
             "specs": [line.spec for line in lines],
@@ -230,8 +230,3 @@ class Enqueuer:
             self._on_ended(record)
         if self._awaited is not None:
             self._awaited.expect(set(ids) - {str(record["id"]) for record in ended})
-
-
-def _text(name: str) -> str:
-    """A name that the database can hold: files may be called by bytes that are no UTF-8."""
-    return name.encode(errors="backslashreplace").decode().replace("\0", "")

@@ -12,7 +12,7 @@ from typing import Any, Final
 from uploader.bulk.paths import Root
 from uploader.bulk.rows import RawRow, Row, RowRules, is_url
 from uploader.bulk.runner import MetRow
-from uploader.errors import ConfigurationError
+from uploader.errors import ConfigurationError, UnsupportedState
 from uploader.many import UploadItem
 from uploader.opening import default_key
 from uploader.protocol.vod import VideoMeta
@@ -26,8 +26,10 @@ __all__ = [
     "Places",
     "item_of",
     "queue_at",
+    "require_known",
     "row_of",
     "spec_of",
+    "storable",
     "this_node",
 ]
 
@@ -35,6 +37,7 @@ QUEUE: Final = "vodup"
 """Of what every worker can read."""
 
 _MAX_NODE: Final = 100
+_VERSION: Final = 1
 
 
 def this_node() -> str:
@@ -100,7 +103,7 @@ def spec_of(met: MetRow, *, overwrite: bool) -> str:
     """Write a row down; what `row_of` and `item_of` read."""
     row = met.row
     spec: dict[str, Any] = {
-        "v": 1,
+        "v": _VERSION,
         "key": row.key,
         "upload_key": row.upload_key,
         "path": row.path,
@@ -112,6 +115,23 @@ def spec_of(met: MetRow, *, overwrite: bool) -> str:
         "overwrite": overwrite,
     }
     return json.dumps(spec)
+
+
+def require_known(spec: Mapping[str, Any]) -> None:
+    """Refuse what a later version wrote.
+
+    Raises:
+        UnsupportedState: this vodup does not know what it says.
+    """
+    if spec.get("v") != _VERSION:
+        raise UnsupportedState(
+            "A newer vodup queued these rows.", next_step="Install that version here as well."
+        )
+
+
+def storable(text: str) -> str:
+    """A text that the database can hold: files may be called by bytes that are no UTF-8."""
+    return text.encode(errors="backslashreplace").decode().replace("\0", "")
 
 
 def row_of(spec: Mapping[str, Any], manifest: str, number: int) -> Row:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -21,7 +21,15 @@ from procrastinate.worker import Worker as ProcrastinateWorker
 from uploader.bulk.ledger import Record, failure_record, success_record
 from uploader.bulk.rows import Row
 from uploader.cluster.database import in_our_words
-from uploader.cluster.jobs import QUEUE, item_of, queue_at, row_of, this_node
+from uploader.cluster.jobs import (
+    QUEUE,
+    item_of,
+    queue_at,
+    require_known,
+    row_of,
+    storable,
+    this_node,
+)
 from uploader.cluster.queue import TASK, Ending, Queue, make_queue
 from uploader.engine import Uploader
 from uploader.errors import (
@@ -29,6 +37,7 @@ from uploader.errors import (
     LeaseLost,
     SourceUnreadable,
     StateUnavailable,
+    UnsafePath,
     UnsupportedState,
     UploadLocked,
     VodupError,
@@ -71,6 +80,8 @@ class WorkerOptions:
         tries: after how many temporary failures a row has failed.
         is_draining: end when no row is left that this worker could take.
         urls: which addresses sources may be read from.
+        roots: real folders that files have to lie in; none allows all. Whoever may write to
+            the queue names files that this machine reads and sends away.
     """
 
     files: int = 8
@@ -80,6 +91,7 @@ class WorkerOptions:
     tries: int = 10
     is_draining: bool = False
     urls: UrlPolicy = field(default_factory=UrlPolicy)
+    roots: tuple[str, ...] = ()
 
     @property
     def silent_s(self) -> float:
@@ -128,6 +140,7 @@ class _Taken:
     def of(cls, found: Mapping[str, Any], row_id: str, *, is_shared: bool) -> _Taken:
         """Read what the database has of it."""
         spec = json.loads(found["spec"])
+        require_known(spec)
         row = row_of(spec, found["manifest"], found["number"])
         return cls(row_id, spec, row, found["failure_count"], is_shared)
 
@@ -147,6 +160,11 @@ def _judge(error: VodupError, taken: _Taken, options: WorkerOptions) -> _Verdict
         return _Verdict(None)
     wait_s = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2**taken.failure_count)
     return _Verdict(wait_s * random.uniform(0.75, 1.25))
+
+
+def _require_below(roots: Sequence[str], path: str) -> None:
+    if path and roots and not any(path.startswith(f"{root.rstrip('/')}/") for root in roots):
+        raise UnsafePath(f"{path} is in no folder that this worker may read (--root).")
 
 
 class _Again(Exception):
@@ -243,10 +261,13 @@ class Worker:
             try:
                 if (found := await queue.row(id, job_id)) is not None:
                     # Else the row was queued again meanwhile, and that job is the one that counts.
-                    taken = _Taken.of(found, id, is_shared=job.queue == QUEUE)
                     queue.endings[job_id] = Ending(id, problem="its worker was stopped")
+                    taken = _Taken.of(found, id, is_shared=job.queue == QUEUE)
                     queue.endings[job_id] = await self._carried_out(taken)
                     self._raise_if_given_back(queue.endings[job_id])
+            except UnsupportedState as error:
+                self._fatal = error
+                raise
             finally:
                 self._running.discard(job_id)
 
@@ -270,6 +291,7 @@ class Worker:
         return Ending(taken.id, record)
 
     async def _uploaded(self, taken: _Taken) -> Record:
+        _require_below(self._options.roots, taken.spec["real_path"])
         item = item_of(taken.spec, taken.row, self._options.urls)
         try:
             result = await self._uploader.upload(
@@ -290,7 +312,7 @@ class Worker:
         return success_record(taken.row, result)
 
     def _given_back(self, taken: _Taken, error: VodupError, verdict: _Verdict) -> Ending:
-        problem = f"{type(error).__name__}: {error.message}"
+        problem = storable(f"{type(error).__name__}: {error.message}")
         self._on_given_back(taken.row, problem)
         if isinstance(error, _HOPELESS):
             self._fatal = error
