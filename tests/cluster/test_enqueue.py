@@ -315,3 +315,21 @@ def test_an_enqueue_that_was_interrupted_keeps_the_records_it_did_not_come_to(
     words = ("--shared", str(cluster.folder), "--report", str(report))
     assert cluster.run("enqueue", "m.csv", *words).code == 5
     assert records_in(report) == before
+
+
+def test_an_upload_that_is_given_up_leaves_the_queue(cluster: Cluster) -> None:
+    cluster.files(2, size=PART)
+    (cluster.folder / "m.csv").write_text("path,key\nshared/0.mp4,keep\nshared/1.mp4,drop\n")
+    cluster.enqueue()
+    given_up = cluster.run("abort", "drop", "--json")
+    assert given_up.code == 0, given_up.err
+    assert given_up.last == {"type": "upload.aborted", "key": "drop", "video_id": None}
+    assert cluster.run("abort", "drop").code == 2
+    assert cluster.count(QUEUED) == 1
+    worker = cluster.worker("--drain")
+    assert worker.ended() == 0, worker.said
+    assert {r["key"]: r["status"] for r in cluster.records(code=1)} == {
+        "keep": "done",
+        "drop": "failed",
+    }
+    assert cluster.server.stats.creates == 1

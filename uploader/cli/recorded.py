@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from uploader.cli import exits
 from uploader.cli.loop import run_async
@@ -19,6 +19,9 @@ from uploader.cli.store import find_record, open_store
 from uploader.cli.text import count, duration, err, out, paragraph, size
 from uploader.errors import ConfigurationError, UnsupportedState, VodupError
 from uploader.state import Phase, StateStore, UploadRecord, UploadStatus
+
+if TYPE_CHECKING:
+    from uploader import Uploader
 
 __all__ = ["abort", "clean", "status"]
 
@@ -58,8 +61,6 @@ async def _status(names: Sequence[str], is_watching: bool, store: Store, output:
 
 async def _show_queue(store: Store, output: Output) -> None:
     """What waits for workers, where the state is shared with a queue."""
-    if not (store.state or "").startswith(("postgres://", "postgresql")):
-        return
     facts = await asyncio.to_thread(_queue_facts, store.state)
     if facts is None:
         return
@@ -81,11 +82,22 @@ async def _show_queue(store: Store, output: Output) -> None:
 
 
 def _queue_facts(state: str | None) -> dict[str, Any] | None:
+    conninfo = _queue_conninfo(state)
+    if conninfo is None:
+        return None
+    from uploader.cluster.status import queue_facts
+
+    return queue_facts(conninfo)
+
+
+def _queue_conninfo(state: str | None) -> str | None:
+    """Where there may be a queue beside the state; None where there is none."""
+    if not (state or "").startswith(("postgres://", "postgresql")):
+        return None
     try:
         from uploader.cluster.database import conninfo_of
-        from uploader.cluster.status import queue_facts
 
-        return queue_facts(conninfo_of(state))
+        return conninfo_of(state)
     except ConfigurationError:  # without the extra there is a state, but no queue
         return None
 
@@ -223,24 +235,44 @@ def abort(names: Sequence[str], store: Store, access: Access, output: Output) ->
         async with make_uploader(store, access, has_grant=True) as uploader:
             for name in names:
                 try:
-                    record = await find_record(uploader.state, name)
-                    await uploader.abort(record.key)
+                    record = await _given_up(uploader, name, store)
                 except VodupError as error:
                     _tell(output, "abort.failed", name, error)
                     codes.append(exits.exit_code(error))
                 else:
-                    _tell_given_up(output, record)
+                    _tell_given_up(output, record.key if record else name, record)
         return exits.common_code(codes)
 
     return run_async(work())
 
 
-def _tell_given_up(output: Output, record: UploadRecord) -> None:
+async def _given_up(uploader: Uploader, name: str, store: Store) -> UploadRecord | None:
+    """Give one up, in the queue as well; None for one that waited there and was not begun."""
+    state = uploader.state
+    known = await state.find(key=name) or await state.find(video_id=name)
+    key = known.key if known else name
+    if await asyncio.to_thread(_withdrawn, store.state, key) and known is None:
+        return None
+    record = await find_record(state, name)
+    await uploader.abort(record.key)
+    return record
+
+
+def _withdrawn(state: str | None, key: str) -> bool:
+    conninfo = _queue_conninfo(state)
+    if conninfo is None:
+        return False
+    from uploader.cluster.withdraw import withdraw
+
+    return withdraw(conninfo, key)
+
+
+def _tell_given_up(output: Output, key: str, record: UploadRecord | None) -> None:
+    video_id = record.video_id if record else None
     if output.json:
-        line = {"type": "upload.aborted", "key": record.key, "video_id": record.video_id}
-        out(json.dumps(line))
+        out(json.dumps({"type": "upload.aborted", "key": key, "video_id": video_id}))
     elif not output.quiet:
-        out(f"{record.key} is given up; video {record.video_id or '(none yet)'} stays as it is.")
+        out(f"{key} is given up; video {video_id or '(none yet)'} stays as it is.")
 
 
 def _tell(output: Output, kind: str, name: str, error: VodupError) -> None:
