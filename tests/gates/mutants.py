@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import random
 import shutil
 import signal
@@ -28,6 +29,7 @@ import sys
 import time
 import tomllib
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,13 +129,19 @@ class Room:
         argv = [sys.executable, "-c", "from mutmut.__main__ import cli; cli()"]
         argv += ["run", "--max-children", str(children), *names]
         with (self.folder / "log.txt").open("w") as log:
-            process = subprocess.Popen(argv, cwd=self.folder, stdout=log, stderr=log)
+            process = subprocess.Popen(
+                argv, cwd=self.folder, stdout=log, stderr=log, start_new_session=True
+            )
             try:
                 return process.wait(seconds) == 0
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGINT)
                 process.wait()
                 return False
+            finally:  # also when we are interrupted: nothing goes on without us
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
 
     def draw(self, size: int, seed: int, *, seconds: float) -> None:
         """Leave out all but a sample; what was tried before stays."""
@@ -241,6 +249,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--children", type=int, default=2)
     parser.add_argument("--report", action="store_true")
     asked = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     chosen = rooms(asked.modules)
     ROOMS.mkdir(parents=True, exist_ok=True)
     ends_s = time.monotonic() + asked.seconds
