@@ -146,7 +146,8 @@ class Uploader:
             video_id: continue this video instead of making one.
             grant: a decoded UploadAddress/UploadAuth pair, used until it runs out.
             key: the name of this upload in the state store; the default is derived from
-                the service, and the VideoId or the path.
+                the service, and the VideoId or the path or URL. A stream without a key is
+                an upload of its own each time.
             overwrite: allow replacing the content of a finished video, which may start
                 transcoding again.
             on_event: told about this upload, after the uploader's own listener.

@@ -24,7 +24,13 @@ def desk(server: DevServer, tmp_path: Path) -> Desk:
     return Desk(server, tmp_path)
 
 
-@pytest.fixture(params=KINDS, ids=lambda kind: kind.name)
+def _param(kind: Kind) -> object:
+    """The quick run has one kind for each way of reading; the long one has all of them."""
+    marks = () if kind.is_quick else (pytest.mark.slow,)
+    return pytest.param(kind, id=kind.name, marks=marks)
+
+
+@pytest.fixture(params=[*map(_param, KINDS)])
 async def origin(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Origin]:
     """Where a source of each kind comes from."""
     kind: Kind = request.param

@@ -67,6 +67,7 @@ class Kind:
 
     name: str
     origin: Callable[[Path], AbstractAsyncContextManager[Origin]]
+    is_quick: bool = True
 
 
 # --- in memory ------------------------------------------------------------------------
@@ -273,18 +274,18 @@ async def of_fsspec_file(folder: Path) -> AsyncIterator[Origin]:
 
 
 KINDS = (
-    Kind("bytes", of_bytes),
-    Kind("memoryview", of_memoryview),
+    Kind("bytes", of_bytes, is_quick=False),
+    Kind("memoryview", of_memoryview, is_quick=False),
     Kind("BytesIO", of_bytes_io),
     Kind("file", of_file),
-    Kind("open file", of_open_file),
+    Kind("open file", of_open_file, is_quick=False),
     Kind("followed file", of_followed_file),
     Kind("iterator", of_iterator),
     Kind("spooled iterator", of_spooled_iterator),
-    Kind("unseekable file", of_unseekable_file),
+    Kind("unseekable file", of_unseekable_file, is_quick=False),
     Kind("pipe", of_pipe),
     Kind("URL", of_url),
     Kind("fsspec memory", of_fsspec_memory),
-    Kind("fsspec file", of_fsspec_file),
+    Kind("fsspec file", of_fsspec_file, is_quick=False),
     Kind("URL without ranges", of_url_without_ranges),
 )

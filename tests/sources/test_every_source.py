@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +14,7 @@ from uploader.protocol.integrity import crc64
 from uploader.state import Phase
 
 from ..engine.harness import PART, Desk, content, until
-from .kinds import Origin
+from .kinds import KINDS, Kind, Origin
 
 KEY = "the-upload"
 META = VideoMeta(file_name="movie.mp4")
@@ -39,6 +40,13 @@ async def interrupted(desk: Desk, origin: Origin, *, part: int = 9) -> set[int]:
     acked = await desk.acked_part_numbers()
     assert len(acked) >= part // 2
     return acked
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+async def test_each_kind_is_stored(desk: Desk, kind: Kind, tmp_path: Path) -> None:
+    async with kind.origin(tmp_path / "origin") as origin:
+        data = origin.holds(content(3 * PART + 1))
+        await desk.assert_stored(await desk.push(origin.source(), meta=META), data)
 
 
 async def test_its_bytes_are_stored_and_verified(desk: Desk, origin: Origin) -> None:
