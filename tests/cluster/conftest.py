@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -12,12 +13,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
 
 from tests.bulk.conftest import Quick
 from tests.cli.conftest import VODUP, Cli, Ended
+from tests.postgres import database
 from tests.waiting import wait_until
 from uploader.devserver import DevServer, ThreadedDevServer
 
@@ -161,15 +164,33 @@ def server() -> Iterator[DevServer]:
         yield threaded.server
 
 
+@pytest.fixture(scope="session")
+def upgraded(postgres_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Name of a database as `vodup db upgrade` makes it, to be copied."""
+    with database(postgres_server, "template1") as url:
+        home = str(tmp_path_factory.mktemp("upgrading"))
+        env = os.environ | {"VODUP_STATE": url, "XDG_STATE_HOME": home}
+        subprocess.run([*VODUP, "db", "upgrade", "-q"], env=env, check=True)
+        yield urlsplit(url).path.removeprefix("/")
+
+
 @pytest.fixture
 def cluster(
-    server: DevServer, postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: DevServer,
+    postgres_server: str,
+    upgraded: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Cluster]:
     """An upgraded database and nobody at work."""
-    made = Cluster(server, postgres_url, tmp_path, monkeypatch)
-    upgraded = made.run("db", "upgrade")
-    assert upgraded.code == 0, upgraded.err
-    yield made
+    with database(postgres_server, upgraded) as url:
+        made = Cluster(server, url, tmp_path, monkeypatch)
+        yield made
+        end(made)
+
+
+def end(made: Cluster) -> None:
+    """Leave no process behind."""
     for process in made.processes:
         if process.process.poll() is None:
             process.send(signal.SIGCONT)

@@ -55,6 +55,7 @@ def test_workers_outlive_a_restart_of_the_database(
         before = postmaster(database)
         os.kill(before, signal.SIGQUIT)  # at once, as by a crash
         wait_until(lambda: _new_postmaster(database, before))
+        slow.set_options(connection_bandwidth=None)
         wait_until(lambda: cluster.left() == 0)
         for worker in workers:
             assert worker.process.poll() is None, worker.said
@@ -91,6 +92,7 @@ def test_without_its_database_a_worker_ends_resumably_and_no_row_is_lost(
         assert "same command again" in worker.said
     with EmbeddedPostgres(folder, settings=["fsync=off"], is_temporary=True):
         assert cluster.left() == 3
+        slow.set_options(connection_bandwidth=None)
         again = cluster.worker("--drain", node="two")
         assert again.ended() == 0, again.said
         cluster.check(3, size=SIZE, resent=2 * 2 * 2 * PART)

@@ -29,6 +29,7 @@ def test_what_a_killed_worker_had_begun_another_machine_goes_on_with(cluster: Cl
     first = cluster.worker(node="one")
     until_under_way(cluster)
     first.kill()
+    cluster.server.set_options(connection_bandwidth=None)
     second = cluster.worker("--drain", node="two")
     assert second.ended() == 0, second.said
     cluster.check(2, size=SIZE, resent=IN_FLIGHT)
@@ -44,6 +45,7 @@ def test_sigterm_gives_rows_back_and_their_parts_are_kept(cluster: Cluster) -> N
     assert first.ended() == 0, first.said
     assert cluster.count("SELECT count(*) FROM procrastinate_jobs WHERE status = 'todo'") == 2
     assert cluster.count("SELECT count(*) FROM vodup_lease") == 0
+    cluster.server.set_options(connection_bandwidth=None)
     second = cluster.worker("--drain", "--heartbeat", "600", node="two")
     assert second.ended() == 0, second.said
     cluster.check(2, size=SIZE, resent=IN_FLIGHT)
@@ -65,7 +67,7 @@ def test_within_its_grace_a_stopping_worker_ends_its_rows_and_takes_no_more(
 
 
 def test_a_stopping_worker_still_says_that_it_lives(cluster: Cluster) -> None:
-    cluster.files(1, size=24 * PART)
+    cluster.files(1, size=18 * PART)
     cluster.enqueue()
     stopping = cluster.worker("--grace", "60", node="one")
     until_under_way(cluster, parts=1)
@@ -75,7 +77,7 @@ def test_a_stopping_worker_still_says_that_it_lives(cluster: Cluster) -> None:
     other.send(signal.SIGTERM)
     assert other.ended() == 0, other.said
     assert "is being sent by" not in other.said, "its row was given to another worker"
-    cluster.check(1, size=24 * PART, resent=0)
+    cluster.check(1, size=18 * PART, resent=0)
 
 
 def test_a_worker_frozen_beyond_its_lease_changes_nothing_when_it_wakes(cluster: Cluster) -> None:

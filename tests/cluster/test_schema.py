@@ -37,12 +37,12 @@ def test_upgrading_twice_changes_nothing(cluster: Cluster) -> None:
     assert tables(cluster.url) == before
 
 
-def test_upgrades_at_once_make_the_tables_once(postgres_url: str, cluster: Cluster) -> None:
-    execute(postgres_url, "DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
+def test_upgrades_at_once_make_the_tables_once(cluster: Cluster) -> None:
+    execute(cluster.url, "DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
     command = [*VODUP, "db", "upgrade"]
     running = [subprocess.Popen(command, env=cluster.env()) for _ in range(3)]
     assert [process.wait(60) for process in running] == [0, 0, 0]
-    schema.require_current(postgres_url)
+    schema.require_current(cluster.url)
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,7 @@ def test_a_task_that_celery_delivers_twice_makes_one_upload(cluster: Cluster) ->
     with start_worker(module.app, **options):
         told = [module.upload.apply_async((path, "asset-1")) for _ in range(2)]
         wait_until(lambda: any(one.state == "RETRY" for one in told))
+        cluster.server.set_options(connection_bandwidth=None)
         first, second = [one.get(timeout=60) for one in told]
     assert first == second
     check(cluster)
@@ -106,6 +107,7 @@ async def test_two_attempts_of_a_temporal_activity_make_one_upload(cluster: Clus
     with pytest.raises(ApplicationError) as refused:
         await activity_environment([]).run(module.upload, asked)
     assert (refused.value.type, refused.value.non_retryable) == ("UploadLocked", False)
+    cluster.server.set_options(connection_bandwidth=None)
     told = await first
     assert told == await activity_environment([]).run(module.upload, asked)
     assert len(beats) > 5

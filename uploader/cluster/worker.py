@@ -57,7 +57,7 @@ __all__ = ["Worker", "WorkerOptions"]
 _HOPELESS: Final = (CallerNotAuthenticated, UnsupportedState)
 """What meets one row here would meet all of them: this worker had better stop."""
 
-_FIRST_WAIT_S: Final = 5.0
+_BUG_WAIT_S: Final = 5.0
 _LONGEST_WAIT_S: Final = 600.0
 _SOURCE_TRIES: Final = 3
 _DRAIN_LOOK_S: Final = 0.5
@@ -102,6 +102,11 @@ class WorkerOptions:
     def patience_s(self) -> float:
         """How long the queue waits for a database that is away, before the worker ends."""
         return 6 * self.heartbeat_s
+
+    @property
+    def first_wait_s(self) -> float:
+        """How long a row rests after its first failure that may pass; then ever longer."""
+        return self.heartbeat_s / 2
 
     @property
     def sweep_s(self) -> float:
@@ -158,7 +163,7 @@ def _judge(error: VodupError, taken: _Taken, options: WorkerOptions) -> _Verdict
         tries = _SOURCE_TRIES  # this machine may lack the mount; another has a chance
     if taken.failure_count + 1 >= tries:
         return _Verdict(None)
-    wait_s = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2**taken.failure_count)
+    wait_s = min(_LONGEST_WAIT_S, options.first_wait_s * 2**taken.failure_count)
     return _Verdict(wait_s * random.uniform(0.75, 1.25))
 
 
@@ -182,7 +187,7 @@ class _AlwaysAgain(BaseRetryStrategy):
         if isinstance(exception, _Again):
             wait_s = exception.wait_s
         else:
-            wait_s = 0.0 if isinstance(exception, asyncio.CancelledError) else _FIRST_WAIT_S
+            wait_s = 0.0 if isinstance(exception, asyncio.CancelledError) else _BUG_WAIT_S
         return RetryDecision(retry_at=datetime.now(UTC) + timedelta(seconds=wait_s))
 
 
