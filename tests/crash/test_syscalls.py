@@ -171,6 +171,6 @@ async def test_a_call_that_fails(desk: Desk, nursery: Nursery, call: str, how: s
 async def test_every_call_that_fails(desk: Desk, nursery: Nursery, call: str, how: str) -> None:
     k = 1
     while await hit_at(desk, nursery, call, how, k):
+        print(f"{call} {how} {k}", flush=True)  # seen with pytest -s
         k += 1
-    print(f"{call} {how}: {k - 1} calls hit")
     assert k > 1 or call in ("fsync", "write", "ftruncate", "sendmsg"), "no such call was made"

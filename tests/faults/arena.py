@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import os
 import ssl
 import time
 import traceback
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import count
 from pathlib import Path
@@ -33,7 +34,7 @@ from uploader.protocol.wire import SignedRequest
 from uploader.sources import FileSource, Source
 from uploader.state import MemoryState, Phase, SqlState, StateStore, UploadRecord
 
-from . import child
+from . import child, sinks
 from .asking import CALM, CONCURRENCY, HASTY, PART, Account, Patience, Wish, ask
 from .local import FailingState, Hurt, UnreadableSource
 from .proxy import FaultProxy, Toxic, closed_port, unreachable
@@ -87,6 +88,7 @@ class Arena:
         self.source = folder / "movie.mp4"
         self.source.write_bytes(self.data)
         self.said: list[str] = []
+        self.sinks: Counter[str] = Counter()
         self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         trustme.CA().issue_cert("127.0.0.1").configure_cert(self.tls)
         self.visited_elsewhere = 0
@@ -150,6 +152,7 @@ class Arena:
         finally:
             self.server.faults.forget(stage.reference_id)
             self.said.extend(stage.said)
+            self.sinks += stage.sinks
         outcome.seconds = time.monotonic() - began_s
         return outcome
 
@@ -167,6 +170,7 @@ class Stage:
         self.state = FailingState(self.store)
         self.clock = JumpingClock()
         self.said: list[str] = []
+        self.sinks: Counter[str] = Counter()
         self.retried: Counter[str] = Counter()
         self.hit_count = 0
         self.integrity_error_count = 0
@@ -452,7 +456,13 @@ class Stage:
     def _told(self, event: Event) -> None:
         if isinstance(event, RequestRetried):
             self.retried[event.operation] += 1
-        self.said.append(repr(event))
+        self._scan(sinks.of_event(event))
+
+    def _scan(self, found: Iterable[sinks.Sink]) -> None:
+        """Have something looked through for secrets, once the run is over."""
+        for name, text in found:
+            self.sinks[name] += 1
+            self.said.append(text)
 
     # --- after --------------------------------------------------------------------------
 
@@ -488,24 +498,29 @@ class Stage:
 
     def _note(self, error: VodupError) -> None:
         """Everything that can be read off an error."""
-        self.said.extend(traceback.format_exception(error))
-        self.said += [repr(error), str(error), repr(vars(error)), repr(error.args)]
+        self._scan(sinks.of_error(error))
         self.integrity_error_count += isinstance(error, IntegrityError)
         if error.phase is None or not error.next_step:
             self.outcome.faults.append(f"{error!r} does not say where it happened")
 
     async def _judge(self, ended: object) -> None:
         self._read_checkpoint()
+        self._scan(sinks.of_process())
+        if (record := await self._record()) is not None:
+            self._scan(sinks.of_value("record", record))
         if isinstance(ended, UploadResult):
             self._judge_result(ended)
+            self._scan(sinks.of_value("result", ended))
+            self._scan([("result: json", json.dumps(asdict(ended)))])
         self._judge_mending()
         self._judge_corruption()
         await self._judge_server()
 
     def _read_checkpoint(self) -> None:
         """What is on the disk counts as said."""
-        for path in self._state_path.parent.glob(f"{self._state_path.name}*"):
-            self.said.append(path.read_bytes().decode("latin-1"))
+        for path in self._state_path.parent.rglob("*"):
+            if path.is_file():
+                self._scan([(f"disk: {path.suffix}", path.read_bytes().decode("latin-1"))])
 
     def _judge_result(self, result: UploadResult) -> None:
         if self.stored_bytes(result.video_id) != self.data:

@@ -112,7 +112,7 @@ NETWORK_SITES = (
     ),
 )  # fmt: skip
 
-STATE_STEPS = ("claim", "create", "target", "plan", "upload-id", "ack", "completing", "done")
+STATE_STEPS = ("claim", "create", "target", "upload-id", "ack", "completing", "done")
 LOCAL_SITES = (
     Site(name="source-open", is_later=True),
     *(Site(name=f"state-{step}") for step in STATE_STEPS),

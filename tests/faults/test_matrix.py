@@ -43,6 +43,11 @@ from .table import (
 
 SIDE_BY_SIDE = 8
 
+SINK_COUNT = 25
+"""Places looked through for secrets, at least, in every group of runs."""
+
+LOGGED = ("log: message", "log: attributes", "log: with traceback")
+
 Record = Callable[[str, object], None]
 
 
@@ -100,10 +105,11 @@ async def _play(arena: Arena, group: Group, record: Record) -> None:
 def _listening() -> Iterator[list[str]]:
     """Everything that is logged, at every level, by anybody in this process."""
     log: list[str] = []
+    plain = logging.Formatter()
 
     class Listener(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            log.append(f"{record.getMessage()} {vars(record)}")
+            log.append(f"{record.getMessage()} {vars(record)} {plain.format(record)}")
 
     root, listener = logging.getLogger(), Listener(logging.DEBUG)
     level = root.level
@@ -125,6 +131,7 @@ async def _play_one(
 
 def _assert_nothing_was_told(arena: Arena, log: list[str]) -> None:
     """No secret in any error, event or log record, whatever it was called."""
+    assert len(arena.sinks) + len(LOGGED) >= SINK_COUNT, sorted(arena.sinks)
     said = "\n".join([*arena.said, *log])
     told = [secret for secret in arena.new_secrets() if secret in said]
     assert not told, f"{len(told)} secrets were told"
