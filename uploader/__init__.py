@@ -75,6 +75,7 @@ if TYPE_CHECKING:
         UploadTarget,
         decode_answer,
         decode_grant,
+        encode_answer,
     )
     from uploader.protocol.trust import TrustPolicy
     from uploader.protocol.vod import AccessKey, VideoMeta
@@ -183,6 +184,7 @@ __all__ = [
     "VodupError",
     "decode_answer",
     "decode_grant",
+    "encode_answer",
     "parse_bandwidth",
     "upload_sync",
 ]
@@ -203,7 +205,8 @@ _HOMES = {
     "many": "Outcome UploadItem",
     "options": "UploadOptions",
     "pace": "Bandwidth parse_bandwidth",
-    "protocol.grants": "StsCredentials UploadGrant UploadTarget decode_answer decode_grant",
+    "protocol.grants": "StsCredentials UploadGrant UploadTarget decode_answer decode_grant "
+    "encode_answer",
     "protocol.trust": "TrustPolicy",
     "protocol.vod": "AccessKey VideoMeta",
     "session": "RetryPolicy",

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from uploader.clock import Clock, SystemClock
-from uploader.credentials import CallbackProvider, GrantProvider, Network
+from uploader.credentials import CallbackProvider, GrantProvider, GrantSource, Network
 from uploader.errors import (
     ConfigurationError,
     CredentialError,
@@ -121,6 +121,17 @@ class Uploader:
     def state(self) -> StateStore:
         """The checkpoint store."""
         return self._state
+
+    @property
+    def grants(self) -> GrantSource:
+        """Whoever hands out grants, asked over this uploader's network: for app servers.
+
+        Raises:
+            ConfigurationError: the uploader has no provider.
+        """
+        if self._network is None or self._provider is None:
+            raise ConfigurationError("Grants need a provider, and an uploader that is open.")
+        return self._provider.connect(self._network)
 
     # --- the main path ------------------------------------------------------------
 

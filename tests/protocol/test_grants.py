@@ -19,8 +19,10 @@ from uploader.errors import InvalidGrant
 from uploader.protocol.grants import (
     StsCredentials,
     UploadGrant,
+    UploadTarget,
     decode_answer,
     decode_grant,
+    encode_answer,
     is_video_id,
     mask,
 )
@@ -597,3 +599,19 @@ def test_damaged_text_ends_in_a_grant_or_a_refusal(data: st.DataObject) -> None:
     for decode in (lambda: decode_grant(ADDRESS, damaged), lambda: decode_answer(damaged)):
         with contextlib.suppress(InvalidGrant):
             assert isinstance(decode(), UploadGrant)
+
+
+@given(
+    life_s=st.none() | st.integers(1, 86_400).map(float),
+    prefix=st.none() | st.just("sv/a/"),
+    region=st.none() | st.just("cn-shanghai"),
+    expires_at=st.none() | st.datetimes(datetime(2026, 1, 1), datetime(2040, 1, 1)),
+)
+def test_what_an_app_server_encodes_is_decoded_to_the_same(
+    life_s: float | None, prefix: str | None, region: str | None, expires_at: datetime | None
+) -> None:
+    at = expires_at and expires_at.replace(microsecond=0, tzinfo=UTC)
+    target = UploadTarget("https://oss-cn-shanghai.aliyuncs.com", "outin-a", "sv/a/a.mp4", prefix)
+    credentials = StsCredentials("STS.id", "secret", "token", at, life_s, region)
+    grant = UploadGrant("a" * 32, target, credentials, "REQUEST")
+    assert decode_answer(encode_answer(grant)) == grant

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ __all__ = [
     "UploadTarget",
     "decode_answer",
     "decode_grant",
+    "encode_answer",
     "is_video_id",
     "mask",
 ]
@@ -183,6 +185,42 @@ def decode_answer(answer: str | bytes | Mapping[str, Any]) -> UploadGrant:
         request_id=_request_id(fields),
         was_swapped=grant.was_swapped,
     )
+
+
+def encode_answer(grant: UploadGrant) -> dict[str, str]:
+    """The reverse of `decode_answer`: what an app server hands to a host of its own.
+
+    The texts hold the credentials: answer over TLS, to whom the upload belongs, and write
+    them nowhere.
+    """
+    target, credentials = grant.target, grant.credentials
+    at = credentials.expires_at
+    address = {
+        "Endpoint": target.endpoint,
+        "Bucket": target.bucket,
+        "FileName": target.object_key,
+        "ObjectPrefix": target.object_prefix,
+    }
+    auth = {
+        "AccessKeyId": credentials.access_key_id,
+        "AccessKeySecret": credentials.access_key_secret,
+        "SecurityToken": credentials.security_token,
+        "Expiration": None if credentials.life_s is None else str(int(credentials.life_s)),
+        "ExpireUTCTime": at.strftime("%Y-%m-%dT%H:%M:%SZ") if at is not None else None,
+        "Region": credentials.region,
+    }
+    answer = {
+        "VideoId": grant.video_id,
+        "RequestId": grant.request_id,
+        "UploadAddress": _packed(address),
+        "UploadAuth": _packed(auth),
+    }
+    return {name: text for name, text in answer.items() if text}
+
+
+def _packed(fields: Mapping[str, str | None]) -> str:
+    given = {name: value for name, value in fields.items() if value}
+    return base64.b64encode(json.dumps(given).encode()).decode()
 
 
 def is_video_id(text: str) -> bool:

@@ -1,0 +1,167 @@
+"""An app server: it alone holds the AccessKey, and hands grants to the hosts that upload.
+
+    export ALIBABA_CLOUD_ACCESS_KEY_ID=… ALIBABA_CLOUD_ACCESS_KEY_SECRET=…
+    export APP_TOKENS='{"a-long-random-text": "studio-1"}' APP_OWNERS=owners.db
+    python app_server.py 8080              # behind a proxy that speaks TLS
+
+    export VODUP_AUTH_URL_TOKEN=a-long-random-text
+    vodup push movie.mp4 --auth-url https://app.example.com/grants
+
+Who made a video may renew its grants; nobody else may. A host that asks again for what it
+has asked before, because it crashed or the answer was lost, gets the same video.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import os
+import sqlite3
+import sys
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from aiohttp import web
+
+from uploader import NewVideo, TrustPolicy, Uploader, VideoMeta, VodProvider, encode_answer
+from uploader.errors import CredentialError, VideoGone, VodupError
+
+
+class Owners:
+    """Whose videos are whose; survives a restart. Mutable, like any database."""
+
+    def __init__(self, path: str) -> None:
+        self._db = sqlite3.connect(path, isolation_level=None)
+        self._db.execute(
+            "CREATE TABLE IF NOT EXISTS video"
+            " (reference_id TEXT PRIMARY KEY, owner TEXT NOT NULL, video_id TEXT UNIQUE)"
+        )
+
+    def claim(self, reference_id: str, owner: str) -> bool:
+        """Note who asks for this video; tells whether it was asked for before.
+
+        Raises:
+            web.HTTPForbidden: by somebody else.
+        """
+        known = self._row("SELECT owner FROM video WHERE reference_id=?", reference_id)
+        if known is not None and known != owner:
+            raise web.HTTPForbidden(text="this reference_id belongs to somebody else")
+        self._db.execute(
+            "INSERT OR IGNORE INTO video(reference_id, owner) VALUES(?, ?)", (reference_id, owner)
+        )
+        return known is not None
+
+    def note_video(self, reference_id: str, video_id: str | None) -> None:
+        """Note the VideoId, without which nothing can be renewed."""
+        self._db.execute(
+            "UPDATE video SET video_id=? WHERE reference_id=?", (video_id, reference_id)
+        )
+
+    def require(self, video_id: str, owner: str) -> None:
+        """Raise `web.HTTPNotFound` unless the video is this owner's: what others have is hidden."""
+        if self._row("SELECT owner FROM video WHERE video_id=?", video_id) != owner:
+            raise web.HTTPNotFound(text="no such video")
+
+    def _row(self, query: str, value: str) -> str | None:
+        row = self._db.execute(query, (value,)).fetchone()
+        return row[0] if row else None
+
+
+UPLOADER = web.AppKey("uploader", Uploader)
+OWNERS = web.AppKey("owners", Owners)
+TOKENS = web.AppKey("tokens", dict[str, str])
+
+
+def make_app(provider: VodProvider, tokens: Mapping[str, str], owners: Owners) -> web.Application:
+    """The service; `tokens` tells whom each bearer token stands for."""
+    app = web.Application(client_max_size=64 * 1024)
+    app[TOKENS], app[OWNERS] = dict(tokens), owners
+
+    async def with_uploader(app: web.Application) -> AsyncIterator[None]:
+        # Only asks for grants: it needs no state, and loopback only to try things out.
+        trust = TrustPolicy(allow_loopback=os.environ.get("VODUP_ALLOW_LOOPBACK_HTTP") == "1")
+        async with Uploader(provider, state="memory", trust=trust) as app[UPLOADER]:
+            yield
+
+    app.cleanup_ctx.append(with_uploader)
+    app.router.add_post("/grants", hand_out)
+    return app
+
+
+async def hand_out(request: web.Request) -> web.Response:
+    """Create or renew, as `UrlProvider` asks for it."""
+    owner = _owner_of(request)
+    asked = await _asked(request)
+    try:
+        answer = await (_renewed if asked.get("action") == "renew" else _made)(
+            request.app, owner, asked
+        )
+    except VideoGone as error:
+        raise web.HTTPGone(text=error.message) from error
+    except CredentialError as error:
+        raise web.HTTPInternalServerError(text="the server's AccessKey is refused") from error
+    except VodupError as error:
+        raise web.HTTPServiceUnavailable(text=error.message) from error
+    # Credentials: no cache may keep them.
+    return web.json_response(answer, headers={"Cache-Control": "no-store"})
+
+
+async def _made(app: web.Application, owner: str, asked: Mapping[str, str]) -> dict[str, str]:
+    # The host's reference_id makes the request repeatable; its owner keeps hosts apart.
+    reference_id = asked["reference_id"]
+    is_repeat = app[OWNERS].claim(reference_id, owner)
+    video = NewVideo(
+        meta=VideoMeta(title=asked["title"]),
+        file_name=asked["file_name"],
+        file_size=int(asked["file_size"]),
+        reference_id=reference_id,
+        is_repeat=is_repeat,
+    )
+    grant = await app[UPLOADER].grants.create(video)
+    app[OWNERS].note_video(reference_id, grant.video_id)
+    return encode_answer(grant)
+
+
+async def _renewed(app: web.Application, owner: str, asked: Mapping[str, str]) -> dict[str, str]:
+    app[OWNERS].require(asked["video_id"], owner)
+    return encode_answer(await app[UPLOADER].grants.renew(asked["video_id"]))
+
+
+def _owner_of(request: web.Request) -> str:
+    given = request.headers.get("Authorization", "").removeprefix("Bearer ")
+    for token, owner in request.app[TOKENS].items():
+        if hmac.compare_digest(token.encode(), given.encode()):
+            return owner
+    raise web.HTTPUnauthorized(text="the bearer token is not known")
+
+
+async def _asked(request: web.Request) -> Mapping[str, str]:
+    try:
+        asked: Any = await request.json()
+        needed = ("video_id",) if asked["action"] == "renew" else _NEEDED_TO_CREATE
+        if not all(isinstance(asked[name], str) and asked[name] for name in needed):
+            raise ValueError
+        return {name: asked[name] for name in ("action", *needed)}
+    except (ValueError, KeyError, TypeError):
+        raise web.HTTPBadRequest(text="this is not what a UrlProvider asks") from None
+
+
+_NEEDED_TO_CREATE = ("title", "file_name", "file_size", "reference_id")
+
+
+async def main() -> None:
+    """Serve on loopback until interrupted."""
+    tokens = json.loads(os.environ["APP_TOKENS"])
+    owners = Owners(os.environ.get("APP_OWNERS", "owners.db"))
+    runner = web.AppRunner(make_app(VodProvider.from_env(), tokens, owners), access_log=None)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", int(sys.argv[1])).start()
+        await asyncio.Event().wait()
+    finally:
+        await runner.cleanup()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
