@@ -15,6 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from uploader.devserver import DevServer
 
 from .conftest import MIB, SLOWLY, VODUP, Cli, Ended, Running, is_under_way
@@ -136,6 +138,26 @@ def test_a_killed_push_goes_on_when_the_producer_comes_again(
     killed(started(cli, *words, data=content))
 
     ended = piped(cli, *words)
+
+    assert ended.code == 0, ended.err
+    assert slow_server.object_bytes(ended.last["video_id"]) == DATA
+    assert ended.last["resumed_part_count"] >= 2
+    assert slow_server.stats.bytes_sent_twice - twice <= 2 * PART
+
+
+@pytest.mark.parametrize("kind", ["http", "fsspec"])
+def test_a_killed_push_of_a_url_goes_on(cli: Cli, slow_server: DevServer, kind: str) -> None:
+    with serving_in_thread(DATA) as (url, _):
+        if kind == "fsspec":
+            url = f"file://{movie(cli).rename(cli.folder / 'movie.mp4')}"
+        words = ("push", url, "--allow-private-sources", *SLOWLY, "--part-size", str(PART))
+        running = cli.start(*words)
+        running.until(is_under_way)
+        running.process.send_signal(signal.SIGKILL)
+        running.ended()
+        twice = slow_server.stats.bytes_sent_twice
+
+        ended = cli.run(*words)
 
     assert ended.code == 0, ended.err
     assert slow_server.object_bytes(ended.last["video_id"]) == DATA

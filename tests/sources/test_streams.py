@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import sys
 from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -27,7 +29,7 @@ from uploader.devserver import Fault
 from uploader.protocol.plan import Part
 from uploader.protocol.steps import StepPlan
 from uploader.sources import AnySource
-from uploader.sources.windows import KEPT_IN_MEMORY
+from uploader.sources.windows import KEPT_IN_MEMORY, Room
 
 from ..engine.harness import PART, Desk, content, until
 from .kinds import pieces
@@ -205,6 +207,45 @@ async def test_a_longer_stream_than_before_is_another_one(desk: Desk) -> None:
     assert desk.server.stats.completes == 0
 
 
+async def test_a_stream_that_ends_before_what_was_sent_of_it_is_another_one(desk: Desk) -> None:
+    """At the edge of a part, so that no part differs."""
+    data = content(12 * PART)
+    desk.order(
+        Fault(
+            action="error", operation="UploadPart", part=9, count=None, status=400,
+            code="InvalidArgument",
+        )
+    )  # fmt: skip
+    await desk.fail(pieces(data), key=KEY, meta=META, concurrency=2)
+    assert max(await desk.acked_part_numbers()) > 3
+    desk.order()
+
+    error = await desk.fail(pieces(data[: 3 * PART]), key=KEY, meta=META)
+
+    assert isinstance(error, SourceChanged)
+    assert desk.server.stats.completes == 0
+
+
+async def test_streams_that_share_a_room_keep_no_more_than_it_has(desk: Desk) -> None:
+    desk.server.set_options(bandwidth=20e6)
+    room = Room(10 * PART)
+    data = [content(30 * PART, seed=seed) for seed in range(3)]
+    kept: list[int] = []
+
+    async def watched(one: bytes) -> AsyncGenerator[bytes, None]:
+        async for piece in pieces(one):
+            kept.append(room.lent)
+            yield piece
+
+    async with desk.uploader() as up, asyncio.TaskGroup() as group:
+        for number, one in enumerate(data):
+            source = StreamSource(watched(one), window=MemoryWindow(8 * PART, room=room))
+            group.create_task(up.upload(source, key=f"stream-{number}", meta=META))
+    assert desk.server.stats.completes == 3
+    assert max(kept) <= 10 * PART
+    assert room.lent == 0
+
+
 async def spooled_to_the_end(desk: Desk, folder: Path, data: bytes) -> None:
     """A run whose producer ended, and which failed before all of it was with OSS."""
     desk.order(
@@ -266,6 +307,29 @@ async def test_a_spool_of_an_upload_given_up_is_not_taken_for_a_new_one(desk: De
     result = await desk.push(source)
 
     await desk.assert_stored(result, fresh)
+
+
+async def test_a_spool_that_a_crash_left_of_a_finished_upload_hides_no_new_stream(
+    desk: Desk,
+) -> None:
+    """The process ended between the receipt and the removal of the folder."""
+    data, folder = content(12 * PART), desk.folder / "spool"
+    await spooled_to_the_end(desk, folder, data)
+    left = desk.folder / "left"
+    await asyncio.to_thread(shutil.copytree, folder, left)
+    await desk.push(nothing_more(folder), meta=META)
+    await asyncio.to_thread(os.rename, left, folder / "again")
+
+    fresh = content(6 * PART, seed=3)
+    for _ in range(2):  # the first finds the receipt of other bytes, and says so
+        source = StreamSource(
+            pieces(fresh), "movie.mp4", window=Spool(folder / "again", "movie.mp4")
+        )
+        with suppress(SourceChanged):
+            await desk.assert_stored(await desk.push(source, meta=META), fresh)
+            break
+    else:
+        raise AssertionError("the folder goes on standing for the finished upload")
 
 
 async def test_a_damaged_spool_is_emptied_and_the_producer_asked_for(desk: Desk) -> None:

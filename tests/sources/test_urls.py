@@ -25,7 +25,7 @@ from uploader import (
 )
 from uploader.sources import as_source
 from uploader.sources.policy import identity_of, is_public
-from uploader.sources.urls import _checked_socket
+from uploader.sources.urls import _checked_socket, _CheckedResolver
 
 from ..engine.harness import PART, Desk, content
 from .test_files import read_all
@@ -250,6 +250,18 @@ async def test_a_name_that_changes_its_mind_gets_no_socket() -> None:
     address = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("169.254.169.254", 80))
     with pytest.raises(OSError, match="not a public address"):
         _checked_socket(UrlPolicy(), address)
+
+
+async def test_one_private_address_among_public_ones_refuses_the_name() -> None:
+    class Both(AbstractResolver):
+        async def resolve(self, host: str, port: int = 0, family: int = 0) -> list[Any]:
+            return [{"host": "8.8.8.8"}, {"host": "10.0.0.1"}]
+
+        async def close(self) -> None:
+            return None
+
+    with pytest.raises(OSError, match=r"both.example \(10.0.0.1\) is not a public address"):
+        await _CheckedResolver(UrlPolicy(), Both()).resolve("both.example")
 
 
 class Rebinding(AbstractResolver):

@@ -20,7 +20,8 @@ from uploader.errors import (
     VodupError,
 )
 from uploader.many import Outcome, UploadItem
-from uploader.sources import FileSource, Source, UrlPolicy, of_url
+from uploader.sources import FileSource, MemoryWindow, Source, UrlPolicy, of_url
+from uploader.sources.windows import Room
 
 from .ledger import Earlier, Ledger, Record, failure_record, success_record
 from .rows import Row, RowRules, is_url
@@ -32,6 +33,8 @@ __all__ = ["Batch", "BatchOptions", "Reading", "read_rows"]
 _READ_BATCH: Final = 256
 _MAX_DEFERRED: Final = 10_000
 _TICK_S: Final = 1.0
+_STREAMS_SIZE: Final = 192 * 1024 * 1024
+"""Bytes in memory of all URLs whose servers give no ranges, however many are under way."""
 
 _HOPELESS: Final = (CallerNotAuthenticated, UnsupportedState)
 """What meets one row would meet all of them."""
@@ -97,6 +100,7 @@ class Batch:
         self._uploader, self._ledger, self._options = uploader, ledger, options
         self._exit_code, self._on_record = exit_code, on_record
         self._deferred: list[MetRow] = []
+        self._room = Room(_STREAMS_SIZE)
         self.tally = Tally(asyncio.get_running_loop().time)
 
     async def run(self, readings: Sequence[Reading]) -> Tally:
@@ -174,7 +178,8 @@ class Batch:
 
     def _source(self, met: MetRow) -> Source:
         if not met.real_path:
-            return of_url(met.row.path, policy=self._options.urls)
+            window = MemoryWindow(room=self._room)
+            return of_url(met.row.path, policy=self._options.urls, window=window)
         return FileSource(met.real_path, follow_symlinks=False)
 
     # --- outcomes into records ----------------------------------------------------------

@@ -72,7 +72,8 @@ def source_of(name: str, feed: Feed, file_name: str | None, *, has_video: bool) 
     if feed.follow:
         return _followed(name, feed)
     if "://" in name and not os.path.exists(name):
-        return of_url(name, policy=make_url_policy(feed))
+        named = file_name or os.path.basename(shown_name(name)) or "stream"
+        return of_url(name, policy=make_url_policy(feed), window=_window(feed, named))
     if name != _STDIN:
         return os.path.abspath(name)
     if file_name is None and not has_video:

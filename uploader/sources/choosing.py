@@ -15,6 +15,7 @@ from uploader.sources.hls import HlsPackage, is_playlist_path
 from uploader.sources.objects import BinaryFile, of_file_object
 from uploader.sources.policy import UrlPolicy
 from uploader.sources.streams import StreamSource
+from uploader.sources.windows import Window
 
 __all__ = ["AnySource", "as_source", "of_url"]
 
@@ -56,10 +57,17 @@ def as_source(given: AnySource) -> Source:
     )
 
 
-def of_url(url: str, name: str | None = None, *, policy: UrlPolicy | None = None) -> Source:
+def of_url(
+    url: str,
+    name: str | None = None,
+    *,
+    policy: UrlPolicy | None = None,
+    window: Window | None = None,
+) -> Source:
     """Return the source behind a URL; fsspec reads what is not http or https.
 
-    What reads it is loaded only now. `policy` is about http and https: fsspec's stores are
+    What reads it is loaded only now. `window` keeps parts where a server gives no ranges.
+    `policy` is about http and https: fsspec's stores are
     the caller's own, and no manifest may name them.
     """
     if not url.lower().startswith(("http://", "https://")):
@@ -68,4 +76,4 @@ def of_url(url: str, name: str | None = None, *, policy: UrlPolicy | None = None
         return FsspecSource(url, name)
     from uploader.sources.urls import UrlSource
 
-    return UrlSource(url, name, policy=policy)
+    return UrlSource(url, name, policy=policy, window=window)

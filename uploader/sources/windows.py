@@ -95,23 +95,23 @@ class Window(Protocol):
 
 
 class Room:
-    """A number of bytes that are lent. Mutable: how many."""
+    """A number of bytes that are lent, to one window or to several. Mutable: how many."""
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._lent = 0
+        self.lent = 0
         self._returned = asyncio.Event()
 
     async def take(self, size: int) -> None:
         """Wait until there is room; a part larger than all of it comes alone."""
-        while self._lent and self._lent + size > self._most:
+        while self.lent and self.lent + size > self._most:
             self._returned.clear()
             await self._returned.wait()
-        self._lent += size
+        self.lent += size
 
     def give_back(self, size: int) -> None:
         """Make room."""
-        self._lent -= size
+        self.lent -= size
         self._returned.set()
 
 
@@ -121,11 +121,14 @@ class Room:
 class MemoryWindow:
     """Keeps parts in memory, in buffers that are used again. Mutable."""
 
-    def __init__(self, most: int = KEPT_IN_MEMORY) -> None:
-        """`most`: bytes kept at once, at least eight of OSS's smallest parts."""
+    def __init__(self, most: int = KEPT_IN_MEMORY, *, room: Room | None = None) -> None:
+        """`most`: bytes kept at once, at least eight of OSS's smallest parts.
+
+        `room`: shared with other windows, where many streams are uploaded at once.
+        """
         require_room(most, "--memory")
         self._most = most
-        self._room = Room(most)
+        self._room = room or Room(most)
         self._lent: dict[int, bytearray] = {}
         self._idle: list[bytearray] = []
 
@@ -169,6 +172,8 @@ class MemoryWindow:
 
     async def close(self, *, is_done: bool) -> None:
         """Forget all of it."""
+        for buffer in self._lent.values():
+            self._room.give_back(len(buffer))
         self._lent.clear()
         self._idle.clear()
 
