@@ -7,9 +7,11 @@ second. It ends with that process, even if that is killed.
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
@@ -25,6 +27,12 @@ def temporary_postgres(**options: float) -> EmbeddedPostgres:
     """Return a server of its own, for tests that stop it. Its folder goes with it."""
     folder = tempfile.mkdtemp(prefix="vodup-pg-")
     return EmbeddedPostgres(folder, settings=_QUICKLY, is_temporary=True, **options)
+
+
+def is_removed(folder: Path) -> bool:
+    """Try to remove a folder whose server may still be closing its files."""
+    shutil.rmtree(folder, ignore_errors=True)
+    return not folder.exists()
 
 
 @pytest.fixture(scope="session")

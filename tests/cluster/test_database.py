@@ -15,7 +15,7 @@ import psycopg
 import pytest
 
 from tests.cluster.conftest import PART, Cluster, until_under_way
-from tests.postgres import temporary_postgres
+from tests.postgres import is_removed, temporary_postgres
 from tests.waiting import wait_until
 from uploader.cluster.budget import SharedBudget
 from uploader.cluster.database import open_pool
@@ -278,9 +278,13 @@ def test_status_shows_queue_workers_and_uploads(cluster: Cluster) -> None:
 
 
 def test_with_an_embedded_database_one_command_is_enough(
-    server: DevServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: DevServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
     folder = temporary_postgres().folder
+    request.addfinalizer(lambda: wait_until(lambda: is_removed(folder)))
     cluster = Cluster(server, "", tmp_path, monkeypatch)
     cluster.files(2, size=PART)
     where = ("--embedded", str(folder))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tests.postgres import temporary_postgres
+from tests.postgres import is_removed, temporary_postgres
 from tests.waiting import wait_until
 from uploader.cluster.embedded import EmbeddedPostgres
 from uploader.errors import ConfigurationError
@@ -34,13 +33,7 @@ def folder() -> Iterator[Path]:
     parent = Path(tempfile.mkdtemp(prefix="vodup-pg-"))
     parent.chmod(0o711)
     yield parent / "pg"
-    wait_until(lambda: _removed(parent))
-
-
-def _removed(folder: Path) -> bool:
-    """Try again while the server is closing its files."""
-    shutil.rmtree(folder, ignore_errors=True)
-    return not folder.exists()
+    wait_until(lambda: is_removed(parent))
 
 
 @pytest.fixture
