@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import gc
 import json
+import math
 import os
+import random
 import resource
 import signal
 import sys
@@ -33,8 +36,9 @@ import uploader.cli.app
 import uploader.cli.ingest
 import uploader.cli.pushing  # noqa: F401
 from tests.engine.harness import LOOPBACK, options
-from uploader import AccessKey, Uploader, VideoMeta, VodProvider, VodupError
+from uploader import AccessKey, Uploader, UploadItem, VideoMeta, VodProvider, VodupError
 from uploader.events import Event, UploadFinished
+from uploader.sources import BytesSource
 from uploader.state import SqlState
 from uploader.transport import AiohttpTransport  # noqa: F401
 
@@ -43,7 +47,11 @@ Job = dict[str, Any]
 
 def uploader_for(job: Job) -> Uploader:
     key = AccessKey(id=job["access_key_id"], secret=job["access_key_secret"])
-    given = {name: job[name] for name in ("concurrency", "stall_timeout_s") if name in job}
+    given = {
+        name: job[name]
+        for name in ("concurrency", "stall_timeout_s", "vod_calls_per_s")
+        if name in job
+    }
     return Uploader(
         VodProvider(key, endpoint=job["vod_endpoint"]),
         state=SqlState(job["state"], lease_ttl_s=job.get("lease_ttl_s", 30.0)),
@@ -93,6 +101,39 @@ async def abort(job: Job) -> Job:
         return {"error": type(error).__name__, "message": str(error)}
 
 
+async def soak(job: Job) -> Job:
+    """Many small uploads through one engine; what the process took after every few of them."""
+    draw, samples, failed = random.Random(job["seed"]), [], list[str]()
+    sizes = (int(math.exp(draw.uniform(0, math.log(300_000)))) for _ in range(job["count"]))
+    meta = VideoMeta(title="A film")
+    sources = (BytesSource(draw.randbytes(size), f"{n}.mp4") for n, size in enumerate(sizes))
+    items = (UploadItem(source=s, key=f"{n}", meta=meta) for n, s in enumerate(sources))
+    async with uploader_for(job) as up:
+        ended = 0
+        async for outcome in up.upload_many(items):
+            ended += 1
+            failed += [repr(outcome.error)] * (outcome.error is not None)
+            if ended % job["every"] == 0:
+                samples.append(sample())
+        samples.append(sample())
+    return {
+        "samples": samples,
+        "failed": failed[:5],
+        "ended": ended,
+        "left": len(asyncio.all_tasks()),
+    }
+
+
+def sample() -> dict[str, int]:
+    gc.collect()
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return {
+        "rss": pages * os.sysconf("SC_PAGE_SIZE"),
+        "descriptors": len(os.listdir("/proc/self/fd")),
+        "threads": len(os.listdir("/proc/self/task")),
+    }
+
+
 def command(job: Job) -> Job:
     """`vodup` with the job's words, in its folder and environment; the exit code."""
     os.chdir(job["folder"])
@@ -121,7 +162,7 @@ def _run(job: Job) -> Job:
             pass
     if job["do"] == "command":
         return command(job)
-    work: Callable[[Job], Any] = {"upload": upload, "abort": abort}[job["do"]]
+    work: Callable[[Job], Any] = {"upload": upload, "abort": abort, "soak": soak}[job["do"]]
     return dict(asyncio.run(work(job)))
 
 
