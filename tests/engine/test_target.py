@@ -104,3 +104,16 @@ async def test_a_new_target_must_be_trusted_before_it_is_followed(desk: Desk) ->
 
     assert isinstance(error, UntrustedEndpoint)
     assert desk.server.stats.completes == 0
+
+
+async def test_parts_that_vanish_are_no_reason_to_move(desk: Desk) -> None:
+    """VOD names another place meanwhile, but it is not the place that OSS refuses."""
+    desk.server.set_options(refresh_target="key", refresh_scope="both")
+    desk.order(EXPIRE, Fault(action="vanish", operation="CompleteMultipartUpload"))
+    movie = desk.file(8 * PART)
+
+    result = await desk.push(movie, on_target_change="restart")
+
+    await desk.assert_stored(result, movie)
+    assert len(desk.told(UploadRestarted)) == 1
+    assert {r.subject for r in desk.requests("UploadPart")} == {result.object_key}
