@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import sqlite3
 from dataclasses import dataclass, field, replace
@@ -179,6 +180,7 @@ async def test_a_small_upload_whose_answer_was_lost_is_found_by_looking(desk: De
 
     await desk.assert_stored(result, movie)
     assert (result.verified_by, result.sent_bytes) == ("crc64-head", 0)
+    assert result.etag == hashlib.md5(movie.read_bytes(), usedforsecurity=False).hexdigest().upper()
     assert desk.server.stats.puts == 1
 
 
@@ -206,6 +208,38 @@ async def test_without_a_provider_a_lost_complete_stays_open(desk: Desk) -> None
     result = await desk.push(movie)
     await desk.assert_stored(result, movie)
     assert result.verified_by == "crc64-url"
+
+
+async def test_a_grant_without_a_provider_where_nobody_may_look_is_no_success(desk: Desk) -> None:
+    deny(desk, "HeadObject")
+    desk.order(Fault(action="drop_answer", operation=COMPLETE))
+    grant = decode_answer(await created(desk.server))
+
+    async with desk.uploader_without_provider() as up:
+        with pytest.raises(UnverifiedCompletion):
+            await up.upload(desk.file(4 * PART), grant=grant)
+
+    assert desk.server.stats.completes == 1
+
+
+async def test_giving_up_that_fails_says_where(desk: Desk) -> None:
+    await desk.interrupted(desk.file(4 * PART), after=2)
+    key = (await desk.record()).key
+    desk.order(
+        Fault(
+            action="error",
+            operation="AbortMultipartUpload",
+            count=None,
+            status=400,
+            code="InvalidObjectName",
+        )
+    )
+
+    async with desk.uploader() as up:
+        with pytest.raises(ServiceError) as caught:
+            await up.abort(key)
+
+    assert caught.value.phase == "abort"
 
 
 # --- resuming ---------------------------------------------------------------------------
@@ -366,8 +400,11 @@ async def test_an_object_nobody_may_read_is_not_called_the_same(desk: Desk) -> N
     deny(desk, "GetObject")
 
     async with desk.uploader() as up:
-        with pytest.raises(UnverifiedCompletion, match="does not let us read"):
+        with pytest.raises(UnverifiedCompletion, match="does not let us read") as caught:
             await up.verify(movie)
+    assert caught.value.next_step == (
+        "Allow vod:GetMezzanineInfo, or compare the file VOD's console offers."
+    )
 
 
 async def test_where_vod_tells_nothing_the_object_itself_is_compared(desk: Desk) -> None:

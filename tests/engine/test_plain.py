@@ -60,6 +60,7 @@ async def test_a_file_of_one_part_is_one_put_object(desk: Desk, size: int) -> No
     await desk.assert_stored(result, movie)
     assert (desk.server.stats.puts, desk.server.stats.initiates) == (1, 0)
     assert result.upload_id is None
+    assert result.sent_bytes == size
     assert result.verified_by == "crc64"
 
 

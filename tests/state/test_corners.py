@@ -243,7 +243,8 @@ async def test_a_damaged_record_is_left_out_of_the_list(path: Path) -> None:
             await checkpoint.create(record("other"))
         execute(path, "UPDATE vodup_upload SET size = 'many' WHERE key = 'movie'")
         assert [status.record.key async for status in store.uploads()] == ["other"]
-        assert len(store.notices) == 1
+        (notice,) = store.notices
+        assert "movie" in notice
 
 
 async def test_a_damaged_record_under_way_is_forgotten_without_its_orphan(path: Path) -> None:
