@@ -333,3 +333,13 @@ def test_an_upload_that_is_given_up_leaves_the_queue(cluster: Cluster) -> None:
         "drop": "failed",
     }
     assert cluster.server.stats.creates == 1
+
+
+def test_a_machine_without_an_access_key_queues_the_same_uploads(cluster: Cluster) -> None:
+    cluster.files(3, size=PART)
+    no_key = {"ALIBABA_CLOUD_ACCESS_KEY_ID": "", "ALIBABA_CLOUD_ACCESS_KEY_SECRET": ""}
+    words = ("enqueue", "m.csv", "--shared", str(cluster.folder), "--json")
+    assert cluster.run(*words, **no_key).last["queued_count"] == 3
+    assert cluster.run(*words).last["waiting_count"] == 3
+    assert cluster.run("results", "m.csv", **no_key).code == 5
+    assert cluster.run("status", **no_key).code == 0
