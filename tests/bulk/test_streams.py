@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -125,22 +127,66 @@ def test_a_missing_manifest_is_refused(tmp_path: Path) -> None:
         manifest_stream(str(tmp_path / "none.csv"), print)
 
 
-def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path) -> None:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        with pytest.raises(ConfigurationError) as refused:
-            read(tmp_path / "m.parquet", b"PAR1")
-        assert "vodup[parquet]" in refused.value.next_step
-        return
-    table = pa.table({"path": ["a.mp4", "b.mp4"], "cate_id": [7, None], "other": [1, 2]})
-    pq.write_table(table, tmp_path / "m.parquet")
+def parquet(file: Path, /, **columns: Any) -> Path:
+    pq = pytest.importorskip("pyarrow.parquet", reason="pyarrow is an extra")
+    pq.write_table(pytest.importorskip("pyarrow").table(columns), file)
+    return file
+
+
+def test_parquet_without_pyarrow_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)  # as if it were not installed
+    with pytest.raises(ConfigurationError) as refused:
+        read(tmp_path / "m.parquet", b"PAR1")
+    assert "vodup[parquet]" in refused.value.next_step
+
+
+def test_parquet_rows_with_their_types(tmp_path: Path) -> None:
+    manifest = parquet(
+        tmp_path / "m.parquet",
+        Path=["a.mp4", "b.mp4"],
+        cate_id=[7, None],
+        tags=[["x", "y"], None],
+        other=[1, 2],
+    )
     notices: list[str] = []
-    rows = list(manifest_stream(str(tmp_path / "m.parquet"), notices.append))
-    assert paths(rows) == ["a.mp4", "b.mp4"]
-    assert rows[0].fields["cate_id"] == 7
+    stream = manifest_stream(str(manifest), notices.append)
+    rows = list(stream)
+    assert [dict(row.fields) for row in rows] == [
+        {"path": "a.mp4", "cate_id": 7, "tags": ["x", "y"]},
+        {"path": "b.mp4", "cate_id": None, "tags": None},
+    ]
+    assert [row.number for row in rows] == [1, 2]
     assert len(notices) == 1
+    assert stream.position == stream.size
+
+
+def test_a_parquet_row_that_is_too_long_is_one_bad_row(tmp_path: Path) -> None:
+    manifest = parquet(
+        tmp_path / "m.parquet",
+        path=["a.mp4", "b.mp4", "c.mp4"],
+        description=["x", "x" * (MAX_ROW_SIZE + 1), "x"],
+        tags=[None, None, ["y" * 1000] * 100],
+    )
+    rows = list(manifest_stream(str(manifest), print))
+    assert [row.problem is None for row in rows] == [True, False, False]
+
+
+@pytest.mark.parametrize("damage", ["cut", "pages", "footer", "no path"])
+def test_a_damaged_parquet_file_is_refused_in_our_words(tmp_path: Path, damage: str) -> None:
+    column = "title" if damage == "no path" else "path"
+    manifest = parquet(tmp_path / "m.parquet", **{column: [f"v/{n}.mp4" for n in range(5000)]})
+    whole = manifest.read_bytes()
+    damaged = {
+        "cut": whole[: len(whole) // 2],
+        "pages": whole[:100] + b"\xff" * 4000 + whole[4100:],
+        "footer": whole[:-20] + bytes(16) + whole[-4:],
+        "no path": whole,
+    }
+    manifest.write_bytes(damaged[damage])
+    with pytest.raises(ConfigurationError):
+        list(manifest_stream(str(manifest), print))
 
 
 def test_a_folder_gives_the_videos_below_it(tmp_path: Path) -> None:
@@ -192,12 +238,26 @@ print(count, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - first) // 102
 """
 
 
-def grown_mib(folder: Path, count: int) -> int:
-    (folder / "a.mp4").write_bytes(b"x")
+def csv_of(folder: Path, count: int) -> Path:
     manifest = folder / "m.csv"
     with manifest.open("w") as file:
         file.write("path,key,title\n")
         file.writelines(f"a.mp4,key-{n},Title of number {n}\n" for n in range(count))
+    return manifest
+
+
+def parquet_of(folder: Path, count: int) -> Path:
+    return parquet(
+        folder / "m.parquet",
+        path=["a.mp4"] * count,
+        key=[f"key-{n}" for n in range(count)],
+        title=[f"Title of number {n}" for n in range(count)],
+    )
+
+
+def grown_mib(manifest: Path, count: int) -> int:
+    folder = manifest.parent
+    (folder / "a.mp4").write_bytes(b"x")
     done = subprocess.run(
         [sys.executable, "-c", MEMORY, str(manifest), str(folder)],
         capture_output=True,
@@ -209,11 +269,17 @@ def grown_mib(folder: Path, count: int) -> int:
     return grown
 
 
-def test_fifty_thousand_rows_take_no_more_memory_than_their_names(tmp_path: Path) -> None:
-    assert grown_mib(tmp_path, 50_000) <= 6
+@pytest.mark.parametrize("written", [csv_of, parquet_of])
+def test_fifty_thousand_rows_take_no_more_memory_than_their_names(
+    tmp_path: Path, written: Callable[[Path, int], Path]
+) -> None:
+    assert grown_mib(written(tmp_path, 50_000), 50_000) <= 6
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_million_rows_take_no_more_memory_than_their_names(tmp_path: Path) -> None:
-    assert grown_mib(tmp_path, 1_000_000) <= 64
+@pytest.mark.parametrize("written", [csv_of, parquet_of])
+def test_a_million_rows_take_no_more_memory_than_their_names(
+    tmp_path: Path, written: Callable[[Path, int], Path]
+) -> None:
+    assert grown_mib(written(tmp_path, 1_000_000), 1_000_000) <= 64

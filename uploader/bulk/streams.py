@@ -25,6 +25,7 @@ __all__ = ["MAX_ROW_SIZE", "Stream", "files_from", "folder_stream", "manifest_st
 
 MAX_ROW_SIZE: Final = 64_000
 _PARQUET_BATCH: Final = 1024
+_PARQUET_BUFFER: Final = 1 << 20
 _USABLE: Final = "Write it as CSV with a header line, or one JSON object a line, in UTF-8."
 
 Notice = Callable[[str], None]
@@ -237,7 +238,8 @@ def _header(manifest: str, fields: Sequence[str]) -> list[str]:
     names = _names(fields)
     if not {"path", "source"} & set(names):
         raise ConfigurationError(
-            f"{manifest}: the first line names no column path.", next_step=_USABLE
+            f"{manifest}: there is no column path, or no header line that names it.",
+            next_step=_USABLE,
         )
     if twice := [name for name in names if name in COLUMNS and names.count(name) > 1]:
         raise ConfigurationError(f"{manifest}: the column {twice[0]} is there twice.")
@@ -274,26 +276,43 @@ def _read_parquet(stream: Stream, columns: _Columns) -> Iterator[RawRow]:
             "A Parquet manifest needs pyarrow.", next_step="Run `pip install 'vodup[parquet]'`."
         ) from error
     try:
-        with pq.ParquetFile(stream.name) as file:
-            known = [name for name in file.schema_arrow.names if name in COLUMNS]
-            columns.check(file.schema_arrow.names)
-            if not {"path", "source"} & set(known):
-                raise ConfigurationError(f"{stream.name} has no column path.")
-            yield from _parquet_rows(stream, file, known)
-    except pa.ArrowException as error:
-        raise ConfigurationError(f"{stream.name} is not a Parquet file.") from error
+        # Buffered: else a whole column of a row group, which may be the whole file, is held.
+        with pq.ParquetFile(stream.name, buffer_size=_PARQUET_BUFFER) as file:
+            columns.check(_names(file.schema_arrow.names))
+            yield from _parquet_rows(stream, file, _known_columns(stream, file))
+    except (pa.ArrowException, OSError) as error:  # OSError: also for damaged pages
+        raise ConfigurationError(
+            f"{stream.name} is not a Parquet file, or damaged.",
+            next_step="Write it again, then run the same command; what is done stays done.",
+        ) from error
 
 
-def _parquet_rows(stream: Stream, file: Any, known: list[str]) -> Iterator[RawRow]:  # noqa: ANN401
+def _known_columns(stream: Stream, file: Any) -> dict[str, str]:  # noqa: ANN401
+    """What the file calls the columns that are read, and what we call them."""
+    names = file.schema_arrow.names
+    _header(stream.name, names)
+    return {
+        name: plain for name, plain in zip(names, _names(names), strict=True) if plain in COLUMNS
+    }
+
+
+def _parquet_rows(stream: Stream, file: Any, known: dict[str, str]) -> Iterator[RawRow]:  # noqa: ANN401
     number, total = 0, max(1, file.metadata.num_rows)
-    for batch in file.iter_batches(batch_size=_PARQUET_BATCH, columns=known):
-        for fields in batch.to_pylist():
+    for batch in file.iter_batches(batch_size=_PARQUET_BATCH, columns=list(known)):
+        for values in batch.to_pylist():
             number += 1
-            if sum(len(v) for v in fields.values() if isinstance(v, str)) > MAX_ROW_SIZE:
+            fields = {plain: values[name] for name, plain in known.items()}
+            if sum(_length(value) for value in fields.values()) > MAX_ROW_SIZE:
                 yield RawRow(number, problem=_TOO_LONG)
             else:
                 yield RawRow(number, fields)
         stream.position = stream.size * number // total
+
+
+def _length(value: object) -> int:
+    if isinstance(value, str):
+        return len(value)
+    return sum(map(_length, value)) if isinstance(value, list) else 0
 
 
 # --- lists and folders ------------------------------------------------------------------
