@@ -6,14 +6,16 @@ import asyncio
 import json
 import shutil
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
 from tests.cli.conftest import Cli
-from uploader.bulk.dashboard import serving
-from uploader.bulk.tally import Tally
+from uploader.bulk.dashboard import serving, told
+from uploader.bulk.page import rates
+from uploader.bulk.tally import Active, Sample, Tally
 from uploader.devserver import DevServer
 from uploader.errors import ConfigurationError
 from uploader.events import UploadProgress, UploadStarted
@@ -92,10 +94,24 @@ async def test_figures_come_as_events(tally: Tally, session: aiohttp.ClientSessi
             )
         )
         (second,) = await events(response, 1)
-    assert first["totals"]["done"] == 4
-    assert second["totals"]["done"] == 5
-    assert second["slowest"] == [[EVIL, "50 %", 100]]
-    assert second["totals"]["sent_bytes"] == 50
+    assert dict(first["totals"])["stored and verified"] == "4"
+    assert dict(second["totals"])["stored and verified"] == "5"
+    assert second["slowest"] == [[EVIL, "50 %", "100 bytes"]]
+    assert dict(second["totals"])["sent"] == "50 bytes"
+
+
+async def test_who_looks_late_sees_the_whole_curve(tally: Tally) -> None:
+    tally.samples = [Sample(float(n), n * 1_000_000, n, 1) for n in range(5)]
+    page = told(tally)
+    assert page["rates"] == [[float(n), 1_000_000] for n in range(1, 5)]
+    assert page["axis"]["most"] == "977 KiB/s"
+
+
+def test_a_last_sample_that_follows_at_once_is_no_peak() -> None:
+    samples = [Sample(float(n), n * 1_000_000, n, 1) for n in range(5)]
+    samples.append(Sample(4.01, 4_500_000, 5, 0))
+    points = rates(samples, lambda sample: sample.sent_bytes)
+    assert max(rate for _, rate in points) == 1_000_000
 
 
 async def test_the_stream_ends_with_the_batch(tally: Tally, session: aiohttp.ClientSession) -> None:
@@ -139,19 +155,43 @@ def test_the_command_serves_it_while_it_runs(cli: Cli, server: DevServer) -> Non
     assert "the live page is at http://127.0.0.1:" in ended.err
 
 
+class Watched(Tally):
+    """A tally that knows how often it was looked at."""
+
+    looks = 0
+
+    @property
+    def slowest(self) -> list[Active]:
+        self.looks += 1
+        return super().slowest
+
+
 @pytest.mark.skipif(
     shutil.which("chromium") is None and shutil.which("google-chrome") is None,
     reason="needs a browser (chromium), and none is installed",
 )
-async def test_a_browser_shows_names_as_text(tally: Tally) -> None:
+async def test_a_browser_draws_the_page_and_shows_names_as_text(
+    tally: Tally, tmp_path: Path
+) -> None:
     browser = shutil.which("chromium") or shutil.which("google-chrome") or ""
-    async with serving(tally, 0) as url:
+    watched = Watched(tally.clock, read_count=10, done_count=4, active=tally.active)
+    watched.samples = [Sample(float(n), n * 1_000_000, n, 1) for n in range(3)]
+    async with serving(watched, 0) as url:
         process = await asyncio.create_subprocess_exec(
             browser,
             *"--headless --no-sandbox --disable-gpu --virtual-time-budget=3000 --dump-dom".split(),
+            f"--user-data-dir={tmp_path}",
             url,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
         )
+        # Time stands still in the browser for as long as the page goes on listening.
+        async with asyncio.timeout(60):
+            while watched.looks < 2:  # noqa: ASYNC110 - told by another process
+                await asyncio.sleep(0.05)
+    async with asyncio.timeout(60):
         out, _ = await process.communicate()
     assert b"&lt;img src=x onerror=alert(1)&gt;.mp4" in out
+    assert b'points="80,15 630,15"' in out  # the curve is drawn
+    assert b">977 KiB/s</text>" in out
+    assert b"<dt>stored and verified</dt><dd>4</dd>" in out

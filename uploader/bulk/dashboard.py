@@ -12,13 +12,13 @@ from aiohttp import web
 
 from uploader.errors import ConfigurationError
 
-from .page import STYLE
+from .page import STYLE, rates, shown_seconds, shown_size
 from .tally import Tally
 
 if TYPE_CHECKING:
     from aiohttp.typedefs import Handler
 
-__all__ = ["serving"]
+__all__ = ["serving", "told"]
 
 _HOST: Final = "127.0.0.1"
 _NAMES: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
@@ -37,7 +37,9 @@ _PAGE: Final = f"""<!doctype html>
 <meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body>
 <h1>Batch</h1><p id="state">Connecting</p><dl id="figures"></dl>
 <h2>Bytes a second</h2><svg viewBox="0 0 640 160" role="img"><polyline id="rate" fill="none"
-stroke="#0969da" stroke-width="1.5"/></svg>
+stroke="#0969da" stroke-width="1.5"/><text id="most" x="4" y="20"></text>
+<text x="4" y="135">0</text><text id="begin" x="80" y="152"></text>
+<text id="end" x="580" y="152"></text></svg>
 <h2>Under way for longest</h2><table id="slowest"></table>
 <h2>Failed last</h2><table id="failures"></table>
 <script src="page.js"></script></body></html>
@@ -46,7 +48,6 @@ stroke="#0969da" stroke-width="1.5"/></svg>
 # Everything that comes from a manifest or a server is set as text, never as markup.
 _SCRIPT: Final = """"use strict";
 const byId = (id) => document.getElementById(id);
-const rates = [];
 function cell(row, tag, text) {
   const made = document.createElement(tag);
   made.textContent = String(text);
@@ -60,28 +61,29 @@ function table(id, rows) {
   }));
 }
 function figures(values) {
-  byId("figures").replaceChildren(...Object.entries(values).map(([name, value]) => {
+  byId("figures").replaceChildren(...values.map(([name, value]) => {
     const box = document.createElement("div");
-    cell(box, "dt", name.replaceAll("_", " "));
-    cell(box, "dd", value === null ? "?" : value.toLocaleString("en"));
+    cell(box, "dt", name);
+    cell(box, "dd", value);
     return box;
   }));
 }
-function plot(rate) {
-  rates.push(rate);
-  if (rates.length > 600) rates.shift();
-  const most = Math.max(1, ...rates), step = 620 / Math.max(1, rates.length - 1);
-  byId("rate").setAttribute("points",
-    rates.map((value, n) => `${10 + n * step},${150 - 140 * value / most}`).join(" "));
+function plot(told) {
+  const points = told.rates, most = Math.max(1, ...points.map(([, rate]) => rate));
+  const begin = points.length ? points[0][0] : 0, end = points.length ? points.at(-1)[0] : 1;
+  byId("rate").setAttribute("points", points.map(([at, rate]) =>
+    `${80 + 550 * (at - begin) / Math.max(end - begin, 1e-9)},${135 - 120 * rate / most}`
+  ).join(" "));
+  ["most", "begin", "end"].forEach((id) => { byId(id).textContent = told.axis[id]; });
 }
 const source = new EventSource("events");
 source.onmessage = (message) => {
   const told = JSON.parse(message.data);
-  byId("state").textContent = told.figures.stopped || "Running";
+  byId("state").textContent = told.state;
   figures(told.totals);
   table("slowest", told.slowest);
   table("failures", told.failures);
-  plot(told.figures.bytes_per_s);
+  plot(told);
 };
 source.onerror = () => {
   source.close();
@@ -127,18 +129,44 @@ async def serving(tally: Tally, port: int) -> AsyncIterator[str]:
 
 
 def told(tally: Tally) -> dict[str, Any]:
-    """What the page is told: figures, the slowest, the failures."""
-    figures = tally.figures()
-    hidden = ("errors", "stopped", "receipts", "refused")
+    """What the page is told: figures in words, the rate over time, the slowest, the failures."""
+    points = rates(tally.samples, lambda sample: sample.sent_bytes)
     return {
-        "figures": figures,
-        "totals": {name: value for name, value in figures.items() if name not in hidden},
+        "state": tally.stopped or "Running",
+        "totals": _totals(tally),
+        "rates": [[round(at_s, 1), round(rate)] for at_s, rate in points],
+        "axis": {
+            "most": f"{shown_size(max([rate for _, rate in points], default=0))}/s",
+            "begin": shown_seconds(points[0][0] if points else 0),
+            "end": shown_seconds(tally.seconds),
+        },
         "slowest": [
-            [one.name, f"{100 * one.done_bytes // max(1, one.size)} %", one.size]
+            [one.name, f"{100 * one.done_bytes // max(1, one.size)} %", shown_size(one.size)]
             for one in tally.slowest
         ],
         "failures": [list(failure) for failure in reversed(tally.failures)],
     }
+
+
+def _totals(tally: Tally) -> list[tuple[str, str]]:
+    expected, left_s = tally.expected_count, tally.left_s
+    about = "" if tally.is_read else "about "
+    return [
+        ("rows through", f"{tally.ended_count:,}"),
+        ("of", "?" if expected is None else f"{about}{expected:,}"),
+        ("stored and verified", f"{tally.done_count:,}"),
+        ("done by earlier runs", f"{tally.skipped_count:,}"),
+        ("failed", f"{tally.failed_count:,}"),
+        ("to be tried again", f"{tally.deferred_count:,}"),
+        ("under way", f"{len(tally.active):,}"),
+        ("sent", shown_size(tally.sent_bytes)),
+        ("rate", f"{shown_size(tally.bytes_per_s)}/s"),
+        ("rows a second", f"{tally.rows_per_s:,.1f}"),
+        ("since", shown_seconds(tally.seconds)),
+        ("left", "?" if left_s is None else shown_seconds(left_s)),
+        ("credential renewals", f"{tally.renewal_count:,}"),
+        ("requests repeated", f"{tally.retry_count:,}"),
+    ]
 
 
 class _Listeners:

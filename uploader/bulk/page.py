@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from html import escape
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +18,7 @@ from uploader.errors import StateUnavailable
 from .ledger import Record
 from .tally import Sample, Tally
 
-__all__ = ["STYLE", "bars", "line", "write_page"]
+__all__ = ["STYLE", "bars", "line", "rates", "shown_seconds", "shown_size", "write_page"]
 
 _MAX_FAILURES: Final = 500
 _SLOWEST: Final = 10
@@ -141,10 +140,10 @@ def _totals(tally: Tally, seen: _Seen) -> str:
         ("stored and verified", f"{seen.done_count:,}"),
         ("failed", f"{seen.failed_count:,}"),
         ("stored in this run", f"{tally.done_count - tally.receipt_count:,}"),
-        ("bytes stored", _size(seen.byte_count)),
-        ("sent in this run", _size(tally.sent_bytes)),
-        ("this run took", _seconds(tally.seconds)),
-        ("mean rate", f"{_size(tally.sent_bytes / max(tally.seconds, 0.001))}/s"),
+        ("bytes stored", shown_size(seen.byte_count)),
+        ("sent in this run", shown_size(tally.sent_bytes)),
+        ("this run took", shown_seconds(tally.seconds)),
+        ("mean rate", f"{shown_size(tally.sent_bytes / max(tally.seconds, 0.001))}/s"),
         ("credential renewals", f"{seen.renewal_count:,}"),
         ("requests repeated", f"{max(seen.retry_count, tally.retry_count):,}"),
         ("verified by", ", ".join(f"{k} {n:,}" for k, n in seen.verified_by.most_common()) or "-"),
@@ -155,23 +154,30 @@ def _totals(tally: Tally, seen: _Seen) -> str:
 
 def _plots(tally: Tally, seen: _Seen) -> str:
     samples = tally.samples
-    sent = _rates(samples, lambda sample: sample.sent_bytes)
-    ended = _rates(samples, lambda sample: sample.ended_count)
+    sent = rates(samples, lambda sample: sample.sent_bytes)
+    ended = rates(samples, lambda sample: sample.ended_count)
     pieces = [
-        ("Bytes a second", line(sent, lambda v: f"{_size(v)}/s")),
+        ("Bytes a second", line(sent, lambda v: f"{shown_size(v)}/s")),
         ("Rows a second", line(ended, lambda v: f"{v:,.1f}")),
-        ("Sizes", bars(seen.sizes, lambda power: _size(2**power))),
-        ("Durations", bars(seen.durations, lambda power: _seconds(2**power / 1000))),
+        ("Sizes", bars(seen.sizes, lambda power: shown_size(2**power))),
+        ("Durations", bars(seen.durations, lambda power: shown_seconds(2**power / 1000))),
     ]
     return "".join(f"<h2>{escape(title)}</h2>{plot}" for title, plot in pieces)
 
 
-def _rates(samples: Sequence[Sample], figure: Callable[[Sample], int]) -> list[tuple[float, float]]:
+def rates(samples: Sequence[Sample], figure: Callable[[Sample], int]) -> list[tuple[float, float]]:
+    """A figure a second, over time.
+
+    The last sample may follow its predecessor at once: what happened in between is no rate.
+    """
+    shortest_s = (samples[-1].at_s - samples[0].at_s) / len(samples) / 2 if samples else 0.0
     points = []
-    for former, sample in pairwise(samples):
-        seconds = sample.at_s - former.at_s
-        if seconds > 0:
-            points.append((sample.at_s, max(0.0, (figure(sample) - figure(former)) / seconds)))
+    former = samples[0] if samples else None
+    for sample in samples[1:]:
+        if former is None or (seconds := sample.at_s - former.at_s) <= shortest_s:
+            continue
+        points.append((sample.at_s, max(0.0, (figure(sample) - figure(former)) / seconds)))
+        former = sample
     return points
 
 
@@ -190,8 +196,8 @@ def line(points: Sequence[tuple[float, float]], label: Callable[[float], str]) -
         f'<polyline points="{path}" fill="none" stroke="#0969da" stroke-width="1.5"/>'
         + _text(4, 20, label(most))
         + _text(4, _HEIGHT - 25, label(0))
-        + _text(80, _HEIGHT - 8, _seconds(begin))
-        + _text(_WIDTH - 60, _HEIGHT - 8, _seconds(end))
+        + _text(80, _HEIGHT - 8, shown_seconds(begin))
+        + _text(_WIDTH - 60, _HEIGHT - 8, shown_seconds(end))
     )
 
 
@@ -251,8 +257,8 @@ def _slowest(seen: _Seen) -> str:
         _row(
             record.get("path", ""),
             record.get("video_id", ""),
-            _size(_number(record, "size")),
-            _seconds(seconds),
+            shown_size(_number(record, "size")),
+            shown_seconds(seconds),
             record.get("renewal_count", 0),
         )
         for seconds, _, record in sorted(seen.slowest, key=lambda e: (-e[0], e[1]))
@@ -264,7 +270,8 @@ def _row(*cells: Any) -> str:
     return f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in cells)}</tr>"
 
 
-def _size(byte_count: float) -> str:
+def shown_size(byte_count: float) -> str:
+    """For people: three digits and a unit."""
     value, unit = float(byte_count), "bytes"
     for larger in ("KiB", "MiB", "GiB", "TiB"):
         if value < 1024:
@@ -273,7 +280,8 @@ def _size(byte_count: float) -> str:
     return f"{value:.0f} {unit}" if unit == "bytes" or value >= 100 else f"{value:.1f} {unit}"
 
 
-def _seconds(seconds: float) -> str:
+def shown_seconds(seconds: float) -> str:
+    """For people."""
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms"
     if seconds < 60:
