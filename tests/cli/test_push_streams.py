@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -163,6 +164,23 @@ def test_a_killed_push_of_a_url_goes_on(cli: Cli, slow_server: DevServer, kind: 
     assert slow_server.object_bytes(ended.last["video_id"]) == DATA
     assert ended.last["resumed_part_count"] >= 2
     assert slow_server.stats.bytes_sent_twice - twice <= 2 * PART
+
+
+def test_an_interrupted_pipe_says_what_it_takes_to_go_on(cli: Cli, slow_server: DevServer) -> None:
+    running = started(cli, "push", "-", "--file-name", "movie.mp4", *SMALL, data=movie(cli))
+    running.until(is_under_way)
+    running.process.send_signal(signal.SIGINT)
+    ended = running.ended()
+    running.producer.wait(10)  # type: ignore[attr-defined]
+    assert ended.code == 130
+    found = re.search(r"its producer from the start, and --key (\S+)\.", ended.last["message"])
+    assert found is not None, ended.last["message"]
+    slow_server.set_options(bandwidth=None)
+
+    again = piped(cli, "push", "-", "--file-name", "movie.mp4", "--key", found[1], *SMALL)
+
+    assert again.code == 0, again.err
+    assert again.last["video_id"] == ended.last["video_id"]
 
 
 def test_another_producer_does_not_go_on_with_it(cli: Cli, slow_server: DevServer) -> None:

@@ -65,12 +65,14 @@ class Row:
     renewal_count: int = 0
     retry_count: int = 0
     video_id: str | None = None
+    key: str = ""
     is_active: bool = False
     code: int | None = None
 
     def note(self, event: Event) -> None:
         """Take over what an event tells."""
         self.video_id = event.video_id or self.video_id
+        self.key = event.key
         match event:
             case UploadStarted():
                 self.is_active = True

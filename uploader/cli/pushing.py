@@ -305,6 +305,11 @@ class _Push:
         if not row.part_count:
             far = count(row.acked_part_count, "part")
         words = f"{row.source}: interrupted; OSS has confirmed {far} of video {row.video_id}."
+        if self._keeps and not row.part_count:
+            return (
+                f"{words} Run the same command again to continue; a pipe needs its producer from "
+                f"the start, and --key {row.key}."
+            )
         if self._keeps:
             return f"{words} Run the same command again to continue."
         return f"{words} With --state memory nothing was kept: the same command begins anew."
