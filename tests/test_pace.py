@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from itertools import accumulate, count, pairwise
 from zoneinfo import ZoneInfo
 
@@ -13,6 +14,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.links import Controller, Run, constant, goodput_only, steered
+from tests.links import Link as Path
 from uploader.errors import ConfigurationError, SourceChanged
 from uploader.pace import (
     FAST_LINK_RATE,
@@ -506,8 +509,56 @@ def test_failed_trials_become_rare() -> None:
 
 
 def test_a_queue_is_never_made_longer() -> None:
+    state = decide(START, seen(MIB))
+    for _ in range(50):
+        state = decide(state, seen(4 * MIB, **QUEUE))
+        assert state.limit <= 8
+
+
+def test_what_slow_start_leaves_in_the_queue_changes_nothing() -> None:
     grown = decide(START, seen(MIB))
-    assert decide(grown, seen(4 * MIB, **QUEUE)).limit == 4
+    assert decide(grown, seen(4 * MIB, **QUEUE)).limit == 8
+
+
+def test_a_queue_that_lasts_is_made_shorter_down_to_what_the_round_trip_deserves() -> None:
+    state, limits = replace(START, limit=32, floor=8), []
+    for _ in range(80):
+        state = decide(state, seen(8 * MIB, **QUEUE))
+        limits.append(state.limit)
+    assert sorted(set(limits)) == [8, 9, 13, 18, 24, 32]
+
+
+def test_on_a_slow_link_one_connection_is_left() -> None:
+    state = replace(START, floor=16)
+    for _ in range(80):
+        state = decide(state, seen(120 * KIB, **QUEUE))
+    assert state.limit == 1
+
+
+def test_a_hold_is_over_when_the_queue_is_gone_and_less_arrives() -> None:
+    full = decide(decide(START, seen(MIB)), seen(10 * MIB, **QUEUE))
+    assert full.hold_s > 0
+    assert decide(full, seen(9 * MIB)).limit == full.limit
+    assert decide(full, seen(5 * MIB)).limit > full.limit
+
+
+def test_a_hold_is_over_when_segments_are_lost_without_a_queue() -> None:
+    back = decide(decide(START, seen(MIB)), seen(MIB))
+    assert back.hold_s > 0
+    assert decide(back, seen(MIB, retransmit_count=3)).limit > back.limit
+
+
+@pytest.mark.parametrize(
+    ("min_rtt_s", "is_slowed_by_loss", "limit"),
+    [(0.0003, True, 4), (0.05, False, 8), (0.05, True, 16), (0.2, False, 16), (0.2, True, 16)],
+)
+def test_the_round_trip_tells_where_to_start(
+    min_rtt_s: float, is_slowed_by_loss: bool, limit: int
+) -> None:
+    rtt = {"rtt_s": min_rtt_s, "min_rtt_s": min_rtt_s}
+    idle = seen(0, **rtt, is_slowed_by_loss=is_slowed_by_loss, is_used_up=False)
+    assert decide(START, idle).limit == limit
+    assert decide(replace(START, ceiling=3, limit=3), idle).limit == 3
 
 
 def test_a_busy_scheduler_is_no_queue() -> None:
@@ -522,7 +573,7 @@ def test_loss_without_a_queue_justifies_more_connections() -> None:
 def test_slow_start_is_waited_for() -> None:
     grown = decide(START, seen(MIB))
     far = {"rtt_s": 0.2, "min_rtt_s": 0.19}
-    state = grown
+    state = replace(grown, floor=4)
     for _ in range(3):
         state = decide(state, seen(0.5 * MIB, **far))
         assert state.limit == 8
@@ -545,6 +596,23 @@ def test_a_refusal_halves_and_holds() -> None:
     assert (state.limit, state.hold_s) == (10, REFUSED_HOLD_S)
     assert decide(state, seen(100 * MIB)).limit == 10
     assert set_back(set_back(set_back(START))).limit == 1
+
+
+def test_what_was_refused_is_not_asked_for_again_soon() -> None:
+    state, now_s, asked = replace(START, floor=4, limit=16), 0.0, []
+    state = set_back(state)
+    while now_s < 120:
+        state = decide(state, seen(MIB * state.limit))
+        now_s += TICK_S
+        asked.append((now_s, state.limit))
+    assert max(limit for at_s, limit in asked if at_s < 50) < 16
+    assert max(limit for _, limit in asked) >= 16
+
+
+def test_nothing_shortens_the_rest_after_a_refusal() -> None:
+    state = set_back(replace(START, floor=4, limit=16))
+    for look in (seen(0), seen(MIB, retransmit_count=9), seen(MIB, **QUEUE)):
+        assert decide(state, look).limit == 8
 
 
 def test_a_fixed_number_comes_back_after_a_refusal() -> None:
@@ -582,59 +650,93 @@ def test_the_limit_stays_within_its_bounds(
 
 # --- steering: whole links ------------------------------------------------------------
 
+MBIT = 125_000
+LINKS = {
+    "clean": Path(200 * MBIT, 0.05),
+    "clean, bbr": Path(200 * MBIT, 0.05, is_bbr=True),
+    "lossy": Path(200 * MBIT, 0.05, 0.005),
+    "lossy, bbr": Path(200 * MBIT, 0.05, 0.005, is_bbr=True),
+    "a little lossy": Path(200 * MBIT, 0.05, 0.001),
+    "very lossy": Path(200 * MBIT, 0.05, 0.02),
+    "narrow": Path(50 * MBIT, 0.05),
+    "far": Path(200 * MBIT, 0.2),
+    "far, bbr": Path(200 * MBIT, 0.2, is_bbr=True),
+    "far and lossy": Path(200 * MBIT, 0.2, 0.005),
+    "wide": Path(2000 * MBIT, 0.05),
+    "wide, bbr": Path(2000 * MBIT, 0.05, is_bbr=True),
+    "wide and far, bbr": Path(2000 * MBIT, 0.2, is_bbr=True),
+    "deep queue": Path(20 * MBIT, 0.05, queue=10),
+    "changing": Path(200 * MBIT, 0.05, later=Path(40 * MBIT, 0.05, 0.005), later_s=8),
+    "widening": Path(20 * MBIT, 0.05, later=Path(400 * MBIT, 0.05), later_s=8),
+}
+FIXED = (1, 4, 8, 16, 32, 64)
 
-@dataclass(frozen=True)
-class Link:
-    """A bottleneck; with loss, each connection reaches only its share of it."""
 
-    capacity: float
-    rtt_s: float
-    per_connection: float
-    has_loss: bool = False
+def seconds_for(link: Path, controller: Controller) -> float:
+    return Run(link, controller).carry(15 * link.rate, within_s=60)
 
-    def goodput(self, connections: int) -> float:
-        return min(self.capacity, connections * self.per_connection)
 
-    def carry(self, connections: int) -> Interval:
-        excess = connections * self.per_connection / self.capacity
-        return Interval(
-            seconds=TICK_S,
-            acked_bytes=int(self.goodput(connections) * TICK_S),
-            retransmit_count=3 if self.has_loss or excess > 1 else 0,
-            rtt_s=self.rtt_s * (1 if self.has_loss else max(1.0, excess)),
-            min_rtt_s=self.rtt_s,
-        )
+@cache
+def best_seconds(link: Path) -> float:
+    return min(seconds_for(link, constant(limit)) for limit in FIXED)
+
+
+def share_of_best(link: Path, controller: Controller) -> float:
+    """The best fixed number's time over this controller's: 1 is as good."""
+    return best_seconds(link) / seconds_for(link, controller)
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_steered_connections_are_nearly_as_good_as_the_best_fixed_number(name: str) -> None:
+    assert share_of_best(LINKS[name], steered()) >= 0.9
+
+
+@pytest.mark.parametrize("name", ["changing", "widening"])
+def test_a_controller_that_looks_at_goodput_alone_would_be_caught(name: str) -> None:
+    assert share_of_best(LINKS[name], goodput_only()) < 0.9
 
 
 @pytest.mark.parametrize(
-    ("link", "share"),
-    [
-        pytest.param(Link(25 * MIB, 0.05, 20 * MIB), 0.95, id="clean-200M"),
-        pytest.param(Link(25 * MIB, 0.05, 0.5 * MIB, has_loss=True), 0.6, id="lossy-200M"),
-        pytest.param(Link(250 * MIB, 0.05, 45 * MIB), 0.75, id="clean-2G"),
-        pytest.param(Link(1 * MIB, 0.2, 1 * MIB), 0.95, id="slow-far"),
-        pytest.param(Link(1200 * MIB, 0.0005, 300 * MIB), 0.8, id="10G-next-door"),
-    ],
+    ("limit", "name"), [(4, "lossy"), (8, "wide and far, bbr"), (16, "very lossy"), (32, "storm")]
 )
-def test_a_link_is_filled_within_half_a_minute(link: Link, share: float) -> None:
-    state, sent, best = START, 0.0, link.goodput(32)
-    ticks = int(30 / TICK_S)
-    for _ in range(ticks):
-        interval = link.carry(state.limit)
-        sent += interval.acked_bytes
-        state = decide(state, interval)
-    assert sent / (best * TICK_S * ticks) >= share
+def test_a_constant_would_be_caught(limit: int, name: str) -> None:
+    if name == "storm":
+        assert _refusals(constant(limit)) > 2 * _refusals(steered())
+    else:
+        assert share_of_best(LINKS[name], constant(limit)) < 0.9
 
 
-def test_a_link_that_becomes_slower_is_followed() -> None:
-    wide, narrow = Link(250 * MIB, 0.05, 20 * MIB), Link(5 * MIB, 0.05, 5 * MIB)
-    state = START
-    for _ in range(60):
-        state = decide(state, wide.carry(state.limit))
-    for _ in range(400):
-        state = decide(state, narrow.carry(state.limit))
-        assert state.limit <= 32
-    assert narrow.goodput(state.limit) == narrow.capacity
+def test_a_full_link_is_not_crowded() -> None:
+    """What goodput does not show: each connection more makes the queue longer for others."""
+    for name in ("deep queue", "narrow"):
+        run = Run(LINKS[name], steered())
+        run.carry(20 * run.link.rate)
+        assert max(run.limits) <= 16
+
+
+def test_a_slow_link_is_left_to_few() -> None:
+    run = Run(Path(1 * MBIT, 0.05, queue=20), steered())
+    run.carry(120 * run.link.rate)
+    assert run.limits[-1] <= 2
+
+
+def test_a_service_that_refuses_is_asked_ever_less_often() -> None:
+    """It refuses whatever is above six connections, for two minutes of work."""
+    assert _refusals(steered()) <= 8
+
+
+def _refusals(controller: Controller) -> int:
+    """Seconds with refusals, where the service takes six and the link would carry more."""
+    refused_count = 0
+
+    def count_refusal() -> None:
+        nonlocal refused_count
+        refused_count += 1
+        controller.refuse()
+
+    counting = Controller(controller.limit, controller.tick, count_refusal)
+    Run(Path(1000 * MBIT, 0.1, 0.001, most_served=6), counting).carry(1e12, within_s=120)
+    return refused_count
 
 
 # --- steering: ticking ----------------------------------------------------------------
@@ -708,8 +810,9 @@ async def test_losses_that_slow_nothing_down_justify_nothing() -> None:
     lossy = replace(link(1, MIB, retransmits=50), is_slowed_by_loss=False)
     interval = meter.read([lossy], seconds=1, sent_bytes=0)
     assert interval.retransmit_count == 0
-    grown = decide(START, interval)
-    assert decide(grown, interval).limit == START.limit
+    known = replace(START, floor=4)
+    grown = decide(known, interval)
+    assert decide(grown, interval).limit == known.limit
 
 
 async def test_closed_and_new_connections_do_not_confuse_the_meter() -> None:

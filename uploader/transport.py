@@ -851,6 +851,7 @@ class _TcpInfo:
 
 
 _TCP_INFO: Final = struct.Struct("=68xI28xI16xQ20xI")  # rtt, retransmits, acked, min_rtt
+_NO_RTT_US: Final = 2**32 - 1  # nothing was acknowledged yet
 _SIOCOUTQ: Final = 0x5411  # unacknowledged bytes in the send queue (linux/sockios.h)
 
 
@@ -884,7 +885,7 @@ def _link_sample(serial: int, sock: socket.socket) -> LinkSample | None:
         connection=serial,
         acked_bytes=info.acked_bytes,
         rtt_s=info.rtt_us / 1e6,
-        min_rtt_s=info.min_rtt_us / 1e6,
+        min_rtt_s=0.0 if info.min_rtt_us == _NO_RTT_US else info.min_rtt_us / 1e6,
         retransmit_count=info.retransmit_count,
         is_slowed_by_loss=not _congestion_of(sock).startswith("bbr"),
     )
