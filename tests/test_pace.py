@@ -815,6 +815,37 @@ async def test_losses_that_slow_nothing_down_justify_nothing() -> None:
     assert decide(grown, interval).limit == known.limit
 
 
+async def test_the_first_slot_is_given_where_the_round_trip_is_known() -> None:
+    """Whoever hands out grants has been spoken to by then."""
+    clock = VirtualClock()
+    pace = Pace(clock=clock)
+    far = LinkSample(1, 1000, 0.21, 0.2, 0)
+    async with pace.steering(FakeProbe([[far]])), pace.slot():
+        assert pace.limit == 16
+
+
+async def test_a_plan_is_told_what_a_full_link_carries() -> None:
+    clock = VirtualClock()
+    pace = Pace(clock=clock)
+    looks = [[LinkSample(1, n * 4 * MIB, 0.1, 0.05, 0)] for n in range(40)]
+    assert (pace.connection_rate, pace.expected_concurrency) == (None, 8)
+    async with asyncio.TaskGroup() as group:
+        crowd = Crowd(pace)
+        crowd.start(group, 40)
+        async with pace.steering(FakeProbe(looks)):
+            await clock.run(until_s=1000 + 3.1 * TICK_S)
+            assert pace.connection_rate == pytest.approx(4 * MIB / TICK_S / pace.limit)
+            assert pace.expected_concurrency == 32
+            assert pace.rtt_s == 0.05
+        crowd.let_all_go()
+
+
+async def test_a_plan_is_told_of_the_lowest_limit_of_the_day() -> None:
+    pace = Pace(concurrency=4, bandwidth=parse_bandwidth("08:00,400K 20:00,off 22:00,2M"))
+    assert pace.connection_rate == 100 * KIB
+    assert pace.expected_concurrency == 4
+
+
 async def test_closed_and_new_connections_do_not_confuse_the_meter() -> None:
     pace = Pace(clock=VirtualClock())
     meter = pace._meter

@@ -41,6 +41,7 @@ from uploader.protocol.wire import BytesBody, Operation, Request, Response, Sign
 from uploader.session import Retried, RetryPolicy, Session
 
 __all__ = [
+    "DOCUMENTED_LIFE_S",
     "CallbackProvider",
     "CommandProvider",
     "GrantProvider",
@@ -50,9 +51,10 @@ __all__ = [
     "NewVideo",
     "UrlProvider",
     "VodProvider",
+    "life_s",
 ]
 
-_DOCUMENTED_LIFE_S = 3000.0
+DOCUMENTED_LIFE_S = 3000.0
 """VOD doc "Upload URLs and credentials": 3,000 s, whatever `Expiration` says."""
 
 _RENEW_AHEAD_S = 300.0
@@ -138,7 +140,7 @@ def life_s(credentials: StsCredentials, *, clock: Clock) -> float:
     The earliest of what the document says, `Expiration` and `ExpireUTCTime`: they
     contradict each other in practice. 0 or less: they have run out.
     """
-    signals = [_DOCUMENTED_LIFE_S]
+    signals = [DOCUMENTED_LIFE_S]
     if credentials.life_s is not None:
         signals.append(credentials.life_s)
     if credentials.expires_at is not None:
@@ -205,7 +207,7 @@ class LiveGrant:
         if life <= 0:
             # Just received, and yet over by our wall clock, which may be the one that is
             # wrong. OSS decides; if it refuses them, that is counted.
-            life = min(credentials.life_s or _DOCUMENTED_LIFE_S, _DOCUMENTED_LIFE_S)
+            life = min(credentials.life_s or DOCUMENTED_LIFE_S, DOCUMENTED_LIFE_S)
         return _Held(credentials, generation, now_s, now_s + life)
 
     async def prepare(self) -> None:

@@ -10,7 +10,7 @@ import secrets
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from uploader.credentials import GrantSource, Network, NewVideo
+from uploader.credentials import DOCUMENTED_LIFE_S, GrantSource, Network, NewVideo, life_s
 from uploader.errors import (
     ConfigurationError,
     OverwriteRefused,
@@ -23,7 +23,7 @@ from uploader.progress import Progress
 from uploader.protocol.documents import MalformedDocument
 from uploader.protocol.grants import UploadGrant
 from uploader.protocol.integrity import join_crc64
-from uploader.protocol.plan import MAX_PART_COUNT, MAX_PUT_SIZE, Part, plan_parts
+from uploader.protocol.plan import MAX_PART_COUNT, MAX_PUT_SIZE, Outlook, Part, plan_parts
 from uploader.protocol.steps import Plan, plan_steps, read_plan
 from uploader.protocol.vod import VideoMeta
 from uploader.sources import Arrival, Fingerprint, Source
@@ -273,11 +273,6 @@ async def _holds_acked_bytes(job: Job, record: UploadRecord) -> bool:
 # --- the plan ------------------------------------------------------------------------
 
 
-_USUAL_CONCURRENCY = 8
-"""What the tail of a plan is tapered for while "auto" has not found its level. A higher
-number cuts more small parts, whose requests cost CPU on links that need none of them."""
-
-
 def new_plan(job: Job) -> Plan:
     """The parts of an upload that has none yet."""
     options = job.options
@@ -287,10 +282,21 @@ def new_plan(job: Job) -> Plan:
             expected_size=arrival.expected_size,
             largest_size=arrival.largest_part,
         )
-    concurrency = options.concurrency
-    if concurrency == "auto":
-        concurrency = _USUAL_CONCURRENCY
-    return plan_parts(job.record.size, part_size=options.part_size, concurrency=concurrency)
+    return plan_parts(
+        job.record.size,
+        part_size=options.part_size,
+        concurrency=job.network.pace.expected_concurrency,
+        outlook=_outlook(job),
+    )
+
+
+def _outlook(job: Job) -> Outlook:
+    """What is known before a grant is asked for; VOD's own live for the documented time."""
+    pace, grant = job.network.pace, job.asked.grant
+    life = DOCUMENTED_LIFE_S
+    if grant is not None:
+        life = max(1.0, life_s(grant.credentials, clock=job.network.clock))
+    return Outlook(connection_rate=pace.connection_rate, rtt_s=pace.rtt_s, credential_life_s=life)
 
 
 def is_one_request(plan: Plan) -> bool:

@@ -75,7 +75,7 @@ class Bandwidth:
 
 _RATE = re.compile(r"(\d+(?:\.\d+)?)([BKMG])", re.IGNORECASE)
 _TIME = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)")
-MAX_CONCURRENCY: Final = 32
+MAX_CONCURRENCY: Final = 64
 """The most connections that "auto" chooses."""
 
 _UNITS: Final = {"B": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
@@ -146,6 +146,11 @@ class _Bucket:
         if self.bandwidth is None:
             return None
         return self.bandwidth.rate_at(self._clock.utc_now().astimezone())
+
+    def lowest_rate(self) -> int | None:
+        """The least bytes a second at any time of the day."""
+        rates = [rate for _, rate in self.bandwidth.changes if rate] if self.bandwidth else []
+        return min(rates, default=None)
 
     async def spend(self, byte_count: int) -> None:
         """Wait until so many more bytes may go out."""
@@ -363,6 +368,10 @@ class Steering:
 
 
 FIRST_LIMIT: Final = 4
+
+USUAL_CONCURRENCY: Final = 8
+"""What the tail of a plan is tapered for on a near link. More would cut more small parts, whose
+requests cost CPU where a fast link needs none of them."""
 
 GAIN: Final = 1.10
 """Goodput must grow by this factor to justify more connections: below is noise."""
@@ -605,6 +614,7 @@ class Pace:
         self._meter = _Meter()
         self._probe: LinkProbe | None = None
         self._sent_bytes = 0
+        self._full_rate = 0.0
         self._ticked_at = self._halved_at = float("-inf")
 
     @property
@@ -621,6 +631,33 @@ class Pace:
     def in_use(self) -> int:
         """Slots held right now."""
         return self._slots.in_use
+
+    @property
+    def expected_concurrency(self) -> int:
+        """How many connections will probably end an upload together.
+
+        On links that are not near, "auto" goes beyond where it starts, and a tail of small
+        parts costs nothing there.
+        """
+        steering = self._steering
+        if steering.is_fixed:
+            return steering.ceiling
+        return min(steering.ceiling, max(USUAL_CONCURRENCY, 2 * steering.floor, steering.limit))
+
+    @property
+    def connection_rate(self) -> float | None:
+        """Bytes a second one connection may expect; None while nothing is known.
+
+        Known is a limit, and what the link carried when it was full.
+        """
+        known = [rate for rate in (self._full_rate, self._bucket.lowest_rate()) if rate]
+        return min(known) / self.limit if known else None
+
+    @property
+    def rtt_s(self) -> float:
+        """The shortest round trip to the peers; 0 while unknown."""
+        samples = self._probe.sample() if self._probe is not None else []
+        return min((sample.min_rtt_s for sample in samples if sample.min_rtt_s > 0), default=0.0)
 
     @property
     def bytes_per_s(self) -> int | None:
@@ -710,6 +747,8 @@ class Pace:
         sent_bytes, self._sent_bytes = self._sent_bytes, 0
         seen = self._meter.read(probe.sample(), seconds=seconds, sent_bytes=sent_bytes)
         is_used_up = self._slots.take_peak() >= self._slots.limit
+        if is_used_up and seen.has_queue:
+            self._full_rate = seen.rate
         self._apply(decide(self._steering, replace(seen, is_used_up=is_used_up)))
 
     def _apply(self, steering: Steering) -> None:

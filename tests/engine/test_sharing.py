@@ -1,12 +1,12 @@
-"""Uploads of one `Uploader` share its budget."""
+"""Uploads share the budget of their `Uploader`, and suit their parts to it."""
 
 from __future__ import annotations
 
 import asyncio
 
-from uploader import Bandwidth, UploadStarted
+from uploader import Bandwidth, UploadStarted, decode_grant
 
-from .harness import PART, Desk, until
+from .harness import PART, Desk, created, until
 
 
 async def test_a_small_upload_is_not_kept_waiting_by_a_large_one(desk: Desk) -> None:
@@ -40,3 +40,14 @@ async def test_a_bandwidth_limit_is_shared_evenly_by_files(desk: Desk) -> None:
         carried = desk.count("UploadPart") - before
         assert 2 * 20 - 10 <= carried <= 2 * 20 + 10
         sending.cancel()
+
+
+async def test_parts_are_small_where_credentials_live_briefly(desk: Desk) -> None:
+    file = desk.file(5 * 2**20)
+    assert (await desk.push(file, part_size=None)).part_count == 1
+    again = desk.file(5 * 2**20, "again.mp4", seed=1)
+    desk.server.set_options(expiration_s=300)
+    answer = await created(desk.server)
+    grant = decode_grant(answer["UploadAddress"], answer["UploadAuth"], video_id=answer["VideoId"])
+    result = await desk.push(again, part_size=None, grant=grant)
+    assert result.part_count == 3

@@ -18,6 +18,7 @@ from uploader.protocol.plan import (
     MAX_PART_SIZE,
     MAX_PUT_SIZE,
     MIN_PART_SIZE,
+    Outlook,
     Part,
     PartPlan,
     plan_parts,
@@ -92,6 +93,72 @@ def test_there_are_no_other_parts(number: int) -> None:
     plan = plan_parts(3 * MIB, part_size=MIB)
     with pytest.raises(IndexError):
         plan.part(number)
+
+
+# --- the link and the credentials -----------------------------------------------------
+
+_OUTLOOKS = st.builds(
+    Outlook,
+    connection_rate=st.none() | st.floats(1, 1e10),
+    rtt_s=st.floats(0, 2),
+    credential_life_s=st.floats(1, 43_200),
+)
+MBIT = 125_000
+
+
+@settings(max_examples=150, deadline=None)
+@given(_SIZES, _CONCURRENCIES, _OUTLOOKS)
+def test_plans_are_sound_whatever_the_outlook(
+    size: int, concurrency: int, outlook: Outlook
+) -> None:
+    plan = plan_parts(size, concurrency=concurrency, outlook=outlook)
+    _assert_sound(plan)
+    assert plan.part_size % MIB == 0
+    assert PartPlan.from_text(plan.to_text()) == plan
+
+
+@pytest.mark.parametrize(
+    ("what", "size", "outlook", "part_size"),
+    [
+        ("nothing is known", 10 * GIB, Outlook(), 8 * MIB),
+        ("short-lived credentials", 10 * GIB, Outlook(credential_life_s=300), 2 * MIB),
+        ("very short-lived ones", GIB, Outlook(credential_life_s=20), MIB),
+        (
+            "a slow link",
+            GIB,
+            Outlook(connection_rate=MBIT / 16, credential_life_s=3000),
+            5 * MIB,
+        ),
+        ("near and fast", 10 * GIB, Outlook(connection_rate=1e9, rtt_s=0.0003), 8 * MIB),
+        ("far and fast", 10 * GIB, Outlook(connection_rate=125 * MBIT, rtt_s=0.2), 30 * MIB),
+        ("as far as it gets", 10 * GIB, Outlook(connection_rate=1e9, rtt_s=1), 64 * MIB),
+    ],
+)
+def test_the_part_size_follows_link_and_credentials(
+    what: str, size: int, outlook: Outlook, part_size: int
+) -> None:
+    assert plan_parts(size, outlook=outlook).part_size == part_size
+
+
+@pytest.mark.parametrize("life_s", [120, 300, 3000])
+@pytest.mark.parametrize("rate", [None, 40 * KIB, MBIT, 25 * MBIT])
+def test_a_part_fits_well_inside_one_credential(life_s: float, rate: float | None) -> None:
+    plan = plan_parts(GIB, outlook=Outlook(connection_rate=rate, credential_life_s=life_s))
+    assert plan.part_size / (rate or 32 * KIB) <= max(life_s / 4, MIB / (rate or 32 * KIB))
+
+
+@pytest.mark.parametrize("life_s", [300, 3000])
+def test_forty_gigabytes_over_1_mbit_fit_all_the_same(life_s: float) -> None:
+    """10,000 parts ask for 4 MiB; the one connection left on such a link takes 34 s for it."""
+    plan = plan_parts(40 * 10**9, outlook=Outlook(credential_life_s=life_s))
+    assert plan.part_size == {300: 4 * MIB, 3000: 8 * MIB}[life_s]
+    assert plan.part_size / MBIT <= life_s / 4
+
+
+def test_a_file_of_a_few_parts_occupies_all_connections() -> None:
+    plan = plan_parts(40 * MIB, concurrency=16)
+    assert (plan.part_size, plan.part_count) == (3 * MIB, 14)
+    assert plan_parts(9 * MIB, concurrency=64).part_size == 2 * MIB, "but none is tiny"
 
 
 # --- the tail -------------------------------------------------------------------------

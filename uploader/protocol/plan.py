@@ -6,7 +6,7 @@ remains, and all connections end nearly together (measured on a lossy link with 
 connections: 40 instead of 65 Mbit/s without it).
 
 A plan is a pure function of four numbers, which are stored with the upload: parts must
-stay the same for one UploadId whatever the options of a later run say.
+stay the same for one UploadId whatever the options of a later run or its link say.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ __all__ = [
     "MAX_PART_SIZE",
     "MAX_PUT_SIZE",
     "MIN_PART_SIZE",
+    "Outlook",
     "Part",
     "PartPlan",
     "plan_parts",
@@ -45,10 +46,40 @@ MAX_PUT_SIZE = 5 * 2**30
 
 # Too small costs a round trip a part; too large costs more when a part has to be repeated.
 DEFAULT_PART_SIZE = 8 * MIB
+# Between these the part size follows the link.
+LEAST_PART_SIZE = 1 * MIB
+MOST_PART_SIZE = 64 * MIB
+# A file that has hardly more than one part is not cut smaller than this for more connections.
+SPREAD_PART_SIZE = 2 * MIB
+# Bytes a second of one connection while nothing is known: 1 Mbit/s for four of them.
+SLOWEST_CONNECTION_RATE = 32 * KIB
+# A part shall take at most this share of a credential's life: they are renewed when half of it
+# is left at the latest, and a part may take twice as long as expected.
+CREDENTIAL_SHARE = 1 / 4
+# Between two parts a connection waits for a round trip; this many are to be filled with bytes.
+ROUND_TRIPS_A_PART = 10
 TAIL_MIN_SIZE = 1 * MIB
 MAX_TAIL_CONCURRENCY = 256
 
 _VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outlook:
+    """What is known of the way to OSS before the first part is sent.
+
+    Attributes:
+        connection_rate: bytes a second of one connection; None while nothing is known.
+        rtt_s: the round trip; 0 while unknown.
+        credential_life_s: how long one credential lives.
+    """
+
+    connection_rate: float | None = None
+    rtt_s: float = 0.0
+    credential_life_s: float = 3000.0  # VOD doc "Upload URLs and credentials"
+
+
+_UNKNOWN = Outlook()
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,15 +206,24 @@ class _Parts(Sequence[Part]):
         return (self._plan.part(number) for number in range(1, len(self) + 1))
 
 
-def plan_parts(size: int, *, part_size: int | None = None, concurrency: int = 8) -> PartPlan:
+def plan_parts(
+    size: int,
+    *,
+    part_size: int | None = None,
+    concurrency: int = 8,
+    outlook: Outlook = _UNKNOWN,
+) -> PartPlan:
     """Choose the parts for `size` bytes.
 
     Args:
         size: of the source; at least 1 (callers refuse empty sources earlier).
-        part_size: None chooses 8 MiB, more for sources above some 78 GiB. Too small: the
-            round trip of each part shows, and 10,000 parts may not suffice. Too large: an
+        part_size: None chooses 8 MiB; more for sources above some 78 GiB and for links
+            that are far and fast; less where a part would take much of a credential's life,
+            or where 8 MiB would leave connections without a part. Too small: the round
+            trip of each part shows, and 10,000 parts may not suffice. Too large: an
             interruption costs up to concurrency × part size sent again.
         concurrency: how many parts are in flight; the tail is shaped for it.
+        outlook: the link and the credentials.
 
     Raises:
         ConfigurationError: size, part size or concurrency are out of range, or the part
@@ -196,25 +236,39 @@ def plan_parts(size: int, *, part_size: int | None = None, concurrency: int = 8)
     if part_size is not None:
         _check_part_size(part_size, size)
         return _tapered_if_useful(size, part_size, connections)
-    return _tapered_if_useful(size, _automatic_part_size(size, connections), connections)
+    wanted = _wanted_part_size(size, connections, outlook)
+    return _tapered_if_useful(size, _automatic_part_size(size, connections, wanted), connections)
 
 
-def _automatic_part_size(size: int, connections: int) -> int:
-    """Return a part size that leaves numbers for the tail.
+def _wanted_part_size(size: int, connections: int, outlook: Outlook) -> int:
+    """Return the multiple of 1 MiB that suits the link and the credentials best."""
+    rate = outlook.connection_rate or SLOWEST_CONNECTION_RATE
+    wanted = DEFAULT_PART_SIZE
+    if outlook.connection_rate:
+        wanted = max(wanted, min(MOST_PART_SIZE, int(rate * ROUND_TRIPS_A_PART * outlook.rtt_s)))
+    if size > DEFAULT_PART_SIZE:
+        wanted = min(wanted, max(SPREAD_PART_SIZE, _ceil_div(size, connections)))
+    wanted = min(_ceil_div(wanted, MIB) * MIB, MOST_PART_SIZE)
+    longest = int(rate * outlook.credential_life_s * CREDENTIAL_SHARE)
+    return max(LEAST_PART_SIZE, min(wanted, longest // MIB * MIB))
+
+
+def _automatic_part_size(size: int, connections: int, wanted: int) -> int:
+    """Return a part size, at least `wanted`, that leaves numbers for the tail.
 
     The largest objects need every number: there is no room for a tail then.
     """
-    if size <= DEFAULT_PART_SIZE:
-        return DEFAULT_PART_SIZE
+    if size <= wanted:
+        return wanted
     # 10 > ln(5 GiB / 1 MiB) × 8/7: see the bound in `_cut_tail`.
     room = 2 * connections * 10 + 4
-    with_room = _least_part_size(size, MAX_PART_COUNT - room)
+    with_room = max(wanted, _least_part_size(size, MAX_PART_COUNT - room))
     return with_room if with_room <= MAX_PART_SIZE else _least_part_size(size, MAX_PART_COUNT)
 
 
 def _least_part_size(size: int, count: int) -> int:
-    """Return the smallest multiple of 1 MiB, from 8 MiB, of which `count` suffice."""
-    return max(DEFAULT_PART_SIZE, _ceil_div(_ceil_div(size, count), MIB) * MIB)
+    """Return the smallest multiple of 1 MiB of which `count` suffice."""
+    return _ceil_div(_ceil_div(size, count), MIB) * MIB
 
 
 def _tapered_if_useful(size: int, part_size: int, connections: int) -> PartPlan:
