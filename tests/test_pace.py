@@ -811,8 +811,10 @@ async def test_losses_that_slow_nothing_down_justify_nothing() -> None:
     interval = meter.read([lossy], seconds=1, sent_bytes=0)
     assert interval.retransmit_count == 0
     known = replace(START, floor=4)
-    grown = decide(known, interval)
-    assert decide(grown, interval).limit == known.limit
+    states = [known]
+    for _ in range(4):
+        states.append(decide(states[-1], interval))
+    assert [state.limit for state in states] == [4, 4, 8, 4, 4], "one trial, in vain"
 
 
 async def test_the_first_slot_is_given_where_the_round_trip_is_known() -> None:

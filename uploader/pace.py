@@ -327,6 +327,7 @@ class Steering:
         trusted_limit, trusted_rate: the best that has proved itself, and its bytes a second.
         is_trial: `limit` is larger than what has proved itself and awaits judgement.
         trial_s: how long the trial has lasted.
+        last_rate: bytes a second at the last look.
         queued_s: for how long there has been a queue at every look.
         growth: factor of the next trial.
         hold_s: how long to stay before the next trial.
@@ -343,6 +344,7 @@ class Steering:
     trusted_rate: float = 0.0
     is_trial: bool = True
     trial_s: float = 0.0
+    last_rate: float = 0.0
     queued_s: float = 0.0
     growth: float = 2.0
     hold_s: float = 0.0
@@ -376,6 +378,12 @@ requests cost CPU where a fast link needs none of them."""
 GAIN: Final = 1.10
 """Goodput must grow by this factor to justify more connections: below is noise."""
 
+RISING: Final = 1.25
+"""Goodput that grows by this factor between two looks has not yet arrived at its level."""
+
+NEAR_S: Final = 0.01
+"""Round trip below which slow start is over before anybody looks."""
+
 FAST_LINK_RATE: Final = 32 * 1024**2
 """Bytes a second and connection above which the first steps are four-fold."""
 
@@ -402,7 +410,7 @@ def first_limit(min_rtt_s: float, *, is_slowed_by_loss: bool) -> int:
     trip, the more others must fill in. Measured on 200 Mbit/s: at 50 ms four to eight do,
     at 200 ms sixteen carry 1.3 times what four do.
     """
-    if min_rtt_s < 0.01:
+    if min_rtt_s < NEAR_S:
         return FIRST_LIMIT
     return 16 if is_slowed_by_loss or min_rtt_s >= 0.1 else 8
 
@@ -418,8 +426,11 @@ def decide(state: Steering, seen: Interval) -> Steering:
     """
     if state.is_fixed:
         return _recover(state, seen)
-    if state.is_new:
-        state = begin(state, seen)
+    decided = _steer(begin(state, seen), seen)
+    return replace(decided, last_rate=seen.rate) if seen.is_used_up else decided
+
+
+def _steer(state: Steering, seen: Interval) -> Steering:
     accepted = state.accepted + seen.seconds / ACCEPTED_MORE_S
     hold_s = max(0.0, state.hold_s - seen.seconds)
     queued_s = state.queued_s + seen.seconds if seen.has_queue else 0.0
@@ -503,11 +514,16 @@ def _settle(state: Steering, seen: Interval) -> Steering:
 def _judge(state: Steering, seen: Interval) -> Steering:
     if seen.retransmit_count > 0:
         return _begin_trial(replace(state, next_hold_s=4.0), seen)
-    if state.trial_s < 10 * seen.rtt_s:
+    if state.trial_s < 10 * seen.rtt_s or _is_rising(state, seen):
         return state  # new connections are still in slow start
     if seen.rate > 0 and seen.rate >= GAIN * state.trusted_rate:
         return _begin_trial(replace(state, next_hold_s=4.0), seen)
     return _step_back(state, seen)
+
+
+def _is_rising(state: Steering, seen: Interval) -> bool:
+    """Whether goodput grows by itself: then it is too early to say what it will be."""
+    return seen.rtt_s >= NEAR_S and seen.rate > RISING * state.last_rate
 
 
 def _step_back(state: Steering, seen: Interval) -> Steering:

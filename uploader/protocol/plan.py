@@ -59,6 +59,10 @@ CREDENTIAL_SHARE = 1 / 4
 # Between two parts a connection waits for a round trip; this many are to be filled with bytes.
 ROUND_TRIPS_A_PART = 10
 TAIL_MIN_SIZE = 1 * MIB
+# On links that are not near. There a connection may be so slow, and take so long to become
+# faster when the others have ended, that its last MiB takes a second or more.
+FAR_TAIL_MIN_SIZE = 512 * KIB
+FAR_RTT_S = 0.01
 MAX_TAIL_CONCURRENCY = 256
 
 _VERSION = 1
@@ -235,9 +239,11 @@ def plan_parts(
     connections = min(concurrency, MAX_TAIL_CONCURRENCY)
     if part_size is not None:
         _check_part_size(part_size, size)
-        return _tapered_if_useful(size, part_size, connections)
+        return _tapered_if_useful(size, part_size, connections, TAIL_MIN_SIZE)
     wanted = _wanted_part_size(size, connections, outlook)
-    return _tapered_if_useful(size, _automatic_part_size(size, connections, wanted), connections)
+    tail_min_size = FAR_TAIL_MIN_SIZE if outlook.rtt_s >= FAR_RTT_S else TAIL_MIN_SIZE
+    part_size = _automatic_part_size(size, connections, wanted)
+    return _tapered_if_useful(size, part_size, connections, tail_min_size)
 
 
 def _wanted_part_size(size: int, connections: int, outlook: Outlook) -> int:
@@ -260,8 +266,8 @@ def _automatic_part_size(size: int, connections: int, wanted: int) -> int:
     """
     if size <= wanted:
         return wanted
-    # 10 > ln(5 GiB / 1 MiB) × 8/7: see the bound in `_cut_tail`.
-    room = 2 * connections * 10 + 4
+    # 11 > ln(5 GiB / 512 KiB) × 8/7: see the bound in `_cut_tail`.
+    room = 2 * connections * 11 + 4
     with_room = max(wanted, _least_part_size(size, MAX_PART_COUNT - room))
     return with_room if with_room <= MAX_PART_SIZE else _least_part_size(size, MAX_PART_COUNT)
 
@@ -271,17 +277,17 @@ def _least_part_size(size: int, count: int) -> int:
     return _ceil_div(_ceil_div(size, count), MIB) * MIB
 
 
-def _tapered_if_useful(size: int, part_size: int, connections: int) -> PartPlan:
+def _tapered_if_useful(size: int, part_size: int, connections: int, tail_min_size: int) -> PartPlan:
     """Return a plan with a tail, or without where it cannot help.
 
     It cannot help a single connection, or parts that all start at once anyway, or parts
     that are hardly larger than the tail's smallest.
     """
     even = PartPlan(size, part_size, 0, part_size)
-    if connections == 1 or even.part_count <= connections or part_size < 2 * TAIL_MIN_SIZE:
+    if connections == 1 or even.part_count <= connections or part_size < 2 * tail_min_size:
         return even
     try:
-        return PartPlan(size, part_size, connections, TAIL_MIN_SIZE)
+        return PartPlan(size, part_size, connections, tail_min_size)
     except ConfigurationError:
         return even  # the tail would take more numbers than there are
 
@@ -310,7 +316,7 @@ def _cut_tail(plan: PartPlan, full_count: int) -> tuple[Part, ...]:
     8d/7 × ln(P/m) + 1 parts. From there parts have m bytes: at most d + 1 more. Equal
     parts would have taken d numbers for the same bytes, so the tail costs no more than
     8d/7 × ln(P/m) + 2 extra: 39 for 8 connections, 8 MiB and 1 MiB; at most 9.8 × d + 2
-    for any P up to 5 GiB.
+    for any P up to 5 GiB (10.6 × d + 2 where m is 512 KiB).
     """
     parts: list[Part] = []
     offset = full_count * plan.part_size
