@@ -14,6 +14,7 @@ import os
 import stat
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -223,14 +224,21 @@ class OpenFile:
 
     async def in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Do blocking work on the descriptor in one of the reading threads."""
-        job = reading_threads().submit(work, *args, **kwargs)
         loop = asyncio.get_running_loop()
+        answer: asyncio.Future[T] = loop.create_future()
         self._under_way += 1
         self._silent.clear()
-        job.add_done_callback(lambda _: call_if_open(loop, self._has_returned))
+        job = reading_threads().submit(work, *args, **kwargs)
+        # One message to the loop for both; `wrap_future` would send a second one.
+        job.add_done_callback(
+            lambda job: call_if_open(loop, functools.partial(self._has_returned, job, answer))
+        )
         try:
             async with asyncio.timeout(self._read_timeout_s):
-                return await asyncio.wrap_future(job)
+                return await answer
+        except asyncio.CancelledError:
+            job.cancel()  # if no thread has begun it
+            raise
         except TimeoutError as exc:
             raise SourceUnreadable(
                 f"{self._path} could not be read: its disk does not answer within "
@@ -245,10 +253,16 @@ class OpenFile:
                     await self._silent.wait()
                 await self._handle.close()
 
-    def _has_returned(self) -> None:
+    def _has_returned(self, job: Future[T], answer: asyncio.Future[T]) -> None:
         self._under_way -= 1
         if self._under_way == 0:
             self._silent.set()
+        if answer.done():  # nobody waits any more
+            return
+        if (error := job.exception()) is not None:
+            answer.set_exception(error)
+        else:
+            answer.set_result(job.result())
 
     def _fill(self, into: memoryview, offset: int) -> int:
         filled = 0

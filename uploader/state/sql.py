@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self, TypeVar
 
 from uploader.clock import SystemClock
 from uploader.errors import ConfigurationError, LeaseLost, StateError, StateUnavailable
@@ -239,6 +239,23 @@ class SqlState:
         _LOG.warning(words)
 
 
+class _Forks:
+    """How often this process has been forked off since we were loaded.
+
+    Mutable. Asked with every write, and `os.getpid` is a call of the system each time.
+    """
+
+    count: ClassVar[int] = 0
+
+    @classmethod
+    def note(cls) -> None:
+        """In a forked child: it is another process now."""
+        cls.count += 1
+
+
+os.register_at_fork(after_in_child=_Forks.note)
+
+
 class _Opened:
     """One opening of a store. Mutable: its epochs and database, touched only by its thread."""
 
@@ -252,6 +269,7 @@ class _Opened:
         self._flush_interval_s = flush_interval_s
         self._flushed_s = -math.inf
         self.owner = Owner.this_process()
+        self._forks = _Forks.count
         self.worker = Worker("vodup-state")
         self.commits: GroupCommit[Any, Any] = GroupCommit(
             self.worker, self._commit, no_answer, answer_timeout_s
@@ -264,7 +282,7 @@ class _Opened:
     @property
     def is_elsewhere(self) -> bool:
         """Whether this is a forked child: threads, connections and locks stay with the parent."""
-        return os.getpid() != self.owner.pid
+        return self._forks != _Forks.count
 
     # In the thread
 

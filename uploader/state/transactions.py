@@ -246,8 +246,12 @@ _NOW: Final = sa.select(db_now())
 
 
 def _now(connection: Connection) -> float:
-    now: float = fetch_value(connection, _NOW)
-    return now
+    """The database's clock; asked once for all writes of a transaction."""
+    transaction = connection.get_transaction()
+    known: tuple[object, float] = connection.info.get("vodup_now", (None, 0.0))
+    if transaction is None or known[0] is not transaction:
+        known = connection.info["vodup_now"] = (transaction, fetch_value(connection, _NOW))
+    return known[1]
 
 
 def _is_same(existing: UploadRecord | None, record: UploadRecord) -> bool:
