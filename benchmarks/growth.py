@@ -106,11 +106,11 @@ def _conclude(
     memory: _Points,
 ) -> None:
     data: dict[str, Any] = {"cpu_s": cpu, "above_import_mib": memory}
-    cpu_series: dict[str, Sequence[tuple[float, float]]] = {"vodup": cpu}
+    guide: _Points = []
     table.notes.append(f"Medians of {bench.scale.growth_rounds} alternating rounds.")
     if len(cpu) > 2:
         data |= _fits(cpu, memory)
-        cpu_series |= {"line": data["cpu_line"]}
+        guide = data["cpu_line"]
         intercept, slope, r2 = data["cpu_fit"]
         table.notes.append(
             f"CPU = {intercept:.2f} s + {slope * 1000:.3f} ms × {unit}, R² = {r2:.4f} (1: a "
@@ -123,7 +123,7 @@ def _conclude(
         data,
         {
             f"growth-{name}-cpu.svg": lines(
-                f"CPU seconds against {unit}", unit, "CPU s", cpu_series
+                f"CPU seconds against {unit}", unit, "CPU s", {"vodup": cpu}, guide
             ),
             f"growth-{name}-memory.svg": lines(
                 f"Memory against {unit}", unit, "MiB above import", {"vodup": memory}

@@ -42,8 +42,12 @@ def lines(
     x_label: str,
     y_label: str,
     series: Mapping[str, Sequence[tuple[float, float]]],
+    guide: Sequence[tuple[float, float]] = (),
 ) -> str:
-    """Points joined by lines, one colour for each series; both axes start at 0."""
+    """Points joined by lines, one colour for each series; both axes start at 0.
+
+    `guide` is a dashed line to compare them with, such as a fit.
+    """
     points = [point for line in series.values() for point in line]
     right = _ceiling(max((x for x, _ in points), default=1.0))
     top = _ceiling(max((y for _, y in points), default=1.0))
@@ -53,6 +57,11 @@ def lines(
 
     parts = [_text(10, 20, title, extra='font-weight="bold"'), *_axes(right, top)]
     parts += [_text(350, 372, x_label, "middle"), _text(10, 42, y_label)]
+    if guide:
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in guide))
+        look = 'fill="none" stroke="#777777" stroke-dasharray="6 5"'
+        parts.append(f'<polyline points="{path}" {look}/>')
+        parts.append(_text(640, 60 + 18 * len(series), "least squares", extra='fill="#777777"'))
     for index, (name, line) in enumerate(series.items()):
         colour = _COLOURS[index % len(_COLOURS)]
         placed = [place(x, y) for x, y in sorted(line)]

@@ -209,7 +209,7 @@ def test_a_line_is_recognised_as_a_line() -> None:
 def test_plots_are_well_formed_xml() -> None:
     for svg in (
         bars("a & b", [("vodup", 1.0), ("<x>", 0.0)]),
-        lines("t", "x", "y", {"a": [(1, 2)]}),
+        lines("t", "x", "y", {"a": [(1, 2)]}, [(0, 0), (1, 2)]),
     ):
         assert ET.fromstring(svg).tag.endswith("svg")  # noqa: S314 (our own)
 
