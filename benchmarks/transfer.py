@@ -28,7 +28,7 @@ _NOTES = [
 ]
 _SHOWN = ("vodup (library)", "curl --parallel", "obstore", "boto3", "awscrt")
 _SLOW_LIMIT = 2 * GB
-"""Contenders at several CPU seconds a gigabyte are not asked for more."""
+"""Contenders at several CPU seconds a gigabyte are not asked for more, and once is enough."""
 _OWN_CONNECTIONS = 3
 """Of the benchmark itself between two looks at the sink: those of `Track.run`, and the look."""
 
@@ -154,7 +154,7 @@ def _line_of(
 def _takes_part(contender: Contender, cell: _Cell) -> bool:
     if contender.is_sliced and cell.connections == 1:
         return False
-    return not (contender.is_slow and cell.size > _SLOW_LIMIT)
+    return not contender.is_slow or (cell.size <= _SLOW_LIMIT and cell.connections == 8)
 
 
 def _size_for(bench: Bench, contender: Contender, cell: _Cell) -> int:
