@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+
+# Loaded once, before the forks; the package itself imports them late.
 import gc
 import json
 import math
@@ -26,15 +28,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-# Loaded once, before the forks; the package itself imports them late.
 import oss2.auth  # noqa: F401
-import sqlalchemy.dialects.sqlite  # noqa: F401
+import structlog  # noqa: F401
 from aliyunsdkcore.auth.composer import rpc_signature_composer  # noqa: F401
 
 import uploader.bulk
 import uploader.cli.app
 import uploader.cli.ingest
-import uploader.cli.pushing  # noqa: F401
+import uploader.cli.pushing
+import uploader.state.transactions  # noqa: F401
 from tests.engine.harness import LOOPBACK, options
 from uploader import AccessKey, Uploader, UploadItem, VideoMeta, VodProvider, VodupError
 from uploader.events import Event, UploadFinished

@@ -60,6 +60,9 @@ WHY_NOT = why_not()
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
 
 
+KILLED = "+++ killed by SIGKILL +++"
+
+
 @dataclass(frozen=True)
 class Hit:
     """What the trace tells of an injected fault."""
@@ -70,7 +73,7 @@ class Hit:
     @classmethod
     def read(cls, trace: Path) -> Hit:
         lines = trace.read_text(errors="replace").splitlines()
-        hits = [n for n, line in enumerate(lines) if "(INJECTED)" in line or "SIGKILL" in line]
+        hits = [n for n, line in enumerate(lines) if "(INJECTED)" in line or line.endswith(KILLED)]
         marks = [n for n, line in enumerate(lines) if DONE_MARK in line]
         is_after = bool(hits and marks and hits[0] > marks[0])
         return cls([lines[n] for n in hits], is_after)
@@ -145,6 +148,7 @@ async def hit_at(desk: Desk, nursery: Nursery, call: str, how: str, k: int) -> b
 
 
 BRIEF = [
+    ("fdatasync", "error=EIO", 1),
     ("fdatasync", "error=EIO", 2),
     ("fdatasync", "error=EIO", 5),
     ("fdatasync", "signal=SIGKILL", 4),

@@ -311,7 +311,11 @@ def _connect_file(path: Path) -> Database:
 
 def _configure_sqlite(connection: Any, record: object) -> None:  # noqa: ANN401 - any driver's
     cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
+    (mode,) = cursor.execute("PRAGMA journal_mode=WAL").fetchone()
+    if mode != "wal":
+        # Refused without an error, and commits that do not wait for the disk need it: with
+        # another journal a loss of power could take the whole file.
+        raise sqlite3.OperationalError(f"its journal stays {mode!r} instead of 'wal'")
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.close()
     connection.text_factory = _lenient_text
