@@ -67,6 +67,7 @@ __all__ = [
     "VideoError",
     "VideoGone",
     "VodupError",
+    "without_frames",
 ]
 
 
@@ -366,3 +367,13 @@ class UnsafePath(PolicyError):
     """A path leads out of the folder it is allowed to come from."""
 
     default_next_step = "Move the file below the root, or choose another --root."
+
+
+def without_frames(error: VodupError) -> VodupError:
+    """The error without the way it came: to be raised outside the block that caught it.
+
+    What reads an answer or a grant has its text, and with it credentials, in local variables,
+    and error reporters send the variables of every frame.
+    """
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)

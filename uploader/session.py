@@ -16,6 +16,7 @@ from uploader.errors import (
     ServiceError,
     TransportError,
     VodupError,
+    without_frames,
 )
 from uploader.protocol.verdicts import Verdict, classify, is_outcome_known, meaning
 from uploader.protocol.wire import Operation, SignedRequest, Signer, Transport
@@ -124,7 +125,11 @@ class Session:
     async def _send(self, operation: Operation[T], signed: SignedRequest) -> T:
         response = await self._transport.send(signed, answer_timeout_s=operation.answer_timeout_s)
         self._has_answered = True
-        return operation.parse(response)
+        try:
+            return operation.parse(response)
+        except VodupError as error:
+            failure = error
+        raise without_frames(failure)
 
     async def _mend(
         self,

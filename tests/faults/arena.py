@@ -87,8 +87,7 @@ class Arena:
         self.data = os.urandom(8 * PART - 17)
         self.source = folder / "movie.mp4"
         self.source.write_bytes(self.data)
-        self.said: list[str] = []
-        self.sinks: Counter[str] = Counter()
+        self.read: list[sinks.Sink] = []
         self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         trustme.CA().issue_cert("127.0.0.1").configure_cert(self.tls)
         self.visited_elsewhere = 0
@@ -108,6 +107,11 @@ class Arena:
     def new_secrets(self) -> tuple[str, ...]:
         """Secrets issued since this arena was opened, and those of the caller."""
         return tuple(s for s in self.server.secrets() if s not in self._old_secrets)
+
+    @property
+    def sinks(self) -> set[str]:
+        """The kinds of places that were looked through."""
+        return {name for name, _ in self.read}
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
@@ -151,8 +155,7 @@ class Arena:
             outcome.faults.append("".join(traceback.format_exception(error)))
         finally:
             self.server.faults.forget(stage.reference_id)
-            self.said.extend(stage.said)
-            self.sinks += stage.sinks
+            self.read.extend(stage.read)
         outcome.seconds = time.monotonic() - began_s
         return outcome
 
@@ -169,8 +172,7 @@ class Stage:
         self.store = self._new_store()
         self.state = FailingState(self.store)
         self.clock = JumpingClock()
-        self.said: list[str] = []
-        self.sinks: Counter[str] = Counter()
+        self.read: list[sinks.Sink] = []
         self.retried: Counter[str] = Counter()
         self.hit_count = 0
         self.integrity_error_count = 0
@@ -460,9 +462,7 @@ class Stage:
 
     def _scan(self, found: Iterable[sinks.Sink]) -> None:
         """Have something looked through for secrets, once the run is over."""
-        for name, text in found:
-            self.sinks[name] += 1
-            self.said.append(text)
+        self.read.extend(found)
 
     # --- after --------------------------------------------------------------------------
 

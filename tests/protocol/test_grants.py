@@ -615,3 +615,23 @@ def test_what_an_app_server_encodes_is_decoded_to_the_same(
     credentials = StsCredentials("STS.id", "secret", "token", at, life_s, region)
     grant = UploadGrant("a" * 32, target, credentials, "REQUEST")
     assert decode_answer(encode_answer(grant)) == grant
+
+
+@pytest.mark.parametrize("kind", ["text", "mapping"])
+def test_no_variable_of_a_failed_decoding_is_kept(kind: str) -> None:
+    """Error reporters send the variables of every frame an error came through."""
+    auth = {"AccessKeyId": "STS.x", "AccessKeySecret": "top-secret", "SecurityToken": 7}
+    told = base64.b64encode(json.dumps(auth).encode()).decode() if kind == "text" else auth
+    with pytest.raises(InvalidGrant) as caught:
+        decode_grant({"Endpoint": "https://oss-cn-shanghai.aliyuncs.com"}, told)
+
+    error = caught.value
+    frame = error.__traceback__ and error.__traceback__.tb_next
+    seen = []
+    while frame is not None:
+        seen.append(repr(frame.tb_frame.f_locals))
+        frame = frame.tb_next
+    assert seen
+    assert "top-secret" not in "".join(seen)
+    assert str(told) not in "".join(seen)
+    assert error.__cause__ is error.__context__ is None

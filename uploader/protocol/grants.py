@@ -15,14 +15,15 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, NoReturn
+from typing import Any, NoReturn, ParamSpec
 
-from uploader.errors import InvalidGrant
+from uploader.errors import InvalidGrant, VodupError, without_frames
 from uploader.protocol.documents import (
     MalformedDocument,
     clean_text,
@@ -132,6 +133,25 @@ class UploadGrant:
 # --- decoding -------------------------------------------------------------------------
 
 
+P = ParamSpec("P")
+
+
+def _frameless(decode: Callable[P, UploadGrant]) -> Callable[P, UploadGrant]:
+    """Have errors leave without the frames, and their variables, that saw the secrets."""
+
+    @functools.wraps(decode)
+    def decoded(*given: P.args, **named: P.kwargs) -> UploadGrant:
+        try:
+            return decode(*given, **named)
+        except VodupError as error:
+            failure = error
+        del given, named  # this frame stays
+        raise without_frames(failure)
+
+    return decoded
+
+
+@_frameless
 def decode_grant(
     address: str | bytes | Mapping[str, Any],
     auth: str | bytes | Mapping[str, Any],
@@ -161,6 +181,7 @@ def decode_grant(
     )
 
 
+@_frameless
 def decode_answer(answer: str | bytes | Mapping[str, Any]) -> UploadGrant:
     """Decode a whole answer of CreateUploadVideo or RefreshUploadVideo.
 
