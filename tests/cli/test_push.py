@@ -15,7 +15,7 @@ import pytest
 
 from uploader.cli.options import Access, Describe, Feed, Output, Store, Transfer, Which
 from uploader.cli.pushing import push
-from uploader.devserver import DevServer
+from uploader.devserver import DevServer, Fault
 
 from .conftest import MIB, SLOWLY, Cli, Ended, interrupt, is_under_way
 
@@ -402,3 +402,48 @@ def test_no_secret_is_printed_at_debug(cli: Cli) -> None:
     for secret in cli.server.secrets():
         assert secret not in printed
     assert "Traceback" not in printed
+
+
+# --- what a terminal would obey ---------------------------------------------------------
+
+HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b31m\r\nFAKE: all is well\u202egnp.exe"
+
+
+@pytest.mark.parametrize(
+    ("operation", "code"), [("CreateUploadVideo", "Forbidden.RAM"), ("PutObject", "AccessDenied")]
+)
+@pytest.mark.parametrize("words", [("--json",), ("--log-level", "debug")])
+def test_no_word_of_a_server_steers_a_terminal(
+    cli: Cli, operation: str, code: str, words: tuple[str, ...]
+) -> None:
+    cli.file()
+    fault = Fault(
+        action="error", operation=operation, status=403, code=code,
+        message=HOSTILE, count=None,
+    )  # fmt: skip
+    cli.server.faults.replace([fault])
+
+    ended = cli.run("push", "movie.mp4", *words)
+    cli.server.faults.replace([])
+
+    assert ended.code != 0
+    assert operation in ended.err + ended.out
+    assert_tame(ended)
+
+
+def test_no_name_of_a_file_steers_a_terminal(cli: Cli) -> None:
+    name = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e.mp4"
+    cli.file(name)
+
+    ended = cli.run("push", name)
+    listed = cli.run("status")
+    missing = cli.run("push", f"no-{name}")
+
+    for end in (ended, listed, missing):
+        assert_tame(end)
+
+
+def assert_tame(ended: Ended) -> None:
+    for character in "\x1b\x07\x9b\u202e\r":
+        assert character not in ended.err + ended.out, repr(ended.err + ended.out)
+    assert not any(line.startswith("FAKE") for line in (ended.err + ended.out).splitlines())
