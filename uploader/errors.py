@@ -67,7 +67,6 @@ __all__ = [
     "VideoError",
     "VideoGone",
     "VodupError",
-    "without_frames",
 ]
 
 
