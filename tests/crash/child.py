@@ -173,9 +173,7 @@ def _live(job: Job) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         said = _run(job)
-        whole = Path(f"{job['out']}.new")
-        whole.write_text(json.dumps(said))
-        whole.rename(job["out"])
+        Path(job["out"]).write_text(json.dumps(said))  # read once this process is gone
         os._exit(0)
     except BaseException:
         traceback.print_exc()

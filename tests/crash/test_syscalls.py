@@ -158,6 +158,7 @@ BRIEF = [
     ("openat", "error=EMFILE", 3),
     ("rename", "signal=SIGKILL", 1),
     ("unlink", "signal=SIGKILL", 1),
+    ("unlink", "error=EIO", 5),
     ("sendto", "signal=SIGKILL", 9),
     ("sendto", "error=EPIPE", 6),
     ("connect", "error=ENETUNREACH", 2),

@@ -13,7 +13,7 @@ import os
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Final, Self
@@ -172,7 +172,8 @@ class OwnerLock:
     def close(self) -> None:
         """Stop living: remove the file, then give the lock back."""
         if not self._is_file_left:
-            self._path.unlink(missing_ok=True)
+            with suppress(OSError):  # it stays, unlocked: the next opening buries it
+                self._path.unlink(missing_ok=True)
         self._lock.close()
 
     def _path_of(self, token: str) -> Path:
