@@ -116,6 +116,8 @@ def judge(said: dict | None, hit: Hit, call: str, how: str) -> None:
         return
     if call == "write" and said is None:
         return  # the fault may have hit the file in which a test's child says how it ended
+    if said is None and any(".py" in line for line in hit.lines):
+        return  # Python could not read its own code: nobody could have said a word
     assert said is not None, f"it ended without a word: {hit.lines}"
     is_file = any("state.db" in line for line in hit.lines)
     if "result" in said and call in SYNCS and is_file:  # SQLite overlooks its folder's
