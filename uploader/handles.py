@@ -148,14 +148,16 @@ class _Watcher:
 
     def __init__(self, *, is_closed: bool) -> None:
         self._unread: deque[Event] = deque()
+        self._progress: UploadProgress | None = None  # the one among them
         self._news = asyncio.Event()
         self._is_closed = is_closed
 
     def put(self, event: Event) -> None:
         """Keep it; a newer progress takes the place of one that nobody has read."""
-        is_progress = isinstance(event, UploadProgress)
-        if is_progress and self._unread and isinstance(self._unread[-1], UploadProgress):
-            self._unread.pop()
+        if isinstance(event, UploadProgress):
+            if self._progress is not None:
+                self._unread.remove(self._progress)
+            self._progress = event
         self._unread.append(event)
         self._news.set()
 
@@ -171,7 +173,10 @@ class _Watcher:
                 return None
             self._news.clear()
             await self._news.wait()
-        return self._unread.popleft()
+        event = self._unread.popleft()
+        if event is self._progress:
+            self._progress = None
+        return event
 
 
 class Submissions:
