@@ -177,7 +177,7 @@ class Link:
 
     def use_congestion(self, name: str) -> None:
         """Let new connections use this congestion control; "" for what they choose."""
-        control = ["congctl", name] if name else []
+        control = ["congctl", "lock", name] if name else []
         route = [f"{_FAR}/32", "dev", "link0", "src", _NEAR]
         _ip("-n", self.near, "route", "replace", *route, *control)
 
