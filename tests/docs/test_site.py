@@ -1,0 +1,34 @@
+"""The documentation builds without a warning, and says nothing of where it was written."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.pages import DOCS
+
+ROOT = DOCS.parent
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-f", ".mkdocs.yml", "-d",
+         str(tmp_path / "site")],
+        cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Uploader" in (tmp_path / "site" / "reference.html").read_text()
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    named = set(re.findall(r": (\S+\.md)$", (ROOT / ".mkdocs.yml").read_text(), re.MULTILINE))
+    assert named == {page.name for page in DOCS.glob("*.md")}
+
+
+def test_pages_name_no_place_on_a_machine() -> None:
+    for page in [ROOT / "README.md", *DOCS.glob("*.md")]:
+        assert not re.search(r"/(?:root|work|home/\w+)/", page.read_text()), page
