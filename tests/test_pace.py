@@ -826,6 +826,26 @@ async def test_the_first_slot_is_given_where_the_round_trip_is_known() -> None:
         assert pace.limit == 16
 
 
+def test_connections_that_only_share_our_own_limit_are_not_tried() -> None:
+    free = Interval(seconds=1.0, acked_bytes=3 * MIB, rtt_s=0.05, min_rtt_s=0.05)
+    held = replace(free, allowed_rate=3.0 * MIB)
+    state = Steering.automatic(64)
+    assert decide(state, free).limit > state.limit
+    state = decide(state, held)
+    begun = state.limit
+    for _ in range(10):
+        state = decide(state, held)
+    assert state.limit == begun == 4
+    assert decide(state, replace(held, acked_bytes=MIB)).limit > begun, "it is not reached"
+
+
+async def test_under_a_bandwidth_limit_few_connections_begin() -> None:
+    far = LinkSample(1, MIB, 0.2, 0.2, 0)
+    pace = Pace(bandwidth=Bandwidth.constant(3 * MIB), clock=VirtualClock())
+    async with pace.steering(FakeProbe([[far]])), pace.slot():
+        assert pace.limit == 4
+
+
 async def test_a_plan_is_told_what_a_full_link_carries() -> None:
     clock = VirtualClock()
     pace = Pace(clock=clock)

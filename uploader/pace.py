@@ -289,6 +289,7 @@ class Interval:
         rtt_s, min_rtt_s: medians over the connections that moved, over all if none did;
             0 when unknown.
         is_used_up: whether every slot was held at some moment.
+        allowed_rate: bytes a second our own limit allows; None without one.
         is_slowed_by_loss: whether a loss slows any of the connections down.
     """
 
@@ -298,12 +299,18 @@ class Interval:
     rtt_s: float = 0.0
     min_rtt_s: float = 0.0
     is_used_up: bool = True
+    allowed_rate: float | None = None
     is_slowed_by_loss: bool = True
 
     @property
     def rate(self) -> float:
         """Bytes a second."""
         return self.acked_bytes / self.seconds if self.seconds else 0.0
+
+    @property
+    def is_held_back(self) -> bool:
+        """Whether our own limit is what there is no more than."""
+        return self.allowed_rate is not None and self.rate >= HELD_BACK * self.allowed_rate
 
     @property
     def has_queue(self) -> bool:
@@ -370,6 +377,9 @@ class Steering:
 
 
 FIRST_LIMIT: Final = 4
+
+HELD_BACK: Final = 0.8
+"""Of a bandwidth limit: from here on more connections would only share it."""
 
 USUAL_CONCURRENCY: Final = 8
 """What the tail of a plan is tapered for on a near link. More would cut more small parts, whose
@@ -440,6 +450,8 @@ def _steer(state: Steering, seen: Interval) -> Steering:
         return state
     if seen.has_queue:
         return _settle(state, seen)
+    if seen.is_held_back:
+        return replace(state, limit=state.trusted_limit, is_trial=False)
     if state.is_trial:
         return _judge(replace(state, trial_s=state.trial_s + seen.seconds), seen)
     if was_held and not _has_room(state, seen):
@@ -471,11 +483,15 @@ def _recover(state: Steering, seen: Interval) -> Steering:
 
 
 def begin(state: Steering, seen: Interval) -> Steering:
-    """Start where the link suggests, as soon as its round trip is known."""
+    """Start where the link suggests, as soon as its round trip is known.
+
+    But with few under a bandwidth limit: connections that share it finish their parts all
+    at once and late.
+    """
     if not state.is_new or seen.min_rtt_s <= 0:
         return state
     first = first_limit(seen.min_rtt_s, is_slowed_by_loss=seen.is_slowed_by_loss)
-    floor = min(first, state.ceiling)
+    floor = min(first, first if seen.allowed_rate is None else FIRST_LIMIT, state.ceiling)
     limit = state.limit if seen.has_queue else max(state.limit, floor)
     return replace(state, floor=floor, limit=limit, trusted_limit=limit)
 
@@ -691,7 +707,8 @@ class Pace:
         if going is not None:
             await going.wait()
         if self._steering.is_new and self._probe is not None:
-            self._apply(begin(self._steering, _Meter().read(self._probe.sample())))
+            seen = _Meter().read(self._probe.sample())
+            self._apply(begin(self._steering, replace(seen, allowed_rate=self._bucket.rate())))
         await self._slots.acquire(owner)
         try:
             yield
@@ -765,7 +782,8 @@ class Pace:
         is_used_up = self._slots.take_peak() >= self._slots.limit
         if is_used_up and seen.has_queue:
             self._full_rate = seen.rate
-        self._apply(decide(self._steering, replace(seen, is_used_up=is_used_up)))
+        seen = replace(seen, is_used_up=is_used_up, allowed_rate=self._bucket.rate())
+        self._apply(decide(self._steering, seen))
 
     def _apply(self, steering: Steering) -> None:
         self._steering = steering
