@@ -59,8 +59,9 @@ def test_a_playlist_is_stored_with_its_segments_as_one_video(cli: Cli) -> None:
     ended = cli.run("push", "index.m3u8", "--json")
 
     assert ended.code == 0, ended.err
-    [video_id] = cli.server.videos
-    objects = cli.server.objects(video_id)
+    folder = ended.last["object_key"].rpartition("/")[0]
+    stored = cli.server.objects(ended.last["video_id"])
+    objects = {key: data for key, data in stored.items() if key.startswith(f"{folder}/")}
     assert len(objects) == 4 == ended.last["part_count"]
     assert objects[ended.last["object_key"]] == playlist.read_bytes()
 
