@@ -237,7 +237,7 @@ async def test_the_upload_goes_on_while_vod_is_in_trouble(desk: Desk, trouble: F
     desk.server.set_options(expiration_s=2, expire_utc_time=False, connection_bandwidth=1e6)
     desk.order(
         dataclasses.replace(trouble, operation="RefreshUploadVideo"),
-        Fault(action="delay", operation="RefreshUploadVideo", delay_s=0.06, count=4),
+        Fault(action="delay", operation="RefreshUploadVideo", delay_s=0.2, count=4),
     )
     movie = desk.file(90 * PART)
 

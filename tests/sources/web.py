@@ -86,6 +86,8 @@ class Site:
         headers["Content-Length"] = str(len(piece))
         response = web.StreamResponse(status=status, headers=headers)
         await response.prepare(request)
+        if request.method == "HEAD":
+            return response  # a body would be taken for the next answer
         if self.breaks and len(piece) > self.breaks_after:
             self.breaks -= 1
             await response.write(piece[: self.breaks_after])
