@@ -82,7 +82,7 @@ SHORT: Final = Scale(
     network_limit_s=12.0,
     bulk=(("300 × 100 KB", 300, 100_000), ("50 × 5 MB", 50, 5 * MB)),
     resume_parts=10_000,
-    paced_s=5.0,
+    paced_s=20.0,
 )
 
 ALL: Final = Scale(

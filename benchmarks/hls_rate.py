@@ -63,14 +63,15 @@ async def _alternate(
     async with Uploader(state=folder / "state.db", options=options, trust=trust) as up:
 
         async def as_package(number: int) -> None:
-            grant = _grant(endpoint, f"p{number}", "m3u8", number * (count + 1))
+            name, first = f"p{number}", number * (count + 1)
+            grant = grant_of(endpoint, name, first, extension="m3u8")
             await up.upload(playlist, grant=grant)
 
         async def as_files(number: int) -> None:
             handles = [
                 await up.submit(
                     folder / f"segment{n}.ts",
-                    grant=_grant(endpoint, f"f{number}-{n}", "ts", number * (count + 1) + n + 1),
+                    grant=grant_of(endpoint, f"f{number}-{n}", number * (count + 1) + n + 1),
                 )
                 for n in range(count)
             ]
@@ -91,7 +92,8 @@ async def _timed(upload: Callable[[int], Awaitable[None]], number: int) -> tuple
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def _grant(endpoint: str, name: str, extension: str, number: int) -> UploadGrant:
+def grant_of(endpoint: str, name: str, number: int, *, extension: str = "mp4") -> UploadGrant:
+    """A grant for an object of the sink."""
     address = {
         "Endpoint": endpoint,
         "Bucket": "bench",

@@ -43,7 +43,9 @@ _LARGE_AT_ONCE = 4
 """Four files of many parts keep every connection busy; more of them would only be
 further from done when the batch is interrupted."""
 
-_LOOK_AHEAD = 1000
+_LOOK_AHEAD = 5000
+"""Items of about 1 KiB. Fewer: a large file far down the list begins late, and the batch
+waits for it. More: memory, and the first upload waits until so many sizes are known."""
 _SIZING_BATCH = 64
 _DESCRIPTOR_SHARE = 4
 
