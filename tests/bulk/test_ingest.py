@@ -43,6 +43,21 @@ def requests_of(server: DevServer) -> int:
     return sum(server.stats.requests.values())
 
 
+def test_a_row_with_a_playlist_is_stored_with_its_segments(cli: Cli, server: DevServer) -> None:
+    (segment,) = files(cli, 1)
+    playlist = cli.folder / "index.m3u8"
+    playlist.write_text(f"#EXTM3U\n#EXTINF:4,\n{segment}\n#EXT-X-ENDLIST\n")
+    manifest(cli, [{"path": "index.m3u8"}])
+
+    ended = cli.run("ingest", "m.csv", "--report", "r.jsonl")
+
+    assert ended.code == 0, ended.err
+    (record,) = records(cli)
+    key = server.videos[record["video_id"]].object_key
+    names = [name for name in server.objects(record["video_id"]) if name.startswith(key[:20])]
+    assert len(names) == 2, "the segment and the playlist"
+
+
 def test_a_manifest_becomes_a_ledger(cli: Cli, server: DevServer) -> None:
     rows: list[dict[str, Any]] = [{"path": name, "title": f"T {name}"} for name in files(cli, 8)]
     rows += [{"path": "missing.mp4"}, {"path": "../out.mp4"}, {"path": "v0000.mp4"}]

@@ -295,6 +295,16 @@ async def test_nothing_outside_of_the_folder_is_sent(desk: Desk, uri: str) -> No
     assert desk.server.stats.creates == 0
 
 
+async def test_a_link_to_a_playlist_is_followed_only_where_that_is_allowed(desk: Desk) -> None:
+    main = hls(desk.folder / "package")
+    link = desk.folder / "link.m3u8"
+    link.symlink_to(main)
+    await desk.push(HlsPackage(link))
+    error = await desk.fail(HlsPackage(link, follow_symlinks=False), key="another")
+    assert isinstance(error, SourceUnreadable)
+    assert "link" in error.message
+
+
 async def test_an_unfinished_playlist_is_refused(desk: Desk) -> None:
     main = hls(desk.folder / "package")
     low = main.parent / "low" / "index.m3u8"

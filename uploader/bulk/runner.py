@@ -20,7 +20,7 @@ from uploader.errors import (
     VodupError,
 )
 from uploader.many import Outcome, UploadItem
-from uploader.sources import FileSource, MemoryWindow, Source, UrlPolicy, of_url
+from uploader.sources import MemoryWindow, Source, UrlPolicy, of_path, of_url
 from uploader.sources.windows import Room
 
 from .ledger import Earlier, Ledger, Record, failure_record, success_record
@@ -180,7 +180,7 @@ class Batch:
         if not met.real_path:
             window = MemoryWindow(room=self._room)
             return of_url(met.row.path, policy=self._options.urls, window=window)
-        return FileSource(met.real_path, follow_symlinks=False)
+        return of_path(met.real_path, follow_symlinks=False)
 
     # --- outcomes into records ----------------------------------------------------------
 

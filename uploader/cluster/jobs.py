@@ -16,8 +16,7 @@ from uploader.errors import ConfigurationError, UnsupportedState
 from uploader.many import UploadItem
 from uploader.opening import default_key
 from uploader.protocol.vod import VideoMeta
-from uploader.sources import FileSource
-from uploader.sources.choosing import of_url
+from uploader.sources.choosing import of_path, of_url
 from uploader.sources.policy import UrlPolicy
 
 __all__ = [
@@ -157,7 +156,7 @@ def item_of(spec: Mapping[str, Any], row: Row, urls: UrlPolicy) -> UploadItem:
         meta = replace(meta, file_name=name)  # what it is called there, not where a link leads
     return UploadItem(
         # Links were judged when the row was queued; what changed since is not followed.
-        source=FileSource(real_path, follow_symlinks=False)
+        source=of_path(real_path, follow_symlinks=False)
         if real_path
         else of_url(row.path, policy=urls),
         meta=meta,

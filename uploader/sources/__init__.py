@@ -1,7 +1,7 @@
 """Where bytes come from: by position, as often as needed, and only while they stay the same."""
 
 from uploader.sources.bytes import BytesSource
-from uploader.sources.choosing import AnySource, as_source, of_url
+from uploader.sources.choosing import AnySource, as_source, of_path, of_url
 from uploader.sources.contract import Arrival, Source
 from uploader.sources.files import FileSource
 from uploader.sources.fingerprints import Fingerprint
@@ -32,5 +32,6 @@ __all__ = [
     "Until",
     "UrlPolicy",
     "as_source",
+    "of_path",
     "of_url",
 ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterable
-from pathlib import Path
 from typing import cast
 
 from uploader.errors import ConfigurationError
@@ -17,7 +16,7 @@ from uploader.sources.policy import UrlPolicy
 from uploader.sources.streams import StreamSource
 from uploader.sources.windows import Window
 
-__all__ = ["AnySource", "as_source", "of_url"]
+__all__ = ["AnySource", "as_source", "of_path", "of_url"]
 
 AnySource = (
     Source
@@ -29,6 +28,13 @@ AnySource = (
     | AsyncIterable[bytes]
     | BinaryFile
 )
+
+
+def of_path(path: str, *, follow_symlinks: bool) -> Source:
+    """What a path names: a playlist stands for all it refers to."""
+    if is_playlist_path(path):
+        return HlsPackage(path, follow_symlinks=follow_symlinks)
+    return FileSource(path, follow_symlinks=follow_symlinks)
 
 
 def as_source(given: AnySource) -> Source:
@@ -46,7 +52,7 @@ def as_source(given: AnySource) -> Source:
     if isinstance(given, str) and "://" in given:
         return of_url(given)
     if isinstance(given, str | os.PathLike):
-        return HlsPackage(given) if is_playlist_path(given) else FileSource(Path(given))
+        return of_path(os.fspath(given), follow_symlinks=True)
     if isinstance(given, AsyncIterable):
         return StreamSource(given)
     if isinstance(given, BinaryFile):

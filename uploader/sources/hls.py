@@ -8,6 +8,7 @@ object, and one part of the plan.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import stat
 from bisect import bisect_left, bisect_right
@@ -83,11 +84,13 @@ class HlsPackage:
     """An HLS playlist with all its files. A `Source`; mutable: open or not.
 
     Everything must lie below the folder of the playlist. Members are opened one by one
-    (`opened`), never all at once.
+    (`opened`), never all at once. `follow_symlinks`: whether the playlist itself may be a
+    symbolic link.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, follow_symlinks: bool = True) -> None:
         self._path = os.fspath(path)
+        self._follow_symlinks = follow_symlinks
         self._members: tuple[Member, ...] = ()
         self._offsets: list[int] = []
         self._open: dict[int, Source] = {}
@@ -188,7 +191,12 @@ class HlsPackage:
 
     async def _look(self) -> tuple[Member, ...]:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(reading_threads(), lambda: tuple(_read(self._path)))
+        return await loop.run_in_executor(reading_threads(), self._look_now)
+
+    def _look_now(self) -> tuple[Member, ...]:
+        if not self._follow_symlinks and os.path.islink(self._path):
+            raise unreadable(self._path, OSError(errno.ELOOP, os.strerror(errno.ELOOP)))
+        return tuple(_read(self._path))
 
     def _member_at(self, offset: int) -> Member:
         return self.members[bisect_right(self._offsets, offset) - 1]
