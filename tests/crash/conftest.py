@@ -45,7 +45,8 @@ class Child:
     async def ended(self, *, timeout_s: float = 60) -> dict[str, Any] | None:
         """Wait for its end; what it said, or None if it could not say a word."""
         await until(lambda: not self.is_running, timeout_s=timeout_s)
-        return json.loads(self.out.read_text()) if self.out.exists() else None
+        said = self.out.read_text() if self.out.exists() else ""
+        return json.loads(said) if said else None  # killed at the write that says it
 
 
 @dataclass

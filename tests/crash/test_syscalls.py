@@ -43,6 +43,9 @@ FAULTS = {
     "sendto": ("signal=SIGKILL",),
     "sendmsg": ("signal=SIGKILL", "error=EPIPE"),
 }
+UNSPEAKABLE = (".py", "site-packages", "/said-")
+"""Where Python could not read its own code, or a test's child not write how it ended."""
+
 PAIRS = [(call, how) for call, hows in FAULTS.items() for how in hows]
 
 
@@ -117,8 +120,8 @@ def judge(said: dict | None, hit: Hit, call: str, how: str) -> None:
         return
     if call == "write" and said is None:
         return  # the fault may have hit the file in which a test's child says how it ended
-    if said is None and any(".py" in line for line in hit.lines):
-        return  # Python could not read its own code: nobody could have said a word
+    if said is None and any(where in line for line in hit.lines for where in UNSPEAKABLE):
+        return
     assert said is not None, f"it ended without a word: {hit.lines}"
     is_file = any("state.db" in line for line in hit.lines)
     if "result" in said and call in SYNCS and is_file:  # SQLite overlooks its folder's

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import resource
 import signal
@@ -336,6 +337,19 @@ def test_litter_is_swept_once_it_is_old(tmp_path: Path) -> None:
     assert (old.exists(), young.exists(), held.exists()) == (False, True, True)
     holder.close()
     lock.close()
+
+
+async def test_locks_that_cannot_be_looked_through_keep_nobody_from_uploading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(lock: OwnerLock) -> list[str]:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(OwnerLock, "dead_tokens", refuse)
+    async with SqlState(tmp_path / "state" / "state.db") as store:
+        async with store.claim("movie") as checkpoint:
+            await checkpoint.create(record())
+        assert "stay where they are: Too many open files" in store.notices[0]
 
 
 async def test_a_lease_of_nobody_we_can_name_is_waited_for(sql_place: Place) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Self, TypeVar
 from uploader.clock import SystemClock
 from uploader.errors import ConfigurationError, LeaseLost, StateError, StateUnavailable
 from uploader.state.commits import AckWrite, Failure, GroupCommit
-from uploader.state.leases import Lease, Owner, kept_alive
+from uploader.state.leases import Lease, Owner, OwnerLock, kept_alive
 from uploader.state.locations import locate
 from uploader.state.records import Orphan, PartAck, UploadRecord, UploadStatus
 from uploader.state.rules import require_changeable, require_known
@@ -288,11 +288,19 @@ class _Opened:
 
     def open(self, location: Any) -> None:  # noqa: ANN401 - see open_database
         """Open the database; SQLAlchemy takes most of a second to import, here nobody waits."""
-        from uploader.state import transactions as tx
         from uploader.state.database import open_database
 
         self._database = open_database(location, self.owner, self.notice)
-        others = self._database.owner_lock
+        try:
+            self._tidy_up(self._database.owner_lock)
+        except OSError as error:
+            # The next opening does it; who takes a lease looks at its owner's lock himself.
+            self.notice(f"locks of ended processes stay where they are: {error.strerror}")
+
+    def _tidy_up(self, others: OwnerLock) -> None:
+        """Give back what owners that are gone have held, and remove their files."""
+        from uploader.state import transactions as tx
+
         dead = others.dead_tokens()
         if dead:
             self.transact(partial(tx.drop_leases, owners=dead))
