@@ -113,13 +113,20 @@ class PackageTransfer(Transfer):
     def _playlist(self) -> Part:
         return self._sent.plan.part(self._sent.plan.part_count)
 
-    async def _send_part(self, part: Part) -> None:
+    async def _send_part(self, part: Part) -> tuple[PartAck, float]:
         member = self._package.members[part.number - 1]
         async with self._package.opened(part.number) as source:
             if not self._is_large(member):
                 return await super()._send_part(part)
-            await self._keep(await self._send_large(member, source))
-        await self._job.state.forget(self._key_of(member))
+            began_s = self._clock.elapsed_s()
+            ack = await self._send_large(member, source)
+            return ack, self._clock.elapsed_s() - began_s
+
+    async def _keep_sent(self, ack: PartAck, seconds: float, patience_s: float = 0.0) -> None:
+        await super()._keep_sent(ack, seconds, patience_s)
+        member = self._package.members[ack.number - 1]
+        if self._is_large(member):
+            await self._job.state.forget(self._key_of(member))
 
     def _is_large(self, member: Member) -> bool:
         return member.size > (self._job.options.part_size or LARGEST_PUT)

@@ -90,6 +90,7 @@ def test_without_its_database_a_worker_ends_resumably_and_no_row_is_lost(
         os.kill(postmaster(database), signal.SIGQUIT)
         assert worker.ended() == 5, worker.said
         assert "same command again" in worker.said
+    wait_until(lambda: not database._is_running())  # or the next one would join it in its pause
     with EmbeddedPostgres(folder, settings=["fsync=off"], is_temporary=True):
         assert cluster.left() == 3
         slow.set_options(connection_bandwidth=None)

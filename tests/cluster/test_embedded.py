@@ -99,6 +99,16 @@ def test_a_server_that_died_is_started_again(folder: Path) -> None:
         wait_until(lambda: server_pid(folder) not in {pid, None} and answers(server.url))
 
 
+def test_who_comes_while_it_is_started_again_waits_for_it(folder: Path) -> None:
+    with EmbeddedPostgres(folder, settings=["fsync=off"], restart_pause_s=1.0) as server:
+        pid = server_pid(folder)
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not answers(server.url))
+        with EmbeddedPostgres(folder):
+            assert answers(server.url)
+
+
 def test_only_its_owner_may_enter_the_folder(folder: Path) -> None:
     with EmbeddedPostgres(folder, settings=["fsync=off"]):
         assert folder.stat().st_mode & 0o077 == 0

@@ -152,6 +152,22 @@ async def test_aborting_gives_the_upload_up(desk: Desk) -> None:
     assert desk.server.open_upload_count == 0
 
 
+async def test_what_may_be_left_of_a_finished_upload_is_not_forgotten(desk: Desk) -> None:
+    """VOD has a file from an earlier Complete; credentials would be for overwriting it."""
+    desk.order(Fault(action="no_answer", operation="CompleteMultipartUpload"))
+    async with desk.uploader(concurrency=2) as up:
+        handle = await begun(up, desk.file(6 * PART), desk)
+        await until(lambda: desk.server.stats.completes > 0)
+        refreshes = desk.count("RefreshUploadVideo")
+        await handle.abort()
+        (orphan,) = await up.state.orphans()
+    record = await desk.record()
+    assert (record.phase, record.upload_id) == (Phase.ABORTED, None)
+    assert orphan.video_id == record.video_id
+    assert desk.count("RefreshUploadVideo") == refreshes
+    assert desk.server.stats.overwrite_refreshes == 0
+
+
 async def test_what_is_finished_cannot_be_given_up(desk: Desk) -> None:
     async with desk.uploader() as up:
         handle = await up.submit(desk.file(PART))

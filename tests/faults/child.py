@@ -60,6 +60,8 @@ async def exit_code_of(wish: Wish, path: Path, state: Path, site: str, how: str)
 
 
 def _main(wish: Wish, path: Path, state: Path, site: str, how: str) -> None:
+    # Whoever starts the tests in the background of a shell has it ignored for all of us.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         asyncio.run(_run(wish, path, state, site, how))
     except KeyboardInterrupt:

@@ -200,7 +200,7 @@ class _FailingCheckpoint:
         with self._failing(_step_of(changes)):
             return await self._inner.advance(**changes)
 
-    async def ack(self, part: PartAck) -> None:
+    async def ack(self, part: PartAck, *, patience_s: float = 0.0) -> None:
         with self._failing("ack" if part.number == 3 else ""):
             await self._inner.ack(part)
 

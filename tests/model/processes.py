@@ -59,6 +59,7 @@ class Disk(MemoryState):
         super().__init__(clock=clock)
         self._holders: dict[str, _MemoryCheckpoint] = {}
         self.seen_upload_ids: set[str] = set()
+        self.recorded_upload_ids: set[str] = set()  # of former lives of the key as well
 
     @asynccontextmanager
     async def claim(self, key: str) -> AsyncIterator[Any]:
@@ -109,6 +110,7 @@ class Disk(MemoryState):
         for entry in self._entries.values():
             if entry.record.upload_id:
                 self.seen_upload_ids.add(entry.record.upload_id)
+                self.recorded_upload_ids.add(entry.record.upload_id)
 
 
 class Stepwise:
@@ -129,7 +131,7 @@ class Stepwise:
     async def advance(self, **changes: Any) -> UploadRecord:
         return await self._keep(self._inner.advance(**changes))
 
-    async def ack(self, part: PartAck) -> None:
+    async def ack(self, part: PartAck, *, patience_s: float = 0.0) -> None:
         await asyncio.sleep(0)
         await self._inner.ack(part)
         self.acks[part.number] = part

@@ -90,6 +90,7 @@ class Model(RuleBasedStateMachine):
         self.world.life_s = 60.0
         self.disk = Disk(self.clock)
         self.world.has_ack = self.disk.has_ack
+        self.world.recorded_upload_ids = self.disk.recorded_upload_ids
         self.calls: list[Call] = []
         self.process: Process | None = None
         self.frozen: list[Process] = []

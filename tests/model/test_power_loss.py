@@ -80,7 +80,7 @@ class Logged(Stepwise):
 
     _disk: PowerDisk
 
-    async def ack(self, part: PartAck) -> None:
+    async def ack(self, part: PartAck, *, patience_s: float = 0.0) -> None:
         await asyncio.sleep(0)
         await self._inner.ack(part)
         self.acks[part.number] = part

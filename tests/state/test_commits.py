@@ -103,3 +103,33 @@ async def test_a_cancelled_writer_takes_nobody_elses_write_with_it() -> None:
         leader.cancel()
         assert await follower
     assert written == [1, 2]
+
+
+async def test_patient_writes_wait_for_company_and_leave_with_who_is_in_a_hurry() -> None:
+    batches: list[list[int]] = []
+
+    def commit(writes: Sequence[AckWrite]) -> Sequence[bool]:
+        batches.append([entry.part.number for entry in writes])
+        return [True] * len(writes)
+
+    async with committing(commit) as commits:
+        patient = [commits.write(write(number), patience_s=3600) for number in (1, 2)]
+        await asyncio.sleep(0.05)
+        assert batches == []
+        assert await commits.write(write(3))
+        assert all([await one for one in patient])
+        assert await commits.write(write(4), patience_s=0.01)
+    assert batches == [[1, 2, 3], [4]]
+
+
+async def test_enough_patient_writes_wait_no_longer() -> None:
+    batches: list[int] = []
+
+    def commit(writes: Sequence[AckWrite]) -> Sequence[bool]:
+        batches.append(len(writes))
+        return [True] * len(writes)
+
+    async with committing(commit) as commits:
+        patient = [commits.write(write(number), patience_s=3600) for number in range(1, 65)]
+        assert all([await one for one in patient])
+    assert batches == [64]

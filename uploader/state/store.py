@@ -44,8 +44,11 @@ class Checkpoint(Protocol):
             TypeError: a name is not a field that callers may set.
         """
 
-    async def ack(self, part: PartAck) -> None:
+    async def ack(self, part: PartAck, *, patience_s: float = 0.0) -> None:
         """Record a receipt; concurrent calls share one commit.
+
+        `patience_s` is how long it may wait for other receipts to share a commit with;
+        any other write ends that wait, and comes after the receipts.
 
         On return it survives the end of this process at any instruction. A loss of power
         may take the receipts of the last flush interval; no later `advance` returns

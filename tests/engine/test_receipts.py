@@ -1,0 +1,78 @@
+"""Receipts share commits while the next parts are on their way, and few are ever at stake."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from uploader.devserver import Fault
+from uploader.state import PartAck, SqlState
+from uploader.state.commits import AckWrite
+from uploader.state.sql import _Opened, _SqlCheckpoint
+
+from .harness import PART, Desk, until
+
+MOST_AT_STAKE = 64
+
+
+async def test_a_state_that_stalls_stops_the_sending_soon(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    concurrency = 4
+    go_on = asyncio.Event()
+    keep = _SqlCheckpoint.ack
+
+    async def stall(self: _SqlCheckpoint, part: PartAck, *, patience_s: float = 0.0) -> None:
+        await go_on.wait()
+        await keep(self, part, patience_s=patience_s)
+
+    monkeypatch.setattr(_SqlCheckpoint, "ack", stall)
+    movie = desk.file(120 * PART)
+    async with desk.uploader(concurrency=concurrency) as up:
+        task = asyncio.create_task(up.upload(movie))
+        await until(lambda: desk.server.stats.parts_stored == MOST_AT_STAKE + concurrency)
+        await asyncio.sleep(0.2)
+        assert desk.server.stats.parts_stored == MOST_AT_STAKE + concurrency
+        go_on.set()
+        await desk.assert_stored(await task, movie)
+        assert desk.server.stats.bytes_sent_twice == 0
+
+
+async def test_receipts_share_commits_and_the_last_waits_for_nobody(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two parts at a time, 20 ms each: one commit holds the receipts of several turns."""
+    sizes: list[int] = []
+    commit = _Opened._commit
+
+    def noted(self: _Opened, writes: Sequence[Any]) -> Sequence[Any]:
+        if any(isinstance(write, AckWrite) for write in writes):
+            sizes.append(len(writes))
+        return commit(self, writes)
+
+    monkeypatch.setattr(_Opened, "_commit", noted)
+    desk.order(Fault(action="slow", operation="UploadPart", delay_s=0.02, count=None))
+    movie = desk.file(40 * PART)
+    async with desk.uploader(concurrency=2) as up:
+        result = await up.upload(movie)
+    await desk.assert_stored(result, movie)
+    assert sum(sizes) == 40
+    assert len(sizes) <= 20
+
+
+async def test_receipts_of_a_cancelled_upload_are_kept(desk: Desk) -> None:
+    """Also those that were waiting for company when it was cancelled."""
+    movie = desk.file(30 * PART)
+    desk.order(Fault(action="slow", operation="UploadPart", delay_s=5.0, part=11))
+    async with desk.uploader(concurrency=1) as up:
+        task = asyncio.create_task(up.upload(movie))
+        await until(lambda: desk.count("UploadPart") == 11)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    async with SqlState(desk.state_path) as state:
+        (status,) = [status async for status in state.uploads()]
+    assert status.acked_part_count == 10
