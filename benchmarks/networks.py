@@ -42,8 +42,9 @@ from benchmarks.peers import peers_python
 from benchmarks.plots import bars
 from benchmarks.targets import check
 
-__all__ = ["NETWORKS", "Link", "Network", "measure", "present", "self_test", "why_not"]
+__all__ = ["NETWORKS", "Link", "Network", "measure", "present", "self_test", "sweep", "why_not"]
 
+_PREFIX: Final = "vodup-bench-"
 _FAR, _NEAR = "127.0.0.1", "127.0.0.2"
 _numbers = itertools.count(1)
 
@@ -191,8 +192,9 @@ def _ip(*arguments: str) -> None:
 @contextmanager
 def linked(tools: Toolbox, network: Network, *, seed: int = 1) -> Iterator[Link]:
     """Two namespaces joined by that link, for as long as the block runs."""
+    sweep()
     number = next(_numbers)
-    near, far = (f"vodup-bench-{os.getpid()}-{number}{side}" for side in "ab")
+    near, far = (f"{_PREFIX}{os.getpid()}-{number}{side}" for side in "ab")
     with ExitStack() as stack:
         for namespace in (near, far):
             _ip("netns", "add", namespace)
@@ -207,6 +209,16 @@ def linked(tools: Toolbox, network: Network, *, seed: int = 1) -> Iterator[Link]
         link = Link(near, far, process)
         link.become(network.rate_mbit, network.rtt_ms, network.loss_percent)
         yield link
+
+
+def sweep() -> None:
+    """Remove namespaces of runs that were killed."""
+    listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=False)
+    for line in listed.stdout.splitlines():
+        name = line.partition(" ")[0]
+        pid = name.removeprefix(_PREFIX).partition("-")[0]
+        if name.startswith(_PREFIX) and not Path("/proc", pid).exists():
+            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
 
 
 def _address(namespace: str, here: str, there: str) -> None:

@@ -20,7 +20,7 @@ from benchmarks.bench import QUICK, Bench, Section, Table
 from benchmarks.contenders import Task, Track, by_name
 from benchmarks.measure import Failed, execute, fit_line
 from benchmarks.native import Sink, Toolbox, has_compiler
-from benchmarks.networks import Network, self_test, why_not
+from benchmarks.networks import Network, self_test, sweep, why_not
 from benchmarks.plots import bars, lines
 from benchmarks.report import markdown_table
 from benchmarks.targets import check
@@ -401,6 +401,22 @@ def test_quick_mode_writes_a_table_json_and_plots(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.glob("*.svg")} == {
         plot for s in sections.values() for piece in s["pieces"].values() for plot in piece["plots"]
     }
+
+
+@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+def test_namespaces_of_killed_runs_are_removed_and_no_others() -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    stale, ours = (f"vodup-bench-{pid}-test" for pid in (gone.pid, os.getpid()))
+    for name in (stale, ours):
+        subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        sweep()
+        listed = subprocess.run(["ip", "netns"], capture_output=True, text=True, check=True).stdout
+        assert (stale in listed, ours in listed) == (False, True)
+    finally:
+        for name in (stale, ours):
+            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
 
 
 @needs_compiler

@@ -32,7 +32,7 @@ from uploader.errors import ConfigurationError, SourceChanged, TransportError
 from uploader.pace import Bandwidth, Pace
 from uploader.protocol.integrity import crc64
 from uploader.protocol.wire import Body, BytesBody, Response, SignedRequest
-from uploader.transport import AiohttpTransport
+from uploader.transport import AiohttpTransport, may_use_congestion
 
 KIB, MIB = 1024, 1024 * 1024
 SECRET = "OSS4-HMAC-SHA256 Credential=topsecret"
@@ -945,14 +945,7 @@ async def test_congestion_control_is_asked_for_and_falls_back(
         assert transport.facts().congestion == (expected or default.rstrip(b"\0").decode())
 
 
-def _has_congestion(name: str) -> bool:
-    with socket.socket() as plain, suppress(OSError):
-        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name.encode())
-        return True
-    return False
-
-
-@pytest.mark.skipif(not _has_congestion("bbr"), reason="this kernel does not let us use bbr")
+@pytest.mark.skipif(not may_use_congestion("bbr"), reason="this kernel does not let us use bbr")
 @pytest.mark.parametrize("is_tls", [False, True])
 @pytest.mark.parametrize(("near_rtt_s", "expected"), [(1.0, "cubic"), (0.0, "bbr")])
 async def test_bbr_is_for_peers_that_are_far(
@@ -970,7 +963,7 @@ async def test_bbr_is_for_peers_that_are_far(
     assert answer.headers["x-crc"] == str(answer.sent.crc64)
 
 
-@pytest.mark.skipif(not _has_congestion("bbr"), reason="this kernel does not let us use bbr")
+@pytest.mark.skipif(not may_use_congestion("bbr"), reason="this kernel does not let us use bbr")
 async def test_a_connection_without_bodies_is_fitted_when_it_is_asked_for() -> None:
     async with serving(echo_checksums) as server, a_transport(near_rtt_s=0.0) as transport:
         await send(transport, server.url, method="GET")
@@ -1025,7 +1018,7 @@ SEND_A_GIBIBYTE = """
     from tests.rawserver import echo_checksums, serving
     from uploader.protocol.wire import SignedRequest
     from uploader.sources import FileSource
-    from uploader.transport import AiohttpTransport
+    from uploader.transport import AiohttpTransport, may_use_congestion
 
     async def main() -> None:
         async with serving(echo_checksums) as server, AiohttpTransport() as transport:

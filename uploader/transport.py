@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from uploader.protocol.wire import Body, SignedRequest
 
-__all__ = ["AiohttpTransport", "ConnectionFacts"]
+__all__ = ["AiohttpTransport", "ConnectionFacts", "may_use_congestion"]
 
 ANSWER_SIZE_LIMIT: Final = 1024 * 1024
 """Answers are XML or JSON of a few KiB; a page of ListParts has 0.3 MiB."""
@@ -826,6 +826,12 @@ def _choose_congestion(made: socket.socket, wanted: str | None) -> str:
         with suppress(OSError):
             made.setsockopt(socket.IPPROTO_TCP, option, wanted.encode())
     return _congestion_of(made)
+
+
+def may_use_congestion(name: str) -> bool:
+    """Whether the kernel has that congestion control and lets this process use it."""
+    with socket.socket() as probe:
+        return _choose_congestion(probe, name) == name
 
 
 def _congestion_of(sock: socket.socket) -> str:

@@ -11,14 +11,18 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from tests.devserver.clients import Vod
 from uploader.cli.demo import demo
+from uploader.cli.doctor import _congestion
 from uploader.cli.options import Access, Output, Store, Transfer, Urls
 from uploader.cli.pushing import resume
 from uploader.cli.recorded import Choice, clean
+from uploader.credentials import Network
 from uploader.devserver import DevServer
 from uploader.errors import ConfigurationError
 
@@ -166,6 +170,24 @@ def test_doctor_finds_everything_in_order(cli: Cli) -> None:
     assert {"versions", "credentials", "state", "VOD", "AccessKey", "congestion"} <= found.keys()
     assert found["credentials"]["detail"].endswith("ALIBABA_CLOUD_ACCESS_KEY_ID")
     assert cli.server.access_key_id not in ended.out
+
+
+@pytest.mark.parametrize(
+    ("has_bbr", "verdict", "detail"),
+    [(True, "ok", "bbr where the network is far"), (False, "warning", "modprobe tcp_bbr")],
+)
+def test_doctor_says_whether_the_kernel_has_bbr(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, has_bbr: bool, verdict: str, detail: str
+) -> None:
+    monkeypatch.setattr("uploader.cli.doctor.may_use_congestion", lambda name: has_bbr)
+    network = SimpleNamespace(
+        transport=SimpleNamespace(facts=lambda: SimpleNamespace(congestion="cubic"))
+    )
+
+    found = _congestion(cast("Network", network))
+
+    assert (found.name, found.verdict) == ("congestion", verdict)
+    assert detail in found.detail
 
 
 def test_doctor_names_a_wrong_key_and_a_dead_endpoint(cli: Cli) -> None:

@@ -29,7 +29,7 @@ from uploader.errors import StateError, VideoGone, VodupError
 from uploader.protocol.wire import Response, SignedRequest
 from uploader.state import Phase
 from uploader.state.locations import SqliteFile, locate
-from uploader.transport import AiohttpTransport
+from uploader.transport import AiohttpTransport, may_use_congestion
 
 __all__ = ["doctor"]
 
@@ -233,6 +233,8 @@ def _congestion(network: Network) -> Finding:
         return Finding("congestion", "warning", "no connection was made")
     if used == "bbr":
         return Finding("congestion", "ok", used)
+    if may_use_congestion("bbr"):
+        return Finding("congestion", "ok", f"{used}; bbr where the network is far")
     return Finding(
         "congestion", "warning", f"{used}; on lossy links bbr is faster (modprobe tcp_bbr)"
     )
