@@ -1130,10 +1130,18 @@ async def test_an_app_server_that_is_busy_says_for_how_long() -> None:
     assert net.clock.pauses == [7.0]
 
 
-@pytest.mark.parametrize("status", [302, 401, 403, 404])
-async def test_an_app_server_that_says_no_is_believed(status: int) -> None:
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (302, ServiceError),
+        (401, CallerNotAuthenticated),
+        (403, PermissionDenied),
+        (404, ServiceError),
+    ],
+)
+async def test_an_app_server_that_says_no_is_believed(status: int, kind: type[VodupError]) -> None:
     transport = Vod(any=[Response(status, {}, b"no")])
-    with pytest.raises(ServiceError, match=str(status)):
+    with pytest.raises(kind, match=str(status)):
         await UrlProvider("https://h/grants").connect(network(transport)).renew(VIDEO_ID)
     assert len(transport.requests) == 1
 

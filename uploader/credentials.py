@@ -23,6 +23,7 @@ from uploader.errors import (
     CredentialsRejected,
     InvalidGrant,
     OverwriteRefused,
+    PermissionDenied,
     ServiceError,
     TransportError,
     UntrustedEndpoint,
@@ -889,6 +890,19 @@ class _UrlSource:
 
 
 def _parse_auth_answer(response: Response) -> UploadGrant:
+    if response.status == 401:
+        raise CallerNotAuthenticated(
+            "The auth URL answered 401: it does not know who asks.",
+            code="HTTP401",
+            next_step="Look at the token that goes to the auth URL (VODUP_AUTH_URL_TOKEN), then "
+            "run the same command again.",
+        )
+    if response.status == 403:
+        raise PermissionDenied(
+            "The auth URL answered 403: it gives this caller nothing for this video.",
+            code="HTTP403",
+            next_step="Ask its operator who may upload here, then run the same command again.",
+        )
     if response.status != 200:
         raise ServiceError(
             f"The auth URL answered {response.status}.",
