@@ -92,6 +92,7 @@ LINES = (
     _hand("session"),
     _hand("credentials", "alibabacloud_credentials"),
     # engine
+    _hand("hooks"),
     _hand("options"),
     _hand("evidence"),
     _hand("progress"),

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         ConfigurationError,
         CredentialError,
         CredentialsRejected,
+        HookError,
         IntegrityError,
         InvalidGrant,
         LeaseLost,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from uploader.events import (
         CredentialsRenewed,
         Event,
+        HookFailed,
         PartsAdopted,
         PartStored,
         RequestRetried,
@@ -66,6 +68,7 @@ if TYPE_CHECKING:
         UploadStarted,
     )
     from uploader.handles import UploadHandle
+    from uploader.hooks import EndedUpload, Hooks, PlannedVideo, command_hooks, installed_hooks
     from uploader.many import Outcome, UploadItem
     from uploader.options import UploadOptions
     from uploader.pace import Bandwidth, parse_bandwidth
@@ -114,6 +117,7 @@ __all__ = [
     "CredentialError",
     "CredentialsRejected",
     "CredentialsRenewed",
+    "EndedUpload",
     "Event",
     "FileObjectSource",
     "FileSource",
@@ -122,6 +126,9 @@ __all__ = [
     "GrantProvider",
     "GrantSource",
     "HlsPackage",
+    "HookError",
+    "HookFailed",
+    "Hooks",
     "IntegrityError",
     "InvalidGrant",
     "LeaseLost",
@@ -133,6 +140,7 @@ __all__ = [
     "PartStored",
     "PartsAdopted",
     "PermissionDenied",
+    "PlannedVideo",
     "PolicyError",
     "RequestRetried",
     "RetryPolicy",
@@ -182,9 +190,11 @@ __all__ = [
     "VideoMeta",
     "VodProvider",
     "VodupError",
+    "command_hooks",
     "decode_answer",
     "decode_grant",
     "encode_answer",
+    "installed_hooks",
     "parse_bandwidth",
     "upload_sync",
 ]
@@ -196,12 +206,14 @@ _HOMES = {
     "engine": "Uploader upload_sync",
     "handles": "UploadHandle",
     "errors": "CallerNotAuthenticated ConfigurationError CredentialError CredentialsRejected "
-    "IntegrityError InvalidGrant LeaseLost OverwriteRefused PermissionDenied PolicyError "
+    "HookError IntegrityError InvalidGrant LeaseLost OverwriteRefused PermissionDenied PolicyError "
     "ServiceError SourceChanged SourceError SourceNotRepeatable SourceUnreadable StateError "
     "StateUnavailable TransferError TransportError UnsafePath UnsupportedState UntrustedEndpoint "
     "UnverifiedCompletion UploadLocked UploadTargetChanged VideoError VideoGone VodupError",
-    "events": "CredentialsRenewed Event PartStored PartsAdopted RequestRetried UploadCancelled "
-    "UploadFailed UploadFinished UploadProgress UploadRestarted UploadResult UploadStarted",
+    "events": "CredentialsRenewed Event HookFailed PartStored PartsAdopted RequestRetried "
+    "UploadCancelled UploadFailed UploadFinished UploadProgress UploadRestarted UploadResult "
+    "UploadStarted",
+    "hooks": "EndedUpload Hooks PlannedVideo command_hooks installed_hooks",
     "many": "Outcome UploadItem",
     "options": "UploadOptions",
     "pace": "Bandwidth parse_bandwidth",

@@ -26,8 +26,17 @@ from uploader.errors import (
 )
 from uploader.events import Event, Listener, UploadResult
 from uploader.handles import Submissions, UploadHandle
+from uploader.hooks import EndedUpload, PlannedVideo, asked_before_create, told_of_the_end
 from uploader.many import Items, Outcome, UploadItem, descriptor_share, require_files, upload_all
-from uploader.opening import Asked, Job, default_key, grant_and_target, receipt_of, record_of
+from uploader.opening import (
+    Asked,
+    Job,
+    default_key,
+    grant_and_target,
+    needs_video,
+    receipt_of,
+    record_of,
+)
 from uploader.options import UploadOptions
 from uploader.pace import MAX_CONCURRENCY, Pace
 from uploader.package import forget_members, plan_ahead, transfer_of
@@ -169,9 +178,23 @@ class Uploader:
                 wherever `is_resumable`.
         """
         asked = Asked(meta or VideoMeta(), _video_id_of(video_id, grant), grant, overwrite, going)
-        async with self._job(as_source(source), asked, key, on_event) as job:
+        opened = as_source(source)
+        progress = self._progress_of(asked, key, on_event)
+        try:
+            result = await self._stored(opened, asked, key, progress)
+        except VodupError as error:
+            await self._tell_hooks(opened, progress, error=error)
+            raise
+        await self._tell_hooks(opened, progress, result=result)
+        return result
+
+    async def _stored(
+        self, source: Source, asked: Asked, key: str | None, progress: Progress
+    ) -> UploadResult:
+        async with self._job(source, asked, key, progress) as job:
             if (receipt := await receipt_of(job)) is not None:
                 return receipt
+            job = await self._with_a_say_for_hooks(job)
             is_repeat = await record_of(job)
             is_new = job.record.endpoint is None
             grant = await grant_and_target(job, plan_ahead(job), is_repeat=is_repeat)
@@ -182,6 +205,35 @@ class Uploader:
             async with transfer.under_way():
                 stored = await store(transfer)
                 return await transfer.verify(stored)
+
+    async def _with_a_say_for_hooks(self, job: Job) -> Job:
+        """Let hooks change what CreateUploadVideo is told, or forbid it."""
+        hooks = self._options.hooks
+        if not hooks or not needs_video(job):
+            return job
+        job.progress.phase = "create"
+        planned = PlannedVideo(
+            key=job.key, source=job.source.name, size=job.source.size, meta=job.asked.meta
+        )
+        meta = await asked_before_create(hooks, planned)
+        return replace(job, asked=replace(job.asked, meta=meta))
+
+    async def _tell_hooks(
+        self,
+        source: Source,
+        progress: Progress,
+        *,
+        result: UploadResult | None = None,
+        error: VodupError | None = None,
+    ) -> None:
+        if not self._options.hooks:
+            return
+        video_id = result.video_id if result else progress.video_id
+        ended = EndedUpload(
+            key=progress.key, source=source.name, video_id=video_id, result=result, error=error
+        )
+        for failure in await told_of_the_end(self._options.hooks, ended):
+            progress.hook_failed(failure)
 
     async def submit(
         self,
@@ -266,7 +318,9 @@ class Uploader:
                 f"Video {record.video_id} is finished; there is nothing to abort.",
                 next_step=f"`vodup clean {key}` removes its receipt.",
             )
-        async with self._job(_placeholder(record), _asked_again(record), key, None) as job:
+        asked = _asked_again(record)
+        progress = self._progress_of(asked, key, None)
+        async with self._job(_placeholder(record), asked, key, progress) as job:
             if record.upload_id is None:
                 await job.checkpoint.advance(phase=Phase.ABORTED)
             else:
@@ -282,7 +336,9 @@ class Uploader:
         """
         opened = as_source(source)
         record = await self._find(key or await self._default_key(opened, None))
-        async with self._job(opened, _asked_again(record), record.key, None) as job:
+        asked = _asked_again(record)
+        progress = self._progress_of(asked, record.key, None)
+        async with self._job(opened, asked, record.key, progress) as job:
             return await transfer_of(job, None).compare()
 
     # --- plumbing -----------------------------------------------------------------
@@ -318,15 +374,17 @@ class Uploader:
             congestion=lambda: transport.facts().congestion,
         )
 
+    def _progress_of(self, asked: Asked, key: str | None, on_event: Listener | None) -> Progress:
+        listeners = [*filter(None, (self._on_event, on_event))]
+        return Progress(key or "", asked.video_id, listeners)
+
     @asynccontextmanager
     async def _job(
-        self, source: Source, asked: Asked, key: str | None, on_event: Listener | None
+        self, source: Source, asked: Asked, key: str | None, progress: Progress
     ) -> AsyncIterator[Job]:
         """Open the source, claim the upload, and see its errors on their way out."""
         if self._network is None:
             raise RuntimeError("An Uploader works inside its block: async with Uploader(…) as up:")
-        listeners = [*filter(None, (self._on_event, on_event))]
-        progress = Progress(key or "", asked.video_id, listeners)
         async with _opened(source, progress):
             key = progress.key = key or await self._default_key(source, asked.video_id)
             network = replace(self._network, on_retry=progress.retried)

@@ -25,6 +25,7 @@ VodupError
 │   ├── UnsupportedState          written by a newer vodup
 │   ├── UploadLocked              another process works on this upload
 │   └── LeaseLost                 another process took this upload over
+├── HookError                     the caller's own code, before a video is made
 └── PolicyError                   refused for safety, nothing was sent
     ├── UntrustedEndpoint         credentials would go to a host that is not OSS or VOD
     └── UnsafePath                a path leaves the folder it may come from
@@ -43,6 +44,7 @@ __all__ = [
     "ConfigurationError",
     "CredentialError",
     "CredentialsRejected",
+    "HookError",
     "IntegrityError",
     "InvalidGrant",
     "LeaseLost",
@@ -347,6 +349,12 @@ class LeaseLost(StateError):
     """This process was away too long and another one took the upload over."""
 
     default_next_step = "Leave it to the other process; `vodup status` names it."
+
+
+class HookError(VodupError):
+    """Code of the caller's, called by us, failed."""
+
+    default_next_step = "Mend the hook, then run the same command again."
 
 
 class PolicyError(VodupError):

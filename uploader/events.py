@@ -14,6 +14,7 @@ from typing import ClassVar
 __all__ = [
     "CredentialsRenewed",
     "Event",
+    "HookFailed",
     "Listener",
     "PartStored",
     "PartsAdopted",
@@ -190,6 +191,14 @@ class UploadFailed(Event):
     request_id: str
     is_resumable: bool
     next_step: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HookFailed(Event):
+    """A hook could not be told how the upload ended; the upload is what it was."""
+
+    type: ClassVar[str] = "hook.failed"
+    message: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

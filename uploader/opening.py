@@ -37,6 +37,7 @@ __all__ = [
     "drained",
     "grant_and_target",
     "is_one_request",
+    "needs_video",
     "new_plan",
     "plan_of",
     "receipt_of",
@@ -180,6 +181,14 @@ def _not_readable(what: str, error: Exception) -> UnsupportedState:
 
 
 # --- the record --------------------------------------------------------------------
+
+
+def needs_video(job: Job) -> bool:
+    """Whether this run is to make a video: there is none, and nobody has named one."""
+    record, asked = job.checkpoint.record, job.asked
+    if asked.video_id is not None or asked.grant is not None:
+        return False
+    return record is None or record.phase is Phase.ABORTED or record.video_id is None
 
 
 async def record_of(job: Job) -> bool:

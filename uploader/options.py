@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from uploader.hooks import Hooks
 from uploader.pace import Bandwidth
 from uploader.session import RetryPolicy
 
@@ -36,6 +38,7 @@ class UploadOptions:
             variables of other programs (SSL_CERT_FILE, SSL_CERT_DIR) are not read.
         submitted: uploads that may run beside their callers (`Uploader.submit`). Too few:
             small files wait for each other's round trips. Too many: each holds a file open.
+        hooks: called before a video is made and after each upload, in this order.
         vod_calls_per_s: calls to the VOD API a second (quotas are 40 to 80 an account).
     """
 
@@ -51,4 +54,5 @@ class UploadOptions:
     notification: str | None = None
     ca_file: Path | None = None
     submitted: int = 32
+    hooks: Sequence[Hooks] = ()
     vod_calls_per_s: float = 20.0

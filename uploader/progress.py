@@ -6,10 +6,11 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
-from uploader.errors import VodupError
+from uploader.errors import HookError, VodupError
 from uploader.events import (
     CredentialsRenewed,
     Event,
+    HookFailed,
     Listener,
     PartStored,
     RequestRetried,
@@ -126,6 +127,10 @@ class Progress:
             )
         )
 
+    def hook_failed(self, failure: HookError) -> None:
+        """A hook could not be told of the end."""
+        self.tell(HookFailed(key=self.key, video_id=self.video_id, message=failure.message))
+
 
 def _log(event: Event) -> None:
     """Log every event under its type; how far it has come is no event for a log."""
@@ -146,7 +151,7 @@ def _log(event: Event) -> None:
 
 def _level_of(event: Event) -> int:
     match event:
-        case UploadFailed() | RequestRetried() | UploadRestarted():
+        case UploadFailed() | RequestRetried() | UploadRestarted() | HookFailed():
             return logging.WARNING
         case PartStored():  # hundreds of a large file
             return logging.DEBUG

@@ -356,6 +356,31 @@ class _AppServer(http.server.BaseHTTPRequestHandler):
         """Keep quiet."""
 
 
+def test_a_command_is_run_after_each_upload(cli: Cli, tmp_path: Path) -> None:
+    cli.file()
+    script = tmp_path / "note.sh"
+    script.write_text('echo "$VODUP_STATUS $VODUP_FILE $VODUP_VIDEO_ID" >> "$1"; cat >> "$1"\n')
+    command = f"sh '{script}' '{tmp_path / 'notes'}'"
+
+    ended = cli.run("push", "movie.mp4", "--json", "--on-finished", command)
+    assert ended.code == 0, ended.err
+    assert cli.run("push", "none.mp4", env={"VODUP_ON_FINISHED": command}).code == 4
+
+    first, told, second, _ = (tmp_path / "notes").read_text().splitlines()
+    assert first == f"verified {cli.folder / 'movie.mp4'} {ended.last['video_id']}"
+    assert json.loads(told)["result"]["size"] == ended.last["size"]
+    assert second.split()[:2] == ["failed", str(cli.folder / "none.mp4")]
+
+
+def test_a_command_that_fails_after_an_upload_is_9(cli: Cli) -> None:
+    cli.file()
+    ended = cli.run("push", "movie.mp4", "--on-finished", "false")
+    assert ended.code == 9
+    assert "is stored as video" in ended.out
+    assert "false ended with exit status 1" in ended.err
+    _assert_failed(cli.run("push", "movie.mp4", "--on-finished", "'"), 2, "--on-finished")
+
+
 def test_an_app_server_hands_out_grants_to_those_who_know_its_token(cli: Cli) -> None:
     path = cli.file()
     _AppServer.answer, _AppServer.asked = _answer(cli), []

@@ -9,6 +9,7 @@
 6  another process holds the upload
 7  refused by policy
 8  finished, but unverified
+9  done, verified, but a hook (--on-finished) failed
 130, 143  interrupted by Ctrl-C, by SIGTERM; resumable
 """
 
@@ -24,6 +25,7 @@ from uploader.errors import ServiceError, SourceError, VodupError
 __all__ = [
     "DONE",
     "FAILED",
+    "HOOK_FAILED",
     "TABLE",
     "TEMPORARY",
     "USAGE",
@@ -41,6 +43,7 @@ TEMPORARY: Final = 5
 HELD: Final = 6
 POLICY: Final = 7
 UNVERIFIED: Final = 8
+HOOK_FAILED: Final = 9
 
 TABLE: Final[dict[type[VodupError], int]] = {
     errors.VodupError: FAILED,
@@ -71,6 +74,7 @@ TABLE: Final[dict[type[VodupError], int]] = {
     errors.UnsupportedState: USAGE,
     errors.UploadLocked: HELD,
     errors.LeaseLost: HELD,
+    errors.HookError: FAILED,
     errors.PolicyError: POLICY,
     errors.UntrustedEndpoint: POLICY,
     errors.UnsafePath: POLICY,

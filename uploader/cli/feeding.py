@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from typing import Final
@@ -17,7 +16,14 @@ from uploader import (
     Until,
     UploadRecord,
 )
-from uploader.cli.options import Feed, Urls, parse_duration_s, parse_number, parse_size
+from uploader.cli.options import (
+    Feed,
+    Urls,
+    parse_duration_s,
+    parse_number,
+    parse_size,
+    split_command,
+)
 from uploader.errors import ConfigurationError, SourceNotRepeatable, UnsupportedState
 from uploader.protocol.documents import MalformedDocument
 from uploader.protocol.steps import StepPlan, read_plan
@@ -128,22 +134,12 @@ def make_url_policy(urls: Urls) -> UrlPolicy:
 
 def _inflow(feed: Feed) -> Inflow:
     if feed.pipe_command is not None:
-        return CommandInflow(_argv(feed.pipe_command))
+        return CommandInflow(split_command(feed.pipe_command, "--pipe-command"))
     if sys.stdin.isatty():
         raise ConfigurationError(
             "Standard input is a terminal.", next_step="Pipe the video into this command."
         )
     return DescriptorInflow(sys.stdin.fileno(), "standard input")
-
-
-def _argv(command: str) -> list[str]:
-    try:
-        argv = shlex.split(command)
-    except ValueError as error:
-        raise ConfigurationError(f"--pipe-command cannot be split: {error}.") from None
-    if not argv:
-        raise ConfigurationError("--pipe-command is empty.")
-    return argv
 
 
 def _window(feed: Feed, name: str) -> Window:

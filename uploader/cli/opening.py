@@ -9,12 +9,15 @@ from typing import Literal, cast
 from uploader import (
     CommandProvider,
     GrantProvider,
+    Hooks,
     RetryPolicy,
     TrustPolicy,
     Uploader,
     UploadOptions,
     UrlProvider,
     VodProvider,
+    command_hooks,
+    installed_hooks,
     parse_bandwidth,
 )
 from uploader.cli.options import (
@@ -25,6 +28,7 @@ from uploader.cli.options import (
     parse_number,
     parse_size,
     require_one_of,
+    split_command,
 )
 from uploader.cli.store import open_store
 from uploader.errors import ConfigurationError
@@ -129,7 +133,14 @@ def make_options(transfer: Transfer) -> UploadOptions:
         on_target_change=cast('Literal["fail", "restart"]', transfer.on_target_change),
         retry=_retry(transfer.retry_for),
         ca_file=ca_file(),
+        hooks=_hooks(transfer.on_finished),
     )
+
+
+def _hooks(on_finished: str | None) -> tuple[Hooks, ...]:
+    """Those of installed packages, then the command."""
+    command = [command_hooks(split_command(on_finished, "--on-finished"))] if on_finished else []
+    return (*installed_hooks(), *command)
 
 
 def _part_size(text: str | None) -> int | None:

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import inspect
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,6 +143,15 @@ class Transfer:
             "--retry-for",
             metavar="SECONDS",
             help="How long a request may go on failing. [default: 900]",
+        ),
+    ] = None
+    on_finished: Annotated[
+        str | None,
+        flag(
+            "--on-finished",
+            metavar="CMD",
+            help="Run this after each upload; how it ended is in VODUP_STATUS, VODUP_VIDEO_ID, "
+            "..., and as JSON on its standard input.",
         ),
     ] = None
     metrics_port: Annotated[
@@ -547,6 +557,17 @@ _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(?:i?B)?|B)?", re.IGNOR
 _SIZE_UNITS: Final = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw]?)", re.IGNORECASE)
 _DURATION_UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+def split_command(text: str, name: str) -> list[str]:
+    """Split a command line as a shell would; no shell ever sees it."""
+    try:
+        argv = shlex.split(text)
+    except ValueError as error:
+        raise ConfigurationError(f"{name} cannot be split: {error}.") from None
+    if not argv:
+        raise ConfigurationError(f"{name} is empty.")
+    return argv
 
 
 def parse_size(text: str, name: str) -> int:

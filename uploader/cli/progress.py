@@ -31,6 +31,7 @@ from uploader.errors import VodupError
 from uploader.events import (
     CredentialsRenewed,
     Event,
+    HookFailed,
     Listener,
     PartsAdopted,
     PartStored,
@@ -68,6 +69,7 @@ class Row:
     key: str = ""
     is_active: bool = False
     code: int | None = None
+    has_failed_hook: bool = False
 
     def note(self, event: Event) -> None:
         """Take over what an event tells."""
@@ -87,6 +89,8 @@ class Row:
                 self.renewal_count = event.renewal_count
             case RequestRetried():
                 self.retry_count += 1
+            case HookFailed():
+                self.has_failed_hook = True
 
     def end(self, code: int, *, size: int | None = None) -> None:
         """The file is done with; `size` is that of the object, if there is one."""
@@ -209,6 +213,8 @@ def incident(row: Row, event: Event) -> str | None:
                 f"{row.source}: OSS had {count(event.part_count, 'more part')} than the "
                 "checkpoint knew; proved and kept."
             )
+        case HookFailed():
+            return f"{row.source}: {event.message}"
         case _:
             return None
 

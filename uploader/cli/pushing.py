@@ -288,9 +288,10 @@ class _Push:
             explain_bug(error)
             words = f"Something unexpected happened ({type(error).__name__})."
             return self._fail(row, VodupError(words, next_step="Report the lines above."))
-        row.end(exits.DONE, size=result.size)
+        code = exits.HOOK_FAILED if row.has_failed_hook else exits.DONE
+        row.end(code, size=result.size)
         self._view.finished(row, result)
-        return exits.DONE
+        return code
 
     def _fail(self, row: Row, error: VodupError) -> int:
         code = exits.exit_code(error)
@@ -316,6 +317,6 @@ class _Push:
 
     def _tell_total(self) -> None:
         rows = self._board.rows
-        done = [row for row in rows if row.code == exits.DONE]
+        done = [row for row in rows if row.code in {exits.DONE, exits.HOOK_FAILED}]
         words = f"{len(done)} of {count(len(rows), 'file')} stored, "
         self._view.say(f"{words}{size(sum(row.size for row in done))} in all.")

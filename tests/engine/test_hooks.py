@@ -1,0 +1,319 @@
+"""The caller's own code: before a video is made, after it is verified, on failure."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from uploader import (
+    ConfigurationError,
+    EndedUpload,
+    HookError,
+    HookFailed,
+    Hooks,
+    PermissionDenied,
+    PlannedVideo,
+    PolicyError,
+    VideoMeta,
+    command_hooks,
+    installed_hooks,
+)
+from uploader.devserver import Fault
+from uploader.hooks import ENTRY_POINTS
+
+from .harness import PART, Desk, until
+
+REFUSED = Fault(action="error", operation="UploadPart", status=403, code="AccessDenied", count=None)
+
+
+def renamed(planned: PlannedVideo) -> VideoMeta:
+    return replace(planned.meta, title=f"{planned.meta.title}!")
+
+
+async def renamed_later(planned: PlannedVideo) -> VideoMeta:
+    await asyncio.sleep(0)
+    return renamed(planned)
+
+
+async def test_hooks_have_a_say_in_what_a_video_is_called(desk: Desk) -> None:
+    planned: list[PlannedVideo] = []
+    hooks = [
+        Hooks(before_create=planned.append),
+        Hooks(before_create=renamed),
+        Hooks(before_create=renamed_later),
+    ]
+    movie = desk.file(2 * PART)
+
+    result = await desk.push(movie, hooks=hooks, meta=VideoMeta(title="A film"))
+
+    assert desk.server.videos[result.video_id].title == "A film!!"
+    (asked,) = planned
+    assert (asked.key, asked.source, asked.size) == (result.key, str(movie), 2 * PART)
+    assert asked.meta == VideoMeta(title="A film")
+    assert json.loads((await desk.record()).meta or "")["title"] == "A film!!"
+
+
+async def test_a_veto_comes_before_anything_exists(desk: Desk) -> None:
+    def forbid(planned: PlannedVideo) -> None:
+        raise PolicyError(f"{planned.meta.title} is not ours to publish.")
+
+    hooks = [Hooks(before_create=forbid)]
+    error = await desk.fail(desk.file(PART), hooks=hooks, meta=VideoMeta(title="A film"))
+
+    assert isinstance(error, PolicyError)
+    assert "not ours" in error.message
+    assert error.phase == "create"
+    assert desk.server.stats.requests.total() == 0
+    async with desk.uploader() as up:
+        assert [status async for status in up.state.uploads()] == []
+    await desk.push(desk.file(PART))  # without the hook the same command goes on
+
+
+def failing(planned: object) -> None:
+    raise KeyError("no such title")
+
+
+async def hanging(planned: object) -> None:
+    await asyncio.sleep(3600)
+
+
+def blocking(planned: object) -> None:
+    time.sleep(1)
+
+
+def confused(planned: PlannedVideo) -> Any:  # noqa: ANN401 - on purpose
+    return "A film"
+
+
+@pytest.mark.parametrize(
+    ("hook", "words"),
+    [
+        (failing, "KeyError: 'no such title'"),
+        (hanging, "no end within 0.2 s"),
+        (blocking, "no end within 0.2 s"),
+        (confused, "returned str"),
+    ],
+)
+async def test_a_hook_that_fails_before_the_video_is_made_ends_the_upload(
+    desk: Desk, hook: Callable[[Any], Any], words: str
+) -> None:
+    hooks = [Hooks(before_create=hook, name="titles", timeout_s=0.2)]
+    error = await desk.fail(desk.file(PART), hooks=hooks)
+
+    assert isinstance(error, HookError)
+    assert "titles" in error.message
+    assert words in error.message
+    assert desk.server.videos == {}
+
+
+async def test_a_video_that_is_there_is_not_asked_about(desk: Desk) -> None:
+    movie = desk.file(4 * PART)
+    desk.order(REFUSED)
+    await desk.fail(movie)
+    desk.order()
+
+    await desk.push(movie, hooks=[Hooks(before_create=failing)])
+
+    assert len(desk.server.videos) == 1
+
+
+async def test_the_end_is_told_with_the_result_and_again_with_a_receipt(desk: Desk) -> None:
+    told: list[EndedUpload] = []
+    threads: list[threading.Thread] = []
+
+    async def note(ended: EndedUpload) -> None:
+        told.append(ended)
+
+    def look(ended: EndedUpload) -> None:
+        threads.append(threading.current_thread())
+
+    hooks = [Hooks(after_verify=note, on_failure=failing), Hooks(after_verify=look)]
+    movie = desk.file(2 * PART)
+    result = await desk.push(movie, hooks=hooks)
+    again = await desk.push(movie, hooks=hooks)
+
+    assert [ended.result for ended in told] == [result, again]
+    assert again.is_receipt
+    assert {(e.key, e.source, e.video_id, e.error) for e in told} == {
+        (result.key, str(movie), result.video_id, None)
+    }
+    assert threading.main_thread() not in threads
+    assert desk.told(HookFailed) == []
+
+
+async def test_failures_are_told_and_stay_what_they_are(desk: Desk) -> None:
+    told: list[EndedUpload] = []
+    desk.order(REFUSED)
+
+    error = await desk.fail(desk.file(2 * PART), hooks=[Hooks(on_failure=told.append)])
+    missing = await desk.fail(desk.folder / "none.mp4", hooks=[Hooks(on_failure=told.append)])
+
+    assert isinstance(error, PermissionDenied)
+    assert [ended.error for ended in told] == [error, missing]
+    assert told[0].video_id == error.video_id is not None
+    assert told[1].key == ""
+
+
+@pytest.mark.parametrize("hook", [failing, hanging, blocking])
+async def test_a_hook_that_fails_afterwards_changes_nothing(
+    desk: Desk, hook: Callable[[Any], Any]
+) -> None:
+    hooks = [Hooks(after_verify=hook, on_failure=hook, name="ours", timeout_s=0.2)]
+    movie = desk.file(2 * PART)
+
+    result = await desk.push(movie, hooks=hooks)
+
+    await desk.assert_stored(result, movie)
+    (failed,) = desk.told(HookFailed)
+    assert "after_verify of ours failed" in failed.message
+    assert (failed.key, failed.video_id) == (result.key, result.video_id)
+    desk.order(REFUSED)
+    error = await desk.fail(desk.file(2 * PART, "other.mp4"), hooks=hooks)
+    assert isinstance(error, PermissionDenied)
+    assert "on_failure of ours failed" in desk.told(HookFailed)[-1].message
+
+
+async def test_a_cancelled_upload_is_no_failure(desk: Desk) -> None:
+    told: list[EndedUpload] = []
+    desk.order(Fault(action="slow", operation="UploadPart", delay_s=5.0))
+    async with desk.uploader(hooks=[Hooks(on_failure=told.append)]) as up:
+        task = asyncio.create_task(up.upload(desk.file(4 * PART)))
+        await until(lambda: desk.count("UploadPart") > 0)
+        task.cancel()
+        await asyncio.wait([task])
+    assert told == []
+
+
+async def test_hooks_are_not_given_credentials(desk: Desk) -> None:
+    told: list[object] = []
+    hooks = [Hooks(before_create=told.append, after_verify=told.append, on_failure=told.append)]
+    await desk.push(desk.file(2 * PART), hooks=hooks)
+    desk.order(REFUSED)
+    await desk.fail(desk.file(2 * PART, "other.mp4"), hooks=hooks)
+
+    assert len(told) == 4
+    assert desk.server.access_key_secret not in repr(told)
+    assert "STS." not in repr(told)
+
+
+# --- of installed packages ----------------------------------------------------------------
+
+MODULE = """
+from uploader import Hooks
+hooks = Hooks(after_verify=print)
+def make(): return Hooks(on_failure=print, name="its own")
+wrong = 7
+"""
+
+
+def install(folder: Path, monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
+    """A package as pip would leave it."""
+    (folder / "house_hooks.py").write_text(MODULE)
+    about = folder / "house_hooks-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: house-hooks\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("\n".join([f"[{ENTRY_POINTS}]", *lines]))
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(sys.modules, "house_hooks", raising=False)
+
+
+def test_installed_packages_bring_hooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert installed_hooks() == ()
+    install(tmp_path, monkeypatch, "b = house_hooks:make", "a = house_hooks:hooks")
+
+    first, second = installed_hooks()
+
+    assert (first.name, first.after_verify) == ("a", print)
+    assert (second.name, second.on_failure) == ("b", print)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("house_hooks:wrong", "not callable"),
+        ("house_hooks:missing", "AttributeError"),
+        ("builtins:int", "it is int"),
+    ],
+)
+def test_what_an_installed_package_does_wrong_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str, words: str
+) -> None:
+    install(tmp_path, monkeypatch, f"a = {value}")
+    with pytest.raises(ConfigurationError, match=words) as caught:
+        installed_hooks()
+    assert value in caught.value.message
+
+
+# --- a command ----------------------------------------------------------------------------
+
+NOTES = """
+import json, os, sys
+told = {name: os.environ[name] for name in os.environ if name.startswith("VODUP_")}
+with open(sys.argv[1], "a") as notes:
+    print(json.dumps([told, json.load(sys.stdin)]), file=notes)
+"""
+
+
+def noted(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+async def test_a_command_is_told_how_each_upload_ended(desk: Desk) -> None:
+    notes = desk.folder / "notes"
+    hooks = [command_hooks([sys.executable, "-c", NOTES, str(notes)])]
+    movie = desk.file(2 * PART, "film; rm -rf $HOME.mp4")
+    result = await desk.push(movie, hooks=hooks)
+    desk.order(REFUSED)
+    error = await desk.fail(desk.file(2 * PART, "other.mp4"), hooks=hooks)
+
+    (good, line), (bad, other) = noted(notes)
+    assert good["VODUP_STATUS"] == line["status"] == "verified"
+    assert good["VODUP_FILE"] == str(movie)
+    assert good["VODUP_VIDEO_ID"] == line["result"]["video_id"] == result.video_id
+    assert (good["VODUP_SIZE"], good["VODUP_CRC64"]) == (str(result.size), str(result.crc64))
+    assert (good["VODUP_BUCKET"], good["VODUP_OBJECT_KEY"]) == (result.bucket, result.object_key)
+    assert (bad["VODUP_STATUS"], bad["VODUP_ERROR"]) == ("failed", "PermissionDenied")
+    assert bad["VODUP_MESSAGE"] == other["message"] == error.message
+    assert other["is_resumable"] is True
+    assert "VODUP_SIZE" not in bad
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["false"], "false ended with exit status 1"),
+        (["no-such-command"], "no-such-command cannot be started"),
+        (["true"], None),  # reads nothing of what it is told
+    ],
+)
+async def test_a_command_that_fails_is_told_of(
+    desk: Desk, argv: list[str], words: str | None
+) -> None:
+    await desk.push(desk.file(PART), hooks=[command_hooks(argv)])
+    told = desk.told(HookFailed)
+    assert len(told) == (words is not None)
+    assert all(words in failed.message for failed in told if words)
+
+
+async def test_a_command_that_hangs_is_ended_with_all_it_started(desk: Desk) -> None:
+    pids = desk.folder / "pids"
+    script = f"sleep 3600 & echo $! > {pids}; trap '' TERM; wait; sleep 3600"
+    hooks = [command_hooks(["sh", "-c", script], timeout_s=0.5)]
+    began = time.monotonic()
+
+    await desk.push(desk.file(PART), hooks=hooks)
+
+    assert 0.5 <= time.monotonic() - began < 20
+    assert "no end within 0.5 s" in desk.told(HookFailed)[0].message
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pids.read_text()), 0)
