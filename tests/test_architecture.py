@@ -59,6 +59,7 @@ LINES = (
     _value("protocol.wire"),
     _value("protocol.oss", "oss2"),
     _value("protocol.vod", "aliyunsdkcore"),
+    _value("protocol.ims"),
     _value("protocol.limits"),
     _value("protocol.hls"),
     _value("protocol.verdicts"),
@@ -91,6 +92,7 @@ LINES = (
     _hand("state.*", "platformdirs", "psycopg", "sqlalchemy"),
     _hand("session"),
     _hand("credentials", "alibabacloud_credentials"),
+    _hand("ims"),
     # engine
     _hand("hooks"),
     _hand("options"),

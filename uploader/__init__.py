@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     )
     from uploader.handles import UploadHandle
     from uploader.hooks import EndedUpload, Hooks, PlannedVideo, command_hooks, installed_hooks
+    from uploader.ims import ImsProvider
     from uploader.many import Outcome, UploadItem
     from uploader.options import UploadOptions
     from uploader.pace import Bandwidth, parse_bandwidth
@@ -129,6 +130,7 @@ __all__ = [
     "HookError",
     "HookFailed",
     "Hooks",
+    "ImsProvider",
     "IntegrityError",
     "InvalidGrant",
     "LeaseLost",
@@ -214,6 +216,7 @@ _HOMES = {
     "UploadCancelled UploadFailed UploadFinished UploadProgress UploadRestarted UploadResult "
     "UploadStarted",
     "hooks": "EndedUpload Hooks PlannedVideo command_hooks installed_hooks",
+    "ims": "ImsProvider",
     "many": "Outcome UploadItem",
     "options": "UploadOptions",
     "pace": "Bandwidth parse_bandwidth",

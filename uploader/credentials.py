@@ -410,7 +410,7 @@ class VodProvider:
             CallerNotAuthenticated: there is neither.
         """
         return cls(
-            _key_from_env() or _default_chain(),
+            access_key_from_env(),
             region or os.environ.get("VODUP_REGION") or "cn-shanghai",
             endpoint or os.environ.get("VODUP_VOD_ENDPOINT") or None,
         )
@@ -423,6 +423,11 @@ class VodProvider:
     def connect(self, network: Network) -> GrantSource:
         """Check the endpoint; nothing is sent yet."""
         return _VodSource(network.trust.check_vod_endpoint(self.scope), self.access_key, network)
+
+
+def access_key_from_env() -> AccessKey | AccessKeys:
+    """The caller's AccessKey as `VodProvider.from_env` finds it."""
+    return _key_from_env() or _default_chain()
 
 
 def _key_from_env() -> AccessKey | None:
@@ -470,8 +475,8 @@ def _default_chain() -> AccessKeys:
     return ask_in_thread
 
 
-class _CallerSigner:
-    """Signs VOD calls with the caller's AccessKey. Mutable state: the newest key.
+class CallerSigner:
+    """Signs calls of RPC style with the caller's AccessKey. Mutable state: the newest key.
 
     One upload may ask VOD for credentials and for facts at a time, so keys are asked for
     one at a time, too.
@@ -484,12 +489,14 @@ class _CallerSigner:
         self._lock = asyncio.Lock()
 
     async def prepare(self) -> None:
+        """Get the key."""
         async with self._lock:
             if self._key is not None:
                 return
             self._key = await self._ask()
 
     def is_ready(self) -> bool:
+        """Whether there is one."""
         return self._key is not None
 
     async def _ask(self) -> AccessKey:
@@ -499,6 +506,7 @@ class _CallerSigner:
         return await found if inspect.isawaitable(found) else found
 
     def sign(self, operation: Operation[Any], *, clock_offset_s: float) -> SignedRequest:
+        """Sign with the newest key."""
         if self._key is None:  # pragma: no cover - a Session prepares before it signs
             raise RuntimeError("prepare() comes first")
         at = self._clock.utc_now() + timedelta(seconds=clock_offset_s)
@@ -506,9 +514,11 @@ class _CallerSigner:
         return vod.sign(operation, self._key, at=at, nonce=nonce, generation=self._generation)
 
     def is_aged(self, signed: SignedRequest) -> bool:
+        """Whether it was replaced since."""
         return signed.generation != self._generation
 
     async def renew(self, refused: SignedRequest) -> None:
+        """Ask for another one."""
         async with self._lock:
             if refused.generation != self._generation:
                 return
@@ -520,7 +530,7 @@ class _CallerSigner:
             self._key, self._generation = fresh, self._generation + 1
 
     def accepted(self, signed: SignedRequest) -> None:
-        pass
+        """Nothing to note."""
 
 
 class _VodSource:
@@ -530,10 +540,10 @@ class _VodSource:
         self._endpoint = endpoint
         self._session = Session(
             network.transport,
-            _CallerSigner(access_key, network.clock),
+            CallerSigner(access_key, network.clock),
             clock=network.clock,
             is_vod=True,
-            slot=lambda: _vod_call(network.pace),
+            slot=lambda: vod_call(network.pace),
             retry=network.retry,
             on_retry=network.on_retry,
         )
@@ -592,7 +602,7 @@ class _VodSource:
     async def renew(self, video_id: str) -> UploadGrant:
         """Call RefreshUploadVideo."""
         operation = vod.refresh_upload_video(self._endpoint, video_id=video_id)
-        return _of_video(await self._session.call(operation), video_id)
+        return of_video(await self._session.call(operation), video_id)
 
     async def facts(self, video_id: str) -> VideoFacts | None:
         """Call GetMezzanineInfo."""
@@ -608,12 +618,13 @@ _LOOK_YOURSELF = (
 
 
 @asynccontextmanager
-async def _vod_call(pace: Pace) -> AsyncIterator[None]:
+async def vod_call(pace: Pace) -> AsyncIterator[None]:
+    """Wait for a turn: calls a second are limited for the account."""
     await pace.vod_call()
     yield
 
 
-def _of_video(grant: UploadGrant, video_id: str) -> UploadGrant:
+def of_video(grant: UploadGrant, video_id: str) -> UploadGrant:
     """Require that a grant is for this video; the answer need not say so."""
     if grant.video_id is None:
         return replace(grant, video_id=video_id)
@@ -693,7 +704,7 @@ class _CallbackSource:
 
     async def renew(self, video_id: str) -> UploadGrant:
         answer = await _answered("on_renew", self.provider.on_renew, video_id)
-        return _of_video(_grant_of(answer), video_id)
+        return of_video(_grant_of(answer), video_id)
 
     async def facts(self, video_id: str) -> VideoFacts | None:
         return None
@@ -742,7 +753,7 @@ class _CommandSource:
         return decode_answer(await self._run("create", "", _told_of(video)))
 
     async def renew(self, video_id: str) -> UploadGrant:
-        return _of_video(decode_answer(await self._run("renew", video_id, {})), video_id)
+        return of_video(decode_answer(await self._run("renew", video_id, {})), video_id)
 
     async def facts(self, video_id: str) -> VideoFacts | None:
         return None
@@ -856,7 +867,7 @@ class _UrlSource:
             PlainSigner(),
             clock=network.clock,
             is_vod=True,
-            slot=lambda: _vod_call(network.pace),
+            slot=lambda: vod_call(network.pace),
             retry=network.retry,
             on_retry=network.on_retry,
         )
@@ -866,7 +877,7 @@ class _UrlSource:
 
     async def renew(self, video_id: str) -> UploadGrant:
         grant = await self._ask({"action": "renew", "video_id": video_id})
-        return _of_video(grant, video_id)
+        return of_video(grant, video_id)
 
     async def facts(self, video_id: str) -> VideoFacts | None:
         return None

@@ -23,7 +23,7 @@ from uploader.cli.feeding import make_url_policy
 from uploader.cli.ingest import make_readings, make_rules, make_streams, refuse_overwriting
 from uploader.cli.loop import run_async
 from uploader.cli.measuring import measured
-from uploader.cli.opening import make_options, make_provider, make_trust
+from uploader.cli.opening import api_origin, make_options, make_provider, make_trust
 from uploader.cli.options import (
     Access,
     ClusterFlags,
@@ -160,8 +160,7 @@ def _scope(access: Access) -> str:
             return provider.scope
     except CallerNotAuthenticated:
         pass
-    region = access.region or os.environ.get("VODUP_REGION") or "cn-shanghai"
-    return access.vod_endpoint or f"https://vod.{region}.aliyuncs.com"
+    return api_origin(access)
 
 
 async def _enqueued(

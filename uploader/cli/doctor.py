@@ -19,13 +19,14 @@ from urllib.parse import urlsplit
 
 from uploader.cli import exits
 from uploader.cli.loop import run_async
-from uploader.cli.opening import key_origin, make_provider
+from uploader.cli.opening import api_origin, key_origin, make_provider
 from uploader.cli.options import Access, Output, Store
 from uploader.cli.orphans import open_network
 from uploader.cli.store import open_store
 from uploader.cli.text import count, out, size
 from uploader.credentials import GrantProvider, Network, VodProvider
 from uploader.errors import StateError, VideoGone, VodupError
+from uploader.ims import ImsProvider
 from uploader.protocol.wire import Response, SignedRequest
 from uploader.state import Phase
 from uploader.state.locations import SqliteFile, locate
@@ -157,13 +158,14 @@ async def _records(store: Store) -> Finding:
 
 
 async def _services(access: Access, network: Network) -> list[Finding]:
+    service = access.service.upper()
     try:
         provider = make_provider(access, is_optional=True)
-        endpoint = _vod_endpoint(access, network)
+        endpoint = _checked_origin(access, network)
     except VodupError as error:
-        return [Finding("VOD", "failed", error.message, exits.exit_code(error))]
-    findings = [await _reach("VOD", endpoint, network)]
-    if isinstance(provider, VodProvider) and findings[0].verdict != "failed":
+        return [Finding(service, "failed", error.message, exits.exit_code(error))]
+    findings = [await _reach(service, endpoint, network)]
+    if isinstance(provider, VodProvider | ImsProvider) and findings[0].verdict != "failed":
         findings.append(await _access_key(provider, network))
     findings.append(await _reach_oss(access, endpoint, network))
     return findings
@@ -173,13 +175,14 @@ def _region(access: Access) -> str:
     return access.region or os.environ.get("VODUP_REGION") or "cn-shanghai"
 
 
-def _vod_endpoint(access: Access, network: Network) -> str:
-    endpoint = access.vod_endpoint or f"https://vod.{_region(access)}.aliyuncs.com"
-    return network.trust.check_vod_endpoint(endpoint)
+def _checked_origin(access: Access, network: Network) -> str:
+    is_ims = access.service == "ims"
+    check = network.trust.check_ims_endpoint if is_ims else network.trust.check_vod_endpoint
+    return check(api_origin(access))
 
 
-async def _reach_oss(access: Access, vod_endpoint: str, network: Network) -> Finding:
-    if urlsplit(vod_endpoint).hostname in {"127.0.0.1", "::1"}:
+async def _reach_oss(access: Access, origin: str, network: Network) -> Finding:
+    if urlsplit(origin).hostname in {"127.0.0.1", "::1"}:
         return Finding("OSS", "ok", "a development server tells its own with each grant")
     return await _reach("OSS", f"https://oss-{_region(access)}.aliyuncs.com", network)
 
@@ -224,7 +227,7 @@ async def _access_key(provider: GrantProvider, network: Network) -> Finding:
         return Finding("AccessKey", "failed", "no answer in time", exits.TEMPORARY)
     except VodupError as error:
         return Finding("AccessKey", "failed", error.message, exits.exit_code(error))
-    return Finding("AccessKey", "ok", "VOD accepts it")
+    return Finding("AccessKey", "ok", "it is accepted")
 
 
 def _congestion(network: Network) -> Finding:

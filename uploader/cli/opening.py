@@ -10,6 +10,7 @@ from uploader import (
     CommandProvider,
     GrantProvider,
     Hooks,
+    ImsProvider,
     RetryPolicy,
     TrustPolicy,
     Uploader,
@@ -36,6 +37,7 @@ from uploader.events import Listener
 from uploader.protocol.plan import MAX_PART_SIZE, MIN_PART_SIZE
 
 __all__ = [
+    "api_origin",
     "ca_file",
     "key_origin",
     "make_options",
@@ -80,6 +82,7 @@ def make_uploader(
 
 def make_provider(access: Access, *, is_optional: bool) -> GrantProvider | None:
     """Return who hands out grants; None if that is optional and there is nobody."""
+    require_one_of(access.service, "--service", ("vod", "ims"))
     if access.auth_command and access.auth_url:
         raise ConfigurationError("--auth-command and --auth-url exclude each other.")
     if access.auth_command:
@@ -88,7 +91,17 @@ def make_provider(access: Access, *, is_optional: bool) -> GrantProvider | None:
         return UrlProvider(access.auth_url, os.environ.get("VODUP_AUTH_URL_TOKEN") or None)
     if is_optional and key_origin() is None:
         return None
+    if access.service == "ims":
+        return ImsProvider.from_env(region=access.region, endpoint=access.ims_endpoint)
     return VodProvider.from_env(region=access.region, endpoint=access.vod_endpoint)
+
+
+def api_origin(access: Access) -> str:
+    """Return where the service that hands out grants is called."""
+    region = access.region or os.environ.get("VODUP_REGION") or "cn-shanghai"
+    if access.service == "ims":
+        return access.ims_endpoint or f"https://ice.{region}.aliyuncs.com"
+    return access.vod_endpoint or f"https://vod.{region}.aliyuncs.com"
 
 
 def key_origin() -> str | None:

@@ -71,11 +71,19 @@ class Access:
 
     region: Annotated[
         str | None,
-        flag("--region", metavar="REGION", help="VOD's region. [default: cn-shanghai]"),
+        flag("--region", metavar="REGION", help="Of VOD or IMS. [default: cn-shanghai]"),
     ] = None
+    service: Annotated[
+        str,
+        flag("--service", metavar="vod|ims", help="VOD, or Intelligent Media Services (IMS)."),
+    ] = "vod"
     vod_endpoint: Annotated[
         str | None,
         flag("--vod-endpoint", metavar="URL", help="Instead of https://vod.REGION.aliyuncs.com."),
+    ] = None
+    ims_endpoint: Annotated[
+        str | None,
+        flag("--ims-endpoint", metavar="URL", help="Instead of https://ice.REGION.aliyuncs.com."),
     ] = None
     auth_command: Annotated[
         str | None,

@@ -1,7 +1,7 @@
 """The VOD API: the operations around an upload.
 
 Sources: "VOD API: CreateUploadVideo, RefreshUploadVideo, GetMezzanineInfo, GetVideoInfo,
-DeleteMultipartUpload".
+DeleteMultipartUpload", "IMS API: CreateUploadMedia, RefreshUploadMedia, GetMediaInfo".
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import secrets
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from .answers import VOD_ERRORS, Answer, Refusal
 from .backend import Backend, http_date, iso_date
@@ -22,7 +23,7 @@ from .grants import grant
 from .oss_signed_url import signed_url
 from .signatures import SignedRequest
 from .storage import Video
-from .vod_access import Gateway, VodCall
+from .vod_access import IMS_OPERATIONS, Gateway, VodCall
 
 # "VOD: Overview of media upload", the formats of audio and video files.
 EXTENSIONS = frozenset(
@@ -38,7 +39,10 @@ MAX_TAG_LENGTH = 32
 _REFERENCE_ID = re.compile(r"[A-Za-z0-9_-]{6,64}")
 _VIDEO_ID = re.compile(r"[0-9a-f]{32}")
 
-Fields = dict[str, "str | int | Fields"]
+Fields = dict[str, "str | int | Fields | list[Fields]"]
+
+_VOD_HOME, _IMS_HOME = "sv", "ims"
+"""Where the files of either service lie; neither knows the other's ids."""
 
 
 class VodService:
@@ -56,6 +60,9 @@ class VodService:
             "GetMezzanineInfo": self._mezzanine_info,
             "GetVideoInfo": self._video_info,
             "DeleteMultipartUpload": self._delete_multipart,
+            "CreateUploadMedia": self._create_media,
+            "RefreshUploadMedia": self._refresh_media,
+            "GetMediaInfo": self._media_info,
         }
 
     # what the front asks
@@ -65,7 +72,8 @@ class VodService:
         exchange.body = await exchange.read_body()
         call, record = _parse_call(exchange), exchange.record
         record.operation = call.operation
-        record.subject = call.parameter("VideoId") or call.parameter("ReferenceId")
+        names = ("VideoId", "MediaId", "ReferenceId")
+        record.subject = next(filter(None, map(call.parameter, names)), "")
         record.signature_version = "v3" if call.is_v3 else "v1"
         exchange.wants_json = _is_json(call)
 
@@ -79,7 +87,7 @@ class VodService:
         if operation is None:
             raise Refusal("InvalidAction.NotFound")
         fields = operation(call)
-        exchange.record.video_id = str(fields.get("VideoId", ""))
+        exchange.record.video_id = str(fields.get("VideoId") or fields.get("MediaId") or "")
         fields = {"RequestId": self.request_id(), **fields}
         return self._render(call.operation + "Response", fields, 200, exchange.wants_json)
 
@@ -113,7 +121,7 @@ class VodService:
             known = self._duplicate(reference_id)
             if known is not None:
                 return self._granted(known)
-        video = self._new_video(call, file_name, reference_id)
+        video = self._new_video(call.parameter("Title"), file_name, reference_id)
         self._backend.stats.creates += 1
         return self._granted(video)
 
@@ -126,14 +134,21 @@ class VodService:
             raise Refusal(code, "The specified ReferenceId already exists.", status=400)
         return known
 
-    def _new_video(self, call: VodCall, file_name: str, reference_id: str | None) -> Video:
+    def _new_video(
+        self,
+        title: str,
+        file_name: str,
+        reference_id: str | None = None,
+        *,
+        home: str = _VOD_HOME,
+    ) -> Video:
         video_id = secrets.token_hex(16)
-        folder = f"sv/{secrets.token_hex(4)}-{secrets.token_hex(6)[:11]}"
+        folder = f"{home}/{secrets.token_hex(4)}-{secrets.token_hex(6)[:11]}"
         name = folder.rpartition("/")[2]
         extension = file_name.rpartition(".")[2].lower()
         return Video(
             video_id=video_id,
-            title=call.parameter("Title"),
+            title=title,
             file_name=file_name,
             bucket=self._backend.bucket,
             object_key=f"{folder}/{name}.{extension}",
@@ -211,11 +226,52 @@ class VodService:
                 self._backend.stats.aborts += 1
         return {}
 
+    # operations of IMS: the same uploads, told in other words
+
+    def _create_media(self, call: VodCall) -> Fields:
+        file, described = _json_parameter(call, "FileInfo"), _json_parameter(call, "MediaMetaData")
+        for name in ("Type", "Name", "Ext"):
+            if not file.get(name):
+                raise Refusal("MissingParameter", f"FileInfo.{name} is mandatory for this action.")
+        if not described.get("Title") or not described.get("BusinessType"):
+            raise Refusal("MissingParameter", "MediaMetaData needs Title and BusinessType.")
+        if file["Type"] not in ("video", "audio") or len(described["Title"]) > MAX_TITLE_LENGTH:
+            raise Refusal("InvalidParameter", "FileInfo or MediaMetaData is not valid.")
+        _check_tags(str(described.get("Tags", "")))
+        file_name = f"{file['Name']}.{file['Ext']}"
+        _check_extension(file_name)
+        media = self._new_video(described["Title"], file_name, home=_IMS_HOME)
+        self._backend.stats.creates += 1
+        return _as_media(self._granted(media))
+
+    def _refresh_media(self, call: VodCall) -> Fields:
+        return _as_media(self._refresh(call))
+
+    def _media_info(self, call: VodCall) -> Fields:
+        media = self._existing_video(call)
+        stored = self._storage.object(media.bucket, media.object_key)
+        status = "Init" if media.status == "Uploading" else "Normal"
+        info: Fields = {
+            "MediaId": media.video_id,
+            "MediaBasicInfo": {"MediaId": media.video_id, "Title": media.title, "Status": status},
+        }
+        if stored:
+            file: Fields = {"FileName": media.file_name, "FileSize": str(stored.size)}
+            if self._backend.options.file_url:
+                file["FileUrl"] = signed_url(self._backend, stored.bucket, stored.object_key)
+            info["FileInfoList"] = [{"FileBasicInfo": file}]
+        return {"MediaInfo": info}
+
     def _existing_video(self, call: VodCall) -> Video:
-        video_id, reference_id = call.parameter("VideoId"), call.parameter("ReferenceId")
+        is_media = call.operation in IMS_OPERATIONS
+        name, home = ("MediaId", _IMS_HOME) if is_media else ("VideoId", _VOD_HOME)
+        video_id, reference_id = call.parameter(name), call.parameter("ReferenceId")
         if not video_id and not reference_id:
-            raise Refusal("MissingParameter", "VideoId is mandatory for this action.")
-        return self._find_video(video_id, reference_id)
+            raise Refusal("MissingParameter", f"{name} is mandatory for this action.")
+        video = self._find_video(video_id, reference_id)
+        if not video.object_key.startswith(f"{home}/"):
+            raise Refusal("InvalidVideo.NotFound")
+        return video
 
     def _find_video(self, video_id: str, reference_id: str) -> Video:
         if video_id:
@@ -237,10 +293,13 @@ class VodService:
 
 
 def _nodes(fields: Fields) -> list[Node]:
-    return [
-        Node(name, _nodes(value) if isinstance(value, dict) else value)
-        for name, value in fields.items()
-    ]
+    return [Node(name, _content(value)) for name, value in fields.items()]
+
+
+def _content(value: str | int | Fields | list[Fields]) -> list[Node] | str | int:
+    if isinstance(value, list):
+        return [Node("Item", _nodes(item)) for item in value]
+    return _nodes(value) if isinstance(value, dict) else value
 
 
 def _parse_call(exchange: Exchange) -> VodCall:
@@ -262,6 +321,20 @@ def _is_json(call: VodCall) -> bool:
     """XML is the default of the RPC style; V3 requests are answered in JSON."""
     wanted = call.parameter("Format")
     return wanted.upper() == "JSON" if wanted else call.is_v3
+
+
+def _as_media(fields: Fields) -> Fields:
+    return {"MediaId" if name == "VideoId" else name: value for name, value in fields.items()}
+
+
+def _json_parameter(call: VodCall, name: str) -> dict[str, Any]:
+    try:
+        found = json.loads(call.parameter(name))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise Refusal("InvalidParameter", f"The specified {name} is not valid.")
+    return found
 
 
 def _checked_metadata(call: VodCall) -> str:

@@ -27,6 +27,8 @@ from .signatures import (
 )
 
 API_VERSION = "2017-03-21"
+IMS_VERSION = "2020-11-09"
+IMS_OPERATIONS = frozenset({"CreateUploadMedia", "RefreshUploadMedia", "GetMediaInfo"})
 MAX_SKEW_S = 900  # common error codes: a time stamp is good for 15 minutes
 _REQUIRED_SIGNED_HEADERS = ("host", "x-acs-action", "x-acs-version", "x-acs-date")
 
@@ -74,7 +76,7 @@ class Gateway:
         """
         if not call.operation:
             raise Refusal("MissingParameter", "Action is mandatory for this action.")
-        if call.version != API_VERSION:
+        if call.version != (IMS_VERSION if call.operation in IMS_OPERATIONS else API_VERSION):
             raise Refusal("InvalidVersion")
         if call.is_v3:
             self._admit_v3(call)

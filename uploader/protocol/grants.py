@@ -183,7 +183,7 @@ def decode_grant(
 
 @_frameless
 def decode_answer(answer: str | bytes | Mapping[str, Any]) -> UploadGrant:
-    """Decode a whole answer of CreateUploadVideo or RefreshUploadVideo.
+    """Decode a whole answer of CreateUploadVideo, RefreshUploadVideo or their like at IMS.
 
     JSON, XML (the API's default format) or a mapping; flat or wrapped in one more object
     ("CreateUploadVideoResponse", an SDK's "body", an app server's "data"). A file with
@@ -198,6 +198,7 @@ def decode_answer(answer: str | bytes | Mapping[str, Any]) -> UploadGrant:
         if not fields.get(name.lower()):
             raise InvalidGrant(f"The answer has no {name}.")
     video_id = _optional_text(fields, "VideoId", "the answer")
+    video_id = video_id or _optional_text(fields, "MediaId", "the answer")
     grant = decode_grant(fields["uploadaddress"], fields["uploadauth"], video_id=video_id)
     return UploadGrant(
         video_id=grant.video_id,

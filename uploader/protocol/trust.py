@@ -41,6 +41,8 @@ _NUMERIC_TAIL = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)")
 _OSS_HOST = re.compile(rf"(?:oss(?:-{_NAME})?|vpc100-oss-{_NAME}|{_NAME}\.oss)\.aliyuncs\.com")
 # VOD doc "Endpoints".
 _VOD_HOST = re.compile(rf"(?:vod(?:\.{_NAME})?|vod-vpc\.{_NAME})\.aliyuncs\.com")
+# IMS doc "Endpoints".
+_IMS_HOST = re.compile(rf"ice(?:\.{_NAME})?\.aliyuncs\.com")
 _REGION_IN_HOST = re.compile(
     r"(?:(?:vpc100-)?oss-(?P<plain>[a-z]{2}-[a-z0-9-]+?)(?:-internal)?"
     r"|(?P<dual>[a-z]{2}-[a-z0-9-]+?)\.oss)\.aliyuncs\.com"
@@ -102,6 +104,14 @@ class TrustPolicy:
             UntrustedEndpoint: it is not VOD, or not reached over TLS.
         """
         return self._checked(endpoint, _VOD_HOST, "VOD")
+
+    def check_ims_endpoint(self, endpoint: str) -> str:
+        """Return the origin to call IMS at, such as "https://ice.cn-x.aliyuncs.com".
+
+        Raises:
+            UntrustedEndpoint: it is not IMS, or not reached over TLS.
+        """
+        return self._checked(endpoint, _IMS_HOST, "IMS")
 
     def check_target(self, target: UploadTarget) -> UploadTarget:
         """Return `target` with its endpoint normalised.

@@ -33,9 +33,13 @@ __all__ = [
     "create_upload_video",
     "delete_multipart_upload",
     "get_mezzanine_info",
+    "parse_grant",
     "refresh_upload_video",
+    "require_success",
+    "rpc_operation",
     "sign",
     "title_of",
+    "unusable",
 ]
 
 T = TypeVar("T")
@@ -98,7 +102,8 @@ class VideoFacts:
 
     Attributes:
         status: "Uploading", "Normal", "UploadFail", "Deleted", ... (VOD API:
-            GetMezzanineInfo). A multipart upload that stopped stays "Uploading".
+            GetMezzanineInfo). A multipart upload that stopped stays "Uploading". IMS says
+            "Init", "Preparing", "PrepareFail" and "Normal" (IMS API: GetMediaInfo).
         size: bytes; 0 or None while there is no file.
         file_url: a signed URL of the source file, when VOD gives one.
     """
@@ -110,7 +115,9 @@ class VideoFacts:
     @property
     def is_waiting(self) -> bool:
         """Whether VOD still waits for the file: a refresh is then no overwrite."""
-        return self.status in {"Uploading", "UploadFail"}
+        if self.status in {"Preparing", "PrepareFail"}:  # of IMS: may mean either
+            return not self.size
+        return self.status in {"Uploading", "UploadFail", "Init"}
 
 
 # --- operations ------------------------------------------------------------------
@@ -139,7 +146,7 @@ def create_upload_video(
         "ReferenceId": meta.reference_id or reference_id,
         "UserData": meta.user_data,
     }
-    return _operation(endpoint, "CreateUploadVideo", params, _parse_grant, is_repeatable=False)
+    return rpc_operation(endpoint, "CreateUploadVideo", params, parse_grant, is_repeatable=False)
 
 
 def title_of(file_name: str) -> str:
@@ -157,34 +164,36 @@ def refresh_upload_video(
 ) -> Operation[UploadGrant]:
     """Get new credentials for a video. For a finished video this opens an overwrite."""
     params = {"VideoId": video_id, "ReferenceId": reference_id}
-    return _operation(endpoint, "RefreshUploadVideo", params, _parse_grant)
+    return rpc_operation(endpoint, "RefreshUploadVideo", params, parse_grant)
 
 
 def get_mezzanine_info(endpoint: str, video_id: str) -> Operation[VideoFacts]:
     """Ask what VOD knows of the source file."""
     params = {"VideoId": video_id, "OutputType": "oss"}
-    return _operation(endpoint, "GetMezzanineInfo", params, _parse_mezzanine)
+    return rpc_operation(endpoint, "GetMezzanineInfo", params, _parse_mezzanine)
 
 
 def delete_multipart_upload(endpoint: str, video_id: str) -> Operation[None]:
     """Let VOD remove the parts of an unfinished upload (10 calls a second an account)."""
     params = {"MediaId": video_id, "MediaType": "video"}
-    return _operation(endpoint, "DeleteMultipartUpload", params, _parse_nothing)
+    return rpc_operation(endpoint, "DeleteMultipartUpload", params, _parse_nothing)
 
 
-def _operation(
+def rpc_operation(
     endpoint: str,
     action: str,
     params: Mapping[str, str | None],
     parse: Callable[[str, Response], T],
     *,
+    version: str = _VERSION,
     is_repeatable: bool = True,
 ) -> Operation[T]:
+    """A call in RPC style, without the parameters that are None or empty."""
     given = {name: value for name, value in params.items() if value}
     request = Request(
         method="POST",
         endpoint=endpoint,
-        params={"Action": action, "Version": _VERSION, "Format": "JSON", **given},
+        params={"Action": action, "Version": version, "Format": "JSON", **given},
     )
     return Operation(
         name=action,
@@ -267,8 +276,9 @@ _quoted_name = functools.lru_cache(maxsize=64)(quote)  # names only: values may 
 # --- answers ---------------------------------------------------------------------
 
 
-def _parse_grant(action: str, response: Response) -> UploadGrant:
-    _require_success(action, response)
+def parse_grant(action: str, response: Response) -> UploadGrant:
+    """Read an id, an address and credentials."""
+    require_success(action, response)
     try:
         return decode_answer(response.body)
     except InvalidGrant as error:
@@ -279,12 +289,12 @@ def _parse_grant(action: str, response: Response) -> UploadGrant:
 
 
 def _parse_mezzanine(action: str, response: Response) -> VideoFacts:
-    _require_success(action, response)
+    require_success(action, response)
     fields = _mezzanine_fields(response.body)
     status, size, url = (fields.get(name) for name in ("Status", "Size", "FileURL"))
     if not isinstance(status, str) or not status:
         # What is not told must not be taken for a finished video.
-        raise _unusable(action)
+        raise unusable(action)
     try:
         return VideoFacts(
             status=clean_text(status, 40),
@@ -292,7 +302,7 @@ def _parse_mezzanine(action: str, response: Response) -> VideoFacts:
             file_url=url if isinstance(url, str) and url else None,
         )
     except MalformedDocument as error:
-        raise _unusable(action) from error
+        raise unusable(action) from error
 
 
 def _mezzanine_fields(body: bytes) -> dict[str, Any]:
@@ -309,16 +319,22 @@ def _mezzanine_fields(body: bytes) -> dict[str, Any]:
 
 
 def _parse_nothing(action: str, response: Response) -> None:
-    _require_success(action, response)
+    require_success(action, response)
     if not _plain_fields(response.body).get("RequestId"):
-        raise _unusable(action)
+        raise unusable(action)
 
 
-def _unusable(action: str) -> TransportError:
+def unusable(action: str) -> TransportError:
+    """The error for an answer that is none."""
     return TransportError(f"The answer to {action} is not usable.", is_sent=True)
 
 
-def _require_success(action: str, response: Response) -> None:
+def require_success(action: str, response: Response) -> None:
+    """Raise what the service says against the call.
+
+    Raises:
+        ServiceError: it said no, or sent us elsewhere.
+    """
     if response.status == 200:
         return
     if 300 <= response.status < 400:

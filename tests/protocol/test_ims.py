@@ -1,0 +1,107 @@
+"""What is asked of IMS, and what its answers mean."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from uploader.errors import ConfigurationError, ServiceError, TransportError
+from uploader.protocol import ims
+from uploader.protocol.vod import VideoFacts, VideoMeta
+from uploader.protocol.wire import Response
+
+AT = "https://ice.cn-shanghai.aliyuncs.com"
+
+
+def test_a_media_is_described_in_json() -> None:
+    meta = VideoMeta(
+        title="A film", description="Long.", cate_id=7, tags=("a", "b"), cover_url="https://h/c.png",
+        workflow_id="w1", storage_location="s.oss", app_id="app-1", user_data="{}",
+    )  # fmt: skip
+    operation = ims.create_upload_media(AT, meta, file_name="film.part.MP4", file_size=12)
+
+    params = dict(operation.request.params)
+    assert not operation.is_repeatable
+    assert (params["Action"], params["Version"]) == ("CreateUploadMedia", "2020-11-09")
+    assert json.loads(params["FileInfo"]) == {
+        "Type": "video", "Name": "film.part", "Size": 12, "Ext": "MP4"
+    }  # fmt: skip
+    assert json.loads(params["MediaMetaData"]) == {
+        "Title": "A film", "Description": "Long.", "CateId": 7, "Tags": "a,b",
+        "BusinessType": "general", "CoverURL": "https://h/c.png",
+    }  # fmt: skip
+    assert json.loads(params["PostProcessConfig"]) == {"ProcessType": "Workflow", "ProcessID": "w1"}
+    assert json.loads(params["UploadTargetConfig"]) == {
+        "StorageType": "oss", "StorageLocation": "s.oss"
+    }  # fmt: skip
+    assert (params["AppId"], params["UserData"]) == ("app-1", "{}")
+
+
+def test_what_is_not_given_is_not_told() -> None:
+    operation = ims.create_upload_media(AT, VideoMeta(), file_name="talk.mp3", file_size=0)
+    params = dict(operation.request.params)
+    assert json.loads(params["FileInfo"]) == {"Type": "audio", "Name": "talk", "Ext": "mp3"}
+    assert json.loads(params["MediaMetaData"]) == {"Title": "talk.mp3", "BusinessType": "general"}
+    assert params.keys() == {"Action", "Version", "Format", "FileInfo", "MediaMetaData"}
+
+
+@pytest.mark.parametrize("name", ["film", "film.", ".mp4"])
+def test_a_name_without_an_extension_is_refused(name: str) -> None:
+    with pytest.raises(ConfigurationError, match="extension"):
+        ims.create_upload_media(AT, VideoMeta(), file_name=name, file_size=1)
+
+
+def facts(info: Any, status: int = 200) -> VideoFacts:  # noqa: ANN401 - any JSON
+    operation = ims.get_media_info(AT, "m1")
+    return operation.parse(Response(status, {}, json.dumps({"MediaInfo": info}).encode()))
+
+
+def told(status: object, **file: object) -> dict[str, Any]:
+    return {"MediaBasicInfo": {"Status": status}, "FileInfoList": [{"FileBasicInfo": file}]}
+
+
+def test_what_ims_knows_of_a_file() -> None:
+    assert facts(told("Normal", FileSize="12", FileUrl="https://u")) == VideoFacts(
+        "Normal", 12, "https://u"
+    )
+    assert facts({"MediaBasicInfo": {"Status": "Init"}}) == VideoFacts("Init", None)
+    assert facts({"MediaBasicInfo": {"Status": "Init"}, "FileInfoList": []}).size is None
+    assert facts(told("Preparing", FileSize="")).size is None
+
+
+@pytest.mark.parametrize(
+    ("status", "size", "is_waiting"),
+    [
+        ("Init", None, True),
+        ("Preparing", None, True),
+        ("Preparing", 12, False),
+        ("PrepareFail", 0, True),
+        ("PrepareFail", 12, False),
+        ("Normal", 12, False),
+        ("Normal", None, False),
+    ],
+)
+def test_ims_waits_for_a_file_it_does_not_have(
+    status: str, size: int | None, is_waiting: bool
+) -> None:
+    assert VideoFacts(status, size).is_waiting is is_waiting
+
+
+@pytest.mark.parametrize(
+    "info", [None, [], {}, {"MediaBasicInfo": []}, told(""), told(7), told("Normal", FileSize="x")]
+)
+def test_an_answer_that_tells_no_status_is_none(info: object) -> None:
+    with pytest.raises(TransportError, match="GetMediaInfo is not usable"):
+        facts(info)
+
+
+def test_a_refusal_is_told() -> None:
+    with pytest.raises(ServiceError, match="GetMediaInfo was refused"):
+        facts({}, status=404)
+
+
+def test_credentials_are_asked_for_by_media_id() -> None:
+    params = dict(ims.refresh_upload_media(AT, "m1").request.params)
+    assert (params["Action"], params["MediaId"]) == ("RefreshUploadMedia", "m1")
