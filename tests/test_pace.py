@@ -550,7 +550,7 @@ def test_a_hold_is_over_when_segments_are_lost_without_a_queue() -> None:
 
 @pytest.mark.parametrize(
     ("min_rtt_s", "is_slowed_by_loss", "limit"),
-    [(0.0003, True, 4), (0.05, False, 8), (0.05, True, 16), (0.2, False, 16), (0.2, True, 16)],
+    [(0.0003, True, 4), (0.05, False, 8), (0.05, True, 32), (0.2, False, 32), (0.2, True, 32)],
 )
 def test_the_round_trip_tells_where_to_start(
     min_rtt_s: float, is_slowed_by_loss: bool, limit: int
@@ -823,7 +823,7 @@ async def test_the_first_slot_is_given_where_the_round_trip_is_known() -> None:
     pace = Pace(clock=clock)
     far = LinkSample(1, 1000, 0.21, 0.2, 0)
     async with pace.steering(FakeProbe([[far]])), pace.slot():
-        assert pace.limit == 16
+        assert pace.limit == 32
 
 
 def test_connections_that_only_share_our_own_limit_are_not_tried() -> None:
@@ -857,7 +857,7 @@ async def test_a_plan_is_told_what_a_full_link_carries() -> None:
         async with pace.steering(FakeProbe(looks)):
             await clock.run(until_s=1000 + 3.1 * TICK_S)
             assert pace.connection_rate == pytest.approx(4 * MIB / TICK_S / pace.limit)
-            assert pace.expected_concurrency == 32
+            assert pace.expected_concurrency == 64
             assert pace.rtt_s == 0.05
         crowd.let_all_go()
 

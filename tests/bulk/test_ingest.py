@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import signal
 import time
 from collections import Counter
@@ -365,3 +366,41 @@ def test_a_large_file_and_small_ones_share_the_line(quick: Quick, server: DevSer
     order = [Path(record["path"]).name for record in records(quick)]
     assert order[-1] == "large.mp4"  # begun first, ended last: the small ones passed it
     assert seconds < 15
+
+
+def test_nothing_that_a_batch_writes_holds_a_secret(quick: Quick, server: DevServer) -> None:
+    manifest(quick, [{"path": name} for name in files(quick, 4)])
+    server.faults.add(
+        Fault(action="error", operation="PutObject", status=403, code="AccessDenied"),
+        Fault(action="error", operation="PutObject", status=403, code="SignatureDoesNotMatch"),
+    )
+    words = ("--report", "r.jsonl", "--failed", "f.jsonl", "--html", "report.html")
+    ended = quick.run("ingest", "m.csv", *words, "--json", "--log-level", "debug")
+
+    assert ended.code != 0
+    written = {path.name: path.read_bytes() for path in quick.folder.rglob("*") if path.is_file()}
+    assert written.keys() >= {"r.jsonl", "f.jsonl", "report.html", "state.db"}
+    written["printed"] = (ended.out + ended.err).encode()
+    for name, text in written.items():
+        found = [secret for secret in server.secrets() if secret[:24].encode() in text]
+        assert found == [], name
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_what_may_name_films_is_for_its_owner_alone(
+    quick: Quick, server: DevServer, umask: int
+) -> None:
+    """The state, the reports and the spool, whatever the umask allows others."""
+    manifest(quick, [{"path": name} for name in files(quick, 2)])
+    before = {path for path in quick.folder.rglob("*")}
+    old = os.umask(umask)
+    try:
+        words = ("--report", "r.jsonl", "--failed", "f.jsonl", "--html", "report.html")
+        assert quick.run("ingest", "m.csv", *words).code == 0
+    finally:
+        os.umask(old)
+
+    made = [path for path in quick.folder.rglob("*") if path not in before]
+    modes = {path.name: oct(path.stat().st_mode & 0o777) for path in made}
+    assert modes.keys() >= {"r.jsonl", "report.html", "state.db"}
+    assert {name: mode for name, mode in modes.items() if int(mode, 8) & 0o077} == {}

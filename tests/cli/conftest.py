@@ -106,7 +106,7 @@ class Cli:
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=180,
+            timeout=60,
             check=False,
         )
         return Ended(done.returncode, done.stdout, done.stderr)

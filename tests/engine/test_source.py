@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from uploader import SourceChanged, SourceUnreadable
+from uploader import SourceChanged, SourceError, SourceUnreadable, VideoMeta
 from uploader.devserver import Fault
 from uploader.state import Phase
 
@@ -154,3 +154,22 @@ async def test_what_cannot_be_sent_is_refused_before_a_video_is_made(desk: Desk)
     assert isinstance(await desk.fail(b""), SourceUnreadable)
 
     assert desk.server.stats.requests.total() == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("/proc/version", "is empty"),  # of no size, and full of text
+        ("/dev/zero", "a device"),
+        ("/sys/kernel/vmcoreinfo", "vmcoreinfo"),  # of a page's size, and shorter
+    ],
+)
+async def test_what_the_kernel_makes_up_is_no_video(desk: Desk, path: str, words: str) -> None:
+    if not os.path.exists(path):
+        pytest.skip(f"this kernel has no {path}")
+    error = await desk.fail(Path(path), meta=VideoMeta(file_name="movie.mp4"))
+
+    assert isinstance(error, SourceError)
+    assert words in error.message
+    assert desk.server.stats.completes == 0
+    assert not any(desk.server.objects(video) for video in desk.server.videos)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from html import escape
-from pathlib import Path
 from typing import Any, Final
 
 from uploader.errors import StateUnavailable
@@ -99,9 +98,12 @@ def write_page(path: str | os.PathLike[str], tally: Tally, records: Iterable[Rec
     seen = _Seen()
     for record in records:
         seen.add(record)
-    target = Path(path)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
     try:
-        target.write_text(page(tally, seen), encoding="utf-8", errors="replace")
+        # A new one is its owner's, as the ledger is; of an old one the owner has decided.
+        handle = os.open(path, flags, 0o600)
+        with open(handle, "w", encoding="utf-8", errors="replace") as file:
+            file.write(page(tally, seen))
     except OSError as error:
         raise StateUnavailable(f"{path} cannot be written: {error.strerror}.") from error
 
