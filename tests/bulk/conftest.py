@@ -36,7 +36,13 @@ class Quick(Cli):
 
     monkeypatch: pytest.MonkeyPatch | None = None
 
-    def run(self, *words: str, stdin: str = "", env: dict[str, str] | None = None) -> Ended:
+    def run(
+        self,
+        *words: str,
+        stdin: str = "",
+        env: dict[str, str] | None = None,
+        timeout_s: float = 60,
+    ) -> Ended:
         assert self.monkeypatch is not None
         assert not stdin
         out, err = io.StringIO(), io.StringIO()

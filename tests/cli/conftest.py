@@ -97,7 +97,13 @@ class Cli:
             **self.env,
         }
 
-    def run(self, *words: str, stdin: str = "", env: dict[str, str] | None = None) -> Ended:
+    def run(
+        self,
+        *words: str,
+        stdin: str = "",
+        env: dict[str, str] | None = None,
+        timeout_s: float = 60,
+    ) -> Ended:
         """Run to the end."""
         done = subprocess.run(
             [*VODUP, *words],
@@ -106,7 +112,7 @@ class Cli:
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=timeout_s,
             check=False,
         )
         return Ended(done.returncode, done.stdout, done.stderr)

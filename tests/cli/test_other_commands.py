@@ -222,7 +222,7 @@ def test_version(cli: Cli) -> None:
 
 @pytest.mark.slow
 def test_the_demo_proves_what_it_claims(cli: Cli) -> None:
-    ended = cli.run("demo", "--size", "128M", "--json")
+    ended = cli.run("demo", "--size", "128M", "--json", timeout_s=180)
 
     assert ended.code == 0, ended.out + ended.err
     assert ended.last["ok"] is True
