@@ -826,6 +826,14 @@ async def test_the_first_slot_is_given_where_the_round_trip_is_known() -> None:
         assert pace.limit == 32
 
 
+async def test_a_plan_made_before_the_first_part_knows_the_round_trip() -> None:
+    pace = Pace(clock=VirtualClock())
+    far = LinkSample(1, 1000, 0.21, 0.2, 0)
+    assert pace.expected_concurrency == 8
+    async with pace.steering(FakeProbe([[far]])):
+        assert pace.expected_concurrency == 64
+
+
 def test_connections_that_only_share_our_own_limit_are_not_tried() -> None:
     free = Interval(seconds=1.0, acked_bytes=3 * MIB, rtt_s=0.05, min_rtt_s=0.05)
     held = replace(free, allowed_rate=3.0 * MIB)

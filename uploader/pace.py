@@ -673,6 +673,7 @@ class Pace:
         On links that are not near, "auto" goes beyond where it starts, and a tail of small
         parts costs nothing there.
         """
+        self._begin()
         steering = self._steering
         if steering.is_fixed:
             return steering.ceiling
@@ -708,9 +709,7 @@ class Pace:
         """
         if going is not None:
             await going.wait()
-        if self._steering.is_new and self._probe is not None:
-            seen = _Meter().read(self._probe.sample())
-            self._apply(begin(self._steering, replace(seen, allowed_rate=self._bucket.rate())))
+        self._begin()
         await self._slots.acquire(owner)
         try:
             yield
@@ -786,6 +785,12 @@ class Pace:
             self._full_rate = seen.rate
         seen = replace(seen, is_used_up=is_used_up, allowed_rate=self._bucket.rate())
         self._apply(decide(self._steering, seen))
+
+    def _begin(self) -> None:
+        """Start where the link suggests, once somebody has been spoken to."""
+        if self._steering.is_new and self._probe is not None:
+            seen = _Meter().read(self._probe.sample())
+            self._apply(begin(self._steering, replace(seen, allowed_rate=self._bucket.rate())))
 
     def _apply(self, steering: Steering) -> None:
         self._steering = steering

@@ -16,7 +16,7 @@ from uploader.credentials import LiveGrant
 from uploader.errors import ConfigurationError, IntegrityError, SourceChanged
 from uploader.events import Event, UploadProgress, UploadResult
 from uploader.evidence import PackageReceipts, Receipts, Stored
-from uploader.opening import Job, new_plan, plan_of
+from uploader.opening import Job, is_one_request, new_plan, plan_of
 from uploader.progress import Progress
 from uploader.protocol import oss
 from uploader.protocol.grants import UploadGrant, UploadTarget
@@ -40,8 +40,15 @@ more and a record of their own."""
 
 
 def plan_ahead(job: Job) -> Plan | None:
-    """The plan, where it needs nothing that only the grant tells."""
-    return None if isinstance(job.source, HlsPackage) else new_plan(job)
+    """The plan, where nothing is missing that asking for the grant tells.
+
+    A package waits for its prefix. Many parts wait for the round trip to the service, which
+    says how many of them will be under way.
+    """
+    if isinstance(job.source, HlsPackage):
+        return None
+    plan = new_plan(job)
+    return plan if plan.is_open or is_one_request(plan) else None
 
 
 def transfer_of(job: Job, grant: UploadGrant | None, *, is_new: bool = False) -> Transfer:

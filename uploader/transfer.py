@@ -13,10 +13,11 @@ from functools import partial
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from uploader.credentials import LiveGrant, PlainSigner
+from uploader.credentials import GrantSource, LiveGrant, PlainSigner
 from uploader.errors import (
     ConfigurationError,
     IntegrityError,
+    OverwriteRefused,
     PermissionDenied,
     ServiceError,
     SourceChanged,
@@ -225,13 +226,15 @@ class Transfer:
         """
         job, record = self._job, self._job.record
         may_overwrite = record.is_overwrite or job.asked.overwrite
-        is_open = record.phase is not Phase.COMPLETING or may_overwrite
-        is_begun_anew = self._receipts is None  # a run ended within `restart`
-        if self._is_new or is_open or is_begun_anew or job.asked.grant:
+        if self._is_new or may_overwrite or job.asked.grant:
             return None
         if job.grants is None or record.video_id is None:
             return None
         self._progress.phase = "settle"
+        # A run that ended within `restart` was not completing any more.
+        if record.phase is not Phase.COMPLETING or self._receipts is None:
+            await self._refuse_finished_elsewhere(job.grants, record.video_id)
+            return None
         facts = await job.grants.facts(record.video_id)
         if facts is None or facts.is_waiting:
             return None
@@ -249,6 +252,21 @@ class Transfer:
             )
         self._resumed_part_count = len(self._sent)
         return stored
+
+    async def _refuse_finished_elsewhere(self, grants: GrantSource, video_id: str) -> None:
+        """Our Complete was never sent. What VOD cannot tell stands in nobody's way."""
+        try:
+            facts = await grants.facts(video_id)
+        except VideoGone:
+            raise
+        except VodupError as error:
+            get_logger(key=self._job.key).info("video.not_known", reason=error.message)
+            return
+        if facts is not None and not facts.is_waiting and facts.size != 0:
+            raise OverwriteRefused(
+                f"Video {video_id} is finished (status {facts.status}), and not by this upload; "
+                "going on would replace its content and may start transcoding again."
+            )
 
     async def _by_url(self, facts: VideoFacts) -> Stored | None:
         """The object behind VOD's URL, with figures to compare; None where it has none."""
@@ -621,7 +639,7 @@ class Transfer:
                     receipt, sent = await self._call_for_good(operation)
             except IntegrityError:
                 # What is there now is no earlier run's success: the next one sends it again.
-                await self._checkpoint.advance(phase=Phase.UPLOADING)
+                await self._checkpoint.advance(phase=Phase.UPLOADING, is_overwrite=True)
                 raise
             except ServiceError as error:
                 if error.code != "CallbackFailed":
@@ -722,7 +740,8 @@ class Transfer:
             proof = self._sent.proof(stored.facts)
         except IntegrityError:
             await self._checkpoint.restart_parts(upload_id=None, plan=None)
-            await self._checkpoint.advance(phase=Phase.UPLOADING)
+            # VOD may have taken the damaged object for the film: sending again replaces it.
+            await self._checkpoint.advance(phase=Phase.UPLOADING, is_overwrite=True)
             raise
         if proof is None:
             raise UnverifiedCompletion(

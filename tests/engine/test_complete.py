@@ -279,6 +279,53 @@ async def test_somebody_elses_finished_video_is_not_overwritten_unasked(
     assert desk.server.stats.overwrite_refreshes > 0
 
 
+async def test_a_video_that_somebody_else_finished_meanwhile_is_not_overwritten(
+    desk: Desk, tmp_path: Path
+) -> None:
+    """The run that was interrupted never asked OSS to complete anything."""
+    movie = desk.file(9 * PART)
+    begun = await desk.interrupted(movie, after=3)
+    desk.order()
+    elsewhere = Desk(desk.server, tmp_path / "elsewhere")
+    elsewhere.folder.mkdir(mode=0o700)
+    theirs = await elsewhere.push(elsewhere.file(2 * PART, seed=1), video_id=begun.video_id)
+    refreshes = desk.count("RefreshUploadVideo")
+
+    error = await desk.fail(movie)
+
+    assert isinstance(error, OverwriteRefused)
+    assert "not by this upload" in error.message
+    assert desk.count("RefreshUploadVideo") == refreshes
+    assert desk.server.object_bytes(theirs.video_id) == content(2 * PART, seed=1)
+    await desk.assert_stored(await desk.push(movie, overwrite=True), movie)
+
+
+async def test_who_may_not_ask_about_a_video_goes_on_with_it(desk: Desk) -> None:
+    movie = desk.file(9 * PART)
+    await desk.interrupted(movie, after=3)
+    desk.order()
+    desk.server.set_options(denied_vod_operations=("GetMezzanineInfo",))
+
+    await desk.assert_stored(await desk.push(movie), movie)
+
+
+async def test_a_damaged_object_of_ours_is_replaced_without_being_asked(desk: Desk) -> None:
+    """VOD may have taken it for the film by then; the next run replaces it all the same."""
+    desk.order(
+        Fault(action="wrong_crc", operation=COMPLETE),
+        Fault(action="wrong_crc", operation="HeadObject", count=None),
+    )
+    movie = desk.file(4 * PART)
+    assert isinstance(await desk.fail(movie), IntegrityError)
+    assert (await desk.record()).is_overwrite
+    desk.order()
+
+    result = await desk.push(movie)
+
+    await desk.assert_stored(result, movie)
+    assert desk.server.stats.overwrite_refreshes == 1
+
+
 async def test_new_content_replaces_the_old_when_asked_for(desk: Desk) -> None:
     movie = desk.file(2 * PART)
     first = await desk.push(movie)
