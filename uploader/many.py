@@ -114,6 +114,7 @@ async def upload_all(
         except GeneratorExit:
             pass  # closed early: ends like any other way, once nothing is under way
         finally:
+            window.abandon()
             for task in tasks:
                 task.cancel()
     if failure is not None:
@@ -214,7 +215,10 @@ async def _send_all(
         while (taken := await window.take()) is not None:
             item, size = taken
             try:
-                await ended.put(await _carried_out(upload, item))
+                outcome = await _carried_out(upload, item)
+                if window.is_abandoned:  # and it has outlived its cancellation
+                    return
+                await ended.put(outcome)
             finally:
                 window.returned(size)
 
@@ -256,6 +260,7 @@ class _Window:
         self._order = itertools.count()
         self._large_out = 0
         self._is_closed = False
+        self.is_abandoned = False
         self._takers: deque[asyncio.Future[None]] = deque()
         self._putters: deque[asyncio.Future[None]] = deque()
 
@@ -292,6 +297,10 @@ class _Window:
         """There are no more items."""
         self._is_closed = True
         self._send_takers_home()
+
+    def abandon(self) -> None:
+        """Nobody asks any more how items end."""
+        self.is_abandoned = True
 
     def _send_takers_home(self) -> None:
         for _ in range(len(self._takers)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 
 import pytest
@@ -166,3 +166,19 @@ async def test_fewer_than_one_file_at_once_is_refused(desk: Desk) -> None:
     async with desk.uploader() as up:
         with pytest.raises(ConfigurationError):
             [_ async for _ in up.upload_many([], files=0)]
+
+
+async def test_an_upload_that_outlives_its_cancellation_holds_nobody_up() -> None:
+    """Whatever it waits for may be done in the moment it is cancelled, and hide that."""
+
+    async def upload(item: UploadItem) -> UploadResult:
+        if item.key != "first":
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(3600)
+        raise VodupError("It failed.")
+
+    items = [UploadItem(source=b"x", key="first"), *[UploadItem(source=b"x")] * 40]
+    async with asyncio.timeout(10), aclosing(upload_all(upload, items, files=4)) as outcomes:
+        async for outcome in outcomes:
+            assert outcome.item.key == "first"
+            break

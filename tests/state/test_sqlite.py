@@ -555,3 +555,29 @@ async def test_a_lease_that_cannot_be_renewed_in_time_is_lost(path: Path) -> Non
             rival.execute("ROLLBACK")
             rival.close()
     assert 0.3 < lost_after < 2
+
+
+async def test_a_cancellation_in_the_moment_a_lease_is_given_back_is_heard(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    asked = asyncio.Event()
+
+    def give_back(write: object) -> asyncio.Future[None]:
+        asked.set()
+        return given
+
+    async def work(store: SqlState) -> str:
+        async with store.claim("movie"):
+            monkeypatch.setattr(store._now_open().commits, "write", give_back)
+        return "went on"
+
+    async with SqlState(path) as store:
+        task = asyncio.create_task(work(store))
+        await asked.wait()
+        await asyncio.sleep(0.01)
+        given.set_result(None)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        monkeypatch.undo()

@@ -187,7 +187,8 @@ class _Listeners:
             await response.prepare(request)
             while True:
                 line = f"data: {json.dumps(told(self._tally))}\n\n"
-                await asyncio.wait_for(response.write(line.encode()), 10)
+                async with asyncio.timeout(10):
+                    await response.write(line.encode())
                 if self.ended.is_set():
                     break
                 await self._pause()

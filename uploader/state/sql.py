@@ -94,9 +94,9 @@ class SqlState:
             self._notice, self._no_answer, self._answer_timeout_s, self._flush_interval_s
         )
         try:
-            await asyncio.wait_for(
-                opened.worker.call(partial(opened.open, self._location)), self._answer_timeout_s
-            )
+            # Not wait_for: before Python 3.12 it may swallow a cancellation.
+            async with asyncio.timeout(self._answer_timeout_s):
+                await opened.worker.call(partial(opened.open, self._location))
         except BaseException as error:
             opened.abandon()
             if isinstance(error, TimeoutError):
@@ -113,7 +113,8 @@ class SqlState:
         opened.worker.stop()
         try:
             patience_s = min(_RELEASE_TIMEOUT_S, self._answer_timeout_s)
-            await asyncio.wait_for(asyncio.shield(closing), patience_s)
+            async with asyncio.timeout(patience_s):
+                await asyncio.shield(closing)
         except TimeoutError as error:
             raise self._no_answer() from error
         opened.worker.join(_RELEASE_TIMEOUT_S)
@@ -208,7 +209,8 @@ class SqlState:
         if lease.lost is not None:  # nothing of ours to wait for
             return
         try:
-            await asyncio.wait_for(giving, _RELEASE_TIMEOUT_S)
+            async with asyncio.timeout(_RELEASE_TIMEOUT_S):
+                await giving
         except (StateError, TimeoutError) as error:
             # The lease runs out by itself; what the block has to say matters more.
             self._notice(f"a lease could not be given back: {error}")
