@@ -1,0 +1,198 @@
+"""What the state says when it cannot go on, word for word, and what it takes for a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from tests.state.conftest import record
+from uploader.errors import VodupError
+from uploader.state import Phase
+from uploader.state.locations import PostgresDatabase, SqliteFile, locate, state_directory
+from uploader.state.records import Orphan, UploadRecord
+from uploader.state.rows import (
+    ack_of,
+    instant,
+    loaded_text,
+    orphan_of,
+    orphan_row,
+    record_of,
+    record_row,
+    stored_text,
+)
+from uploader.state.rules import (
+    orphan_left_by,
+    require_changeable,
+    require_known,
+    require_replaceable,
+    video_taken,
+)
+
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
+RECORD = replace(
+    record(), video_id="v1", upload_id="U1", endpoint="https://e", bucket="b", object_key="o",
+    region="r",
+)  # fmt: skip
+ORPHAN = Orphan(
+    upload_id="U\0", video_id=None, endpoint="e", region=None, bucket="b", object_key="o"
+)
+CLEAN = "Remove that record with `vodup clean`, then run again."
+AGAIN = "Free space or mend permissions at the state path, then run again."
+
+
+def row(**changes: object) -> dict[str, object]:
+    stamps = {"created_at": NOW.timestamp(), "updated_at": NOW.timestamp()}
+    return {**record_row(RECORD), **stamps, **changes}
+
+
+def reading(**changes: object) -> Callable[[], object]:
+    return lambda: record_of(row(**changes))
+
+
+def damaged(what: str) -> tuple[str, str]:
+    return f"the record of upload {RECORD.key!r} is damaged: {what}.", CLEAN
+
+
+def receipt(what: str) -> tuple[str, str]:
+    return f"the receipt of part 3 is damaged: {what}.", AGAIN
+
+
+SENTENCES: dict[str, tuple[Callable[[], object], tuple[str, str]]] = {
+    "no text": (reading(source=7), damaged("7 is not a text")),
+    "a required text that is missing": (reading(scope=None), damaged("None is not a text")),
+    "no UTF-8": (reading(meta="\udc80"), damaged("a text is not UTF-8")),
+    "broken escape": (
+        reading(meta="\x1bjson:{"),
+        damaged("an escaped text cannot be read"),
+    ),
+    "escaped number": (reading(meta="\x1bjson:7"), damaged("an escaped text is not one")),
+    "no size": (reading(size=-1), damaged("-1 is not a size")),
+    "no time": (reading(created_at="x"), damaged("'x' is not a time")),
+    "no such time": (reading(created_at=1e300), damaged("1e+300 is not a time")),
+    "no phase": (reading(phase="asleep"), damaged("'asleep' is not a valid Phase")),
+    "no CRC": (lambda: ack_of(3, 1, "e", "x", None), receipt("'x' is not a CRC")),
+    "no size of a part": (lambda: ack_of(3, -1, "e", 1, None), receipt("-1 is not a size")),
+    "no ETag": (lambda: ack_of(3, 1, None, 1, None), receipt("None is not a text")),
+    "orphan": (
+        lambda: orphan_of({**orphan_row(ORPHAN), "bucket": None}),
+        ("a recorded orphan is damaged: None is not a text.", AGAIN),
+    ),
+    "unfinished": (
+        lambda: require_replaceable(replace(RECORD, phase=Phase.UPLOADING)),
+        (
+            f"upload {RECORD.key!r} is recorded already and not finished (uploading).",
+            "Run the same command to continue it, or give it up with `vodup abort`.",
+        ),
+    ),
+    "unknown URL": (
+        lambda: locate("redis://h/1?u=a://b"),
+        (
+            "state URLs of the kind 'redis' are not known.",
+            "Use a path, sqlite:///path, postgresql://... or memory.",
+        ),
+    ),
+    **{
+        f"path {text!r}": (
+            lambda text=text: locate(text),  # type: ignore[misc]
+            (
+                f"{text!r} is not a path for a state file.",
+                "Name a file, or use MemoryState (--state memory) to keep nothing.",
+            ),
+        )
+        for text in ("", ":memory:", "a\0b", "a?b")
+    },
+}
+
+
+@pytest.mark.parametrize("name", SENTENCES)
+def test_what_is_said(name: str) -> None:
+    provoke, (message, next_step) = SENTENCES[name]
+    with pytest.raises(VodupError) as caught:
+        provoke()
+    assert (caught.value.message, caught.value.next_step) == (message, next_step)
+
+
+def test_errors_name_the_video() -> None:
+    with pytest.raises(VodupError) as caught:
+        require_replaceable(replace(RECORD, phase=Phase.UPLOADING))
+    assert caught.value.video_id == "v1"
+    error = video_taken("v2", "other")
+    assert error.video_id == "v2"
+    assert error.message == "video v2 is recorded for upload 'other' already."
+    assert error.next_step == (
+        "Continue it under that key, or remove that record with `vodup clean`."
+    )
+
+
+def test_mistakes_of_callers_are_named() -> None:
+    with pytest.raises(TypeError, match=r"UploadRecord: created_at, nonsense$"):
+        require_changeable({"nonsense": 1, "created_at": 2, "error": None})
+    with pytest.raises(RuntimeError, match=r"^create\(\) comes before advance\(\), ack\(\) and"):
+        require_known(None)
+
+
+def test_an_upload_leaves_an_orphan_unless_it_goes_on() -> None:
+    assert orphan_left_by(RECORD) == Orphan(
+        upload_id="U1", video_id="v1", endpoint="https://e", region="r", bucket="b", object_key="o"
+    )
+    assert orphan_left_by(RECORD, "U1") is None
+    assert orphan_left_by(replace(RECORD, upload_id=None), "U2") is None
+    nowhere = replace(RECORD, endpoint=None, bucket=None, object_key=None)
+    assert orphan_left_by(nowhere) == Orphan(
+        upload_id="U1", video_id="v1", endpoint="", region="r", bucket="", object_key=""
+    )
+
+
+@pytest.mark.parametrize("text", ["plain", "", "film ä", "nul\0", "\udc80", "\x1bjson:x", "ä\0"])
+def test_texts_come_back(text: str) -> None:
+    stored = stored_text(text)
+    assert loaded_text(stored) == text
+    assert "\0" not in stored
+    assert (stored == text) == (text in ("plain", "", "film ä"))
+
+
+def test_records_and_orphans_come_back() -> None:
+    for is_overwrite in (True, False):
+        given = replace(RECORD, is_overwrite=is_overwrite, meta="\0")
+        stamps = {"created_at": NOW.timestamp(), "updated_at": NOW.timestamp()}
+        values = record_row(given)
+        assert type(values["is_overwrite"]) is int
+        assert record_of({**values, **stamps}) == replace(given, created_at=NOW, updated_at=NOW)
+    assert orphan_of(orphan_row(ORPHAN)) == ORPHAN
+    assert orphan_row(ORPHAN)["upload_id"] != ORPHAN.upload_id
+    assert set(asdict(RECORD)) >= set(record_row(RECORD, ["size"])) == {"size"}
+    assert instant(0) == datetime(1970, 1, 1, tzinfo=UTC)
+    assert isinstance(record_of(row()), UploadRecord)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_surely_ours"),
+    [
+        ("a.db", True), ("a.sqlite", True), ("a.sqlite3", True), ("a.state", True),
+        ("a.vodup", True), ("a.mp4", False), ("state", False), ("a.DB", False),
+    ],
+)  # fmt: skip
+def test_a_name_says_whether_a_file_is_ours(name: str, is_surely_ours: bool) -> None:
+    assert locate(name) == SqliteFile(Path.cwd() / name, is_surely_ours)
+    assert locate(f"sqlite:///{name}") == locate(Path(name))
+    assert str(locate(name)) == f"state file {Path.cwd() / name}"
+
+
+def test_where_the_state_is_unless_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert state_directory() == tmp_path / "vodup"
+    found = locate(None)
+    assert found == SqliteFile(tmp_path / "vodup" / "state.db", is_surely_ours=True)
+    assert isinstance(found, SqliteFile)
+    assert found.is_surely_ours is True
+
+
+def test_a_database_is_never_shown() -> None:
+    url = "postgresql://me:secret@h/db"
+    found = locate(url)
+    assert found == PostgresDatabase(url)
+    assert (str(found), repr(found)) == ("state database", "PostgresDatabase(url=...)")
