@@ -102,15 +102,18 @@ class UploadStarted(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartStored(Event):
-    """OSS has a part, and its receipt is durable.
+    """OSS has a part, and its receipt is durable. The parts of a package are its members.
 
-    `seconds`: since it was begun, with waiting for its turn and with all repeats.
+    `member_number`: it is a part of this member of a package, which is too large for one
+    request; such a member is told of by its parts alone. `seconds`: since the part was begun,
+    with waiting for its turn and with all repeats.
     """
 
     type: ClassVar[str] = "part.stored"
     part_number: int
     size: int
     seconds: float
+    member_number: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ from typing import Final
 
 from uploader.credentials import LiveGrant
 from uploader.errors import ConfigurationError, IntegrityError, SourceChanged
-from uploader.events import Event, UploadProgress, UploadResult
+from uploader.events import Event, PartsAdopted, PartStored, UploadProgress, UploadResult
 from uploader.evidence import PackageReceipts, Receipts, Stored
 from uploader.opening import Job, is_one_request, new_plan, plan_of
 from uploader.progress import Progress
@@ -130,10 +130,11 @@ class PackageTransfer(Transfer):
             return ack, self._clock.elapsed_s() - began_s
 
     async def _keep_sent(self, ack: PartAck, seconds: float, patience_s: float = 0.0) -> None:
-        await super()._keep_sent(ack, seconds, patience_s)
         member = self._package.members[ack.number - 1]
-        if self._is_large(member):
-            await self._job.state.forget(self._key_of(member))
+        if not self._is_large(member):
+            return await super()._keep_sent(ack, seconds, patience_s)
+        await self._keep(ack, patience_s)  # told of by its parts already
+        await self._job.state.forget(self._key_of(member))
 
     def _is_large(self, member: Member) -> bool:
         return member.size > (self._job.options.part_size or LARGEST_PUT)
@@ -196,14 +197,7 @@ class PackageTransfer(Transfer):
         )
 
     def _member_job(self, member: Member, source: Source, checkpoint: Checkpoint) -> Job:
-        sent = self._progress.watch(member.number)
-
-        def tell(event: Event) -> None:
-            if isinstance(event, UploadProgress):
-                sent(progress.sent_bytes)
-
         key = self._key_of(member)
-        progress = Progress(key, self._progress.video_id, [tell])
         # Where VOD moves a package to is for the package to decide.
         options = replace(self._job.options, on_target_change="fail", notification=None)
         return replace(
@@ -211,16 +205,15 @@ class PackageTransfer(Transfer):
             key=key,
             source=source,
             checkpoint=checkpoint,
-            progress=progress,
+            progress=_MemberProgress(key, member.number, self._progress),
             options=options,
         )
 
     async def verify(self, stored: Stored) -> UploadResult:
         """As for a file; every other member was proved when its receipt was taken."""
-        result = await super().verify(stored)
         if any(map(self._is_large, self._package.members)):
-            await forget_members(self._job.state, self._job.key)
-        return result
+            await forget_members(self._job.state, self._job.key)  # their receipts are ours by now
+        return await super().verify(stored)
 
     # --- looking again ------------------------------------------------------------------
 
@@ -234,6 +227,29 @@ class PackageTransfer(Transfer):
                 name = self._package.members[part.number - 1].name
                 raise IntegrityError(f"{name} is not what was sent: its CRC-64 is {crc}.")
         return await self._compare_object(self._playlist)
+
+
+class _MemberProgress(Progress):
+    """What a large member has done, told as what its package has done. The rest is for the log."""
+
+    def __init__(self, key: str, number: int, package: Progress) -> None:
+        super().__init__(key, package.video_id, [])
+        self._number, self._package = number, package
+        self._sent = package.watch(number)
+
+    def tell(self, event: Event) -> None:
+        match event:
+            case UploadProgress():
+                self._sent(self.sent_bytes)
+            case PartStored():
+                self._sent(self.sent_bytes)
+                self._package.tell(
+                    replace(event, key=self._package.key, member_number=self._number)
+                )
+            case PartsAdopted():
+                self._package.tell(replace(event, key=self._package.key))
+            case _:
+                super().tell(event)
 
 
 class _MemberTransfer(Transfer):

@@ -54,6 +54,8 @@ class Tracing:
                 self._begin(event)
             case PartStored():
                 attributes = {"vodup.part_number": event.part_number, "vodup.size": event.size}
+                if event.member_number is not None:
+                    attributes["vodup.member_number"] = event.member_number
                 self._past(event, "part", event.seconds, attributes)
             case CredentialsRenewed():
                 attributes = {"vodup.renewal_count": event.renewal_count}

@@ -13,9 +13,12 @@ from uploader import (
     ConfigurationError,
     CredentialsRenewed,
     HlsPackage,
+    PartsAdopted,
+    PartStored,
     SourceChanged,
     SourceUnreadable,
     UnsafePath,
+    UploadFinished,
     UploadResult,
     UploadStarted,
     VodupError,
@@ -218,6 +221,53 @@ async def test_a_large_member_goes_in_parts_and_leaves_no_record(desk: Desk) -> 
     assert desk.count("CompleteMultipartUpload") == 1
     assert_plays(desk, result, main)
     assert (await desk.record()).phase is Phase.DONE  # and it is the only one
+
+
+async def test_the_parts_of_a_large_member_are_told_like_those_of_a_file(desk: Desk) -> None:
+    main = with_large(desk.folder / "package")
+    result = await desk.push(main)
+
+    told = desk.told(PartStored)
+    parts = [event for event in told if event.member_number is not None]
+    whole = {event.part_number for event in told if event.member_number is None}
+    (large,) = {event.member_number for event in parts}
+    sizes = {event.part_number: event.size for event in parts}
+    assert len(sizes) == len(parts) == desk.count("UploadPart")
+    assert sorted(sizes) == list(range(1, len(sizes) + 1))
+    assert sum(sizes.values()) == 6 * PART + 5
+    assert whole == set(range(1, OBJECTS + 1)) - {large}
+    assert sum(event.size for event in told) == result.size == result.sent_bytes
+    assert {(event.key, event.video_id) for event in told} == {(result.key, result.video_id)}
+    assert isinstance(desk.events[-1], UploadFinished)
+
+
+async def test_parts_of_a_large_member_whose_answers_were_lost_are_told_as_adopted(
+    desk: Desk,
+) -> None:
+    main = with_large(desk.folder / "package")
+    desk.order(
+        Fault(action="drop_answer", operation="UploadPart", part=2, attempt=1),
+        Fault(
+            action="error",
+            operation="UploadPart",
+            part=2,
+            attempt=(2, 99),
+            count=None,
+            status=400,
+            code="Odd",
+        ),
+    )
+    await desk.fail(main, concurrency=1)
+    desk.assert_faults_struck()
+    desk.order()
+    desk.events.clear()
+    result = await desk.push(main, concurrency=1)
+
+    assert [event.part_count for event in desk.told(PartsAdopted)] == [1]
+    assert {event.key for event in desk.told(PartsAdopted)} == {result.key}
+    parts = [event.part_number for event in desk.told(PartStored) if event.member_number]
+    assert sorted(parts) == [3, 4, 5, 6, 7]
+    assert_plays(desk, result, main)
 
 
 async def test_a_large_member_resumes_at_its_part(desk: Desk) -> None:

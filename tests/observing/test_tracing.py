@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
-from tests.engine.harness import PART, Desk, until
+from tests.engine.harness import PART, Desk, content, until
 from uploader import ServiceError, SourceUnreadable
 from uploader.devserver import DevServer, Fault
 from uploader.tracing import Tracing
@@ -88,6 +88,18 @@ async def test_uploads_at_once_do_not_mix(desk: Desk) -> None:
     assert len(uploads) == 3
     for upload in uploads:
         assert sum(is_below(part, upload) for part in spans.named("part")) == 2
+
+
+async def test_parts_of_a_large_member_of_a_package_name_the_member(desk: Desk) -> None:
+    (desk.folder / "a.ts").write_bytes(content(3 * PART))
+    playlist = desk.folder / "index.m3u8"
+    playlist.write_text("#EXTM3U\n#EXTINF:4,\na.ts\n#EXT-X-ENDLIST\n")
+    spans = Spans()
+    async with desk.uploader() as up:
+        await up.upload(playlist, on_event=Tracing(spans.provider))
+
+    members = [(part.attributes or {}).get("vodup.member_number") for part in spans.named("part")]
+    assert members == [1, 1, 1, None]
 
 
 async def test_a_failure_is_the_status_of_its_span(desk: Desk) -> None:
