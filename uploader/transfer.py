@@ -66,7 +66,7 @@ _PATIENCE_S = 0.05
 """How long a receipt waits for others to share a commit with: at 125 parts a second that spares
 half of what the state costs. What a kill may lose of them is found again in OSS's list."""
 _MOST_UNKEPT = 64
-"""Receipts on their way to the disk. Too large: a state that stalls lets more be sent twice."""
+"""Receipts on their way to the disk. Too large: a state that stalls leaves more to find again."""
 
 _PIECE_SIZE = 512 * 1024
 """What the transport hands to the network at once."""
@@ -110,8 +110,9 @@ class _Fenced:
 class Transfer:
     """Sends, completes and verifies one upload.
 
-    Mutable state: the receipts so far, the credentials in use, and whether OSS leaves us
-    in need of MD5s.
+    Mutable state: the receipts so far, the credentials in use, whether OSS leaves us in
+    need of MD5s, and whether what it has of ours can be learned from its list (None:
+    unknown).
     """
 
     def __init__(self, job: Job, grant: UploadGrant | None, *, is_new: bool = False) -> None:
@@ -130,6 +131,7 @@ class Transfer:
         self._receipts = self._known_receipts()
         self._resumed_part_count = 0
         self._needs_md5 = False
+        self._is_listed: bool | None = None
         self._has_started = False
 
     def _live_grant(self, grant: UploadGrant | None) -> LiveGrant:
@@ -342,6 +344,7 @@ class Transfer:
         try:
             listed, is_whole = await self._list_parts()
         except PermissionDenied:
+            self._is_listed = False
             return
         except ServiceError as error:
             if is_vanished(error) and self._job.record.phase is not Phase.COMPLETING:
@@ -349,6 +352,7 @@ class Transfer:
             if is_vanished(error):
                 return  # perhaps completed: `complete` settles it
             raise
+        self._is_listed = self._source.arrival is None
         self._sent.drop_unlike(listed)
         if is_whole:
             self._sent.drop_unlisted(listed)
@@ -491,16 +495,34 @@ class Transfer:
             for part in pending:  # a shared iterator: every part has exactly one worker
                 ack, seconds = await self._send_part(part)
                 unsent_count -= 1
-                # The connection goes on meanwhile; the last receipt waits for nobody.
-                patience_s = _PATIENCE_S if unsent_count else 0.0
-                receipts.append(workers.create_task(self._keep_sent(ack, seconds, patience_s)))
+                if not self._is_listed or not unsent_count:
+                    await self._keep_sent(ack, seconds)
+                    continue
+                # A kill loses nothing that OSS lists, so the connection goes on meanwhile.
+                receipts.append(workers.create_task(self._keep_sent(ack, seconds, _PATIENCE_S)))
                 if len(receipts) > _MOST_UNKEPT:
                     await asyncio.wait([receipts.popleft()])
 
         with self._target_watched(), one_error():  # in this order: it knows single errors only
             async with asyncio.TaskGroup() as workers:
+                if self._is_listed is None and self._is_worth_asking(len(missing)):
+                    workers.create_task(self._learn_whether_listed())
                 for _ in range(min(len(missing), self._job.network.pace.max_concurrency)):
                     workers.create_task(worker())
+
+    def _is_worth_asking(self, missing_count: int) -> bool:
+        """Whether many receipts are to be written of what a list could tell again."""
+        has_list = self._job.record.upload_id is not None and self._source.arrival is None
+        return has_list and missing_count > _MOST_UNKEPT
+
+    async def _learn_whether_listed(self) -> None:
+        """Ask OSS once for the parts it has: the credentials' policy may not allow that."""
+        try:
+            await self._list_page(0)
+        except VodupError:
+            self._is_listed = False
+        else:
+            self._is_listed = True
 
     async def _send_and_keep(self, part: Part) -> None:
         await self._keep_sent(*await self._send_part(part))
