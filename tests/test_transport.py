@@ -970,6 +970,15 @@ async def test_a_connection_without_bodies_is_fitted_when_it_is_asked_for() -> N
         assert transport.facts().congestion == "bbr"
 
 
+@pytest.mark.skipif(not may_use_congestion("bbr"), reason="this kernel does not let us use bbr")
+async def test_whoever_decides_by_a_connection_sees_it_fitted() -> None:
+    """Before the first body: how many connections to begin with depends on it."""
+    async with serving(echo_checksums) as server, a_transport(near_rtt_s=0.0) as transport:
+        await send(transport, server.url, method="GET")
+        (link,) = transport.sample()
+        assert not link.is_slowed_by_loss
+
+
 class WatchedLoop(asyncio.SelectorEventLoop):
     """Remembers the transports it made."""
 

@@ -163,8 +163,14 @@ class AiohttpTransport:
         return ConnectionFacts(used, len(sockets))
 
     def sample(self) -> list[LinkSample]:
-        """The kernel's view of every open connection (`LinkProbe`)."""
-        return [s for serial, sock in self._sockets.open() if (s := _link_sample(serial, sock))]
+        """The kernel's view of every open connection (`LinkProbe`).
+
+        Each has the congestion control of its path by then: whoever looks decides by it.
+        """
+        connections = self._sockets.open()
+        for _, sock in connections:
+            self._sockets.fit(sock)
+        return [s for serial, sock in connections if (s := _link_sample(serial, sock))]
 
     async def send(self, request: SignedRequest, *, answer_timeout_s: float) -> Response:
         """Send `request` once and read the whole answer (`Transport`).
