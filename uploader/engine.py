@@ -185,8 +185,8 @@ class Uploader:
         except VodupError as error:
             await self._tell_hooks(opened, progress, error=error)
             raise
-        await self._tell_hooks(opened, progress, result=result)
-        return result
+        failures = await self._tell_hooks(opened, progress, result=result)
+        return replace(result, hook_failures=failures) if failures else result
 
     async def _stored(
         self, source: Source, asked: Asked, key: str | None, progress: Progress
@@ -225,15 +225,18 @@ class Uploader:
         *,
         result: UploadResult | None = None,
         error: VodupError | None = None,
-    ) -> None:
+    ) -> tuple[str, ...]:
+        """Tell hooks of an end; what went wrong with that."""
         if not self._options.hooks:
-            return
+            return ()
         video_id = result.video_id if result else progress.video_id
         ended = EndedUpload(
             key=progress.key, source=source.name, video_id=video_id, result=result, error=error
         )
-        for failure in await told_of_the_end(self._options.hooks, ended):
+        failures = await told_of_the_end(self._options.hooks, ended)
+        for failure in failures:
             progress.hook_failed(failure)
+        return tuple(failure.message for failure in failures)
 
     async def submit(
         self,

@@ -48,6 +48,8 @@ class UploadResult:
         seconds: what this run took.
         is_receipt: nothing was sent: an earlier run had finished it.
         congestion: the TCP congestion control that carried it ("bbr", "cubic"), "" if unknown.
+        hook_failures: hooks that failed after it was verified (`Hooks.after_verify`), a sentence
+            each; only in what `upload` returns, for they are called after `UploadFinished`.
     """
 
     key: str
@@ -67,6 +69,7 @@ class UploadResult:
     seconds: float
     is_receipt: bool = False
     congestion: str = ""
+    hook_failures: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

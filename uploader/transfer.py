@@ -750,9 +750,9 @@ class Transfer:
         self._progress.phase = "verify"
         stored, proof = await self._proved(stored)
         result = self._result(stored, proof)
-        await self._checkpoint.advance(
-            phase=Phase.DONE, receipt=json.dumps(asdict(result)), error=None
-        )
+        receipt = asdict(result)
+        del receipt["hook_failures"]  # of a run, not of the object
+        await self._checkpoint.advance(phase=Phase.DONE, receipt=json.dumps(receipt), error=None)
         self._progress.tell(UploadFinished(key=result.key, video_id=result.video_id, result=result))
         return result
 

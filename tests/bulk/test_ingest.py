@@ -85,6 +85,41 @@ def test_a_manifest_becomes_a_ledger(cli: Cli, server: DevServer) -> None:
     assert (ended.last["done"], ended.last["failed"], ended.last["rows"]) == (8, 3, 11)
 
 
+def test_a_command_is_run_after_each_row(cli: Cli) -> None:
+    manifest(cli, [{"path": name} for name in [*files(cli, 3), "missing.mp4"]])
+    note = cli.folder / "note.sh"
+    note.write_text('echo "$VODUP_STATUS $VODUP_VIDEO_ID" >> notes\n')
+    words = ("ingest", "m.csv", "--report", "r.jsonl", "--on-finished", "sh note.sh")
+
+    assert cli.run(*words).code == 4
+    assert cli.run(*words).code == 4
+
+    noted = Counter((cli.folder / "notes").read_text().splitlines())
+    done = [r["video_id"] for r in records(cli) if r["status"] == "done"]
+    assert noted == Counter(f"verified {video_id}" for video_id in done), (
+        "rows refused are no uploads"
+    )
+
+
+def test_a_command_that_fails_after_good_rows_is_9_and_told(cli: Cli) -> None:
+    manifest(cli, [{"path": name} for name in files(cli, 3)])
+    ended = cli.run("ingest", "m.csv", "--report", "r.jsonl", "--on-finished", "false")
+
+    assert ended.code == 9
+    assert "3 of 3 rows stored" in ended.out
+    assert "hooks failed 3 times" in ended.err
+    assert "false ended with exit status 1" in ended.err
+    assert {record["status"] for record in records(cli)} == {"done"}
+    assert all("exit status 1" in record["hook_failures"][0] for record in records(cli))
+    told = cli.run("ingest", "m.csv", "--on-finished", "false", "--json")
+    assert (told.code, told.last["hook_failures"]) == (9, 3)
+
+
+def test_rows_that_failed_decide_over_a_command_that_failed(cli: Cli) -> None:
+    manifest(cli, [{"path": name} for name in [*files(cli, 1), "missing.mp4"]])
+    assert cli.run("ingest", "m.csv", "--on-finished", "false").code == 4
+
+
 def test_the_same_command_again_asks_nobody(quick: Quick, server: DevServer) -> None:
     manifest(quick, [{"path": name} for name in files(quick, 6)])
     first = quick.run("ingest", "m.csv", "--report", "r.jsonl")

@@ -381,6 +381,27 @@ def test_a_command_that_fails_after_an_upload_is_9(cli: Cli) -> None:
     _assert_failed(cli.run("push", "movie.mp4", "--on-finished", "'"), 2, "--on-finished")
 
 
+def test_installed_packages_have_a_say_unless_they_may_not(cli: Cli, tmp_path: Path) -> None:
+    cli.file()
+    site = tmp_path / "site"
+    about = site / "house-1.0.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: house\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[vodup.hooks]\nhouse = house:HOOKS\n")
+    (site / "house.py").write_text(
+        "from uploader import Hooks, PolicyError\n"
+        "def forbid(planned):\n"
+        "    raise PolicyError(f'{planned.source} stays here.')\n"
+        "HOOKS = Hooks(before_create=forbid)\n"
+    )
+    env = {"PYTHONPATH": str(site)}
+    before = set(cli.server.videos)
+
+    _assert_failed(cli.run("push", "movie.mp4", env=env), 7, "movie.mp4 stays here")
+    assert set(cli.server.videos) == before
+    assert cli.run("push", "movie.mp4", "--no-installed-hooks", env=env).code == 0
+
+
 def test_an_app_server_hands_out_grants_to_those_who_know_its_token(cli: Cli) -> None:
     path = cli.file()
     _AppServer.answer, _AppServer.asked = _answer(cli), []

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from procrastinate.exceptions import ConnectorException
 
+from tests.cluster.conftest import Cluster
 from tests.cluster.test_fence import queue_on
 from tests.postgres import temporary_postgres
 from uploader.bulk.rows import Row
@@ -93,3 +94,18 @@ async def test_a_wrong_question_is_not_asked_again() -> None:
             async with asyncio.timeout(4):  # less than its patience
                 with pytest.raises(ConnectorException):
                     await queue.connector.execute_query_all_async("SELECT * FROM no_such_table")
+
+
+def test_a_command_runs_after_each_row_and_says_so_when_it_fails(cluster: Cluster) -> None:
+    cluster.files(3, size=1000)
+    cluster.enqueue()
+    note = cluster.folder / "note.sh"
+    note.write_text('echo "$VODUP_STATUS $VODUP_VIDEO_ID" >> notes; exit 7\n')
+
+    worker = cluster.worker("--drain", "--on-finished", "sh note.sh")
+
+    assert worker.ended() == 0
+    assert worker.said.count("sh ended with exit status 7") == 3
+    cluster.check(3, size=1000, resent=0)
+    noted = (cluster.folder / "notes").read_text().splitlines()
+    assert sorted(noted) == sorted(f"verified {r['video_id']}" for r in cluster.records())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import json
 import os
 import sys
@@ -29,7 +30,7 @@ from uploader import (
     installed_hooks,
 )
 from uploader.devserver import Fault
-from uploader.hooks import ENTRY_POINTS
+from uploader.hooks import ENTRY_POINTS, SECRETS
 
 from .harness import PART, Desk, until
 
@@ -142,6 +143,7 @@ async def test_the_end_is_told_with_the_result_and_again_with_a_receipt(desk: De
     result = await desk.push(movie, hooks=hooks)
     again = await desk.push(movie, hooks=hooks)
 
+    assert result.hook_failures == again.hook_failures == ()
     assert [ended.result for ended in told] == [result, again]
     assert again.is_receipt
     assert {(e.key, e.source, e.video_id, e.error) for e in told} == {
@@ -176,11 +178,112 @@ async def test_a_hook_that_fails_afterwards_changes_nothing(
     await desk.assert_stored(result, movie)
     (failed,) = desk.told(HookFailed)
     assert "after_verify of ours failed" in failed.message
+    assert result.hook_failures == (failed.message,)
     assert (failed.key, failed.video_id) == (result.key, result.video_id)
     desk.order(REFUSED)
     error = await desk.fail(desk.file(2 * PART, "other.mp4"), hooks=hooks)
     assert isinstance(error, PermissionDenied)
     assert "on_failure of ours failed" in desk.told(HookFailed)[-1].message
+
+
+def leaving(ended: object) -> None:
+    raise SystemExit(3)
+
+
+async def leaving_on_the_loop(ended: object) -> None:
+    raise SystemExit(3)
+
+
+def exhausted(ended: object) -> object:
+    return next(iter(()))
+
+
+def impatient(ended: object) -> None:
+    raise TimeoutError("the house's server is slow")
+
+
+async def waiting_for_what_is_cancelled(ended: object) -> None:
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    future.cancel()
+    await future
+
+
+@pytest.mark.parametrize(
+    ("hook", "words"),
+    [
+        (leaving, "it left with 3"),
+        (leaving_on_the_loop, "it left with 3"),
+        (exhausted, "StopIteration"),
+        (impatient, "TimeoutError: the house's server is slow"),
+        (waiting_for_what_is_cancelled, "was cancelled"),
+    ],
+)
+async def test_whatever_a_hook_does_ends_neither_the_upload_nor_the_process(
+    desk: Desk, hook: Callable[[Any], Any], words: str
+) -> None:
+    movie = desk.file(PART)
+    result = await desk.push(movie, hooks=[Hooks(after_verify=hook)])
+    await desk.assert_stored(result, movie)
+    (failure,) = result.hook_failures
+    assert words in failure
+
+
+async def test_an_upload_that_is_cancelled_while_a_hook_runs_is_cancelled(desk: Desk) -> None:
+    begun = asyncio.Event()
+
+    async def wait(ended: EndedUpload) -> None:
+        begun.set()
+        await asyncio.sleep(3600)
+
+    async with desk.uploader(hooks=[Hooks(after_verify=wait)]) as up:
+        task = asyncio.create_task(up.upload(desk.file(PART)))
+        await asyncio.wait_for(begun.wait(), 20)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert desk.told(HookFailed) == []
+
+
+async def test_hooks_that_hang_do_not_take_thread_after_thread(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("uploader.hooks._threads", threading.BoundedSemaphore(2))
+    going = threading.Event()
+    others = set(threading.enumerate())
+
+    def hooked() -> list[threading.Thread]:
+        return [t for t in threading.enumerate() if t.name == "vodup-hook" and t not in others]
+
+    def hang(ended: EndedUpload) -> None:
+        going.wait(60)
+
+    hooks = [Hooks(after_verify=hang, timeout_s=0.1)]
+    failures: list[str] = []
+    try:
+        for _ in range(4):
+            failures += (await desk.push(desk.file(PART), hooks=hooks)).hook_failures
+        assert len(hooked()) == 2
+    finally:
+        going.set()
+    assert ["earlier calls" in failure for failure in failures] == [False, False, True, True]
+    await until(lambda: not hooked())
+    assert (await desk.push(desk.file(PART), hooks=hooks)).hook_failures == ()
+
+
+async def test_a_hook_in_a_thread_has_the_callers_context(desk: Desk) -> None:
+    request = contextvars.ContextVar("request", default="")
+    seen: list[str] = []
+    request.set("publish 7")
+    await desk.push(
+        desk.file(PART), hooks=[Hooks(after_verify=lambda ended: seen.append(request.get()))]
+    )
+    assert seen == ["publish 7"]
+
+
+async def test_what_hooks_did_is_not_in_the_receipt(desk: Desk) -> None:
+    await desk.push(desk.file(PART), hooks=[Hooks(after_verify=failing)])
+    assert "hook_failures" not in json.loads((await desk.record()).receipt or "")
+    assert (await desk.push(desk.file(PART))).hook_failures == ()
 
 
 async def test_a_cancelled_upload_is_no_failure(desk: Desk) -> None:
@@ -285,7 +388,44 @@ async def test_a_command_is_told_how_each_upload_ended(desk: Desk) -> None:
     assert (bad["VODUP_STATUS"], bad["VODUP_ERROR"]) == ("failed", "PermissionDenied")
     assert bad["VODUP_MESSAGE"] == other["message"] == error.message
     assert other["is_resumable"] is True
+    assert (other["code"], other["request_id"]) == (error.code, error.request_id)
     assert "VODUP_SIZE" not in bad
+
+
+async def test_a_command_is_told_of_no_upload_but_this_one(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("VODUP_VIDEO_ID", "VODUP_SIZE", "VODUP_ERROR"):
+        monkeypatch.setenv(name, "another's")
+    notes = desk.folder / "notes"
+    hooks = [command_hooks([sys.executable, "-c", NOTES, str(notes)])]
+    error = await desk.fail(desk.folder / "none.mp4", hooks=hooks)
+    result = await desk.push(desk.file(PART), hooks=hooks)
+
+    (bad, _), (good, line) = noted(notes)
+    assert bad["VODUP_ERROR"] == type(error).__name__
+    assert not bad.keys() & {"VODUP_VIDEO_ID", "VODUP_SIZE"}
+    assert "VODUP_ERROR" not in good
+    assert good["VODUP_VIDEO_ID"] == result.video_id
+    assert line["result"]["crc64"] == good["VODUP_CRC64"]
+
+
+async def test_a_command_is_not_given_our_secrets(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in SECRETS:
+        monkeypatch.setenv(name, "canary")
+    monkeypatch.setenv("HOUSE", "ours")
+    seen = desk.folder / "seen"
+    await desk.push(desk.file(PART), hooks=[command_hooks(f"sh -c 'env > {seen}'")])
+    assert "HOUSE=ours" in seen.read_text()
+    assert "canary" not in seen.read_text()
+
+
+@pytest.mark.parametrize(("command", "words"), [("", "empty"), ([], "empty"), ("a 'b", "split")])
+def test_what_is_no_command_is_refused(command: str | list[str], words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        command_hooks(command)
 
 
 @pytest.mark.parametrize(

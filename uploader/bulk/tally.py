@@ -11,6 +11,7 @@ from uploader.errors import VodupError
 from uploader.events import (
     CredentialsRenewed,
     Event,
+    HookFailed,
     RequestRetried,
     UploadCancelled,
     UploadFailed,
@@ -66,6 +67,8 @@ class Tally:
             already, according to the state.
         failed_count: with a terminal record; `refused_count` of them were not tried.
         stored_bytes: of the rows counted as done.
+        hook_failure_count: how often a hook failed after an upload had ended; `hook_failure` is
+            what the last of them said.
         share_read: of the manifests, from 0 to 1; None where that is not known.
         stopped: why the batch ended before its end, if it did.
     """
@@ -83,6 +86,8 @@ class Tally:
     ended_sent_bytes: int = 0
     renewal_count: int = 0
     retry_count: int = 0
+    hook_failure_count: int = 0
+    hook_failure: str = ""
     share_read: float | None = None
     is_read: bool = False
     stopped: str | None = None
@@ -116,6 +121,9 @@ class Tally:
                 self.renewal_count += 1
             case RequestRetried():
                 self.retry_count += 1
+            case HookFailed():
+                self.hook_failure_count += 1
+                self.hook_failure = event.message
 
     def _left(self, event: UploadFinished | UploadFailed | UploadCancelled) -> None:
         active = self.active.pop(event.key, None)
@@ -226,6 +234,7 @@ class Tally:
             "sent_bytes": self.sent_bytes,
             "renewals": self.renewal_count,
             "retries": self.retry_count,
+            "hook_failures": self.hook_failure_count,
             "seconds": round(self.seconds, 3),
             "bytes_per_s": round(self.bytes_per_s),
             "rows_per_s": round(self.rows_per_s, 1),

@@ -129,6 +129,9 @@ class PlainBatch:
     def summary(self, tally: Tally, report: str | None) -> None:
         """Say how it ended."""
         out(summarised(tally))
+        if tally.hook_failure_count:
+            times = count(tally.hook_failure_count, "time")
+            err(f"vodup: hooks failed {times}, the last: {tally.hook_failure}")
         if tally.stopped is not None:
             kept = " with the same --report" if report else ""
             err(f"vodup: {tally.stopped}. Run the same command again{kept} to go on.")

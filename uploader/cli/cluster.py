@@ -47,7 +47,7 @@ from uploader.cluster.embedded import EmbeddedPostgres
 from uploader.cluster.schema import refuse_newer, require_current
 from uploader.cluster.schema import upgrade as upgrade_queue
 from uploader.errors import CallerNotAuthenticated, ConfigurationError
-from uploader.events import Listener
+from uploader.events import Event, HookFailed, Listener
 from uploader.state import SqlState
 
 if TYPE_CHECKING:
@@ -303,14 +303,14 @@ def worker(
         from uploader.cluster.budget import SharedBudget
         from uploader.cluster.worker import Worker
 
-        view = _WorkerView(make_batch_view(output), output)
+        view = _WorkerView(make_batch_view(output), output, listener)
         async with _connected(url, wait_s=min(10, settings.patience_s / 2)) as pool:
             uploader = Uploader(
                 provider,
                 state=SqlState(url, lease_ttl_s=settings.silent_s),
                 options=options,
                 trust=make_trust(access),
-                on_event=listener,
+                on_event=view.told,
                 shared_vod_budget=SharedBudget(pool, provider.scope, rate),
             )
             async with uploader:
@@ -372,14 +372,21 @@ class _WorkerView:
     Mutable: how much was said.
     """
 
-    def __init__(self, view: BatchView, output: Output) -> None:
-        self._view = view
+    def __init__(self, view: BatchView, output: Output, listener: Listener | None) -> None:
+        self._view, self._listener = view, listener
         self._say: Callable[[str], None] = (lambda _: None) if output.quiet else err
         self._is_json = output.json
 
     def started(self, node: str) -> None:
         """The worker takes rows from now on."""
         self._say(f"vodup: worker {os.getpid()} on {node} is ready.")
+
+    def told(self, event: Event) -> None:
+        """Say which hooks failed; nobody else would."""
+        if isinstance(event, HookFailed):
+            self._say(f"vodup: {event.message}")
+        if self._listener is not None:
+            self._listener(event)
 
     def record(self, record: Mapping[str, Any]) -> None:
         """A row has ended."""

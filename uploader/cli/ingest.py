@@ -218,6 +218,8 @@ def _code_of(tally: Tally) -> int:
     codes = set(tally.codes)
     if tally.stopped is not None and not codes:
         codes = {exits.TEMPORARY}
+    if tally.hook_failure_count and not codes:
+        codes = {exits.HOOK_FAILED}
     return exits.common_code(codes)
 
 

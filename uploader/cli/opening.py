@@ -146,14 +146,16 @@ def make_options(transfer: Transfer) -> UploadOptions:
         on_target_change=cast('Literal["fail", "restart"]', transfer.on_target_change),
         retry=_retry(transfer.retry_for),
         ca_file=ca_file(),
-        hooks=_hooks(transfer.on_finished),
+        hooks=_hooks(transfer),
     )
 
 
-def _hooks(on_finished: str | None) -> tuple[Hooks, ...]:
+def _hooks(transfer: Transfer) -> tuple[Hooks, ...]:
     """Those of installed packages, then the command."""
-    command = [command_hooks(split_command(on_finished, "--on-finished"))] if on_finished else []
-    return (*installed_hooks(), *command)
+    hooks = installed_hooks() if transfer.installed_hooks else ()
+    if transfer.on_finished:
+        hooks = (*hooks, command_hooks(split_command(transfer.on_finished, "--on-finished")))
+    return hooks
 
 
 def _part_size(text: str | None) -> int | None:

@@ -162,6 +162,13 @@ class Transfer:
             "..., and as JSON on its standard input.",
         ),
     ] = None
+    installed_hooks: Annotated[
+        bool,
+        flag(
+            "--installed-hooks/--no-installed-hooks",
+            help="Call the hooks that installed packages bring.",
+        ),
+    ] = True
     metrics_port: Annotated[
         str | None,
         flag(
