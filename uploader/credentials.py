@@ -823,7 +823,7 @@ class UrlProvider:
     ("renew" or "create"), `video_id`, and for "create" `title`, `file_name`,
     `file_size`, `reference_id` and `meta` (JSON). The answer is one of CreateUploadVideo
     or RefreshUploadVideo, JSON or XML. https only, but for a loopback literal where that
-    is allowed.
+    is allowed. 401 is raised as `CallerNotAuthenticated`, 403 as `PermissionDenied`.
 
     Attributes:
         bearer_token: sent as `Authorization: Bearer …`.

@@ -4,7 +4,7 @@ VodupError
 ├── ConfigurationError            an option, an argument or a manifest is wrong
 ├── CredentialError               who we are, or what we may do
 │   ├── InvalidGrant              UploadAddress/UploadAuth cannot be decoded
-│   ├── CallerNotAuthenticated    no AccessKey, or VOD refuses the caller's AccessKey
+│   ├── CallerNotAuthenticated    no AccessKey, or VOD or an app server refuses us
 │   ├── CredentialsRejected       OSS refuses credentials that VOD has just renewed
 │   └── PermissionDenied          the credentials are good, their policy says no
 ├── VideoError                    what VOD says of the video
@@ -146,7 +146,7 @@ class InvalidGrant(CredentialError):
 
 
 class CallerNotAuthenticated(CredentialError):
-    """There is no AccessKey, or VOD refuses it."""
+    """There is no AccessKey, or VOD refuses it; or an app server refuses the caller (401)."""
 
     default_next_step = (
         "Set ALIBABA_CLOUD_ACCESS_KEY_ID and ALIBABA_CLOUD_ACCESS_KEY_SECRET, then run again."

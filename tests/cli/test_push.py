@@ -422,7 +422,7 @@ def test_an_app_server_hands_out_grants_to_those_who_know_its_token(cli: Cli) ->
     assert cli.server.object_bytes(_AppServer.answer["VideoId"]) == path.read_bytes()
     assert _AppServer.asked[0]["action"] == "create"
     assert _AppServer.asked[0]["file_name"] == "movie.mp4"
-    _assert_failed(refused, 3, "401")
+    _assert_failed(refused, 3, "401", "VODUP_AUTH_URL_TOKEN")
 
 
 # --- secrets ---------------------------------------------------------------------------
