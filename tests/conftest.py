@@ -1,7 +1,10 @@
 """What every test shares."""
 
+import logging
 import os
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import settings
 
 # Alibaba Cloud's credential chain would otherwise ask 100.100.100.200 and wait for an answer.
@@ -12,3 +15,11 @@ settings.register_profile("any-machine", deadline=None)
 settings.load_profile("any-machine")
 
 pytest_plugins = ["tests.faults.figures", "tests.postgres"]
+
+
+@pytest.fixture(autouse=True)
+def _logging_is_left_as_found() -> Iterator[None]:
+    """A test that turns the process's logging down would blind the tests after it."""
+    before = logging.root.level, logging.root.manager.disable
+    yield
+    assert (logging.root.level, logging.root.manager.disable) == before

@@ -73,6 +73,20 @@ def settings(cluster: Cluster) -> dict[str, Any]:
 # --- Celery -----------------------------------------------------------------------------
 
 
+@pytest.fixture
+def _own_logging() -> Iterator[None]:
+    """Celery's worker sets the root logger to its own level, and never puts it back."""
+    from celery.signals import setup_logging
+
+    def left_alone(**_: object) -> None:
+        """Celery configures no logging once anybody is connected here."""
+
+    setup_logging.connect(left_alone)
+    yield
+    setup_logging.disconnect(left_alone)
+
+
+@pytest.mark.usefixtures("_own_logging")
 @pytest.mark.filterwarnings("ignore")  # of celery and kombu
 def test_a_task_that_celery_delivers_twice_makes_one_upload(cluster: Cluster) -> None:
     from celery.contrib.testing.worker import start_worker
