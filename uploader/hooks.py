@@ -288,10 +288,10 @@ def command_hooks(command: str | Sequence[str], *, timeout_s: float = _COMMAND_T
     It runs without a shell; a text is split as one would. Its environment has VODUP_STATUS
     ("verified" or "failed"), VODUP_KEY, VODUP_FILE, VODUP_VIDEO_ID, of a verified one
     VODUP_BUCKET, VODUP_OBJECT_KEY, VODUP_SIZE and VODUP_CRC64, of a failed one VODUP_ERROR and
-    VODUP_MESSAGE, and else what ours has, without the AccessKey and the auth URL's token
-    (`SECRETS`). The same and more is a line of JSON on its standard input. What it prints goes
-    to our standard error. It has failed if it cannot be started, does not end with 0, or not in
-    time: it is ended then, with all it started.
+    VODUP_MESSAGE, and else what ours has, without the AccessKey, the auth URL's token (`SECRETS`)
+    and a database's URL in VODUP_STATE. The same and more is a line of JSON on its standard input.
+    What it prints goes to our standard error. It has failed if it cannot be started, does not end
+    with 0, or not in time: it is ended then, with all it started.
 
     Raises:
         ConfigurationError: there is no command, or it cannot be split.
@@ -376,6 +376,8 @@ def _environment(told: dict[str, Any]) -> dict[str, str]:
     """Ours without secrets, and what the command is told; nothing of an upload but this one."""
     facts = told | told.get("result", {})
     ours = {name: value for name, value in os.environ.items() if name not in SECRETS}
+    if "://" in ours.get("VODUP_STATE", ""):
+        del ours["VODUP_STATE"]  # a database's URL may hold its password
     for name in _VARIABLES:
         ours.pop(variable := f"VODUP_{name.upper()}", None)
         if (value := facts.get(name)) is not None:

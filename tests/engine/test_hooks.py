@@ -415,11 +415,21 @@ async def test_a_command_is_not_given_our_secrets(
 ) -> None:
     for name in SECRETS:
         monkeypatch.setenv(name, "canary")
+    monkeypatch.setenv("VODUP_STATE", "postgresql://vodup:canary@db/vodup")
     monkeypatch.setenv("HOUSE", "ours")
     seen = desk.folder / "seen"
     await desk.push(desk.file(PART), hooks=[command_hooks(f"sh -c 'env > {seen}'")])
     assert "HOUSE=ours" in seen.read_text()
     assert "canary" not in seen.read_text()
+
+
+async def test_a_command_may_know_where_the_state_is_if_that_needs_no_password(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VODUP_STATE", "/srv/vodup.db")
+    seen = desk.folder / "seen"
+    await desk.push(desk.file(PART), hooks=[command_hooks(f"sh -c 'env > {seen}'")])
+    assert "VODUP_STATE=/srv/vodup.db" in seen.read_text()
 
 
 @pytest.mark.parametrize(("command", "words"), [("", "empty"), ([], "empty"), ("a 'b", "split")])
