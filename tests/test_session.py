@@ -59,6 +59,8 @@ OPERATION = Operation(name="UploadPart", request=Request("PUT", "https://h"), pa
 ONCE = Operation(
     name="Create", request=Request("POST", "https://h"), parse=parse, is_repeatable=False
 )
+PROBE = Operation(name="ListParts", request=Request("GET", "https://h"), parse=parse)
+PROBED = replace(OPERATION, probe=PROBE)
 
 
 @dataclass
@@ -256,6 +258,64 @@ async def test_every_attempt_is_signed_anew() -> None:
     await rig.call()
     assert len({request.url for request in rig.sent}) == 3
     assert rig.slots.taken == 3
+
+
+# --- refusals that a reset takes with it -------------------------------------------------
+
+
+async def test_what_a_broken_body_hides_is_asked_for_and_mended() -> None:
+    rig = Rig([BROKEN, BROKEN, refused(403, "SecurityTokenExpired"), OK])
+    assert await rig.call(PROBED) == "done"
+    assert rig.signer.signed_for == [PROBED, PROBED, PROBE, PROBED]
+    assert [request.generation for request in rig.signer.refused] == [1]
+    assert rig.verdicts() == [Verdict.RETRY, Verdict.RETRY, Verdict.RENEW]
+    assert rig.retried[-1].operation == "ListParts"
+
+
+async def test_a_clock_that_a_broken_body_hides_is_corrected() -> None:
+    date = format_datetime(START + timedelta(hours=1), usegmt=True)
+    rig = Rig([BROKEN, BROKEN, refused(403, "RequestTimeTooSkewed", date=date), OK])
+    await rig.call(PROBED)
+    assert rig.signer.offsets_s == [0.0, 0.0, 0.0, pytest.approx(3600, abs=2)]
+    assert rig.signer.signed_for == [PROBED, PROBED, PROBE, PROBED]
+
+
+async def test_an_upload_that_is_gone_behind_broken_bodies_is_told() -> None:
+    rig = Rig([BROKEN, BROKEN, refused(404, "NoSuchUpload")])
+    assert (await rig.fails(ServiceError, PROBED)).code == "NoSuchUpload"
+    assert rig.signer.signed_for == [PROBED, PROBED, PROBE]
+
+
+@pytest.mark.parametrize("found", [OK, BROKEN, refused(403, "AccessDenied")])
+async def test_a_probe_that_finds_nothing_changes_nothing(found: Answer) -> None:
+    rig = Rig([BROKEN, BROKEN, found, BROKEN, found, OK])
+    rig.signer.is_old = True  # a denied list says nothing about these credentials
+    assert await rig.call(PROBED) == "done"
+    assert rig.clock.pauses == [0.0, 1.0, 2.0]
+    assert rig.signer.signed_for == [PROBED, PROBED, PROBE, PROBED, PROBE, PROBED]
+    assert rig.signer.renewal_count == 0
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        refused(500, "InternalError"),
+        TransportError("No connection was made.", is_sent=False),
+        TransportError("The peer took nothing.", is_sent=True, is_timeout=True),
+    ],
+)
+async def test_only_bodies_broken_off_in_a_row_are_asked_about(between: Answer) -> None:
+    rig = Rig([BROKEN, between, BROKEN, OK])
+    await rig.call(PROBED)
+    assert PROBE not in rig.signer.signed_for
+
+
+async def test_renewing_behind_broken_bodies_has_an_end() -> None:
+    rounds: list[Answer] = [BROKEN, refused(403, "SecurityTokenExpired")] * 6
+    rig = Rig([BROKEN, *rounds])
+    await rig.fails(CredentialsRejected, PROBED)
+    assert rig.signer.renewal_count == 5
+    assert rig.signer.signed_for == [PROBED, *[PROBED, PROBE] * 6]
 
 
 # --- patience ------------------------------------------------------------------------

@@ -32,6 +32,11 @@ _MAX_CLOCK_OFFSET_S = 24 * 3600.0
 
 _MAX_RENEWALS_A_CALL = 5
 
+_BREAKS_TO_PROBE = 2
+"""Connections broken in a row by one request before it is asked what stands behind that."""
+
+_PROBED_FOR = frozenset({Verdict.RENEW, Verdict.FIX_CLOCK, Verdict.RESTART_UPLOAD})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
@@ -158,8 +163,30 @@ class Session:
                 pause_s = attempts.next_pause_s(failure, has_answered=self._has_answered)
                 self._tell(operation, failure, verdict, pause_s)
                 await self._clock.sleep(pause_s)
+                if operation.probe is not None and attempts.breaks_in_a_row >= _BREAKS_TO_PROBE:
+                    await self._probe(operation.probe, attempts)
             case Verdict.RESTART_UPLOAD | Verdict.GIVE_UP:  # pragma: no branch - there is no other
                 raise meaning(failure, is_vod=self._is_vod) from failure.__cause__
+
+    async def _probe(self, probe: Operation[object], attempts: _Attempts) -> None:
+        """Ask once with a request whose refusal cannot get lost, and mend what that tells.
+
+        Raises:
+            ServiceError: what was broken off again and again cannot succeed.
+        """
+        async with self._slot():
+            signed = self._signer.sign(probe, clock_offset_s=self._clock_offset_s)
+            try:
+                await self._send(probe, signed)
+            except ServiceError as error:
+                refusal = error
+            except (TransportError, IntegrityError):
+                return
+            else:
+                return
+        # What gives up is left alone: one may be allowed to send parts and not to list them.
+        if classify(refusal, is_vod=self._is_vod) in _PROBED_FOR:
+            await self._mend(probe, signed, refusal, attempts)
 
     async def _renew(self, signed: SignedRequest, failure: _Failure) -> None:
         try:
@@ -208,6 +235,11 @@ def _is_timeout(failure: _Failure) -> bool:
     return isinstance(failure, ServiceError) and failure.code == "RequestTimeout"
 
 
+def _is_break(failure: _Failure) -> bool:
+    """Whether the peer broke the connection off with the request under way."""
+    return isinstance(failure, TransportError) and failure.is_sent and not failure.is_timeout
+
+
 class _Attempts:
     """How patient one call still is. Mutable, local to the call."""
 
@@ -217,6 +249,7 @@ class _Attempts:
         self._renewal_count = 0
         self._first_failure_s: float | None = None
         self.is_clock_fixed = False
+        self.breaks_in_a_row = 0
 
     def may_renew(self) -> bool:
         """Count one more renewal for this request, if there may be one."""
@@ -229,6 +262,7 @@ class _Attempts:
         if self._first_failure_s is None:
             self._first_failure_s = now_s
         self._failure_count += 1
+        self.breaks_in_a_row = self.breaks_in_a_row + 1 if _is_break(failure) else 0
         policy = self._policy
         patience_s = policy.patience_s if has_answered else policy.first_contact_patience_s
         is_first_break = self._failure_count == 1 and isinstance(failure, TransportError)

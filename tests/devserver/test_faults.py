@@ -374,6 +374,14 @@ def test_an_answer_is_dropped_after_the_request_was_applied(
     assert oss.complete(upload_id, [(1, etag())]).code == "NoSuchUpload"
 
 
+def test_refusals_alone_can_be_lost(server: DevServer, oss: Oss) -> None:
+    upload_id = oss.initiate()
+    server.faults.replace([{"action": "lose_refusal", "count": None}])
+    assert oss.put_part(upload_id, 1).status == 200
+    with pytest.raises((ConnectionError, http.client.HTTPException)):
+        oss.put_part("no-such-upload", 1)
+
+
 def test_vods_answers_can_be_dropped_too(server: DevServer, vod: Vod) -> None:
     server.faults.replace([{"action": "drop_answer", "operation": "CreateUploadVideo"}])
     with pytest.raises((ConnectionError, http.client.HTTPException)):

@@ -48,6 +48,19 @@ async def test_sixteen_refused_parts_renew_once(desk: Desk) -> None:
     assert (stats.creates, stats.initiates, stats.completes) == (1, 1, 1)
 
 
+async def test_an_expiry_whose_refusals_never_arrive_is_found(desk: Desk) -> None:
+    # The answer is dropped by our kernel when the peer resets the connection behind it.
+    lost = Fault(action="lose_refusal", operation="UploadPart", count=None)
+    desk.order(expire("UploadPart", part=3, attempt=1), lost)
+    movie = desk.file(8 * PART)
+
+    result = await desk.push(movie, concurrency=4)
+
+    await desk.assert_stored(result, movie)
+    assert desk.server.stats.refreshes == result.renewal_count == 1
+    assert {request.code for request in desk.requests("ListParts")} >= {"SecurityTokenExpired"}
+
+
 async def test_credentials_are_renewed_before_they_run_out(desk: Desk) -> None:
     # They are said to live one second and live a little longer: time to renew.
     desk.server.set_options(

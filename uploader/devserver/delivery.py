@@ -24,7 +24,7 @@ async def deliver(exchange: Exchange, answer: Answer) -> web.StreamResponse:
     slow = exchange.fault("slow")
     if slow is not None:
         await asyncio.sleep(slow.delay_s)
-    await _drop(exchange)
+    await _drop(exchange, answer)
     await _send_broken(exchange, answer)
     await _send_early(exchange, answer)
     if answer.slices:
@@ -61,11 +61,15 @@ async def _send_slice(exchange: Exchange, response: web.StreamResponse, piece: F
             await response.write(data)
 
 
-async def _drop(exchange: Exchange) -> None:
+async def _drop(exchange: Exchange, answer: Answer) -> None:
     drop = exchange.fault("drop_answer")
     if drop is not None:
         exchange.close(drop.close)
         raise Dropped("answer dropped")
+    lost = exchange.fault("lose_refusal")
+    if lost is not None and answer.status >= 400:
+        exchange.close(lost.close)
+        raise Dropped("refusal lost")
     if exchange.fault("zombie"):
         raise Dropped("zombie")
     if exchange.fault("no_answer"):

@@ -45,6 +45,7 @@ ACTIONS: Mapping[str, str] = {
     "list_stuck_marker": "IsTruncated with a NextPartNumberMarker that does not grow",
     # on the answer, after the request was applied
     "drop_answer": "apply, then close (rst, fin) instead of answering",
+    "lose_refusal": "close (rst, fin) where the answer would be a refusal; others pass",
     "no_answer": "apply, then never answer and keep the connection open",
     "drip": "send the answer byte by byte, delay_s apart",
     "truncate_body": "close (rst, fin) after after_bytes of the answer's body",

@@ -150,6 +150,7 @@ def upload_part(
         parse=functools.partial(_parse_stored, "UploadPart", body.size),
         part_number=part.number,
         needs_md5=needs_md5,
+        probe=list_parts(target, upload_id, page_size=1),
     )
 
 
@@ -169,9 +170,11 @@ def put_object(
     )
 
 
-def list_parts(target: UploadTarget, upload_id: str, *, marker: int = 0) -> Operation[PartsPage]:
-    """List up to `LIST_PAGE_SIZE` parts with numbers above `marker`."""
-    params = {"part-number-marker": str(marker), "max-parts": str(LIST_PAGE_SIZE)}
+def list_parts(
+    target: UploadTarget, upload_id: str, *, marker: int = 0, page_size: int = LIST_PAGE_SIZE
+) -> Operation[PartsPage]:
+    """List up to `page_size` parts with numbers above `marker`."""
+    params = {"part-number-marker": str(marker), "max-parts": str(page_size)}
     request = _request("GET", target, {"uploadId": upload_id, **params})
     return Operation(name="ListParts", request=request, parse=_parse_parts_page)
 

@@ -173,6 +173,9 @@ class Operation(Generic[T]):
             CreateUploadVideo is not: it would make a second video.
         answer_timeout_s: how long the answer may take once the request is sent.
         needs_md5: whether the body's MD5 is wanted in `Response.sent`.
+        probe: a request without a body that the same refusal would meet, if there is one.
+            A peer that refuses a body on its way and resets the connection may take its own
+            answer with it; this one's answer arrives.
     """
 
     name: str
@@ -182,6 +185,7 @@ class Operation(Generic[T]):
     is_repeatable: bool = True
     answer_timeout_s: float = 30.0
     needs_md5: bool = False
+    probe: Operation[Any] | None = None
 
 
 class Transport(Protocol):
