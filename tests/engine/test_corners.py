@@ -210,6 +210,14 @@ async def test_without_a_provider_a_lost_complete_stays_open(desk: Desk) -> None
     assert result.verified_by == "crc64-url"
 
 
+async def test_without_a_provider_there_are_no_grants_to_hand_out(desk: Desk) -> None:
+    async with desk.uploader_without_provider() as up:
+        with pytest.raises(ConfigurationError, match="Grants need a provider"):
+            _ = up.grants
+    with pytest.raises(ConfigurationError, match="Grants need a provider"):
+        _ = desk.uploader().grants  # not opened
+
+
 async def test_a_grant_without_a_provider_where_nobody_may_look_is_no_success(desk: Desk) -> None:
     deny(desk, "HeadObject")
     desk.order(Fault(action="drop_answer", operation=COMPLETE))

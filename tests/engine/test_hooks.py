@@ -27,12 +27,13 @@ from uploader import (
     PolicyError,
     VideoMeta,
     command_hooks,
+    decode_grant,
     installed_hooks,
 )
 from uploader.devserver import Fault
 from uploader.hooks import ENTRY_POINTS, SECRETS
 
-from .harness import PART, Desk, until
+from .harness import PART, Desk, created, until
 
 REFUSED = Fault(action="error", operation="UploadPart", status=403, code="AccessDenied", count=None)
 
@@ -126,6 +127,19 @@ async def test_a_video_that_is_there_is_not_asked_about(desk: Desk) -> None:
     await desk.push(movie, hooks=[Hooks(before_create=failing)])
 
     assert len(desk.server.videos) == 1
+
+
+async def test_a_video_that_the_caller_names_is_not_asked_about(desk: Desk) -> None:
+    hooks = [Hooks(before_create=failing)]
+    made = await created(desk.server)
+    other = await created(desk.server)
+    pair = other["UploadAddress"], other["UploadAuth"]
+    grant = decode_grant(*pair, video_id=other["VideoId"])
+
+    await desk.push(desk.file(PART), video_id=made["VideoId"], hooks=hooks)
+    await desk.push(desk.file(PART, "other.mp4"), grant=grant, hooks=hooks)
+
+    assert desk.server.videos.keys() == {made["VideoId"], other["VideoId"]}
 
 
 async def test_the_end_is_told_with_the_result_and_again_with_a_receipt(desk: Desk) -> None:

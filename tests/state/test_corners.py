@@ -12,7 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -26,7 +26,7 @@ from uploader.errors import ConfigurationError, LeaseLost, StateUnavailable, Upl
 from uploader.state import Checkpoint, MemoryState, PartAck, Phase, SqlState, StateStore, files
 from uploader.state import transactions as tx
 from uploader.state.commits import Failure, GroupCommit
-from uploader.state.database import Database, open_database
+from uploader.state.database import Database, _configure_sqlite, open_database
 from uploader.state.leases import FileLock, Lease, Owner, OwnerLock, kept_alive
 from uploader.state.locations import PostgresDatabase, SqliteFile
 from uploader.state.worker import Worker
@@ -207,6 +207,31 @@ async def test_nothing_is_written_after_closing(path: Path) -> None:
     assert opened is not None
     with pytest.raises(StateUnavailable, match="the state is closed"):
         opened.transact(lambda connection: None)
+
+
+def test_after_a_write_that_the_disk_lost_nothing_is_written(path: Path) -> None:
+    database = open_database(SqliteFile(path, is_surely_ours=True), Owner.this_process(), print)
+    refusal = sqlite3.OperationalError("disk I/O error")
+    refusal.sqlite_errorcode = sqlite3.SQLITE_IOERR_FSYNC
+    later: list[object] = []
+
+    def losing(_: object) -> None:
+        raise OperationalError("COMMIT", {}, refusal)
+
+    for work in (losing, later.append):
+        with pytest.raises(StateUnavailable, match="the disk did not keep"):
+            database.transact(work)
+    database.close()
+    assert not later
+    assert path.with_name("state.db.suspect").exists()
+
+
+def test_a_journal_that_could_lose_the_file_is_refused() -> None:
+    with (
+        closing(sqlite3.connect(":memory:")) as connection,  # its journal is always "memory"
+        pytest.raises(sqlite3.OperationalError, match="stays 'memory' instead of 'wal'"),
+    ):
+        _configure_sqlite(connection, None)
 
 
 class _Stubborn:
