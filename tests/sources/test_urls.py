@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import itertools
 import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -123,6 +124,32 @@ async def test_a_stream_that_breaks_completes_nothing(desk: Desk, site: Site) ->
     result = await desk.push(source_of(site))
     await desk.assert_stored(result, DATA)
     assert desk.server.stats.creates == 1, "a URL names its upload, so that it goes on"
+
+
+async def test_a_stream_in_chunks_has_an_end(desk: Desk, site: Site) -> None:
+    site.with_ranges, site.ends_by = False, "chunks"
+    await desk.assert_stored(await desk.push(source_of(site)), DATA)
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+async def test_what_only_its_connection_delimits_is_refused(
+    desk: Desk, site: Site, is_late: bool
+) -> None:
+    site.with_ranges = False
+    if is_late:
+        answers = itertools.count()
+        site.before_answer = lambda: setattr(
+            site, "ends_by", "connection" if next(answers) else "length"
+        )
+    else:
+        site.ends_by = "connection"
+
+    error = await desk.fail(source_of(site))
+
+    assert isinstance(error, SourceUnreadable)
+    assert "without its length" in error.message
+    assert desk.server.stats.completes == 0
+    assert is_late or not desk.server.videos
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])

@@ -35,6 +35,7 @@ class Site:
     breaks_after: int = 0
     breaks: int = 0
     silent: bool = False
+    ends_by: str = "length"
     statuses: list[int] = field(default_factory=list)
     locations: list[str] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
@@ -83,7 +84,13 @@ class Site:
                 return web.Response(status=416, headers={"Content-Range": f"bytes */{size}"})
             status, piece = 206, data[first : last + 1]
             headers["Content-Range"] = f"bytes {first}-{last}/{size}"
-        headers["Content-Length"] = str(len(piece))
+        if self.ends_by == "connection":
+            assert request.transport is not None
+            request.transport.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + piece)
+            request.transport.close()
+            raise ConnectionResetError
+        if self.ends_by == "length":  # else in chunks
+            headers["Content-Length"] = str(len(piece))
         response = web.StreamResponse(status=status, headers=headers)
         await response.prepare(request)
         if request.method == "HEAD":

@@ -290,6 +290,7 @@ class UrlSource:
             raise empty(self.name)
         found = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
         if answer.status != 206 or found is None:
+            self._require_an_end(answer)
             return None
         pin = _Pin.of(answer, int(found[3]))
         return pin if pin.is_any else None
@@ -362,6 +363,16 @@ class UrlSource:
     def _require_whole(self, answer: aiohttp.ClientResponse) -> None:
         if answer.status != 200:
             raise SourceUnreadable(f"{self.name} is not given as a whole ({answer.status}).")
+        self._require_an_end(answer)
+
+    def _require_an_end(self, answer: aiohttp.ClientResponse) -> None:
+        """An answer that only its connection's end delimits may have lost its own (RFC 9112, 8)."""
+        is_chunked = "chunked" in answer.headers.get("Transfer-Encoding", "").lower()
+        if answer.content_length is None and not is_chunked:
+            raise SourceUnreadable(
+                f"{self.name} comes without its length: nobody could tell whether all of it came.",
+                next_step="Download it, see that it is whole, and upload the file.",
+            )
 
     def _require_range(self, answer: aiohttp.ClientResponse, offset: int, end: int) -> None:
         pin = self._pinned()
