@@ -272,6 +272,22 @@ async def test_what_a_broken_body_hides_is_asked_for_and_mended() -> None:
     assert rig.retried[-1].operation == "ListParts"
 
 
+async def test_a_probe_that_is_answered_vouches_for_its_credentials() -> None:
+    rig = Rig([BROKEN, BROKEN, OK, refused(403, "AccessDenied")])
+    await rig.fails(PermissionDenied, PROBED)
+    assert rig.signer.accepted_generations == [1]
+
+
+async def test_no_probe_is_signed_with_credentials_that_were_refused_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = Rig([BROKEN, BROKEN, OK])
+    monkeypatch.setattr(rig.signer, "is_ready", iter([True, True, False, True]).__next__)
+    assert await rig.call(PROBED) == "done"
+    assert rig.signer.signed_for == [PROBED, PROBED, PROBED]
+    assert rig.signer.prepare_count == 4
+
+
 async def test_a_clock_that_a_broken_body_hides_is_corrected() -> None:
     date = format_datetime(START + timedelta(hours=1), usegmt=True)
     rig = Rig([BROKEN, BROKEN, refused(403, "RequestTimeTooSkewed", date=date), OK])

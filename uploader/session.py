@@ -174,7 +174,10 @@ class Session:
         Raises:
             ServiceError: what was broken off again and again cannot succeed.
         """
+        await self._signer.prepare()
         async with self._slot():
+            if not self._signer.is_ready():
+                return  # somebody else has found out
             signed = self._signer.sign(probe, clock_offset_s=self._clock_offset_s)
             try:
                 await self._send(probe, signed)
@@ -183,6 +186,7 @@ class Session:
             except (TransportError, IntegrityError):
                 return
             else:
+                self._signer.accepted(signed)
                 return
         # What gives up is left alone: one may be allowed to send parts and not to list them.
         if classify(refusal, is_vod=self._is_vod) in _PROBED_FOR:

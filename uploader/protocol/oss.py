@@ -171,10 +171,10 @@ def put_object(
 
 
 def list_parts(
-    target: UploadTarget, upload_id: str, *, marker: int = 0, page_size: int = LIST_PAGE_SIZE
+    target: UploadTarget, upload_id: str, *, marker: int = 0, page_size: int | None = None
 ) -> Operation[PartsPage]:
-    """List up to `page_size` parts with numbers above `marker`."""
-    params = {"part-number-marker": str(marker), "max-parts": str(page_size)}
+    """List up to `page_size` (`LIST_PAGE_SIZE`) parts with numbers above `marker`."""
+    params = {"part-number-marker": str(marker), "max-parts": str(page_size or LIST_PAGE_SIZE)}
     request = _request("GET", target, {"uploadId": upload_id, **params})
     return Operation(name="ListParts", request=request, parse=_parse_parts_page)
 
