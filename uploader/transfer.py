@@ -685,6 +685,9 @@ class Transfer:
             stored = await self._look_at_vod()
         if stored is not None and (stored.facts == NOTHING or self._sent.describe(stored.facts)):
             return stored
+        if stored is not None and stored.facts != ABSENT:
+            # Completed, and damaged: whichever run sends it again replaces what is there.
+            await self._checkpoint.advance(is_overwrite=True)
         raise Vanished("the upload was gone before it was completed", failure)
 
     async def _look(self) -> Stored | None:

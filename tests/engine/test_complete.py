@@ -10,6 +10,7 @@ import pytest
 from uploader import (
     IntegrityError,
     OverwriteRefused,
+    PermissionDenied,
     SourceChanged,
     UnverifiedCompletion,
     UploadRestarted,
@@ -324,6 +325,27 @@ async def test_a_damaged_object_of_ours_is_replaced_without_being_asked(desk: De
 
     await desk.assert_stored(result, movie)
     assert desk.server.stats.overwrite_refreshes == 1
+
+
+async def test_a_damaged_object_is_ours_even_if_the_answer_that_made_it_was_lost(
+    desk: Desk,
+) -> None:
+    """Sending it again is interrupted, and the next run must not call it somebody else's."""
+    desk.order(
+        Fault(action="drop_answer", operation=COMPLETE),
+        Fault(action="wrong_crc", operation="HeadObject", count=None),
+        Fault(action="error", operation="InitiateMultipartUpload", status=403, code="AccessDenied",
+              attempt=2, count=None),
+    )  # fmt: skip
+    movie = desk.file(4 * PART)
+    assert isinstance(await desk.fail(movie), PermissionDenied)
+    desk.assert_faults_struck()
+    desk.order()
+
+    result = await desk.push(movie)
+
+    await desk.assert_stored(result, movie)
+    assert len(desk.told(UploadRestarted)) == 1
 
 
 async def test_new_content_replaces_the_old_when_asked_for(desk: Desk) -> None:
