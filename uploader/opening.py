@@ -295,6 +295,7 @@ def new_plan(job: Job) -> Plan:
         job.record.size,
         part_size=options.part_size,
         concurrency=job.network.pace.expected_concurrency,
+        first_concurrency=job.network.pace.limit,
         outlook=_outlook(job),
     )
 

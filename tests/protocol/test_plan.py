@@ -107,14 +107,30 @@ MBIT = 125_000
 
 
 @settings(max_examples=150, deadline=None)
-@given(_SIZES, _CONCURRENCIES, _OUTLOOKS)
+@given(_SIZES, _CONCURRENCIES, st.none() | st.integers(1, 256), _OUTLOOKS)
 def test_plans_are_sound_whatever_the_outlook(
-    size: int, concurrency: int, outlook: Outlook
+    size: int, concurrency: int, first: int | None, outlook: Outlook
 ) -> None:
-    plan = plan_parts(size, concurrency=concurrency, outlook=outlook)
+    plan = plan_parts(size, concurrency=concurrency, first_concurrency=first, outlook=outlook)
     _assert_sound(plan)
     assert plan.part_size % MIB == 0
     assert PartPlan.from_text(plan.to_text()) == plan
+
+
+@pytest.mark.parametrize(
+    ("first", "rtt_s", "tail_concurrency"),
+    [(8, 0.05, 16), (15, 0.05, 0), (None, 0.05, 0), (8, 0.001, 0)],
+)
+def test_parts_that_do_not_all_start_at_once_get_a_tail_where_the_link_is_far(
+    first: int | None, rtt_s: float, tail_concurrency: int
+) -> None:
+    """Fifteen of 8 MiB over eight connections: seven would end long after the others."""
+    plan = plan_parts(
+        125_000_000, concurrency=16, first_concurrency=first, outlook=Outlook(rtt_s=rtt_s)
+    )
+
+    assert plan.part_size == 8 * MIB
+    assert plan.tail_concurrency == tail_concurrency
 
 
 @pytest.mark.parametrize(

@@ -215,6 +215,7 @@ def plan_parts(
     *,
     part_size: int | None = None,
     concurrency: int = 8,
+    first_concurrency: int | None = None,
     outlook: Outlook = _UNKNOWN,
 ) -> PartPlan:
     """Choose the parts for `size` bytes.
@@ -227,6 +228,9 @@ def plan_parts(
             trip of each part shows, and 10,000 parts may not suffice. Too large: an
             interruption costs up to concurrency × part size sent again.
         concurrency: how many parts are in flight; the tail is shaped for it.
+        first_concurrency: how many are at first, where more are hoped for. On links that
+            are not near, so few parts that they would all start at once are then cut like
+            others: otherwise the last of them would start when the first have ended.
         outlook: the link and the credentials.
 
     Raises:
@@ -237,13 +241,19 @@ def plan_parts(
     if concurrency < 1:
         raise ConfigurationError("The concurrency must be at least 1.")
     connections = min(concurrency, MAX_TAIL_CONCURRENCY)
+    at_once, tail_min_size = connections, TAIL_MIN_SIZE
     if part_size is not None:
         _check_part_size(part_size, size)
-        return _tapered_if_useful(size, part_size, connections, TAIL_MIN_SIZE)
-    wanted = _wanted_part_size(size, connections, outlook)
-    tail_min_size = FAR_TAIL_MIN_SIZE if outlook.rtt_s >= FAR_RTT_S else TAIL_MIN_SIZE
-    part_size = _automatic_part_size(size, connections, wanted)
-    return _tapered_if_useful(size, part_size, connections, tail_min_size)
+    else:
+        if outlook.rtt_s >= FAR_RTT_S:
+            at_once, tail_min_size = first_concurrency or connections, FAR_TAIL_MIN_SIZE
+        wanted = _wanted_part_size(size, connections, outlook)
+        part_size = _automatic_part_size(size, connections, wanted)
+    even = PartPlan(size, part_size, 0, part_size)
+    # A tail cannot help parts that all start at once.
+    if even.part_count <= at_once:
+        return even
+    return _tapered_if_useful(even, connections, tail_min_size)
 
 
 def _wanted_part_size(size: int, connections: int, outlook: Outlook) -> int:
@@ -277,17 +287,16 @@ def _least_part_size(size: int, count: int) -> int:
     return _ceil_div(_ceil_div(size, count), MIB) * MIB
 
 
-def _tapered_if_useful(size: int, part_size: int, connections: int, tail_min_size: int) -> PartPlan:
-    """Return a plan with a tail, or without where it cannot help.
+def _tapered_if_useful(even: PartPlan, connections: int, tail_min_size: int) -> PartPlan:
+    """Return the plan with a tail, or without where it cannot help.
 
-    It cannot help a single connection, or parts that all start at once anyway, or parts
-    that are hardly larger than the tail's smallest.
+    It cannot help a single connection, or parts that are hardly larger than the tail's
+    smallest.
     """
-    even = PartPlan(size, part_size, 0, part_size)
-    if connections == 1 or even.part_count <= connections or part_size < 2 * tail_min_size:
+    if connections == 1 or even.part_size < 2 * tail_min_size:
         return even
     try:
-        return PartPlan(size, part_size, connections, tail_min_size)
+        return PartPlan(even.size, even.part_size, connections, tail_min_size)
     except ConfigurationError:
         return even  # the tail would take more numbers than there are
 
