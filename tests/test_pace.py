@@ -550,15 +550,15 @@ def test_a_hold_is_over_when_segments_are_lost_without_a_queue() -> None:
 
 @pytest.mark.parametrize(
     ("min_rtt_s", "is_slowed_by_loss", "limit"),
-    [(0.0003, True, 4), (0.05, False, 8), (0.05, True, 32), (0.2, False, 32), (0.2, True, 32)],
+    [(0.0003, True, 4), (0.05, False, 8), (0.05, True, 32), (0.2, False, 48), (0.2, True, 48)],
 )
 def test_the_round_trip_tells_where_to_start(
     min_rtt_s: float, is_slowed_by_loss: bool, limit: int
 ) -> None:
     rtt = {"rtt_s": min_rtt_s, "min_rtt_s": min_rtt_s}
     idle = seen(0, **rtt, is_slowed_by_loss=is_slowed_by_loss, is_used_up=False)
-    assert decide(START, idle).limit == limit
-    assert decide(replace(START, ceiling=3, limit=3), idle).limit == 3
+    assert decide(Steering.automatic(64), idle).limit == limit
+    assert decide(Steering.automatic(3), idle).limit == 3
 
 
 def test_a_busy_scheduler_is_no_queue() -> None:
@@ -823,15 +823,22 @@ async def test_the_first_slot_is_given_where_the_round_trip_is_known() -> None:
     pace = Pace(clock=clock)
     far = LinkSample(1, 1000, 0.21, 0.2, 0)
     async with pace.steering(FakeProbe([[far]])), pace.slot():
-        assert pace.limit == 32
+        assert pace.limit == 48
 
 
-async def test_a_plan_made_before_the_first_part_knows_the_round_trip() -> None:
+@pytest.mark.parametrize(
+    ("rtt_s", "is_slowed_by_loss", "expected"),
+    [(0.2, True, 64), (0.05, True, 64), (0.05, False, 8)],
+)
+async def test_a_plan_made_before_the_first_part_knows_the_round_trip(
+    rtt_s: float, is_slowed_by_loss: bool, expected: int
+) -> None:
+    """And is not cut for more than "auto" will probably reach."""
     pace = Pace(clock=VirtualClock())
-    far = LinkSample(1, 1000, 0.21, 0.2, 0)
+    sample = LinkSample(1, 1000, rtt_s, rtt_s, 0, is_slowed_by_loss)
     assert pace.expected_concurrency == 8
-    async with pace.steering(FakeProbe([[far]])):
-        assert pace.expected_concurrency == 64
+    async with pace.steering(FakeProbe([[sample]])):
+        assert pace.expected_concurrency == expected
 
 
 def test_connections_that_only_share_our_own_limit_are_not_tried() -> None:
