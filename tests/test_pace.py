@@ -550,7 +550,7 @@ def test_a_hold_is_over_when_segments_are_lost_without_a_queue() -> None:
 
 @pytest.mark.parametrize(
     ("min_rtt_s", "is_slowed_by_loss", "limit"),
-    [(0.0003, True, 4), (0.05, False, 8), (0.05, True, 32), (0.2, False, 48), (0.2, True, 48)],
+    [(0.0003, True, 4), (0.05, False, 8), (0.05, True, 32), (0.2, False, 48), (0.2, True, 64)],
 )
 def test_the_round_trip_tells_where_to_start(
     min_rtt_s: float, is_slowed_by_loss: bool, limit: int
@@ -823,7 +823,7 @@ async def test_the_first_slot_is_given_where_the_round_trip_is_known() -> None:
     pace = Pace(clock=clock)
     far = LinkSample(1, 1000, 0.21, 0.2, 0)
     async with pace.steering(FakeProbe([[far]])), pace.slot():
-        assert pace.limit == 48
+        assert pace.limit == 64
 
 
 @pytest.mark.parametrize(
