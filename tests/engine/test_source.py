@@ -85,6 +85,24 @@ async def test_the_same_bytes_go_on(desk: Desk, change: Callable[[Path], None]) 
     assert (result.upload_id, result.resumed_part_count) == (before.upload_id, 4)
 
 
+@pytest.mark.parametrize("change", [touched, edited_in_secret])
+async def test_where_nothing_was_cut_yet_any_bytes_of_that_size_will_do(
+    desk: Desk, change: Callable[[Path], None]
+) -> None:
+    """The run ended before it had a grant, so there is nothing they could contradict."""
+    desk.order(Fault(action="error", operation="CreateUploadVideo", status=403,
+                     code="Forbidden.RAM", count=None))  # fmt: skip
+    movie = desk.file(8 * PART)
+    await desk.fail(movie)
+    desk.assert_faults_struck()
+    desk.order()
+    change(movie)
+
+    result = await desk.push(movie)
+
+    await desk.assert_stored(result, movie)
+
+
 @pytest.mark.parametrize("change", [touched, copied])
 async def test_the_same_bytes_still_have_their_receipt(
     desk: Desk, change: Callable[[Path], None]
