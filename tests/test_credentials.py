@@ -470,6 +470,14 @@ async def test_a_failing_renewal_is_tried_again_while_the_old_credentials_work(
     assert not fresh.task.done()
 
 
+async def test_of_a_short_life_no_more_than_a_twentieth_is_waited(start: Begin) -> None:
+    fresh = await start(Issuer(BROKEN, BROKEN, a_grant()), a_grant(life_s=100.0))
+    while not fresh.issuer.count:
+        await fresh.clock.advance(0.5)
+    await fresh.clock.advance(5)
+    assert fresh.issuer.count == 2
+
+
 async def test_a_video_that_is_gone_ends_the_upload(start: Begin) -> None:
     fresh = await start(Issuer(VideoGone("It is gone.")))
     await fresh.clock.advance(2701)
@@ -716,7 +724,7 @@ async def test_a_finished_video_is_not_overwritten_by_its_reference_id() -> None
 
 async def test_a_video_found_again_without_its_id_is_no_find() -> None:
     transport = Vod(RefreshUploadVideo=[granted(None)])
-    with pytest.raises(TransportError, match="did not tell the VideoId"):
+    with pytest.raises(TransportError, match=r"^RefreshUploadVideo did not tell the VideoId\."):
         await at_vod(transport).create(AGAIN)
 
 
@@ -734,8 +742,10 @@ async def test_renewing_asks_for_the_same_video() -> None:
 
 
 async def test_a_grant_for_another_video_is_not_used() -> None:
-    with pytest.raises(InvalidGrant, match="not used"):
+    with pytest.raises(InvalidGrant, match="not used") as caught:
         await at_vod(Vod(RefreshUploadVideo=[granted("other")])).renew(VIDEO_ID)
+    assert caught.value.video_id == VIDEO_ID
+    assert caught.value.next_step.startswith("Check who hands out grants")
 
 
 async def test_throttling_is_waited_out() -> None:
@@ -933,7 +943,7 @@ async def test_without_on_create_no_video_can_be_made() -> None:
     async def renew(video_id: str) -> UploadGrant:
         return a_grant()
 
-    with pytest.raises(ConfigurationError, match="cannot make a video"):
+    with pytest.raises(ConfigurationError, match=r"^This callback .* cannot make a video\."):
         await CallbackProvider(renew).connect(network(Vod())).create(NEW)
 
 
@@ -947,6 +957,7 @@ async def test_what_a_callback_raises_becomes_ours_without_its_text(name: str) -
     with pytest.raises(TransportError, match=f"{name} raised KeyError") as caught:
         await call
     assert "canary" not in str(caught.value)
+    assert caught.value.next_step == "Mend what it raised, then run the same command again."
     assert isinstance(caught.value.__cause__, KeyError)
 
 
@@ -1045,6 +1056,7 @@ async def test_a_command_that_fails_is_temporary() -> None:
     with pytest.raises(TransportError, match="exit status 3") as caught:
         await source.renew(VIDEO_ID)
     assert caught.value.is_temporary
+    assert caught.value.next_step.startswith("Run it by hand to see why")
 
 
 async def test_a_command_that_hangs_is_ended() -> None:
@@ -1070,8 +1082,9 @@ async def test_a_command_that_hangs_is_ended() -> None:
     ],
 )
 def test_an_auth_url_is_https(url: str) -> None:
-    with pytest.raises(UntrustedEndpoint):
+    with pytest.raises(UntrustedEndpoint, match="must be https") as caught:
         UrlProvider(url).connect(network(Vod()))
+    assert caught.value.next_step.startswith("Use https. For a test on this machine, a loopback ")
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:8000/x", "http://[::1]/x"])

@@ -16,10 +16,12 @@ import pytest
 from aiohttp import web
 
 from uploader import (
+    CallerNotAuthenticated,
     CommandProvider,
     ConfigurationError,
     CredentialError,
     InvalidGrant,
+    PermissionDenied,
     ServiceError,
     TransferError,
     TransportError,
@@ -108,18 +110,20 @@ async def test_an_app_server_that_only_renews_is_asked_by_get(desk: Desk, app: A
 
 
 @pytest.mark.parametrize(
-    ("answer", "kind"),
+    ("answer", "kind", "code"),
     [
-        ({"status": 500, "text": "oops"}, ServiceError),
-        ({"status": 404, "text": "no such route"}, ServiceError),
-        ({"status": 200, "text": "<html>login</html>"}, CredentialError),
-        ({"status": 200, "text": "{}"}, InvalidGrant),
-        ({"status": 200, "text": "[" * 100_000}, VodupError),
+        ({"status": 500, "text": "oops"}, ServiceError, "HTTP500"),
+        ({"status": 404, "text": "no such route"}, ServiceError, "HTTP404"),
+        ({"status": 403, "text": "not yours"}, PermissionDenied, "HTTP403"),
+        ({"status": 401, "text": "who?"}, CallerNotAuthenticated, "HTTP401"),
+        ({"status": 200, "text": "<html>login</html>"}, CredentialError, ""),
+        ({"status": 200, "text": "{}"}, InvalidGrant, ""),
+        ({"status": 200, "text": "[" * 100_000}, VodupError, ""),
     ],
-    ids=["500", "404", "html", "empty", "bomb"],
+    ids=["500", "404", "403", "401", "html", "empty", "bomb"],
 )
 async def test_an_app_server_in_trouble_is_a_typed_error(
-    desk: Desk, app: AppServer, answer: dict[str, Any], kind: type[VodupError]
+    desk: Desk, app: AppServer, answer: dict[str, Any], kind: type[VodupError], code: str
 ) -> None:
     app.answer = answer
     movie = desk.file(3 * PART)
@@ -128,6 +132,9 @@ async def test_an_app_server_in_trouble_is_a_typed_error(
 
     assert isinstance(error, kind)
     assert error.is_resumable
+    assert error.code == code
+    if code:
+        assert "run the same command again" in error.next_step
     app.answer = None
     await desk.assert_stored(await desk.push(movie, provider=UrlProvider(app.url)), movie)
     assert desk.server.stats.creates == 1

@@ -227,9 +227,9 @@ class Storage:
     def expire_credentials(self, at: float, video_id: str | None = None) -> None:
         """End every life that is longer than ``at``, of one video or of all."""
         self._db.execute(
-            "UPDATE credentials SET expires_at=?1 WHERE expires_at>?1 AND (?2 IS NULL OR "
-            "video_id=?2)",
-            (at, video_id),
+            "UPDATE credentials SET expires_at=:at WHERE expires_at>:at AND "
+            "(:video_id IS NULL OR video_id=:video_id)",
+            {"at": at, "video_id": video_id},
         )
 
     # multipart uploads
