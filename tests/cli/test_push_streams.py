@@ -24,9 +24,16 @@ from .conftest import MIB, SLOWLY, VODUP, Cli, Ended, Running, is_under_way
 
 PART = 100 * 1024
 DATA = bytes(range(256)) * (12 * 1024) + b"the end"
-"""3 MiB; the devserver of `slow_server` takes a second for them."""
+"""3 MiB; the `slow_server` of these tests takes three seconds for them."""
 
 SMALL = (*SLOWLY, "--part-size", str(PART), "--memory", "1M")
+
+
+@pytest.fixture
+def slow_server(slow_server: DevServer) -> DevServer:
+    """At 1 MiB/s: what is killed after two parts must not have come to its end meanwhile."""
+    slow_server.set_options(bandwidth=MIB)
+    return slow_server
 
 
 def piped(cli: Cli, *words: str, data: bytes = DATA) -> Ended:
@@ -137,6 +144,7 @@ def test_a_killed_push_goes_on_when_the_producer_comes_again(
     content = movie(cli)
     twice = slow_server.stats.bytes_sent_twice
     killed(started(cli, *words, data=content))
+    slow_server.set_options(bandwidth=None)
 
     ended = piped(cli, *words)
 
@@ -157,6 +165,7 @@ def test_a_killed_push_of_a_url_goes_on(cli: Cli, slow_server: DevServer, kind: 
         running.process.send_signal(signal.SIGKILL)
         running.ended()
         twice = slow_server.stats.bytes_sent_twice
+        slow_server.set_options(bandwidth=None)
 
         ended = cli.run(*words)
 
@@ -197,7 +206,6 @@ def test_another_producer_does_not_go_on_with_it(cli: Cli, slow_server: DevServe
 
 def test_a_spool_goes_on_without_the_producer(cli: Cli, slow_server: DevServer) -> None:
     small = (*SLOWLY, "--part-size", str(PART))
-    slow_server.set_options(bandwidth=MIB)
     words = ("push", "-", "--file-name", "movie.mp4", "--spool", "spool", *small)
     running = started(cli, *words, data=movie(cli))
     running.until(is_under_way)
@@ -274,6 +282,7 @@ def test_a_followed_file_is_killed_and_followed_on(cli: Cli, slow_server: DevSer
     with path.open("ab") as file:
         file.write(DATA[2 * MIB :])
     done.touch()
+    slow_server.set_options(bandwidth=None)
 
     ended = cli.run(*words)
 
