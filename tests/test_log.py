@@ -9,15 +9,27 @@ import subprocess
 import sys
 import types
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import structlog
 
 from uploader.errors import ServiceError
+from uploader.events import (
+    CredentialsRenewed,
+    Event,
+    HookFailed,
+    PartsAdopted,
+    PartStored,
+    UploadCancelled,
+    UploadProgress,
+    UploadRestarted,
+)
 from uploader.log import configure, get_logger, is_heard, redact
 from uploader.progress import Progress
 
 TOKEN = "CAIS" + "tOkEnCaNaRy4711+/=" * 5
+WHOSE: dict[str, Any] = {"key": "movie.mp4", "video_id": "v-1"}
 KEY_ID = "STS.NTzCanary4711abcdefgh"
 
 
@@ -218,3 +230,37 @@ def test_a_structlog_that_another_thread_is_loading_is_not_configured(
 ) -> None:
     monkeypatch.setitem(sys.modules, "structlog", types.ModuleType("structlog"))
     assert not is_heard(logging.DEBUG)
+
+
+# --- events ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("event", "level"),
+    [
+        (PartStored(**WHOSE, part_number=3, size=1000, seconds=0.1), "debug"),
+        (PartsAdopted(**WHOSE, part_count=2), "info"),
+        (UploadCancelled(**WHOSE), "info"),
+        (CredentialsRenewed(**WHOSE, renewal_count=1, seconds=0.1), "info"),
+        (UploadRestarted(**WHOSE, reason="gone", lost_bytes=5), "warning"),
+        (HookFailed(**WHOSE, message="The hook said no."), "warning"),
+    ],
+)
+def test_an_event_is_logged_under_its_type(event: Event, level: str) -> None:
+    stream = io.StringIO()
+    configure("debug", is_json=True, stream=stream)
+    Progress("movie.mp4", "v-1", []).tell(event)
+    line = json.loads(stream.getvalue())
+    assert (line["event"], line["level"]) == (event.type, level)
+    assert (line["key"], line["video_id"]) == ("movie.mp4", "v-1")
+
+
+def test_how_far_it_has_come_is_not_logged() -> None:
+    stream = io.StringIO()
+    configure("debug", is_json=True, stream=stream)
+    event = UploadProgress(
+        **WHOSE, done_bytes=1, size=2, acked_part_count=0, part_count=1, renewal_count=0,
+        retry_count=0,
+    )  # fmt: skip
+    Progress("movie.mp4", "v-1", []).tell(event)
+    assert not stream.getvalue()

@@ -1,29 +1,21 @@
-"""What listeners and logs are told of a run, field for field."""
+"""What listeners are told of a run, field for field."""
 
 from __future__ import annotations
 
-import io
-import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import structlog
 
 from uploader.errors import HookError, ServiceError
 from uploader.events import (
     CredentialsRenewed,
     Event,
     HookFailed,
-    PartsAdopted,
     PartStored,
     RequestRetried,
     UploadCancelled,
     UploadFailed,
-    UploadProgress,
-    UploadRestarted,
 )
-from uploader.log import configure
 from uploader.progress import Progress
 from uploader.protocol.verdicts import Verdict
 from uploader.session import Retried
@@ -40,13 +32,6 @@ REFUSAL = ServiceError(
 )
 
 
-@pytest.fixture(autouse=True)
-def _unconfigured() -> Iterator[None]:
-    structlog.reset_defaults()
-    yield
-    structlog.reset_defaults()
-
-
 @pytest.fixture
 def told() -> list[Event]:
     return []
@@ -57,7 +42,7 @@ def progress(told: list[Event]) -> Progress:
     return Progress("movie.mp4", "v-1", [told.append])
 
 
-def test_positions_add_up_and_a_repeat_is_not_counted_twice(progress: Progress) -> None:
+def test_what_goes_again_is_sent_twice_but_under_way_once(progress: Progress) -> None:
     first, second = progress.watch(1), progress.watch(2)
     first(100)
     second(30)
@@ -120,34 +105,3 @@ def test_how_it_ends(progress: Progress, told: list[Event]) -> None:
         ),
         HookFailed(**WHOSE, message="The hook said no."),
     ]
-
-
-@pytest.mark.parametrize(
-    ("event", "level"),
-    [
-        (PartStored(**WHOSE, part_number=3, size=1000, seconds=0.1), "debug"),
-        (PartsAdopted(**WHOSE, part_count=2), "info"),
-        (UploadCancelled(**WHOSE), "info"),
-        (CredentialsRenewed(**WHOSE, renewal_count=1, seconds=0.1), "info"),
-        (UploadRestarted(**WHOSE, reason="gone", lost_bytes=5), "warning"),
-        (HookFailed(**WHOSE, message="The hook said no."), "warning"),
-    ],
-)
-def test_an_event_is_logged_under_its_type(progress: Progress, event: Event, level: str) -> None:
-    stream = io.StringIO()
-    configure("debug", is_json=True, stream=stream)
-    progress.tell(event)
-    line = json.loads(stream.getvalue())
-    assert (line["event"], line["level"]) == (event.type, level)
-    assert (line["key"], line["video_id"]) == ("movie.mp4", "v-1")
-
-
-def test_how_far_it_has_come_is_not_logged(progress: Progress, told: list[Event]) -> None:
-    stream = io.StringIO()
-    configure("debug", is_json=True, stream=stream)
-    event = UploadProgress(
-        **WHOSE, done_bytes=1, size=2, acked_part_count=0, part_count=1, renewal_count=0,
-        retry_count=0,
-    )  # fmt: skip
-    progress.tell(event)
-    assert (stream.getvalue(), told) == ("", [event])
