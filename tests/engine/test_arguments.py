@@ -1,0 +1,423 @@
+"""What a caller gives arrives where it is meant to, and what is written down is all of it."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import fields, replace
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from uploader import (
+    Event,
+    NewVideo,
+    RetryPolicy,
+    SourceUnreadable,
+    TrustPolicy,
+    Uploader,
+    UploadFailed,
+    UploadFinished,
+    UploadGrant,
+    UploadItem,
+    UploadOptions,
+    UploadRestarted,
+    UploadResult,
+    UploadStarted,
+    VideoMeta,
+    VodupError,
+    decode_answer,
+    upload_sync,
+)
+from uploader.clock import SystemClock
+from uploader.credentials import GrantSource, Network
+from uploader.opening import default_key
+from uploader.pace import MAX_CONCURRENCY, Bandwidth
+from uploader.protocol.wire import Response, SignedRequest, Transport
+from uploader.state import Checkpoint, MemoryState, Phase, UploadRecord
+from uploader.transport import AiohttpTransport
+
+from .harness import LOOPBACK, PART, Desk, created, options
+
+GRANT = decode_answer(
+    {
+        "VideoId": "0" * 32,
+        "UploadAddress": "eyJFbmRwb2ludCI6Imh0dHBzOi8vb3NzLWNuLXNoYW5naGFpLmFsaXl1bmNzLmNvbSIsIkJ1"
+        "Y2tldCI6Im91dGluLTEiLCJGaWxlTmFtZSI6InN2L2EubXA0In0=",
+        "UploadAuth": "eyJBY2Nlc3NLZXlJZCI6IlNUUy5BIiwiQWNjZXNzS2V5U2VjcmV0IjoiYiIsIlNlY3VyaXR5VG9r"
+        "ZW4iOiJjIn0=",
+    }
+)
+META = VideoMeta(title="A title")
+
+
+def result_for(key: str) -> UploadResult:
+    given: dict[str, Any] = {field.name: 0 for field in fields(UploadResult)}
+    return UploadResult(**given | {"key": key, "video_id": "v", "hook_failures": ()})
+
+
+class Recording(Uploader):
+    """Uploads nothing; remembers what it was asked for and tells one event. Mutable."""
+
+    def __init__(self, provider: object = None, **given: Any) -> None:
+        super().__init__(state="memory")
+        self.given = {"provider": provider, **given}
+        self.asked: list[dict[str, Any]] = []
+        Recording.last = self
+
+    last: Recording | None = None
+    told = UploadRestarted(key="k", video_id="v", reason="r", lost_bytes=1)
+
+    async def upload(self, source: object, **given: Any) -> UploadResult:
+        if listener := given.pop("on_event", None):
+            listener(self.told)
+        self.asked.append({"source": source, **given})
+        return result_for(given.get("key") or "")
+
+
+ALL = {
+    "source": "movie.mp4",
+    "meta": META,
+    "video_id": "0" * 32,
+    "grant": GRANT,
+    "key": "mine",
+    "overwrite": True,
+}
+
+
+async def test_an_upload_beside_the_caller_is_asked_for_the_same() -> None:
+    told: list[Event] = []
+    async with Recording() as up:
+        handle = await up.submit(**ALL, on_event=told.append)  # type: ignore[arg-type]
+        await handle
+        await (await up.submit("other.mp4"))
+
+    first, second = up.asked
+    going = first.pop("going")
+    assert isinstance(going, asyncio.Event)
+    assert going.is_set()
+    assert first == ALL
+    assert told == [up.told]
+    second.pop("going")
+    nothing = {"meta": None, "video_id": None, "grant": None, "key": None, "overwrite": False}
+    assert second == {"source": "other.mp4", **nothing}
+
+
+async def test_each_of_many_uploads_is_asked_for_the_same() -> None:
+    told: list[Event] = []
+    async with Recording() as up:
+        given = [UploadItem(**ALL)]  # type: ignore[arg-type]
+        ended = [outcome async for outcome in up.upload_many(given, on_event=told.append)]
+
+    assert up.asked == [ALL]
+    assert told == [up.told]
+    assert [outcome.result for outcome in ended] == [result_for("mine")]
+
+
+async def test_no_more_of_many_are_under_way_than_asked_for() -> None:
+    under_way = most = 0
+
+    class Slow(Recording):
+        async def upload(self, source: object, **given: Any) -> UploadResult:
+            nonlocal under_way, most
+            under_way += 1
+            most = max(most, under_way)
+            await asyncio.sleep(0.001)
+            under_way -= 1
+            return result_for("k")
+
+    async with Slow() as up:
+        items = [UploadItem(source="x") for _ in range(20)]
+        assert len([outcome async for outcome in up.upload_many(items, files=3)]) == 20
+    assert most == 3
+
+
+def test_code_without_a_loop_gives_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("uploader.engine.Uploader", Recording)
+    provider, state, opts = object(), MemoryState(), UploadOptions(concurrency=3)
+    settings: dict[str, Any] = {"state": state, "options": opts, "trust": LOOPBACK}
+    asked = {name: value for name, value in ALL.items() if name != "source"}
+
+    result = upload_sync("movie.mp4", provider=provider, **settings, **asked)  # type: ignore[arg-type]
+
+    assert result == result_for("mine")
+    assert Recording.last is not None
+    assert Recording.last.given == {"provider": provider, **settings}
+    assert Recording.last.asked == [ALL]
+
+
+# --- the network that providers are given --------------------------------------------------
+
+
+class Provider:
+    """Hands out nothing; remembers the networks it was connected to. Mutable."""
+
+    scope = "cn-shanghai"
+
+    def __init__(self) -> None:
+        self.networks: list[Network] = []
+
+    def connect(self, network: Network) -> GrantSource:
+        self.networks.append(network)
+        return self  # type: ignore[return-value]  # nobody asks it
+
+
+class Nowhere:
+    """A network that answers nothing."""
+
+    async def send(self, request: SignedRequest, **told: Any) -> Response:
+        raise NotImplementedError
+
+
+class StoppedClock(SystemClock):
+    """Its own kind, to be told apart."""
+
+
+async def network_of(transport: Transport | None = None, **given: Any) -> Network:
+    provider = Provider()
+    async with Uploader(provider, state="memory", transport=transport, **given) as up:
+        assert isinstance(up.grants, Provider)
+        assert up.scope == "cn-shanghai"
+    (network,) = provider.networks
+    return network
+
+
+@pytest.mark.parametrize("transport", [None, Nowhere()])
+async def test_a_provider_is_given_the_network_of_its_uploader(transport: Transport | None) -> None:
+    clock, retry = StoppedClock(), RetryPolicy(patience_s=7.0)
+    opts = UploadOptions(concurrency=5, retry=retry, stall_timeout_s=3.0)
+
+    network = await network_of(transport, options=opts, trust=LOOPBACK, clock=clock)
+
+    assert network.clock is clock
+    assert network.retry is retry
+    assert network.trust is LOOPBACK
+    assert (network.pace.limit, network.pace.max_concurrency) == (5, 5)
+    if transport is not None:
+        assert network.transport is transport
+        assert network.congestion() == ""
+    else:
+        assert isinstance(network.transport, AiohttpTransport)
+        assert network.congestion() == network.transport.facts().congestion
+
+
+async def test_without_a_word_everything_has_its_default() -> None:
+    network = await network_of()
+    assert network.retry == RetryPolicy()
+    assert network.trust == TrustPolicy()
+    assert isinstance(network.clock, SystemClock)
+    assert network.pace.max_concurrency == MAX_CONCURRENCY
+
+
+async def test_few_descriptors_mean_few_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (64, 64))
+    automatic = await network_of()
+    asked = await network_of(options=UploadOptions(concurrency=100))
+    assert automatic.pace.max_concurrency < MAX_CONCURRENCY
+    assert asked.pace.limit == automatic.pace.max_concurrency
+
+
+async def test_vod_calls_and_bandwidth_are_limited_as_asked() -> None:
+    waited = 0
+
+    async def shared() -> None:
+        nonlocal waited
+        waited += 1
+
+    bandwidth = Bandwidth.constant(12345)
+    opts = UploadOptions(bandwidth=bandwidth, vod_calls_per_s=1e6)
+    network = await network_of(Nowhere(), options=opts, shared_vod_budget=shared)
+    await network.pace.vod_call()
+    assert waited == 1
+    assert network.pace.bytes_per_s == 12345
+
+
+# --- what is written down ------------------------------------------------------------------
+
+
+class Diary(MemoryState):
+    """Remembers every write to a record. Mutable."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: list[dict[str, Any]] = []
+
+    @asynccontextmanager
+    async def claim(self, key: str) -> AsyncIterator[Checkpoint]:  # type: ignore[override]
+        async with super().claim(key) as checkpoint:
+            advance = checkpoint.advance
+
+            async def noted(**changes: Any) -> UploadRecord:
+                self.written.append(changes)
+                return await advance(**changes)
+
+            checkpoint.advance = noted  # type: ignore[method-assign]
+            yield checkpoint
+
+
+async def test_a_small_file_waits_for_the_disk_once_before_it_is_sent(desk: Desk) -> None:
+    state = Diary()
+    result = await desk.push(desk.file(PART), state=state)
+
+    target, receipt = state.written
+    assert target.pop("plan") is not None
+    assert target == {
+        "phase": Phase.COMPLETING,
+        "video_id": result.video_id,
+        "endpoint": desk.server.oss_endpoint,
+        "region": target["region"],
+        "bucket": result.bucket,
+        "object_key": result.object_key,
+    }
+    assert receipt["phase"] is Phase.DONE
+
+
+async def test_a_file_in_parts_plans_once_it_knows_the_way(desk: Desk) -> None:
+    state = Diary()
+    await desk.push(desk.file(3 * PART), state=state)
+
+    assert state.written[0]["phase"] is Phase.UPLOADING
+    assert state.written[0]["plan"] is None
+    assert [*state.written[1]] == ["plan"]
+    assert [change.get("phase") for change in state.written[2:]] == [
+        None,
+        Phase.COMPLETING,
+        Phase.DONE,
+    ]
+
+
+async def test_a_record_says_all_there_is_to_know(desk: Desk) -> None:
+    movie = desk.file(6 * PART)
+    record = await desk.interrupted(movie, after=2, meta=META)
+    (video,) = desk.server.videos.values()
+    assert record.reference_id is not None
+    assert record.plan is not None
+    assert record.upload_id is not None
+    assert isinstance(record.created_at, datetime)
+    assert isinstance(record.updated_at, datetime)
+    told = replace(record, created_at=None, updated_at=None)
+    assert told == UploadRecord(
+        key=default_key(desk.provider().scope, str(movie)),
+        phase=Phase.UPLOADING,
+        source=str(movie),
+        fingerprint=record.fingerprint,
+        size=6 * PART,
+        scope=desk.provider().scope,
+        reference_id=record.reference_id,
+        meta=META.to_text(),
+        video_id=video.video_id,
+        endpoint=desk.server.oss_endpoint,
+        region=record.region,
+        bucket=video.bucket,
+        object_key=video.object_key,
+        plan=record.plan,
+        upload_id=record.upload_id,
+        error=f"PermissionDenied: {desk.told(UploadFailed)[0].message}",
+    )
+
+
+async def test_who_makes_videos_is_told_all_about_the_file(desk: Desk) -> None:
+    asked: list[NewVideo] = []
+
+    class Maker(Provider):
+        async def create(self, video: NewVideo) -> UploadGrant:
+            asked.append(video)
+            if len(asked) == 1:
+                raise VodupError("Not now.")
+            return decode_answer(await created(desk.server))
+
+        async def facts(self, video_id: str) -> None:
+            return None
+
+    movie = desk.file(PART)
+    error = await desk.fail(movie, provider=Maker(), meta=META)
+    assert (error.message, error.phase) == ("Not now.", "create")
+    async with desk.uploader(Maker()) as up:
+        await up.upload(movie, meta=META)
+
+    first, second = asked
+    assert first.reference_id.startswith("vodup-")
+    assert first == NewVideo(
+        meta=META,
+        file_name="movie.mp4",
+        file_size=PART,
+        reference_id=first.reference_id,
+        is_repeat=False,
+    )
+    assert second == replace(first, is_repeat=True)
+
+
+async def test_a_failure_while_a_grant_is_renewed_says_so(desk: Desk) -> None:
+    desk.server.set_options(denied_vod_operations=["RefreshUploadVideo"])
+    video_id = (await created(desk.server))["VideoId"]
+    error = await desk.fail(desk.file(PART), video_id=video_id)
+    assert (error.phase, error.video_id) == ("renew", video_id)
+
+
+# --- what is told --------------------------------------------------------------------------
+
+
+async def test_events_bear_the_key_and_the_video_from_the_first_to_the_last(desk: Desk) -> None:
+    movie = desk.file(3 * PART)
+    result = await desk.push(movie, key="mine")
+    again = await desk.push(movie, key="mine")
+
+    assert {(event.key, event.video_id) for event in desk.events} == {("mine", result.video_id)}
+    assert desk.told(UploadStarted)[0].is_resumed is False
+    finished = desk.told(UploadFinished)
+    assert [event.result for event in finished] == [result, again]
+    assert again == replace(result, is_receipt=True, sent_bytes=0)
+
+
+async def test_a_source_that_cannot_be_opened_is_told_under_its_key(desk: Desk) -> None:
+    movie = desk.file(2 * PART)
+    result = await desk.push(movie, key="mine")
+    desk.events.clear()
+    await asyncio.to_thread(movie.unlink)
+
+    await desk.fail(movie, key="mine", video_id=result.video_id)
+    async with desk.uploader() as up:
+        with pytest.raises(SourceUnreadable):
+            await up.verify(movie, key="mine")
+
+    told = [(type(event), event.key, event.video_id) for event in desk.events]
+    assert told == [(UploadFailed, "mine", result.video_id)] * 2
+
+
+async def test_an_upload_without_a_key_is_told_under_none_before_it_is_open(desk: Desk) -> None:
+    await desk.fail(desk.folder / "nothing.mp4")
+    assert [(event.key, event.video_id) for event in desk.events] == [("", None)]
+
+
+async def test_a_listener_of_one_upload_hears_after_that_of_all(desk: Desk) -> None:
+    heard: list[tuple[str, Event]] = []
+    async with Uploader(
+        desk.provider(),
+        state="memory",
+        options=options(),
+        trust=LOOPBACK,
+        on_event=lambda event: heard.append(("all", event)),
+    ) as up:
+        await up.upload(desk.file(PART), on_event=lambda event: heard.append(("one", event)))
+
+    assert [who for who, _ in heard] == ["all", "one"] * (len(heard) // 2)
+    assert [event for who, event in heard if who == "all"] == [
+        event for who, event in heard if who == "one"
+    ]
+
+
+# --- giving up ------------------------------------------------------------------------------
+
+
+async def test_giving_up_what_has_no_parts_yet_is_written_down(desk: Desk) -> None:
+    desk.server.set_options(denied_vod_operations=["CreateUploadVideo"])
+    await desk.fail(desk.file(2 * PART), key="mine")
+
+    async with desk.uploader() as up:
+        await up.abort("mine")
+
+    assert (await desk.record(key="mine")).phase is Phase.ABORTED
+    assert desk.count("AbortMultipartUpload") == 0

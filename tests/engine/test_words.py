@@ -1,0 +1,395 @@
+"""What an upload says when it cannot go on, word for word, and what it says to do next."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import pytest
+
+from uploader import (
+    CallbackProvider,
+    ConfigurationError,
+    NewVideo,
+    OverwriteRefused,
+    SourceChanged,
+    UnverifiedCompletion,
+    UploadGrant,
+    UploadRestarted,
+    UploadTargetChanged,
+    VideoMeta,
+    VodupError,
+    decode_grant,
+)
+from uploader.devserver import Fault
+from uploader.errors import IntegrityError, UnsupportedState
+from uploader.state import Phase
+
+from .harness import PART, Desk, created, until
+from .test_complete import COMPLETE, cut_off, deny
+from .test_corners import blind, execute
+
+DEFAULT = "the kind's own"
+"""Instead of a next step: the one that all errors of this kind have."""
+
+
+def assert_says(
+    error: VodupError, kind: type[VodupError], message: str, next_step: str = DEFAULT
+) -> None:
+    assert type(error) is kind
+    assert error.message == message
+    assert error.next_step == (kind.default_next_step if next_step == DEFAULT else next_step)
+
+
+# --- before anything is sent ----------------------------------------------------------------
+
+
+async def test_nobody_hands_out_grants(desk: Desk) -> None:
+    async with desk.uploader_without_provider() as up:
+        with pytest.raises(VodupError) as caught:
+            await up.upload(desk.file(PART))
+        with pytest.raises(VodupError) as asked:
+            _ = up.grants
+    assert_says(
+        caught.value,
+        ConfigurationError,
+        "Nobody was named who hands out grants for this upload.",
+        "Pass a provider, or a fresh grant (--grant).",
+    )
+    assert_says(
+        asked.value, ConfigurationError, "Grants need a provider, and an uploader that is open."
+    )
+
+
+async def test_a_grant_of_another_video_and_of_none(desk: Desk) -> None:
+    answer = await created(desk.server)
+    pair = (answer["UploadAddress"], answer["UploadAuth"])
+    movie = desk.file(2 * PART)
+
+    theirs = await desk.fail(movie, grant=decode_grant(*pair, video_id="1" * 32), video_id="0" * 32)
+    nobodys = await desk.fail(movie, grant=decode_grant(*pair))
+
+    assert_says(
+        theirs, ConfigurationError, f"The grant is for video {'1' * 32}, not for {'0' * 32}."
+    )
+    assert_says(
+        nobodys,
+        ConfigurationError,
+        "The grant does not tell its VideoId, and renewing needs it.",
+        "Pass video_id= (--video-id) as well.",
+    )
+
+
+async def test_a_new_video_without_an_id(desk: Desk) -> None:
+    async def create(video: NewVideo) -> UploadGrant:
+        answer = await created(desk.server)
+        return decode_grant(answer["UploadAddress"], answer["UploadAuth"])
+
+    async def renew(video_id: str) -> UploadGrant:
+        raise NotImplementedError
+
+    error = await desk.fail(desk.file(PART), provider=CallbackProvider(renew, create))
+
+    assert_says(error, ConfigurationError, "The grant for the new video does not tell its VideoId.")
+
+
+async def test_an_upload_of_another_video(desk: Desk) -> None:
+    movie = desk.file(6 * PART)
+    before = await desk.interrupted(movie, after=3, key="mine")
+    other = (await created(desk.server))["VideoId"]
+
+    error = await desk.fail(movie, key="mine", video_id=other)
+
+    assert_says(
+        error,
+        ConfigurationError,
+        f"The upload mine belongs to video {before.video_id}, not to {other}.",
+        "Pass another --key, or leave --video-id away to continue it.",
+    )
+
+
+async def test_a_video_that_is_finished(desk: Desk) -> None:
+    video_id = (await created(desk.server))["VideoId"]
+    await desk.push(desk.file(PART, "first.mp4"), video_id=video_id, key="first")
+    async with desk.uploader(state="memory") as up:
+        with pytest.raises(OverwriteRefused) as caught:
+            await up.upload(desk.file(PART), video_id=video_id)
+    assert_says(
+        caught.value,
+        OverwriteRefused,
+        f"Video {video_id} is finished already (status Normal); sending to it would replace its "
+        "content and may start transcoding again.",
+    )
+
+
+# --- of an earlier run ------------------------------------------------------------------------
+
+
+async def test_a_file_that_changed_since_it_was_finished(desk: Desk) -> None:
+    movie = desk.file(PART)
+    result = await desk.push(movie, key="mine")
+    desk.file(PART, seed=1)
+
+    assert_says(
+        await desk.fail(movie, key="mine"),
+        SourceChanged,
+        f"{movie} was uploaded as video {result.video_id}, and has changed since.",
+        "To make a new video of it, pass --key NAME or run `vodup clean mine` first; to replace "
+        "the video's content, pass --overwrite.",
+    )
+
+
+@pytest.mark.parametrize(
+    ("seed", "size", "changes"),
+    [(1, 8 * PART, "mtime_ns, ctime_ns"), (0, 9 * PART, "size, mtime_ns, ctime_ns")],
+)
+async def test_a_file_that_changed_since_it_was_begun(
+    desk: Desk, seed: int, size: int, changes: str
+) -> None:
+    movie = desk.file(8 * PART)
+    await desk.interrupted(movie, after=2)
+    desk.file(size, seed=seed)
+
+    error = await desk.fail(movie)
+
+    assert_says(
+        error,
+        SourceChanged,
+        f"{movie} is not the file this upload was begun with (changed: {changes}).",
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "of"),
+    [
+        ("plan", "nonsense", "plan"),
+        ("fingerprint", "nonsense", "fingerprint"),
+        ("receipt", "[7]", "receipt"),
+        ("receipt", "{", "receipt"),
+    ],
+)
+async def test_a_checkpoint_that_is_not_readable(
+    desk: Desk, field: str, value: str, of: str
+) -> None:
+    movie = desk.file(4 * PART)
+    if field == "receipt":
+        await desk.push(movie)
+    else:
+        await desk.interrupted(movie, after=2)
+    execute(desk, f"UPDATE vodup_upload SET {field} = '{value}'")  # noqa: S608
+    desk.file(4 * PART, seed=5)
+
+    error = await desk.fail(movie)
+
+    assert isinstance(error, UnsupportedState)
+    opening = f"The {of} in the checkpoint is not readable: "
+    assert error.message.startswith(opening)
+    reason = error.message.removeprefix(opening)
+    assert len(reason) > 10
+    assert not reason.startswith("None")
+    assert error.next_step == (
+        "If no newer vodup wrote it, the record is damaged: `vodup clean` removes it, and "
+        "--video-id continues the video."
+    )
+
+
+async def test_an_upload_that_is_not_there(desk: Desk) -> None:
+    async with desk.uploader() as up:
+        for asked in (up.abort("mine"), up.verify(desk.file(PART), key="mine")):
+            with pytest.raises(VodupError) as caught:
+                await asked
+            assert_says(
+                caught.value,
+                ConfigurationError,
+                "There is no upload 'mine' in this state store.",
+                "`vodup status` lists them; --state names another store.",
+            )
+
+
+async def test_an_upload_that_is_finished_cannot_be_given_up(desk: Desk) -> None:
+    result = await desk.push(desk.file(PART), key="mine")
+    async with desk.uploader() as up:
+        with pytest.raises(VodupError) as caught:
+            await up.abort("mine")
+    assert_says(
+        caught.value,
+        ConfigurationError,
+        f"Video {result.video_id} is finished; there is nothing to abort.",
+        "`vodup clean mine` removes its receipt.",
+    )
+
+
+async def test_an_upload_that_was_never_sent(desk: Desk) -> None:
+    desk.server.set_options(denied_vod_operations=["CreateUploadVideo"])
+    movie = desk.file(PART)
+    await desk.fail(movie, key="mine")
+    async with desk.uploader() as up:
+        with pytest.raises(VodupError) as caught:
+            await up.verify(movie, key="mine")
+    assert_says(
+        caught.value,
+        ConfigurationError,
+        "The upload mine has no target yet.",
+        "Run `vodup push` for it first.",
+    )
+
+
+# --- while it is sent -------------------------------------------------------------------------
+
+
+async def test_a_file_that_changes_while_it_is_sent(desk: Desk) -> None:
+    movie = desk.file(4 * PART)
+    desk.order(Fault(action="slow", operation="UploadPart", part=4, delay_s=0.3))
+
+    async def rewrite() -> None:
+        await until(lambda: desk.server.stats.parts_stored >= 3)
+        os.utime(movie, (1, 1))
+
+    async with asyncio.TaskGroup() as group:
+        failing = group.create_task(desk.fail(movie, key="mine"))
+        group.create_task(rewrite())
+
+    assert_says(
+        failing.result(),
+        SourceChanged,
+        f"{movie} changed while it was sent (changed: mtime_ns, ctime_ns).",
+        "Nothing was completed. Put the original back and run the same command, or give this "
+        "upload up with `vodup abort mine` and start anew.",
+    )
+
+
+async def test_an_upload_id_that_vanishes(desk: Desk) -> None:
+    desk.order(Fault(action="vanish", operation="UploadPart", part=3))
+    movie = desk.file(6 * PART)
+    await desk.push(movie, concurrency=1)
+    (restarted,) = desk.told(UploadRestarted)
+    assert restarted.reason == "OSS does not know the UploadId any more"
+    assert restarted.lost_bytes == 2 * PART
+
+
+async def test_an_upload_id_that_vanished_between_two_runs(desk: Desk) -> None:
+    movie = desk.file(6 * PART)
+    record = await desk.interrupted(movie, after=2)
+    desk.server.backend.storage.remove_upload(record.upload_id or "")
+    await desk.push(movie)
+    (restarted,) = desk.told(UploadRestarted)
+    assert restarted.reason == "OSS does not know the UploadId any more"
+
+
+async def test_parts_that_cannot_be_joined(desk: Desk) -> None:
+    desk.order(Fault(action="error", operation=COMPLETE, status=400, code="InvalidPart"))
+    await desk.push(desk.file(4 * PART))
+    (restarted,) = desk.told(UploadRestarted)
+    assert restarted.reason == "OSS cannot join the parts (InvalidPart)"
+
+
+async def test_a_target_that_vod_moved(desk: Desk) -> None:
+    movie = desk.file(6 * PART)
+    await desk.interrupted(movie, after=2)
+    desk.server.set_options(refresh_target="bucket", refresh_scope="refreshed")
+    error = await desk.fail(movie)
+    assert isinstance(error, UploadTargetChanged)
+    assert error.message.startswith("VOD now names another bucket or key (bucket ")
+    assert ", and OSS refuses the first: " in error.message
+    assert error.next_step == UploadTargetChanged.default_next_step
+    assert error.code
+    assert error.request_id
+
+
+# --- at the end -------------------------------------------------------------------------------
+
+
+async def test_an_object_that_cannot_be_compared(desk: Desk) -> None:
+    movie = desk.file(4 * PART)
+    await desk.push(movie, key="mine")
+    deny(desk, "GetObject")
+    async with desk.uploader() as up:
+        with pytest.raises(VodupError) as caught:
+            await up.verify(movie, key="mine")
+    assert_says(
+        caught.value,
+        UnverifiedCompletion,
+        "OSS does not let us read the object's CRC-64.",
+        "Allow vod:GetMezzanineInfo, or compare the file VOD's console offers.",
+    )
+    assert caught.value.phase == "verify"
+
+
+async def test_an_object_that_is_another(desk: Desk) -> None:
+    movie = desk.file(4 * PART)
+    result = await desk.push(movie, key="mine")
+    desk.file(2 * PART, seed=1)
+    async with desk.uploader() as up:
+        with pytest.raises(IntegrityError) as caught:
+            await up.verify(movie, key="mine")
+    message = caught.value.message
+    assert message.startswith(
+        f"The object in OSS is not {movie}: {4 * PART} bytes with CRC-64 {result.crc64}, the "
+        f"source has {2 * PART} bytes with "
+    )
+
+
+async def test_an_object_of_which_nothing_is_told(desk: Desk) -> None:
+    deny(desk, "HeadObject")
+    desk.order(Fault(action="drop_answer", operation=COMPLETE))
+    error = await desk.fail(desk.file(4 * PART), provider=blind(desk), meta=VideoMeta(title="A"))
+    assert_says(
+        error,
+        UnverifiedCompletion,
+        "OSS completed the object, but tells neither a CRC-64 nor an ETag that would prove what "
+        "it holds.",
+    )
+    assert error.phase == "verify"
+    assert (await desk.record()).phase is Phase.COMPLETING
+
+
+FINISHED = "VOD has finished video {0} (status Normal, {1} bytes) after a run that ended while "
+FINISHED += "completing it"
+
+
+@pytest.mark.parametrize("size", [4 * PART, PART])
+async def test_a_video_that_was_finished_and_cannot_be_read(desk: Desk, size: int) -> None:
+    desk.server.set_options(file_url=False)
+    movie = desk.file(size)
+    await cut_off(desk, movie, COMPLETE if size > PART else "PutObject", "no_answer")
+    (video,) = desk.server.videos.values()
+
+    error = await desk.fail(movie)
+
+    finished = FINISHED.format(video.video_id, size)
+    assert_says(error, UnverifiedCompletion, f"{finished}; its bytes could not be compared.")
+    assert error.phase == "settle"
+
+
+async def test_a_video_that_was_finished_with_other_bytes(desk: Desk) -> None:
+    movie = desk.file(4 * PART)
+    await cut_off(desk, movie, COMPLETE, "no_answer")
+    desk.order(Fault(action="wrong_crc", operation="GetObject", count=None))
+    (video,) = desk.server.videos.values()
+
+    error = await desk.fail(movie)
+
+    finished = FINISHED.format(video.video_id, 4 * PART)
+    assert_says(
+        error,
+        IntegrityError,
+        f"{finished}, but its file is not what was sent.",
+        "Pass --overwrite (overwrite=True) to send it again in its place.",
+    )
+    assert error.phase == "settle"
+
+
+async def test_a_video_that_somebody_else_finished_meanwhile(desk: Desk) -> None:
+    movie = desk.file(9 * PART)
+    begun = await desk.interrupted(movie, after=3)
+    async with desk.uploader(state="memory") as theirs:
+        await theirs.upload(desk.file(2 * PART, "theirs.mp4"), video_id=begun.video_id)
+
+    error = await desk.fail(movie)
+
+    assert_says(
+        error,
+        OverwriteRefused,
+        f"Video {begun.video_id} is finished (status Normal), and not by this upload; going on "
+        "would replace its content and may start transcoding again.",
+    )
