@@ -129,7 +129,12 @@ class Storage:
         self._bodies = folder / "bodies"
         self._bodies.mkdir(parents=True, exist_ok=True)
         self._db = sqlite3.connect(
-            folder / "devserver.sqlite3", isolation_level=None, check_same_thread=False
+            folder / "devserver.sqlite3",
+            isolation_level=None,
+            check_same_thread=False,
+            # From Python 3.13 on two threads may get the same cached statement at once, and
+            # one of them the row of the other.
+            cached_statements=0,
         )
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=OFF")

@@ -1,0 +1,231 @@
+"""What is told of an upload, field for field: its events, its result, and what OSS is told."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from uploader import (
+    PartsAdopted,
+    PartStored,
+    UploadFinished,
+    UploadProgress,
+    UploadRestarted,
+    UploadResult,
+    UploadStarted,
+)
+from uploader.devserver import Fault
+from uploader.opening import default_key
+from uploader.protocol.integrity import crc64
+
+from .harness import PART, Desk, foreign_part, until
+from .test_complete import COMPLETE
+
+
+def etag_of(movie: Path, part_count: int) -> str:
+    """As OSS forms it: of the MD5s of the parts, or of the whole where there are none."""
+    data = movie.read_bytes()
+    if part_count == 1:
+        return hashlib.md5(data, usedforsecurity=False).hexdigest().upper()
+    parts = [data[begin : begin + PART] for begin in range(0, len(data), PART)]
+    digests = "".join(hashlib.md5(p, usedforsecurity=False).hexdigest().upper() for p in parts)
+    joined = hashlib.md5(digests.encode(), usedforsecurity=False).hexdigest().upper()
+    return f"{joined}-{part_count}"
+
+
+def expected(desk: Desk, movie: Path, result: UploadResult, **changes: object) -> UploadResult:
+    """All that can be known of a result from outside."""
+    (video,) = desk.server.videos.values()
+    data = movie.read_bytes()
+    whole = UploadResult(
+        key=default_key(desk.provider().scope, str(movie)),
+        video_id=video.video_id,
+        upload_id=result.upload_id,
+        bucket=video.bucket,
+        object_key=video.object_key,
+        size=len(data),
+        crc64=crc64(data),
+        etag=etag_of(movie, 1),
+        part_count=1,
+        resumed_part_count=0,
+        renewal_count=0,
+        retry_count=0,
+        sent_bytes=len(data),
+        verified_by="crc64",
+        seconds=result.seconds,
+        congestion=result.congestion,
+    )
+    return replace(whole, **changes)  # type: ignore[arg-type]
+
+
+async def test_the_result_of_one_request(desk: Desk) -> None:
+    movie = desk.file(PART)
+    result = await desk.push(movie)
+    assert result == expected(desk, movie, result, upload_id=None)
+    assert 0 < result.seconds < 20
+    assert result.congestion in {"cubic", "bbr", "reno"}
+
+
+async def test_the_result_of_parts_that_took_trouble(desk: Desk) -> None:
+    movie = desk.file(5 * PART)
+    record = await desk.interrupted(movie, after=2)
+    desk.order(
+        Fault(action="error", operation="UploadPart", part=4, status=503, code="SlowDown"),
+        Fault(action="drop_answer", operation=COMPLETE),
+    )
+    result = await desk.push(movie, concurrency=1)
+    assert result == expected(
+        desk,
+        movie,
+        result,
+        upload_id=record.upload_id,
+        etag=etag_of(movie, 5),
+        part_count=5,
+        resumed_part_count=2,
+        renewal_count=1,
+        retry_count=result.retry_count,
+        sent_bytes=3 * PART,
+        verified_by="crc64-head",
+    )
+    assert result.retry_count >= 2
+
+
+async def test_the_events_of_parts(desk: Desk) -> None:
+    movie = desk.file(3 * PART)
+    result = await desk.push(movie, concurrency=1)
+    who: dict[str, Any] = {"key": result.key, "video_id": result.video_id}
+
+    (started,) = desk.told(UploadStarted)
+    assert started == UploadStarted(
+        **who,
+        source=str(movie),
+        size=3 * PART,
+        part_count=3,
+        done_bytes=0,
+        resumed_part_count=0,
+        upload_id=result.upload_id,
+        is_resumed=False,
+    )
+    stored = desk.told(PartStored)
+    assert [replace(event, seconds=0.0) for event in stored] == [
+        PartStored(**who, part_number=number, size=PART, seconds=0.0) for number in (1, 2, 3)
+    ]
+    assert all(0 < event.seconds < 20 for event in stored)
+    assert desk.told(UploadFinished) == [UploadFinished(**who, result=result)]
+
+
+async def test_the_events_of_one_request(desk: Desk) -> None:
+    result = await desk.push(desk.file(PART))
+    (started,) = desk.told(UploadStarted)
+    (stored,) = desk.told(PartStored)
+    assert (started.upload_id, started.part_count, started.is_resumed) == (None, 1, False)
+    assert (stored.part_number, stored.size) == (1, PART)
+    assert 0 < stored.seconds < 20
+    assert desk.events[-1] == UploadFinished(
+        key=result.key, video_id=result.video_id, result=result
+    )
+
+
+async def test_what_a_later_run_begins_with(desk: Desk) -> None:
+    movie = desk.file(6 * PART)
+    record = await desk.interrupted(movie, after=4)
+    await desk.push(movie)
+    resumed = desk.told(UploadStarted)[1]
+    assert resumed == UploadStarted(
+        key=record.key,
+        video_id=record.video_id,
+        source=str(movie),
+        size=6 * PART,
+        part_count=6,
+        done_bytes=4 * PART,
+        resumed_part_count=4,
+        upload_id=record.upload_id,
+        is_resumed=True,
+    )
+
+
+async def test_a_run_that_has_a_target_but_no_upload_id_is_a_resumed_one(desk: Desk) -> None:
+    desk.order(Fault(action="error", operation="InitiateMultipartUpload", count=None, status=400,
+                     code="InvalidArgument"))  # fmt: skip
+    movie = desk.file(3 * PART)
+    await desk.fail(movie)
+    desk.order()
+    await desk.push(movie)
+    (started,) = desk.told(UploadStarted)
+    assert started.is_resumed
+    assert (started.resumed_part_count, started.done_bytes) == (0, 0)
+
+
+async def test_how_far_an_upload_is(desk: Desk) -> None:
+    movie = desk.file(6 * PART)
+    await desk.interrupted(movie, after=2)
+    desk.events.clear()
+    desk.order(Fault(action="slow", operation="UploadPart", part=5, delay_s=0.7))
+
+    result = await desk.push(movie, concurrency=1)
+
+    seen = desk.told(UploadProgress)
+    assert seen
+    last = seen[-1]
+    assert PART * 4 <= last.done_bytes <= PART * 5
+    assert last == UploadProgress(
+        key=result.key,
+        video_id=result.video_id,
+        done_bytes=last.done_bytes,
+        size=6 * PART,
+        acked_part_count=4,
+        part_count=6,
+        renewal_count=1,
+        retry_count=0,
+    )
+
+
+async def test_parts_that_are_found(desk: Desk) -> None:
+    movie = desk.file(6 * PART)
+    desk.order(Fault(action="no_answer", operation="UploadPart", part=4))
+    async with desk.uploader(concurrency=1) as up:
+        task = asyncio.create_task(up.upload(movie))
+        await until(lambda: desk.server.stats.parts_stored == 4)
+        task.cancel()
+        await asyncio.wait([task])
+    desk.order()
+
+    result = await desk.push(movie)
+
+    who = {"key": result.key, "video_id": result.video_id}
+    assert desk.told(PartsAdopted) == [PartsAdopted(**who, part_count=1)]
+    assert result.resumed_part_count == 4
+    assert result.sent_bytes == 2 * PART
+
+
+async def test_what_was_lost_with_an_upload_id(desk: Desk) -> None:
+    movie = desk.file(6 * PART)
+    record = await desk.interrupted(movie, after=4)
+    desk.server.backend.storage.remove_upload(record.upload_id or "")
+    result = await desk.push(movie)
+    assert desk.told(UploadRestarted) == [
+        UploadRestarted(
+            key=result.key,
+            video_id=result.video_id,
+            reason="OSS does not know the UploadId any more",
+            lost_bytes=4 * PART,
+        )
+    ]
+    last = desk.told(UploadStarted)[-1]
+    assert (last.done_bytes, last.upload_id) == (0, result.upload_id)
+    assert result.sent_bytes == 6 * PART
+
+
+async def test_a_part_that_somebody_overwrote_is_not_found(desk: Desk) -> None:
+    movie = desk.file(6 * PART)
+    await desk.interrupted(movie, after=3)
+    await foreign_part(desk, 2)
+    desk.events.clear()
+    result = await desk.push(movie)
+    (started,) = desk.told(UploadStarted)
+    assert (started.resumed_part_count, started.done_bytes) == (2, 2 * PART)
+    assert result.resumed_part_count == 2
+    assert result.sent_bytes == 4 * PART
