@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks import bulk, growth, networks, quotes, report, resume, startup, transfer
 from benchmarks.bench import ALL, QUICK, SHORT, Bench, Scale, Section
 from benchmarks.contenders import Track, versions
-from benchmarks.measure import ROOT, Failed
+from benchmarks.measure import ROOT, Failed, end_on_sigterm
 from benchmarks.native import Toolbox, has_compiler
 from benchmarks.peers import lock, peers_python
 from benchmarks.targets import check
@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not has_compiler():
         print("benchmarks: they need a C compiler (Debian: apt install gcc)", file=sys.stderr)
         return 2
+    end_on_sigterm()
     with tempfile.TemporaryDirectory(prefix="vodup-bench-", dir=arguments.dir) as folder:
         return _measure(arguments, Path(folder))
 

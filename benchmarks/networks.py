@@ -36,7 +36,7 @@ from typing import Any, Final
 from benchmarks import report
 from benchmarks.bench import ALL, MB, SHORT, Bench, Scale, Section, Table
 from benchmarks.contenders import Contender, Task, Track, by_name
-from benchmarks.measure import ROOT, Failed
+from benchmarks.measure import ROOT, Failed, end_on_sigterm
 from benchmarks.native import Toolbox, running
 from benchmarks.peers import peers_python
 from benchmarks.plots import bars
@@ -509,6 +509,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if reason := why_not():
         parser.error(reason)
+    end_on_sigterm()
     if not arguments.show:
         wanted = [n for n in NETWORKS if n.name in arguments.case or not arguments.case]
         scale = SHORT if arguments.short else ALL

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -412,11 +413,41 @@ def test_namespaces_of_killed_runs_are_removed_and_no_others() -> None:
         subprocess.run(["ip", "netns", "add", name], check=True)
     try:
         sweep()
-        listed = subprocess.run(["ip", "netns"], capture_output=True, text=True, check=True).stdout
+        listed = namespaces()
         assert (stale in listed, ours in listed) == (False, True)
     finally:
         for name in (stale, ours):
             subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+
+
+@needs_compiler
+@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+def test_a_benchmark_that_is_told_to_end_leaves_no_namespace() -> None:
+    code = (
+        "import tempfile, time\n"
+        "from pathlib import Path\n"
+        "from benchmarks.measure import end_on_sigterm\n"
+        "from benchmarks.native import Toolbox\n"
+        "from benchmarks.networks import NETWORKS, linked\n"
+        "end_on_sigterm()\n"
+        "with tempfile.TemporaryDirectory() as folder:\n"
+        "    with linked(Toolbox(Path(folder)), NETWORKS[0]):\n"
+        "        print('linked', flush=True)\n"
+        "        time.sleep(60)\n"
+    )
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "linked\n"
+        name = f"vodup-bench-{process.pid}-"
+        assert name in namespaces()
+        process.terminate()
+        assert process.wait(30) == 128 + signal.SIGTERM
+    assert name not in namespaces()
+
+
+def namespaces() -> str:
+    return subprocess.run(["ip", "netns"], capture_output=True, text=True, check=True).stdout
 
 
 @needs_compiler
