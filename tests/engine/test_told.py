@@ -7,6 +7,9 @@ import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
 
 from uploader import (
     PartsAdopted,
@@ -20,6 +23,8 @@ from uploader import (
 from uploader.devserver import Fault
 from uploader.opening import default_key
 from uploader.protocol.integrity import crc64
+from uploader.protocol.wire import Response, SignedRequest
+from uploader.transport import AiohttpTransport
 
 from .harness import PART, Desk, foreign_part, until
 from .test_complete import COMPLETE
@@ -229,3 +234,31 @@ async def test_a_part_that_somebody_overwrote_is_not_found(desk: Desk) -> None:
     assert (started.resumed_part_count, started.done_bytes) == (2, 2 * PART)
     assert result.resumed_part_count == 2
     assert result.sent_bytes == 4 * PART
+
+
+@pytest.mark.parametrize("notification", ["eyJ9", None])
+async def test_whom_vod_is_to_notify_is_told_to_oss(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, notification: str | None
+) -> None:
+    told: list[tuple[str, str | None]] = []
+    send = AiohttpTransport.send
+
+    async def noted(
+        self: AiohttpTransport, request: SignedRequest, *given: Any, **more: Any
+    ) -> Response:
+        if request.url.startswith(desk.server.oss_endpoint):
+            query = urlsplit(request.url).query.partition("=")[0]
+            told.append((f"{request.method} {query}", request.headers.get("x-oss-notification")))
+        return await send(self, request, *given, **more)
+
+    monkeypatch.setattr(AiohttpTransport, "send", noted)
+    await desk.push(desk.file(2 * PART), concurrency=1, notification=notification)
+    await desk.push(desk.file(PART, "small.mp4"), notification=notification)
+
+    assert told == [
+        ("POST uploads", notification),
+        ("PUT partNumber", None),
+        ("PUT partNumber", None),
+        ("POST uploadId", notification),
+        ("PUT ", notification),
+    ]
