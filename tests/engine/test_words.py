@@ -141,7 +141,10 @@ async def test_a_file_that_changed_since_it_was_finished(desk: Desk) -> None:
 
 @pytest.mark.parametrize(
     ("seed", "size", "changes"),
-    [(1, 8 * PART, "mtime_ns, ctime_ns"), (0, 9 * PART, "size, mtime_ns, ctime_ns")],
+    [
+        (1, 8 * PART, "modification time, change time"),
+        (0, 9 * PART, "size, modification time, change time"),
+    ],
 )
 async def test_a_file_that_changed_since_it_was_begun(
     desk: Desk, seed: int, size: int, changes: str
@@ -252,7 +255,7 @@ async def test_a_file_that_changes_while_it_is_sent(desk: Desk) -> None:
     assert_says(
         failing.result(),
         SourceChanged,
-        f"{movie} changed while it was sent (changed: mtime_ns, ctime_ns).",
+        f"{movie} changed while it was sent (changed: modification time, change time).",
         "Nothing was completed. Put the original back and run the same command, or give this "
         "upload up with `vodup abort mine` and start anew.",
     )

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Final
 
 from uploader.protocol.documents import MalformedDocument
 
 __all__ = ["Fingerprint"]
+
+_WORDS: Final = {
+    "size": "size",
+    "mtime_ns": "modification time",
+    "ctime_ns": "change time",
+    "inode": "inode",
+    "device": "device",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,5 +55,9 @@ class Fingerprint:
             raise MalformedDocument("it is not a fingerprint") from None
 
     def changes(self, other: Fingerprint) -> list[str]:
-        """The names of the fields in which `other` differs."""
-        return [f.name for f in fields(self) if getattr(self, f.name) != getattr(other, f.name)]
+        """What is different about `other`, in words for people."""
+        is_of_a_file = self.mtime_ns or other.mtime_ns
+        words = _WORDS if is_of_a_file else _WORDS | {"inode": "content"}
+        return [
+            words[f.name] for f in fields(self) if getattr(self, f.name) != getattr(other, f.name)
+        ]
