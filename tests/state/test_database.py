@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import sqlite3
 import sys
 from collections.abc import Callable, Iterator
@@ -647,6 +648,32 @@ def test_a_newer_version(path: Path) -> None:
         UnsupportedState,
         f"{path} was written by a newer vodup (schema 7; this one knows 6).",
     )
+
+
+def test_what_a_dead_writer_left_half_done_is_undone_by_looking(path: Path) -> None:
+    """Its journal says how the file was before; who may only read cannot even look."""
+    opening(path).close()
+    dead = path.with_name("dead.db")
+    with closing(sqlite3.connect(path, isolation_level=None)) as writer:
+        writer.execute("PRAGMA journal_mode=DELETE")
+        writer.execute("PRAGMA cache_size=1")
+        writer.execute("BEGIN IMMEDIATE")
+        writer.execute("UPDATE vodup_store SET schema_version = 77")
+        writer.execute("CREATE TABLE filler AS SELECT zeroblob(100000)")  # more than the cache
+        for suffix in ("", "-journal"):
+            shutil.copy(path.with_name(f"state.db{suffix}"), dead.with_name(f"dead.db{suffix}"))
+        writer.execute("ROLLBACK")
+    with (
+        closing(sqlite3.connect(f"{dead.as_uri()}?mode=ro", uri=True)) as reader,
+        pytest.raises(sqlite3.OperationalError),
+    ):
+        reader.execute("SELECT * FROM vodup_store")
+
+    files.inspect(dead, newest_version=SCHEMA_VERSION)
+
+    with closing(sqlite3.connect(dead)) as whole:
+        assert whole.execute("SELECT schema_version FROM vodup_store").fetchone() == (1,)
+    assert not dead.with_name("dead.db-journal").exists()
 
 
 @pytest.mark.parametrize("version", [0, -1, "one"])
