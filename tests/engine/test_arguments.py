@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import resource
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import fields, replace
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from uploader import (
     Event,
@@ -35,7 +37,7 @@ from uploader import (
 from uploader.clock import SystemClock
 from uploader.credentials import GrantSource, Network
 from uploader.opening import default_key
-from uploader.pace import MAX_CONCURRENCY, Bandwidth
+from uploader.pace import MAX_CONCURRENCY, Bandwidth, LinkProbe, Pace
 from uploader.protocol.wire import Response, SignedRequest, Transport
 from uploader.state import Checkpoint, MemoryState, Phase, UploadRecord
 from uploader.transport import AiohttpTransport
@@ -218,6 +220,39 @@ async def test_few_descriptors_mean_few_connections(monkeypatch: pytest.MonkeyPa
     asked = await network_of(options=UploadOptions(concurrency=100))
     assert automatic.pace.max_concurrency < MAX_CONCURRENCY
     assert asked.pace.limit == automatic.pace.max_concurrency
+
+
+async def test_the_transport_is_made_as_asked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made: dict[str, Any] = {}
+    watched: list[object] = []
+
+    class Noted(AiohttpTransport):
+        def __init__(self, **given: Any) -> None:
+            made.update(given)
+            super().__init__(**given)
+
+    steering = Pace.steering
+
+    def watching(pace: Pace, probe: LinkProbe) -> AbstractAsyncContextManager[None]:
+        watched.append(probe)
+        return steering(pace, probe)
+
+    monkeypatch.setattr("uploader.engine.AiohttpTransport", Noted)
+    monkeypatch.setattr(Pace, "steering", watching)
+    trustme.CA().cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    opts = UploadOptions(concurrency=5, stall_timeout_s=7.0, ca_file=tmp_path / "ca.pem")
+
+    network = await network_of(options=opts)
+
+    assert made == {
+        "pace": network.pace,
+        "stall_timeout_s": 7.0,
+        "connection_limit": 5 + 8,
+        "ca_file": tmp_path / "ca.pem",
+    }
+    assert watched == [network.transport]
 
 
 async def test_vod_calls_and_bandwidth_are_limited_as_asked() -> None:
