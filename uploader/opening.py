@@ -256,7 +256,7 @@ def changes_of(record: UploadRecord, now: Fingerprint) -> str:
         changes = Fingerprint.from_text(record.fingerprint).changes(now)
     except MalformedDocument as error:
         raise _not_readable("fingerprint", error) from None
-    return f"changed: {', '.join(changes)}" if changes else "its content changed"
+    return f"changed: {', '.join(changes)}"
 
 
 async def _holds_acked_bytes(job: Job, record: UploadRecord) -> bool:
