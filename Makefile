@@ -170,7 +170,7 @@ lock: $(LOCK)/.ready
 	@echo "lock: requirements-audit.lock"
 	@$(COMPILE) --group audit -c requirements-dev.lock -o requirements-audit.lock >/dev/null
 	@echo "lock: requirements-lowest.lock"
-	@$(COMPILE) pyproject.toml --resolution lowest-direct $(DEV_EXTRAS:%=--extra %) \
+	@$(COMPILE) pyproject.toml --group paired --resolution lowest-direct $(DEV_EXTRAS:%=--extra %) \
 		-o requirements-lowest.lock >/dev/null
 	@if grep -nE '://|^-|file:' requirements*.lock; then \
 		echo "lock: these lines name a place; the locks must not" >&2; exit 1; \

@@ -49,6 +49,7 @@ def _latest_lock() -> Path:
     lock = ROOT / "build" / "requirements-latest.lock"
     lock.parent.mkdir(exist_ok=True)
     extras = [word for extra in EXTRAS for word in ("--extra", extra)]
+    extras += ["--group", "paired"]
     wanted = ["--python-version", LATEST, "--upgrade", "--generate-hashes", "-o", str(lock)]
     _uv("pip", "compile", "pyproject.toml", *extras, *wanted)
     return lock
