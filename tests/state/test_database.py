@@ -522,6 +522,15 @@ def test_file_systems_that_are_not_known_to_be_far_will_do(tmp_path: Path) -> No
         files.refuse_network_mount(tmp_path, mounts=table)
 
 
+def test_a_table_of_mounts_may_name_anything(tmp_path: Path) -> None:
+    """Folders have names of any bytes; what is not in the table has no type."""
+    table = mounted(tmp_path, "cifs")
+    table.write_bytes(b"22 1 98:1 / /mnt/\xff rw - ext4 /dev/y rw\n" + table.read_bytes())
+    assert files._mount_type(tmp_path, table) == "cifs"
+    assert files._mount_type(tmp_path, mounted(tmp_path, "nfs", device="98:98")) == ""
+    assert files._mount_type(tmp_path, tmp_path / "no such table") == ""
+
+
 def test_the_table_of_mounts_is_the_kernels(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Path] = []
 
