@@ -12,6 +12,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, cast
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import InvalidRequestError, OperationalError
@@ -304,8 +305,9 @@ def test_opening_twice_keeps_the_store(path: Path) -> None:
 
 
 def test_a_store_that_is_closed_lives_no_more(path: Path) -> None:
-    with closing(opening(path)):
-        assert list((path.parent / "locks").glob("*.owner"))
+    with closing(opening(path)) as database:
+        store_id = database.transact(lambda c: c.execute(sa.select(store.c.store_id)).scalar_one())
+        assert list((path.parent / "locks").glob(f"{store_id}.*.owner"))
         in_use = FileLock(path.parent / "locks" / "state.db.in-use")
         assert not in_use.take()
         assert in_use.take(shared=True)
@@ -373,6 +375,18 @@ def test_what_is_damaged_in_our_place_is_put_aside_and_told(path: Path) -> None:
     ]
     assert path.with_name("state.db.corrupt-1").stat().st_size == 12_000
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_schema_that_is_not_ours_any_more_is_put_aside_and_told(path: Path) -> None:
+    opening(path).close()
+    with closing(sqlite3.connect(path)) as ours:
+        ours.execute("ALTER TABLE vodup_part DROP COLUMN etag")
+    notices: list[str] = []
+    opening(path, notices=notices).close()
+    assert notices == [
+        f"state file {path} was damaged (no such column: vodup_part.etag); it is kept as "
+        f"{path}.corrupt-1, a new one started"
+    ]
 
 
 def test_what_was_ours_once_may_be_put_aside_later(path: Path) -> None:
@@ -835,6 +849,73 @@ def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         ConfigurationError,
         "a PostgreSQL state needs the psycopg driver.",
         "Run `pip install 'vodup[postgres]'`.",
+    )
+
+
+def test_what_the_driver_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[str, object] = {}
+
+    def connect(*given: object, **named: object) -> object:
+        told.update(named)
+        raise psycopg.OperationalError("nobody is there")
+
+    monkeypatch.setattr(psycopg, "connect", connect)
+    engine = db._postgres_engine(PostgresDatabase("postgresql://me@h:7/films"))
+    with pytest.raises(OperationalError):
+        engine.connect()
+    place = {"user": "me", "host": "h", "port": 7, "dbname": "films"}
+    assert {name: told[name] for name in told if name != "context"} == {
+        **place,
+        **db._postgres_arguments(),
+    }
+    assert all(isinstance(db._postgres_arguments()[name], int) for name in NUMBERS)
+
+
+NUMBERS = ("connect_timeout", "tcp_user_timeout", "keepalives_idle")
+
+
+@pytest.fixture
+def locks_taken(path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """SQLite plays the server: what it lacks is the lock that two openings wait for."""
+    taken: list[int] = []
+    path.parent.mkdir(mode=0o700)
+    engine = sa.create_engine(f"sqlite:///{path}")
+
+    def equip(connection: sqlite3.Connection, record: object) -> None:
+        connection.create_function("pg_advisory_xact_lock", 1, taken.append)
+
+    sa.event.listen(engine, "connect", equip)
+    monkeypatch.setattr(db, "_postgres_engine", lambda location: engine)
+    monkeypatch.setattr(db, "state_directory", lambda: path.parent / "own")
+    return taken
+
+
+SERVER = PostgresDatabase("postgresql://me:canary@h/films")
+
+
+def test_a_server_s_tables_are_made_under_a_lock(path: Path, locks_taken: list[int]) -> None:
+    with closing(open_database(SERVER, Owner.this_process(), print)) as database:
+        row = database.transact(lambda c: c.execute(sa.select(store)).one())
+        assert (row.id, row.schema_version, row.epoch) == (1, SCHEMA_VERSION, 0)
+        assert locks_taken == [0x766F6475]
+        locks = path.parent / "own" / "locks"
+        assert locks.stat().st_mode & 0o777 == 0o700
+        (lock,) = locks.iterdir()
+        assert lock.name.startswith(f"{row.store_id}.")
+        error = said(lambda: database.transact(raising(refusal(sqlite3.SQLITE_CANTOPEN))))
+        assert error.message == f"{SERVER} cannot be opened."
+    assert list(locks.iterdir()) == []
+
+
+def test_a_server_that_a_newer_version_wrote(locks_taken: list[int]) -> None:
+    with closing(open_database(SERVER, Owner.this_process(), print)) as database:
+        newer = SCHEMA_VERSION + 1
+        database.transact(lambda c: c.execute(sa.update(store).values(schema_version=newer)))
+    assert_says(
+        said(lambda: open_database(SERVER, Owner.this_process(), print)),
+        UnsupportedState,
+        f"the state database was written by a newer vodup (schema {newer}; this one knows "
+        f"{SCHEMA_VERSION}).",
     )
 
 
