@@ -20,6 +20,7 @@ import os
 import sqlite3
 import sys
 from collections.abc import AsyncIterator, Mapping
+from contextlib import closing
 from typing import Any
 
 from aiohttp import web
@@ -37,6 +38,10 @@ class Owners:
             "CREATE TABLE IF NOT EXISTS video"
             " (reference_id TEXT PRIMARY KEY, owner TEXT NOT NULL, video_id TEXT UNIQUE)"
         )
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._db.close()
 
     def claim(self, reference_id: str, owner: str) -> bool:
         """Note who asks for this video; tells whether it was asked for before.
@@ -153,14 +158,14 @@ _NEEDED_TO_CREATE = ("title", "file_name", "file_size", "reference_id")
 async def main() -> None:
     """Serve on loopback until interrupted."""
     tokens = json.loads(os.environ["APP_TOKENS"])
-    owners = Owners(os.environ.get("APP_OWNERS", "owners.db"))
-    runner = web.AppRunner(make_app(VodProvider.from_env(), tokens, owners), access_log=None)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", int(sys.argv[1])).start()
-        await asyncio.Event().wait()
-    finally:
-        await runner.cleanup()
+    with closing(Owners(os.environ.get("APP_OWNERS", "owners.db"))) as owners:
+        runner = web.AppRunner(make_app(VodProvider.from_env(), tokens, owners), access_log=None)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, "127.0.0.1", int(sys.argv[1])).start()
+            await asyncio.Event().wait()
+        finally:
+            await runner.cleanup()
 
 
 if __name__ == "__main__":

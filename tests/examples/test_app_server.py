@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -31,13 +32,13 @@ def desk(server: DevServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture
 async def url(desk: Desk) -> AsyncIterator[str]:
     module = example("app_server")
-    owners = module.Owners(str(desk.folder / "owners.db"))
-    runner = web.AppRunner(module.make_app(desk.provider(), TOKENS, owners))
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    yield f"http://127.0.0.1:{runner.addresses[0][1]}/grants"
-    await runner.cleanup()
+    with closing(module.Owners(str(desk.folder / "owners.db"))) as owners:
+        runner = web.AppRunner(module.make_app(desk.provider(), TOKENS, owners))
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}/grants"
+        await runner.cleanup()
 
 
 async def push(desk: Desk, url: str, source: Path, token: str, **asked: object) -> UploadResult:
