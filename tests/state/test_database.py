@@ -221,6 +221,21 @@ def test_a_connection_that_lives_is_kept_after_a_failure(opened: Database) -> No
     assert seen[0] is seen[1]
 
 
+def test_a_connection_in_doubt_is_let_go_even_if_it_cannot_be_closed(opened: Database) -> None:
+    class Doubtful(_Failing):
+        invalidated = True
+
+        def close(self) -> None:
+            raise refusal(sqlite3.SQLITE_IOERR)
+
+    kept = opened._connection
+    opened._connection = cast("Any", Doubtful(refusal(sqlite3.SQLITE_BUSY)))
+    assert "is locked" in said(lambda: opened.transact(lambda connection: None)).message
+    assert opened.transact(lambda connection: connection) is not None
+    assert kept is not None
+    kept.close()
+
+
 def test_what_failed_is_not_written(opened: Database) -> None:
     def half(connection: sa.engine.Connection) -> None:
         connection.execute(sa.update(store).values(epoch=77))
@@ -243,8 +258,11 @@ def test_what_is_flushed_waits_for_the_disk_and_the_rest_does_not(opened: Databa
     assert opened.transact(synchronous) == full
 
 
-def test_a_new_connection_waits_for_the_disk_again(opened: Database) -> None:
-    opened.transact(lambda connection: None, is_flushed=False)
+@pytest.mark.parametrize(("is_flushed", "level"), [(True, 2), (False, 1)])
+def test_a_new_connection_waits_for_the_disk_as_the_old_one_did(
+    opened: Database, is_flushed: bool, level: int
+) -> None:
+    opened.transact(lambda connection: None, is_flushed=not is_flushed)
     first: list[sa.engine.Connection] = []
 
     def dying(connection: sa.engine.Connection) -> int:
@@ -254,7 +272,7 @@ def test_a_new_connection_waits_for_the_disk_again(opened: Database) -> None:
             raise OperationalError("SELECT 1", {}, Exception("gone"), connection_invalidated=True)
         return synchronous(connection)
 
-    assert opened.transact(dying, is_flushed=False) == 1
+    assert opened.transact(dying, is_flushed=is_flushed) == level
 
 
 # --- opening a file -------------------------------------------------------------------------
@@ -872,6 +890,7 @@ def test_what_the_driver_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 NUMBERS = ("connect_timeout", "tcp_user_timeout", "keepalives_idle")
+SERVER = PostgresDatabase("postgresql://me:canary@h/films")
 
 
 @pytest.fixture
@@ -885,12 +904,9 @@ def locks_taken(path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         connection.create_function("pg_advisory_xact_lock", 1, taken.append)
 
     sa.event.listen(engine, "connect", equip)
-    monkeypatch.setattr(db, "_postgres_engine", lambda location: engine)
+    monkeypatch.setattr(db, "_postgres_engine", {SERVER: engine}.__getitem__)
     monkeypatch.setattr(db, "state_directory", lambda: path.parent / "own")
     return taken
-
-
-SERVER = PostgresDatabase("postgresql://me:canary@h/films")
 
 
 def test_a_server_s_tables_are_made_under_a_lock(path: Path, locks_taken: list[int]) -> None:
