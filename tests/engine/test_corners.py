@@ -374,6 +374,12 @@ async def test_an_uploader_works_inside_its_block_only(desk: Desk) -> None:
     uploader = desk.uploader()
     with pytest.raises(RuntimeError, match="inside its block"):
         await uploader.upload(desk.file(PART))
+    async with uploader:
+        assert uploader.grants is not None
+    with pytest.raises(RuntimeError, match="inside its block"):
+        await uploader.upload(desk.file(PART))
+    with pytest.raises(ConfigurationError, match="Grants need a provider"):
+        _ = uploader.grants
 
 
 async def test_without_provider_and_grant_nothing_can_be_begun(desk: Desk) -> None:
