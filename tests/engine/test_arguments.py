@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import resource
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -374,7 +375,7 @@ async def test_who_makes_videos_is_told_all_about_the_file(desk: Desk) -> None:
         await up.upload(movie, meta=META)
 
     first, second = asked
-    assert first.reference_id.startswith("vodup-")
+    assert re.fullmatch(r"vodup-[0-9a-f]{32}", first.reference_id)
     assert first == NewVideo(
         meta=META,
         file_name="movie.mp4",

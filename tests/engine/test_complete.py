@@ -361,6 +361,20 @@ async def test_new_content_replaces_the_old_when_asked_for(desk: Desk) -> None:
     assert desk.server.stats.creates == 1
 
 
+async def test_a_replacement_that_was_interrupted_goes_on_without_being_told_again(
+    desk: Desk,
+) -> None:
+    first = await desk.push(desk.file(2 * PART), key="mine")
+    movie = desk.file(6 * PART, seed=1)
+    begun = await desk.interrupted(movie, after=2, key="mine", overwrite=True)
+    assert begun.is_overwrite
+
+    result = await desk.push(movie, key="mine")
+
+    await desk.assert_stored(result, movie)
+    assert (result.video_id, result.resumed_part_count) == (first.video_id, 2)
+
+
 async def test_an_object_that_is_not_ours_after_complete_is_never_a_success(desk: Desk) -> None:
     desk.order(
         Fault(action="wrong_crc", operation=COMPLETE, count=None),
