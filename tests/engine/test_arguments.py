@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import fields, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import trustme
@@ -20,6 +20,7 @@ from uploader import (
     NewVideo,
     RetryPolicy,
     SourceUnreadable,
+    StsCredentials,
     TrustPolicy,
     Uploader,
     UploadFailed,
@@ -30,6 +31,7 @@ from uploader import (
     UploadRestarted,
     UploadResult,
     UploadStarted,
+    UploadTarget,
     VideoMeta,
     VodupError,
     decode_answer,
@@ -45,14 +47,10 @@ from uploader.transport import AiohttpTransport
 
 from .harness import LOOPBACK, PART, Desk, created, options
 
-GRANT = decode_answer(
-    {
-        "VideoId": "0" * 32,
-        "UploadAddress": "eyJFbmRwb2ludCI6Imh0dHBzOi8vb3NzLWNuLXNoYW5naGFpLmFsaXl1bmNzLmNvbSIsIkJ1"
-        "Y2tldCI6Im91dGluLTEiLCJGaWxlTmFtZSI6InN2L2EubXA0In0=",
-        "UploadAuth": "eyJBY2Nlc3NLZXlJZCI6IlNUUy5BIiwiQWNjZXNzS2V5U2VjcmV0IjoiYiIsIlNlY3VyaXR5VG9r"
-        "ZW4iOiJjIn0=",
-    }
+GRANT = UploadGrant(
+    video_id="0" * 32,
+    target=UploadTarget("https://oss-cn-shanghai.aliyuncs.com", "outin-1", "sv/a.mp4"),
+    credentials=StsCredentials("STS.A", "b", "c"),
 )
 META = VideoMeta(title="A title")
 
@@ -63,16 +61,20 @@ def result_for(key: str) -> UploadResult:
 
 
 class Recording(Uploader):
-    """Uploads nothing; remembers what it was asked for and tells one event. Mutable."""
+    """Uploads nothing; remembers what it was asked for and tells one event. Mutable.
+
+    Attributes:
+        last: the one that was made last.
+    """
+
+    last: ClassVar[Recording | None] = None
+    told = UploadRestarted(key="k", video_id="v", reason="r", lost_bytes=1)
 
     def __init__(self, provider: object = None, **given: Any) -> None:
         super().__init__(state="memory")
         self.given = {"provider": provider, **given}
         self.asked: list[dict[str, Any]] = []
         Recording.last = self
-
-    last: Recording | None = None
-    told = UploadRestarted(key="k", video_id="v", reason="r", lost_bytes=1)
 
     async def upload(self, source: object, **given: Any) -> UploadResult:
         if listener := given.pop("on_event", None):
