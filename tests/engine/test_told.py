@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,9 +69,10 @@ def expected(desk: Desk, movie: Path, result: UploadResult, **changes: object) -
 
 async def test_the_result_of_one_request(desk: Desk) -> None:
     movie = desk.file(PART)
+    began_s = time.monotonic()
     result = await desk.push(movie)
     assert result == expected(desk, movie, result, upload_id=None)
-    assert 0 < result.seconds < 20
+    assert 0 < result.seconds <= time.monotonic() - began_s
     assert result.congestion in {"cubic", "bbr", "reno"}
 
 
@@ -210,7 +212,9 @@ async def test_what_was_lost_with_an_upload_id(desk: Desk) -> None:
     movie = desk.file(6 * PART)
     record = await desk.interrupted(movie, after=4)
     desk.server.backend.storage.remove_upload(record.upload_id or "")
+    sent_count = desk.count("UploadPart")
     result = await desk.push(movie)
+    assert desk.count("UploadPart") == sent_count + 6, "none of them to the UploadId that is gone"
     assert desk.told(UploadRestarted) == [
         UploadRestarted(
             key=result.key,

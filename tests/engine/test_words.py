@@ -261,6 +261,24 @@ async def test_a_file_that_changes_while_it_is_sent(desk: Desk) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("operation", "size", "phase"),
+    [
+        ("InitiateMultipartUpload", 2 * PART, "start"),
+        ("UploadPart", 2 * PART, "send"),
+        (COMPLETE, 2 * PART, "complete"),
+        ("PutObject", PART, "complete"),
+    ],
+)
+async def test_an_error_says_where_in_the_upload_it_happened(
+    desk: Desk, operation: str, size: int, phase: str
+) -> None:
+    desk.order(
+        Fault(action="error", operation=operation, count=None, status=400, code="InvalidArgument")
+    )
+    assert (await desk.fail(desk.file(size))).phase == phase
+
+
 async def test_an_upload_id_that_vanishes(desk: Desk) -> None:
     desk.order(Fault(action="vanish", operation="UploadPart", part=3))
     movie = desk.file(6 * PART)
@@ -362,6 +380,20 @@ async def test_a_video_that_was_finished_and_cannot_be_read(desk: Desk, size: in
     finished = FINISHED.format(video.video_id, size)
     assert_says(error, UnverifiedCompletion, f"{finished}; its bytes could not be compared.")
     assert error.phase == "settle"
+
+
+async def test_a_video_that_was_finished_and_tells_no_figures(desk: Desk) -> None:
+    movie = desk.file(4 * PART)
+    await cut_off(desk, movie, COMPLETE, "no_answer")
+    desk.server.set_options(crc_headers=False)
+    desk.order(Fault(action="missing_etag", operation="GetObject", count=None))
+    (video,) = desk.server.videos.values()
+
+    error = await desk.fail(movie)
+
+    finished = FINISHED.format(video.video_id, 4 * PART)
+    assert_says(error, UnverifiedCompletion, f"{finished}; its bytes could not be compared.")
+    desk.assert_faults_struck()
 
 
 async def test_a_video_that_was_finished_with_other_bytes(desk: Desk) -> None:
