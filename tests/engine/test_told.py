@@ -25,6 +25,7 @@ from uploader.devserver import Fault
 from uploader.opening import default_key
 from uploader.protocol.integrity import crc64
 from uploader.protocol.wire import Response, SignedRequest
+from uploader.state import open_state
 from uploader.transport import AiohttpTransport
 
 from .harness import PART, Desk, foreign_part, until
@@ -98,6 +99,28 @@ async def test_the_result_of_parts_that_took_trouble(desk: Desk) -> None:
         verified_by="crc64-head",
     )
     assert result.retry_count >= 2
+
+
+async def test_where_oss_tells_no_crc_a_part_is_sent_once_and_its_md5_kept(desk: Desk) -> None:
+    desk.server.set_options(crc_headers=False)
+    movie = desk.file(5 * PART)
+    record = await desk.interrupted(movie, after=3)
+    data = movie.read_bytes()
+    async with open_state(desk.state_path) as store, store.claim(record.key) as checkpoint:
+        kept = {number: ack.md5 for number, ack in checkpoint.acks.items()}
+    assert kept == {
+        number: hashlib.md5(data[(number - 1) * PART : number * PART], usedforsecurity=False)
+        .hexdigest()
+        .upper()
+        for number in (1, 2, 3)
+    }
+    assert desk.count("UploadPart") == 3 + 1, "the last of them was refused"
+
+    result = await desk.push(movie)
+
+    await desk.assert_stored(result, movie)
+    assert result.sent_bytes == 2 * PART
+    assert desk.count("UploadPart") == 4 + 2
 
 
 async def test_the_events_of_parts(desk: Desk) -> None:
