@@ -237,6 +237,16 @@ async def test_an_upload_that_was_never_sent(desk: Desk) -> None:
     )
 
 
+@pytest.mark.parametrize("field", ["endpoint", "bucket", "object_key"])
+async def test_an_upload_of_which_half_the_target_is_known(desk: Desk, field: str) -> None:
+    movie = desk.file(4 * PART)
+    await desk.interrupted(movie, after=2, key="mine")
+    execute(desk, f"UPDATE vodup_upload SET {field} = NULL")  # noqa: S608
+    async with desk.uploader() as up:
+        with pytest.raises(ConfigurationError, match="The upload mine has no target yet"):
+            await up.verify(movie, key="mine")
+
+
 # --- while it is sent -------------------------------------------------------------------------
 
 
