@@ -80,6 +80,30 @@ async def test_parts_oss_cannot_join_although_it_lists_them_are_sent_anew(desk: 
     assert desk.server.stats.creates == 1
 
 
+async def test_parts_oss_cannot_join_for_ever_are_an_error(desk: Desk) -> None:
+    desk.order(
+        Fault(action="error", operation=COMPLETE, status=400, code="InvalidPart", count=None)
+    )
+    error = await desk.fail(desk.file(4 * PART))
+    assert isinstance(error, ServiceError)
+    assert error.code == "InvalidPart"
+    assert desk.count(COMPLETE) == 3
+
+
+async def test_a_part_oss_lost_meanwhile_is_sent_before_completing(desk: Desk) -> None:
+    """It is not on the last page of the list, and that page is the last."""
+    desk.server.set_options(list_page_size=3)
+    movie = desk.file(10 * PART)
+    await desk.interrupted(movie, after=8)
+    desk.server.backend.storage._db.execute("DELETE FROM parts WHERE part_number = 8")
+
+    result = await desk.push(movie)
+
+    await desk.assert_stored(result, movie)
+    assert desk.count(COMPLETE) == 1
+    assert result.resumed_part_count == 7
+
+
 async def test_a_failed_callback_does_not_hide_a_small_object(desk: Desk) -> None:
     desk.order(Fault(action="callback_failed", operation="PutObject"))
     movie = desk.file(PART)
@@ -228,6 +252,39 @@ async def test_a_grant_without_a_provider_where_nobody_may_look_is_no_success(de
             await up.upload(desk.file(4 * PART), grant=grant)
 
     assert desk.server.stats.completes == 1
+
+
+async def test_giving_up_what_was_to_be_completed_removes_its_parts(desk: Desk) -> None:
+    movie = desk.file(4 * PART)
+    await cut_off(desk, movie, COMPLETE, "hang")
+    record = await desk.record()
+    async with desk.uploader_without_provider() as up:
+        with pytest.raises(VodupError):
+            await up.abort(record.key)
+    assert (await desk.record()).phase is Phase.COMPLETING
+
+    async with desk.uploader() as up:
+        await up.abort(record.key)
+
+    assert desk.count("AbortMultipartUpload") == 1
+    assert desk.server.open_upload_count == 0
+    assert (await desk.record()).phase is Phase.ABORTED
+
+
+async def test_giving_up_what_was_never_to_be_completed_asks_vod_nothing_else(desk: Desk) -> None:
+    await desk.interrupted(desk.file(4 * PART), after=2)
+    async with desk.uploader() as up:
+        await up.abort((await desk.record()).key)
+    assert desk.count("GetMezzanineInfo") == 0
+    assert desk.count("AbortMultipartUpload") == 1
+
+
+async def test_without_a_provider_nothing_can_be_compared(desk: Desk) -> None:
+    movie = desk.file(4 * PART)
+    result = await desk.push(movie)
+    async with desk.uploader_without_provider() as up:
+        with pytest.raises(VodupError):
+            await up.verify(movie, key=result.key)
 
 
 async def test_giving_up_that_fails_says_where(desk: Desk) -> None:

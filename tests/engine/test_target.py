@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from uploader import TrustPolicy, UntrustedEndpoint, UploadRestarted, UploadTargetChanged
@@ -59,6 +61,21 @@ async def test_restarting_there_keeps_the_video(desk: Desk, differs: str) -> Non
     assert desk.server.stats.creates == 1
     record = await desk.record()
     assert (record.bucket, record.object_key) == (result.bucket, result.object_key)
+
+
+async def test_after_a_move_the_new_place_is_the_uploads_own(desk: Desk) -> None:
+    """Another renewal names it again, and so does the record."""
+    desk.server.set_options(refresh_target="bucket", refresh_scope="refreshed")
+    desk.order(EXPIRE, replace(EXPIRE, part=6, attempt=1))
+    movie = desk.file(8 * PART)
+
+    result = await desk.push(movie, on_target_change="restart", concurrency=1)
+
+    assert desk.server.object_bytes(result.video_id) == movie.read_bytes()
+    assert len(desk.told(UploadRestarted)) == 1
+    assert result.renewal_count >= 2
+    record = await desk.record()
+    assert (record.endpoint, record.bucket) == (desk.server.oss_endpoint, result.bucket)
 
 
 async def test_a_bucket_that_is_gone_is_a_move_too(desk: Desk) -> None:

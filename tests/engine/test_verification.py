@@ -46,6 +46,24 @@ async def test_parts_of_an_earlier_run_count_in_the_etag(desk: Desk) -> None:
     assert (result.verified_by, result.resumed_part_count) == ("etag", 3)
 
 
+async def test_md5s_that_are_missing_behind_others_are_made_up_for(desk: Desk) -> None:
+    """The first run was told no CRC, the second one, and Complete none again."""
+    desk.server.set_options(crc_headers=False)
+    movie = desk.file(6 * PART)
+    await desk.interrupted(movie, after=3)
+    desk.server.set_options(crc_headers=True)
+    desk.order(
+        Fault(action="missing_crc", operation="CompleteMultipartUpload", count=None),
+        Fault(action="missing_crc", operation="HeadObject", count=None),
+    )
+
+    result = await desk.push(movie)
+
+    await desk.assert_stored(result, movie)
+    assert (result.verified_by, result.resumed_part_count) == ("etag", 3)
+    desk.assert_faults_struck()
+
+
 async def test_neither_crc_nor_etag_is_no_success(desk: Desk) -> None:
     desk.server.set_options(crc_headers=False, denied_operations=["HeadObject"])
     desk.order(Fault(action="missing_etag", operation="CompleteMultipartUpload"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 
 import pytest
 
@@ -25,11 +26,21 @@ async def _complete_never_answers(call: Call) -> Fate:
     return Fate()
 
 
-@pytest.mark.parametrize("url", ["https://[broken", "https://b.oss-cn-x.aliyuncs.com:x/k", "k"])
-def test_a_broken_url_of_vod_is_no_proof(url: str) -> None:
+def resumed(url: Callable[[World], str]) -> tuple[Process, list[str]]:
+    """A run after one that was killed while it completed; VOD tells this URL of the object.
+
+    Also what it asked for with GET.
+    """
     loop = VirtualLoop()
     clock = VirtualClock(loop)
-    world, disk, file = World(clock, _complete_never_answers), Disk(clock), File(DATA)
+    asked: list[str] = []
+
+    async def decide(call: Call) -> Fate:
+        if call.operation == "GetObject":
+            asked.append(call.url)
+        return await _complete_never_answers(call)
+
+    world, disk, file = World(clock, decide), Disk(clock), File(DATA)
     first = Process(loop, clock, world, disk)
     first.start(file)
     for _ in range(8):
@@ -38,12 +49,37 @@ def test_a_broken_url_of_vod_is_no_proof(url: str) -> None:
     record = disk.record()
     assert record is not None
     assert record.phase is Phase.COMPLETING
-    world.file_url = url
+    world.file_url = url(world)
 
     second = Process(loop, clock, world, disk)
     second.start(file)
     for _ in range(8):
         loop.skip(0.1)
-
-    assert isinstance(second.error, UnverifiedCompletion)
     loop.close()
+    return second, asked
+
+
+@pytest.mark.parametrize("url", ["https://[broken", "https://b.oss-cn-x.aliyuncs.com:x/k", "k"])
+def test_a_broken_url_of_vod_is_no_proof(url: str) -> None:
+    second, asked = resumed(lambda _: url)
+    assert isinstance(second.error, UnverifiedCompletion)
+    assert asked == []
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_vods_url_is_asked_for_over_tls_whatever_it_says(scheme: str) -> None:
+    """VOD's URLs are plain; a query may hold another URL, which is left as it is."""
+    rest = "?Expires=1&Signature=url&x=http://y"
+
+    def told(world: World) -> str:
+        (video,) = world.videos.values()
+        return f"{scheme}://{video.bucket}.oss-cn-shanghai.aliyuncs.com/{video.object_key}{rest}"
+
+    second, asked = resumed(told)
+
+    assert second.error is None
+    assert second.result is not None
+    assert second.result.verified_by == "crc64-url"
+    (url,) = asked
+    assert url.startswith(f"https://{second.result.bucket}.oss-cn-shanghai.aliyuncs.com/")
+    assert url.endswith(rest)

@@ -143,6 +143,7 @@ class Call:
     key: str
     params: dict[str, str]
     headers: dict[str, str]
+    url: str
     body: bytes = field(repr=False)
     sent: SentBody
     fate: asyncio.Future[Fate] | None = None
@@ -637,10 +638,11 @@ def _call_of(line: Line, request: SignedRequest) -> Call:
         body = request.body
         params |= dict(parse_qsl(getattr(body, "data", b"").decode()))
         headers = dict(request.headers)
-        return Call(line, "vod", params["Action"], "", "", params, headers, b"", empty)
+        return Call(line, "vod", params["Action"], "", "", params, headers, request.url, b"", empty)
     bucket, key = host.partition(".")[0], unquote(parts.path[1:])
     operation = _operation(request.method, params)
-    return Call(line, "oss", operation, bucket, key, params, dict(request.headers), b"", empty)
+    headers = dict(request.headers)
+    return Call(line, "oss", operation, bucket, key, params, headers, request.url, b"", empty)
 
 
 def _operation(method: str, params: dict[str, str]) -> str:
