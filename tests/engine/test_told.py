@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from uploader import (
     UploadRestarted,
     UploadResult,
     UploadStarted,
+    VideoMeta,
 )
 from uploader.devserver import Fault
 from uploader.opening import default_key
@@ -28,7 +30,7 @@ from uploader.protocol.wire import Response, SignedRequest
 from uploader.state import open_state
 from uploader.transport import AiohttpTransport
 
-from .harness import PART, Desk, foreign_part, until
+from .harness import PART, Desk, content, foreign_part, until
 from .test_complete import COMPLETE
 
 
@@ -211,6 +213,29 @@ async def test_how_far_an_upload_is(desk: Desk) -> None:
         renewal_count=1,
         retry_count=0,
     )
+
+
+async def test_how_far_a_stream_is_that_has_not_ended(desk: Desk) -> None:
+    async def producing() -> AsyncIterator[bytes]:
+        yield content(3 * PART)
+        await until(lambda: len(desk.told(UploadProgress)) > 1)
+
+    result = await desk.push(producing(), key="mine", meta=VideoMeta(file_name="movie.mp4"))
+
+    seen = desk.told(UploadProgress)[1]
+    assert seen == UploadProgress(
+        key="mine",
+        video_id=result.video_id,
+        done_bytes=seen.done_bytes,
+        size=0,
+        acked_part_count=seen.acked_part_count,
+        part_count=0,
+        renewal_count=0,
+        retry_count=0,
+    )
+    (started,) = desk.told(UploadStarted)
+    assert (started.size, started.part_count) == (0, 0)
+    assert (result.size, result.part_count) == (3 * PART, 3)
 
 
 async def test_parts_that_are_found(desk: Desk) -> None:

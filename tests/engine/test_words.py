@@ -307,6 +307,13 @@ async def test_an_upload_id_that_vanished_between_two_runs(desk: Desk) -> None:
     assert restarted.reason == "OSS does not know the UploadId any more"
 
 
+async def test_an_upload_that_is_gone_when_it_is_to_be_completed(desk: Desk) -> None:
+    desk.order(Fault(action="vanish", operation=COMPLETE))
+    await desk.push(desk.file(4 * PART))
+    (restarted,) = desk.told(UploadRestarted)
+    assert restarted.reason == "the upload was gone before it was completed"
+
+
 async def test_parts_that_cannot_be_joined(desk: Desk) -> None:
     desk.order(Fault(action="error", operation=COMPLETE, status=400, code="InvalidPart"))
     await desk.push(desk.file(4 * PART))
