@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from uploader import (
+    CredentialsRenewed,
     PartsAdopted,
     PartStored,
     UploadFinished,
@@ -101,6 +102,9 @@ async def test_the_result_of_parts_that_took_trouble(desk: Desk) -> None:
         verified_by="crc64-head",
     )
     assert result.retry_count >= 2
+    (renewed,) = desk.told(CredentialsRenewed)
+    assert renewed.renewal_count == 1
+    assert 0 < renewed.seconds < 20
 
 
 async def test_where_oss_tells_no_crc_a_part_is_sent_once_and_its_md5_kept(desk: Desk) -> None:
