@@ -7,8 +7,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -107,6 +108,25 @@ def test_who_comes_while_it_is_started_again_waits_for_it(folder: Path) -> None:
         wait_until(lambda: not answers(server.url))
         with EmbeddedPostgres(folder):
             assert answers(server.url)
+
+
+def test_a_server_that_still_recovers_is_waited_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It listens by then, and says that it is starting up."""
+    refusals = iter(range(3))
+    connect: Callable[..., Any] = psycopg.connect
+
+    def recovering(url: str, **options: int) -> Any:  # noqa: ANN401 - as psycopg has it
+        if next(refusals, None) is not None:
+            raise psycopg.OperationalError("the database system is starting up")
+        return connect(url, **options)
+
+    with EmbeddedPostgres(folder, settings=["fsync=off"]):
+        monkeypatch.setattr(psycopg, "connect", recovering)
+        with EmbeddedPostgres(folder) as second:
+            assert next(refusals, None) is None
+            assert answers(second.url)
 
 
 def test_only_its_owner_may_enter_the_folder(folder: Path) -> None:

