@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import fields, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import trustme
@@ -39,6 +39,7 @@ from uploader import (
 )
 from uploader.clock import SystemClock
 from uploader.credentials import GrantSource, Network
+from uploader.devserver import ThreadedDevServer
 from uploader.opening import default_key
 from uploader.pace import MAX_CONCURRENCY, Bandwidth, LinkProbe, Pace
 from uploader.protocol.wire import Response, SignedRequest, Transport
@@ -61,20 +62,13 @@ def result_for(key: str) -> UploadResult:
 
 
 class Recording(Uploader):
-    """Uploads nothing; remembers what it was asked for and tells one event. Mutable.
+    """Uploads nothing; remembers what it was asked for and tells one event. Mutable."""
 
-    Attributes:
-        last: the one that was made last.
-    """
-
-    last: ClassVar[Recording | None] = None
     told = UploadRestarted(key="k", video_id="v", reason="r", lost_bytes=1)
 
-    def __init__(self, provider: object = None, **given: Any) -> None:
+    def __init__(self) -> None:
         super().__init__(state="memory")
-        self.given = {"provider": provider, **given}
         self.asked: list[dict[str, Any]] = []
-        Recording.last = self
 
     async def upload(self, source: object, **given: Any) -> UploadResult:
         if listener := given.pop("on_event", None):
@@ -140,18 +134,29 @@ async def test_no_more_of_many_are_under_way_than_asked_for() -> None:
     assert most == 3
 
 
-def test_code_without_a_loop_gives_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("uploader.engine.Uploader", Recording)
-    provider, state, opts = object(), MemoryState(), UploadOptions(concurrency=3)
-    settings: dict[str, Any] = {"state": state, "options": opts, "trust": LOOPBACK}
-    asked = {name: value for name, value in ALL.items() if name != "source"}
-
-    result = upload_sync("movie.mp4", provider=provider, **settings, **asked)  # type: ignore[arg-type]
-
-    assert result == result_for("mine")
-    assert Recording.last is not None
-    assert Recording.last.given == {"provider": provider, **settings}
-    assert Recording.last.asked == [ALL]
+def test_code_without_a_loop_gives_all_of_it(tmp_path: Path) -> None:
+    told: list[Event] = []
+    with ThreadedDevServer() as threaded:
+        desk = Desk(threaded.server, tmp_path)
+        result = upload_sync(
+            desk.file(3 * PART),
+            provider=desk.provider(),
+            state=desk.state_path,
+            options=options(),  # parts of this size, or it would be one request
+            trust=LOOPBACK,  # or the server would be refused
+            meta=META,
+            key="mine",
+            on_event=told.append,
+        )
+        (video,) = desk.server.videos.values()
+    record = asyncio.run(desk.record(key="mine"))
+    assert (record.phase, record.video_id, record.meta) == (
+        Phase.DONE,
+        video.video_id,
+        META.to_text(),
+    )
+    assert (video.title, result.part_count) == (META.title, 3)
+    assert isinstance(told[-1], UploadFinished)
 
 
 # --- the network that providers are given --------------------------------------------------
@@ -217,10 +222,14 @@ async def test_without_a_word_everything_has_its_default() -> None:
     assert network.pace.max_concurrency == MAX_CONCURRENCY
 
 
-async def test_few_descriptors_mean_few_connections(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (64, 64))
-    automatic = await network_of()
-    asked = await network_of(options=UploadOptions(concurrency=100))
+async def test_few_descriptors_mean_few_connections() -> None:
+    usual, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, most))
+    try:
+        automatic = await network_of()
+        asked = await network_of(options=UploadOptions(concurrency=100))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (usual, most))
     assert automatic.pace.max_concurrency < MAX_CONCURRENCY
     assert asked.pace.limit == automatic.pace.max_concurrency
 

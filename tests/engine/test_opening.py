@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -15,7 +14,7 @@ from uploader import BytesSource, UploadOptions, opening
 from uploader.clock import SystemClock
 from uploader.opening import Job, drained, new_plan
 from uploader.protocol.integrity import crc64
-from uploader.protocol.plan import MAX_PART_COUNT, Outlook, Part
+from uploader.protocol.plan import MAX_PART_COUNT, Outlook, Part, plan_parts
 from uploader.protocol.steps import plan_steps
 from uploader.sources import Arrival, Source
 
@@ -23,7 +22,6 @@ from .harness import content
 from .test_arguments import GRANT
 
 MIB = 2**20
-Call = tuple[tuple[object, ...], dict[str, object]]
 
 
 class Noon(SystemClock):
@@ -35,7 +33,7 @@ class Noon(SystemClock):
 
 def job(**changes: Any) -> Job:
     """As much of a job as planning looks at."""
-    pace = SimpleNamespace(expected_concurrency=7, limit=5, connection_rate=2e6, rtt_s=0.25)
+    pace = SimpleNamespace(expected_concurrency=7, limit=5, connection_rate=2e6, rtt_s=1.0)
     plain: dict[str, Any] = {
         "options": UploadOptions(part_size=3 * MIB),
         "source": SimpleNamespace(arrival=None),
@@ -44,23 +42,6 @@ def job(**changes: Any) -> Job:
         "asked": SimpleNamespace(grant=None),
     }
     return cast("Job", SimpleNamespace(**plain | changes))
-
-
-@pytest.fixture
-def planned(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
-    """What the planners were asked for."""
-    calls: list[Call] = []
-
-    def noted(name: str) -> Callable[..., str]:
-        def plan(*given: object, **named: object) -> str:
-            calls.append((given, named))
-            return name
-
-        return plan
-
-    for name in ("plan_parts", "plan_steps"):
-        monkeypatch.setattr(opening, name, noted(name))
-    return calls
 
 
 def expiring(**ago: float) -> SimpleNamespace:
@@ -80,28 +61,40 @@ def expiring(**ago: float) -> SimpleNamespace:
     ],
 )
 def test_a_file_is_cut_by_what_the_network_and_the_credentials_tell(
-    planned: list[Call], asked: SimpleNamespace, life_s: float
+    asked: SimpleNamespace, life_s: float
 ) -> None:
-    assert new_plan(job(asked=asked)) == "plan_parts"  # type: ignore[comparison-overlap]
-    outlook = Outlook(connection_rate=2e6, rtt_s=0.25, credential_life_s=life_s)
-    assert planned == [
-        (
-            (100 * MIB,),
-            {
-                "part_size": 3 * MIB,
-                "concurrency": 7,
-                "first_concurrency": 5,
-                "outlook": outlook,
-            },
+    outlook = Outlook(connection_rate=2e6, rtt_s=1.0, credential_life_s=life_s)
+    assert opening._outlook(job(asked=asked)) == outlook
+    for part_size in (None, 3 * MIB):
+        whole = job(asked=asked, options=UploadOptions(part_size=part_size))
+        assert new_plan(whole) == plan_parts(
+            100 * MIB, part_size=part_size, concurrency=7, first_concurrency=5, outlook=outlook
         )
+
+
+def test_each_of_these_changes_the_plan() -> None:
+    """Or the comparison above would not notice that one is left out."""
+    outlook = Outlook(connection_rate=2e6, rtt_s=1.0, credential_life_s=3000.0)
+    told: dict[str, Any] = {"concurrency": 7, "first_concurrency": 5, "outlook": outlook}
+    others: list[dict[str, Any]] = [
+        {"part_size": 3 * MIB},
+        {"concurrency": 8},
+        {"first_concurrency": None},
+        {"outlook": replace(outlook, connection_rate=0.0)},
+        {"outlook": replace(outlook, rtt_s=0.0)},
+        {"outlook": replace(outlook, credential_life_s=1.0)},
     ]
+    plan = plan_parts(100 * MIB, **told)
+    assert all(plan_parts(100 * MIB, **told | other) != plan for other in others)
 
 
-def test_a_stream_is_cut_by_what_it_may_become(planned: list[Call]) -> None:
-    arrival = SimpleNamespace(expected_size=9 * MIB, largest_part=4 * MIB)
-    assert new_plan(job(source=SimpleNamespace(arrival=arrival))) == "plan_steps"  # type: ignore[comparison-overlap]
-    given = {"part_size": 3 * MIB, "expected_size": 9 * MIB, "largest_size": 4 * MIB}
-    assert planned == [((), given)]
+@pytest.mark.parametrize(("part_size", "expected_mib"), [(None, 300_000), (3 * MIB, 900)])
+def test_a_stream_is_cut_by_what_it_may_become(part_size: int | None, expected_mib: int) -> None:
+    arrival = SimpleNamespace(expected_size=expected_mib * MIB, largest_part=40 * MIB)
+    source = SimpleNamespace(arrival=arrival)
+    assert new_plan(job(source=source, options=UploadOptions(part_size=part_size))) == plan_steps(
+        part_size=part_size, expected_size=expected_mib * MIB, largest_size=40 * MIB
+    )
 
 
 # --- a stream that comes again ----------------------------------------------------------------
