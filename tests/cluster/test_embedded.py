@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
@@ -110,23 +113,38 @@ def test_who_comes_while_it_is_started_again_waits_for_it(folder: Path) -> None:
             assert answers(server.url)
 
 
-def test_a_server_that_still_recovers_is_waited_for(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It listens by then, and says that it is starting up."""
-    refusals = iter(range(3))
-    connect: Callable[..., Any] = psycopg.connect
+def message(kind: bytes, body: bytes) -> bytes:
+    """PostgreSQL's frontend/backend protocol: its kind, its length, what it says."""
+    return kind + struct.pack("!i", len(body) + 4) + body
 
-    def recovering(url: str, **options: int) -> Any:  # noqa: ANN401 - as psycopg has it
-        if next(refusals, None) is not None:
-            raise psycopg.OperationalError("the database system is starting up")
-        return connect(url, **options)
 
-    with EmbeddedPostgres(folder, settings=["fsync=off"]):
-        monkeypatch.setattr(psycopg, "connect", recovering)
-        with EmbeddedPostgres(folder) as second:
-            assert next(refusals, None) is None
-            assert answers(second.url)
+RECOVERING = message(b"E", b"SFATAL\0C57P03\0Mthe database system is starting up\0\0")
+WELCOME = message(b"R", struct.pack("!i", 0)) + message(b"Z", b"I")
+
+
+def test_a_server_that_still_recovers_is_waited_for(folder: Path) -> None:
+    """After a crash it listens at once, and refuses everybody for a while."""
+    folder.mkdir(mode=0o711, exist_ok=True)
+    answered: list[bytes] = []
+    with socket.socket(socket.AF_UNIX) as listener, (folder / "server.lock").open("w") as running:
+        fcntl.flock(running, fcntl.LOCK_EX)  # as the supervisor of a server holds it
+        listener.bind(str(folder / ".s.PGSQL.5432"))
+        listener.listen()
+
+        def answer() -> None:
+            for reply in (RECOVERING, RECOVERING, WELCOME):
+                connection, _ = listener.accept()
+                with connection:
+                    connection.recv(1024)
+                    connection.sendall(reply)
+                    answered.append(reply)
+                    connection.recv(1024)
+
+        server = threading.Thread(target=answer, daemon=True)
+        server.start()
+        with EmbeddedPostgres(folder):
+            assert answered == [RECOVERING, RECOVERING, WELCOME]
+        server.join(10)
 
 
 def test_only_its_owner_may_enter_the_folder(folder: Path) -> None:
