@@ -509,8 +509,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if reason := why_not():
         parser.error(reason)
-    end_on_sigterm()
     if not arguments.show:
+        end_on_sigterm()
         wanted = [n for n in NETWORKS if n.name in arguments.case or not arguments.case]
         scale = SHORT if arguments.short else ALL
         _measure_cases(arguments.out, scale, wanted, re.compile(arguments.only))

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import os
 import sqlite3
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -372,20 +372,6 @@ async def test_a_receipt_outside_of_the_plan_is_no_proof_of_the_same_file(desk: 
     assert isinstance(await desk.fail(movie), SourceChanged)
 
 
-@pytest.mark.parametrize("field", ["plan", "fingerprint"])
-async def test_a_damaged_field_of_a_checkpoint_is_named(desk: Desk, field: str) -> None:
-    movie = desk.file(4 * PART)
-    await desk.interrupted(movie, after=2)
-    execute(desk, f"UPDATE vodup_upload SET {field} = 'nonsense'")  # noqa: S608
-    movie.write_bytes(content(4 * PART, seed=5))
-
-    error = await desk.fail(movie)
-
-    assert isinstance(error, UnsupportedState)
-    assert field in error.message
-    assert "vodup clean" in error.next_step
-
-
 async def test_a_damaged_receipt_of_a_finished_upload_is_named(desk: Desk) -> None:
     movie = desk.file(PART)
     await desk.push(movie)
@@ -443,16 +429,6 @@ async def test_without_provider_and_grant_nothing_can_be_begun(desk: Desk) -> No
     async with desk.uploader_without_provider() as up:
         with pytest.raises(ConfigurationError, match="Nobody was named"):
             await up.upload(desk.file(PART))
-
-
-async def test_a_new_video_must_have_an_id(desk: Desk) -> None:
-    async def create(video: NewVideo) -> UploadGrant:
-        return replace(decode_answer(await created(desk.server)), video_id=None)
-
-    error = await desk.fail(desk.file(PART), provider=CallbackProvider(create, create))  # type: ignore[arg-type]
-
-    assert isinstance(error, ConfigurationError)
-    assert "does not tell its VideoId" in error.message
 
 
 async def test_what_was_never_sent_cannot_be_compared(desk: Desk) -> None:

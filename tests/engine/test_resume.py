@@ -12,7 +12,6 @@ from uploader import (
     ServiceError,
     UploadRestarted,
     UploadStarted,
-    decode_grant,
 )
 from uploader.devserver import Fault
 from uploader.protocol import oss
@@ -110,19 +109,6 @@ async def test_an_upload_never_changes_its_video(desk: Desk) -> None:
     result = await desk.push(movie, key="mine", video_id=before.video_id)
     await desk.assert_stored(result, movie)
     assert result.resumed_part_count == 3
-
-
-async def test_a_grant_must_be_for_the_video_that_is_named(desk: Desk) -> None:
-    answer = await created(desk.server)
-    pair = (answer["UploadAddress"], answer["UploadAuth"])
-    movie = desk.file(2 * PART)
-
-    theirs = await desk.fail(movie, grant=decode_grant(*pair, video_id="1" * 32), video_id="0" * 32)
-    nobodys = await desk.fail(movie, grant=decode_grant(*pair))
-
-    assert isinstance(theirs, ConfigurationError)
-    assert isinstance(nobodys, ConfigurationError)
-    assert desk.server.stats.initiates == 0
 
 
 # --- what the server holds is not trusted ------------------------------------------------

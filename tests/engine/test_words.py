@@ -78,6 +78,7 @@ async def test_a_grant_of_another_video_and_of_none(desk: Desk) -> None:
         "The grant does not tell its VideoId, and renewing needs it.",
         "Pass video_id= (--video-id) as well.",
     )
+    assert desk.server.stats.initiates == 0
 
 
 async def test_a_new_video_without_an_id(desk: Desk) -> None:
