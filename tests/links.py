@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from uploader.pace import TICK_S, Interval, Steering, decide, set_back
+from uploader.pace.steering import TICK_S, Interval, Steering, decide, set_back
 
 __all__ = ["Controller", "Link", "Run", "constant", "goodput_only", "steered"]
 

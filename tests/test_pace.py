@@ -17,17 +17,14 @@ from hypothesis import strategies as st
 from tests.links import Controller, Run, constant, goodput_only, steered
 from tests.links import Link as Path
 from uploader.errors import ConfigurationError, SourceChanged
-from uploader.pace import (
+from uploader.pace import Bandwidth, LinkSample, Pace, parse_bandwidth
+from uploader.pace.steering import (
     FAST_LINK_RATE,
     REFUSED_HOLD_S,
     TICK_S,
-    Bandwidth,
     Interval,
-    LinkSample,
-    Pace,
     Steering,
     decide,
-    parse_bandwidth,
     set_back,
 )
 
