@@ -4,6 +4,7 @@ import asyncio
 import gc
 import gzip
 import hashlib
+import inspect
 import os
 import socket
 import ssl
@@ -27,12 +28,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.rawserver import Connection, echo_checksums, serving
-from uploader import transport as transport_module
 from uploader.errors import ConfigurationError, SourceChanged, TransportError
 from uploader.pace import Bandwidth, Pace
 from uploader.protocol.integrity import crc64
 from uploader.protocol.wire import Body, BytesBody, Response, SignedRequest
 from uploader.transport import AiohttpTransport, may_use_congestion
+from uploader.transport.errors import translated
 
 KIB, MIB = 1024, 1024 * 1024
 SECRET = "OSS4-HMAC-SHA256 Credential=topsecret"
@@ -535,9 +536,9 @@ def _subclasses(of: type[Exception]) -> Iterator[type[Exception]]:
 def test_every_error_of_aiohttp_has_words_of_ours(kind: type[Exception]) -> None:
     error = kind.__new__(kind)
     request = SignedRequest("PUT", "https://host/?signature=topsecret", {"authorization": SECRET})
-    translated = transport_module._translated(error, request)
-    assert translated.message.startswith("PUT host: ")
-    assert "topsecret" not in str(translated)
+    ours = translated(error, request)
+    assert ours.message.startswith("PUT host: ")
+    assert "topsecret" not in str(ours)
 
 
 # --- answers before the end of the body -----------------------------------------------
@@ -1016,8 +1017,8 @@ def test_what_the_kernel_does_not_take_is_not_copied() -> None:
 
 
 def test_no_request_waits_for_the_hundred() -> None:
-    source = Path(transport_module.__file__ or "").read_text()
-    assert "expect100" not in source
+    package = Path(inspect.getfile(AiohttpTransport)).parent
+    assert all("expect100" not in module.read_text() for module in package.glob("*.py"))
 
 
 # --- memory ---------------------------------------------------------------------------

@@ -1,0 +1,40 @@
+"""Whom a TLS connection trusts."""
+
+from __future__ import annotations
+
+import ssl
+from contextlib import suppress
+from pathlib import Path
+
+from uploader.errors import ConfigurationError
+
+__all__ = ["tls_context"]
+
+
+def tls_context(ca_file: Path | None) -> ssl.SSLContext:
+    """Verifies always; reads files, so not on the loop.
+
+    Not `ssl.create_default_context`: that has SSL_CERT_FILE and SSL_CERT_DIR decide whom to
+    trust, and writes the keys of every session to the file that SSLKEYLOGFILE names.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    _trust_the_systems_authorities(context)
+    context.set_alpn_protocols(["http/1.1"])
+    if ca_file is not None:
+        try:
+            context.load_verify_locations(cafile=ca_file)
+        except OSError as exc:  # ssl.SSLError is one
+            raise ConfigurationError(
+                f"{ca_file} holds no readable certificates ({exc.strerror or exc}).",
+                next_step="Point VODUP_CA_FILE at a file of PEM certificates.",
+            ) from exc
+    return context
+
+
+def _trust_the_systems_authorities(context: ssl.SSLContext) -> None:
+    """Load them from where this build of OpenSSL expects them; no environment is asked."""
+    where = ssl.get_default_verify_paths()
+    for name, path in (("cafile", where.openssl_cafile), ("capath", where.openssl_capath)):
+        with suppress(OSError):  # one of the two is usual; ssl.SSLError is an OSError
+            context.load_verify_locations(**{name: path})
