@@ -99,7 +99,7 @@ if TYPE_CHECKING:
         Until,
         UrlPolicy,
     )
-    from uploader.sources.remote import FsspecSource
+    from uploader.sources.fsspec import FsspecSource
     from uploader.sources.urls import UrlSource
     from uploader.state import MemoryState, SqlState, StateStore, UploadRecord, UploadStatus
 
@@ -227,7 +227,7 @@ _HOMES = {
     "session": "RetryPolicy",
     "sources": "Arrival BytesSource CommandInflow FileObjectSource FileSource FollowedFile "
     "HlsPackage MemoryWindow Source Spool StreamSource Until UrlPolicy",
-    "sources.remote": "FsspecSource",
+    "sources.fsspec": "FsspecSource",
     "sources.urls": "UrlSource",
     "state": "MemoryState SqlState StateStore UploadRecord UploadStatus",
 }

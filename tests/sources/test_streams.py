@@ -29,7 +29,7 @@ from uploader.devserver import Fault
 from uploader.protocol.plan import Part
 from uploader.protocol.steps import StepPlan
 from uploader.sources import AnySource
-from uploader.sources.windows import KEPT_IN_MEMORY, Room
+from uploader.sources.part_buffer import KEPT_IN_MEMORY, Room
 
 from ..engine.harness import PART, Desk, content, until
 from .kinds import pieces

@@ -25,7 +25,7 @@ from uploader import (
     VodupError,
 )
 from uploader.sources import as_source
-from uploader.sources.policy import identity_of, is_public
+from uploader.sources.url_policy import identity_of, is_public
 from uploader.sources.urls import _checked_socket, _CheckedResolver
 
 from ..engine.harness import PART, Desk, content

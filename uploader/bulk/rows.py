@@ -13,7 +13,7 @@ from uploader.errors import ConfigurationError, UnsafePath, VodupError
 from uploader.opening import default_key
 from uploader.protocol.limits import problem_of, refuses_name
 from uploader.protocol.vod import VideoMeta, title_of
-from uploader.sources.policy import identity_of, parsed_url, shown
+from uploader.sources.url_policy import identity_of, parsed_url, shown
 
 from .paths import Root
 

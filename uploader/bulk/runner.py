@@ -21,7 +21,7 @@ from uploader.errors import (
 )
 from uploader.many import Outcome, UploadItem
 from uploader.sources import MemoryWindow, Source, UrlPolicy, of_path, of_url
-from uploader.sources.windows import Room
+from uploader.sources.part_buffer import Room
 
 from .ledger import Earlier, Ledger, Record, failure_record, success_record
 from .rows import Row, RowRules, is_url

@@ -28,10 +28,10 @@ from uploader.errors import ConfigurationError, SourceNotRepeatable, Unsupported
 from uploader.protocol.documents import MalformedDocument
 from uploader.protocol.steps import StepPlan, read_plan
 from uploader.sources import AnySource, DescriptorInflow, UrlPolicy, of_url
-from uploader.sources.inflows import Inflow
-from uploader.sources.policy import parsed_url, shown
+from uploader.sources.part_buffer import KEPT_IN_MEMORY, Window
+from uploader.sources.readers import Inflow
 from uploader.sources.spool import KEPT_IN_SPOOL
-from uploader.sources.windows import KEPT_IN_MEMORY, Window
+from uploader.sources.url_policy import parsed_url, shown
 
 __all__ = [
     "can_come_again",

@@ -17,7 +17,7 @@ from uploader.many import UploadItem
 from uploader.opening import default_key
 from uploader.protocol.vod import VideoMeta
 from uploader.sources.choosing import of_path, of_url
-from uploader.sources.policy import UrlPolicy
+from uploader.sources.url_policy import UrlPolicy
 
 __all__ = [
     "QUEUE",

@@ -43,7 +43,7 @@ from uploader.errors import (
     VodupError,
 )
 from uploader.log import get_logger
-from uploader.sources.policy import UrlPolicy
+from uploader.sources.url_policy import UrlPolicy
 from uploader.transfer import one_error
 
 if TYPE_CHECKING:

@@ -9,12 +9,12 @@ from typing import cast
 from uploader.errors import ConfigurationError
 from uploader.sources.bytes import BytesSource
 from uploader.sources.contract import Source
+from uploader.sources.file_objects import BinaryFile, of_file_object
 from uploader.sources.files import FileSource
 from uploader.sources.hls import HlsPackage, is_playlist_path
-from uploader.sources.objects import BinaryFile, of_file_object
-from uploader.sources.policy import UrlPolicy
+from uploader.sources.part_buffer import Window
 from uploader.sources.streams import StreamSource
-from uploader.sources.windows import Window
+from uploader.sources.url_policy import UrlPolicy
 
 __all__ = ["AnySource", "as_source", "of_path", "of_url"]
 
@@ -77,7 +77,7 @@ def of_url(
     the caller's own, and no manifest may name them.
     """
     if not url.lower().startswith(("http://", "https://")):
-        from uploader.sources.remote import FsspecSource
+        from uploader.sources.fsspec import FsspecSource
 
         return FsspecSource(url, name)
     from uploader.sources.urls import UrlSource

@@ -16,10 +16,10 @@ from typing import Final, ParamSpec, TypeVar
 from uploader.errors import SourceChanged, SourceNotRepeatable, SourceUnreadable
 from uploader.protocol.integrity import crc64
 from uploader.protocol.wire import Body
-from uploader.sources.inflows import READ_SIZE
+from uploader.sources.part_buffer import SHARES, Fill, Kept, Room, filled_from, require_room
 from uploader.sources.ranges import REREAD_SIZE, Checksums, Range
+from uploader.sources.readers import READ_SIZE
 from uploader.sources.threads import in_reading_thread
-from uploader.sources.windows import SHARES, Fill, Kept, Room, filled_from, require_room
 
 __all__ = ["KEPT_IN_SPOOL", "Spool"]
 

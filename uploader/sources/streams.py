@@ -15,9 +15,9 @@ from uploader.errors import SourceNotRepeatable
 from uploader.protocol.plan import Part
 from uploader.protocol.wire import Body
 from uploader.sources.fingerprints import Fingerprint
-from uploader.sources.inflows import Inflow, IteratorInflow
+from uploader.sources.part_buffer import Kept, MemoryWindow, Window
+from uploader.sources.readers import Inflow, IteratorInflow
 from uploader.sources.refusals import empty
-from uploader.sources.windows import Kept, MemoryWindow, Window
 
 __all__ = ["StreamSource"]
 

@@ -32,11 +32,11 @@ from uploader.protocol.integrity import crc64
 from uploader.protocol.wire import Body
 from uploader.sources.contract import Arrival
 from uploader.sources.fingerprints import Fingerprint
-from uploader.sources.policy import UrlPolicy, identity_of, parsed_url, shown
+from uploader.sources.part_buffer import Window
 from uploader.sources.ranges import Checksums
 from uploader.sources.refusals import empty
 from uploader.sources.streams import StreamSource
-from uploader.sources.windows import Window
+from uploader.sources.url_policy import UrlPolicy, identity_of, parsed_url, shown
 from uploader.transport import tls_context
 
 if TYPE_CHECKING:

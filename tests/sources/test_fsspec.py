@@ -14,13 +14,14 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from uploader import ConfigurationError, FsspecSource, SourceChanged, SourceUnreadable, VodupError
-from uploader.sources import as_source, remote
+from uploader.sources import as_source
+from uploader.sources.fsspec import BLOCK_SIZE
 
 from ..engine.harness import PART, Desk, content
 from .test_files import read_all
 from .web import Site, serving
 
-DATA = content(3 * remote.BLOCK_SIZE + 5)
+DATA = content(3 * BLOCK_SIZE + 5)
 
 
 class Shaky(MemoryFileSystem):  # type: ignore[misc]  # fsspec has no types

@@ -16,8 +16,8 @@ from uploader.protocol.wire import Body
 from uploader.sources.contract import Source
 from uploader.sources.files import FileSource
 from uploader.sources.fingerprints import Fingerprint
-from uploader.sources.inflows import ReadableInflow
 from uploader.sources.ranges import REREAD_SIZE, Checksums, Range
+from uploader.sources.readers import ReadableInflow
 from uploader.sources.refusals import empty, ends_early
 from uploader.sources.streams import StreamSource
 
