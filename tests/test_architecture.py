@@ -48,6 +48,7 @@ ROOT = "uploader"
 # Module names without the leading `uploader.`, and the third-party packages at home in each.
 LINES = (
     # values: pure, no I/O, no clock, no asyncio
+    _value("units"),
     _value("errors"),
     _value("protocol.documents", "defusedxml"),
     _value("protocol.grants"),

@@ -6,8 +6,9 @@ import pytest
 
 from uploader.cli.opening import make_options, make_provider
 from uploader.cli.options import Access, Transfer, parse_duration_s, parse_number, parse_size
-from uploader.cli.text import count, duration, printable, size
+from uploader.cli.text import printable
 from uploader.errors import ConfigurationError
+from uploader.units import count, duration, size
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,9 @@ def test_figures_for_people() -> None:
         "1.5 KiB",
         "200 MiB",
     ]
-    assert [duration(1.25), duration(250), duration(12000), duration(5 * 86400)] == [
+    assert [duration(s) for s in (0, 0.012, 1.25, 250, 12000, 5 * 86400)] == [
+        "0.0 s",
+        "12 ms",
         "1.2 s",
         "4 min 10 s",
         "3 h 20 min",

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 from aiohttp import web
 
 from uploader.errors import ConfigurationError
+from uploader.units import duration, rate, size
 
-from .page import STYLE, rates, shown_seconds, shown_size
+from .page import STYLE, rates
 from .tally import Tally
 
 if TYPE_CHECKING:
@@ -134,14 +135,14 @@ def told(tally: Tally) -> dict[str, Any]:
     return {
         "state": tally.stopped or "Running",
         "totals": _totals(tally),
-        "rates": [[round(at_s, 1), round(rate)] for at_s, rate in points],
+        "rates": [[round(at_s, 1), round(value)] for at_s, value in points],
         "axis": {
-            "most": f"{shown_size(max([rate for _, rate in points], default=0))}/s",
-            "begin": shown_seconds(points[0][0] if points else 0),
-            "end": shown_seconds(tally.seconds),
+            "most": rate(max([value for _, value in points], default=0)),
+            "begin": duration(points[0][0] if points else 0),
+            "end": duration(tally.seconds),
         },
         "slowest": [
-            [one.name, f"{100 * one.done_bytes // max(1, one.size)} %", shown_size(one.size)]
+            [one.name, f"{100 * one.done_bytes // max(1, one.size)} %", size(one.size)]
             for one in tally.slowest
         ],
         "failures": [list(failure) for failure in reversed(tally.failures)],
@@ -159,11 +160,11 @@ def _totals(tally: Tally) -> list[tuple[str, str]]:
         ("failed", f"{tally.failed_count:,}"),
         ("to be tried again", f"{tally.deferred_count:,}"),
         ("under way", f"{len(tally.active):,}"),
-        ("sent", shown_size(tally.sent_bytes)),
-        ("rate", f"{shown_size(tally.bytes_per_s)}/s"),
+        ("sent", size(tally.sent_bytes)),
+        ("rate", rate(tally.bytes_per_s)),
         ("rows a second", f"{tally.rows_per_s:,.1f}"),
-        ("since", shown_seconds(tally.seconds)),
-        ("left", "?" if left_s is None else shown_seconds(left_s)),
+        ("since", duration(tally.seconds)),
+        ("left", "?" if left_s is None else duration(left_s)),
         ("credential renewals", f"{tally.renewal_count:,}"),
         ("requests repeated", f"{tally.retry_count:,}"),
     ]

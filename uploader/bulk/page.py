@@ -13,11 +13,12 @@ from html import escape
 from typing import Any, Final
 
 from uploader.errors import StateUnavailable
+from uploader.units import duration, rate, size
 
 from .ledger import Record
 from .tally import Sample, Tally
 
-__all__ = ["STYLE", "bars", "line", "rates", "shown_seconds", "shown_size", "write_page"]
+__all__ = ["STYLE", "bars", "line", "rates", "write_page"]
 
 _MAX_FAILURES: Final = 500
 _SLOWEST: Final = 10
@@ -68,11 +69,11 @@ class _Seen:
 
     def _add_done(self, record: Record) -> None:
         self.done_count += 1
-        size, seconds = _number(record, "size"), _number(record, "seconds")
-        self.byte_count += int(size)
+        byte_count, seconds = _number(record, "size"), _number(record, "seconds")
+        self.byte_count += int(byte_count)
         self.renewal_count += int(_number(record, "renewal_count"))
         self.retry_count += int(_number(record, "retry_count"))
-        self.sizes[_bin(size, 2)] += 1
+        self.sizes[_bin(byte_count, 2)] += 1
         self.durations[_bin(seconds * 1000, 2)] += 1
         self.verified_by[str(record.get("verified_by"))] += 1
         entry = (seconds, self.done_count, record)  # the number: records cannot be compared
@@ -142,10 +143,10 @@ def _totals(tally: Tally, seen: _Seen) -> str:
         ("stored and verified", f"{seen.done_count:,}"),
         ("failed", f"{seen.failed_count:,}"),
         ("stored in this run", f"{tally.done_count - tally.receipt_count:,}"),
-        ("bytes stored", shown_size(seen.byte_count)),
-        ("sent in this run", shown_size(tally.sent_bytes)),
-        ("this run took", shown_seconds(tally.seconds)),
-        ("mean rate", f"{shown_size(tally.sent_bytes / max(tally.seconds, 0.001))}/s"),
+        ("bytes stored", size(seen.byte_count)),
+        ("sent in this run", size(tally.sent_bytes)),
+        ("this run took", duration(tally.seconds)),
+        ("mean rate", rate(tally.sent_bytes / max(tally.seconds, 0.001))),
         ("credential renewals", f"{seen.renewal_count:,}"),
         ("requests repeated", f"{max(seen.retry_count, tally.retry_count):,}"),
         ("verified by", ", ".join(f"{k} {n:,}" for k, n in seen.verified_by.most_common()) or "-"),
@@ -159,10 +160,10 @@ def _plots(tally: Tally, seen: _Seen) -> str:
     sent = rates(samples, lambda sample: sample.sent_bytes)
     ended = rates(samples, lambda sample: sample.ended_count)
     pieces = [
-        ("Bytes a second", line(sent, lambda v: f"{shown_size(v)}/s")),
+        ("Bytes a second", line(sent, rate)),
         ("Rows a second", line(ended, lambda v: f"{v:,.1f}")),
-        ("Sizes", bars(seen.sizes, lambda power: shown_size(2**power))),
-        ("Durations", bars(seen.durations, lambda power: shown_seconds(2**power / 1000))),
+        ("Sizes", bars(seen.sizes, lambda power: size(2**power))),
+        ("Durations", bars(seen.durations, lambda power: duration(2**power / 1000))),
     ]
     return "".join(f"<h2>{escape(title)}</h2>{plot}" for title, plot in pieces)
 
@@ -198,8 +199,8 @@ def line(points: Sequence[tuple[float, float]], label: Callable[[float], str]) -
         f'<polyline points="{path}" fill="none" stroke="#0969da" stroke-width="1.5"/>'
         + _text(4, 20, label(most))
         + _text(4, _HEIGHT - 25, label(0))
-        + _text(80, _HEIGHT - 8, shown_seconds(begin))
-        + _text(_WIDTH - 60, _HEIGHT - 8, shown_seconds(end))
+        + _text(80, _HEIGHT - 8, duration(begin))
+        + _text(_WIDTH - 60, _HEIGHT - 8, duration(end))
     )
 
 
@@ -259,8 +260,8 @@ def _slowest(seen: _Seen) -> str:
         _row(
             record.get("path", ""),
             record.get("video_id", ""),
-            shown_size(_number(record, "size")),
-            shown_seconds(seconds),
+            size(_number(record, "size")),
+            duration(seconds),
             record.get("renewal_count", 0),
         )
         for seconds, _, record in sorted(seen.slowest, key=lambda e: (-e[0], e[1]))
@@ -270,23 +271,3 @@ def _slowest(seen: _Seen) -> str:
 
 def _row(*cells: Any) -> str:
     return f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in cells)}</tr>"
-
-
-def shown_size(byte_count: float) -> str:
-    """For people: three digits and a unit."""
-    value, unit = float(byte_count), "bytes"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if value < 1024:
-            break
-        value, unit = value / 1024, larger
-    return f"{value:.0f} {unit}" if unit == "bytes" or value >= 100 else f"{value:.1f} {unit}"
-
-
-def shown_seconds(seconds: float) -> str:
-    """For people."""
-    if seconds < 1:
-        return f"{seconds * 1000:.0f} ms"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

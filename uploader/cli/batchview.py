@@ -12,8 +12,9 @@ from uploader.bulk.estimate import Estimate
 from uploader.bulk.rows import Row, shown_path
 from uploader.bulk.tally import Tally
 from uploader.cli.options import Output
-from uploader.cli.text import Printer, count, duration, err, out, printable, rate, size
+from uploader.cli.text import Printer, err, out, printable
 from uploader.errors import VodupError
+from uploader.units import count, duration, rate, size
 
 __all__ = ["BatchView", "make_batch_view"]
 

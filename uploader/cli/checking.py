@@ -12,11 +12,12 @@ from uploader.cli import exits
 from uploader.cli.loop import run_async
 from uploader.cli.opening import make_trust, make_uploader
 from uploader.cli.options import Access, Output, Store, read_text
-from uploader.cli.text import duration, out, size
+from uploader.cli.text import out
 from uploader.clock import SystemClock
 from uploader.credentials import life_s
 from uploader.errors import PolicyError
 from uploader.protocol.grants import mask
+from uploader.units import duration, size
 
 __all__ = ["inspect", "verify"]
 

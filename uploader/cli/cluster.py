@@ -41,7 +41,7 @@ from uploader.cli.options import (
 )
 from uploader.cli.pushing import make_meta
 from uploader.cli.running import Interrupted
-from uploader.cli.text import count, err, out
+from uploader.cli.text import err, out
 from uploader.cluster.database import conninfo_of, in_our_words, open_pool
 from uploader.cluster.embedded import EmbeddedPostgres
 from uploader.cluster.schema import refuse_newer, require_current
@@ -49,6 +49,7 @@ from uploader.cluster.schema import upgrade as upgrade_queue
 from uploader.errors import CallerNotAuthenticated, ConfigurationError
 from uploader.events import Event, HookFailed, Listener
 from uploader.state import SqlState
+from uploader.units import count
 
 if TYPE_CHECKING:
     from uploader.cluster.database import Pool

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
+from uploader import units
 from uploader.cli import exits, text
 from uploader.cli.loop import run_async
 from uploader.errors import ConfigurationError, VodupError
@@ -95,7 +96,7 @@ def demo(size: str, keep: bool, as_json: bool) -> int:
 
     byte_count = parse_size(size, "--size")
     if byte_count < _MIN_SIZE:
-        raise ConfigurationError(f"--size: the demo needs at least {text.size(_MIN_SIZE)}.")
+        raise ConfigurationError(f"--size: the demo needs at least {units.size(_MIN_SIZE)}.")
     say: Callable[[str], None] = text.err if as_json else text.out
     with _folder(byte_count, keep=keep) as folder:
         return run_async(_Demo(folder, byte_count, say, as_json).run())
@@ -109,8 +110,8 @@ def _folder(byte_count: int, *, keep: bool) -> Iterator[Path]:
         free = shutil.disk_usage(folder).free
         if free < 2 * byte_count + _MIN_SIZE:
             raise ConfigurationError(
-                f"The demo needs {text.size(2 * byte_count)} in {folder.parent}, which has "
-                f"{text.size(free)}.",
+                f"The demo needs {units.size(2 * byte_count)} in {folder.parent}, which has "
+                f"{units.size(free)}.",
                 next_step="Pass a smaller --size, or set TMPDIR to a larger disk.",
             )
         yield folder
@@ -138,7 +139,7 @@ class _Demo:
         self._say(f"[{time.monotonic() - self._began:5.1f} s] {words}")
 
     async def run(self) -> int:
-        self._tell(f"making a file of {text.size(self._size)} of random bytes: {self._file}")
+        self._tell(f"making a file of {units.size(self._size)} of random bytes: {self._file}")
         sha256 = await asyncio.to_thread(_write_random, self._file, self._size)
         self._tell(f"its SHA-256 is {sha256}")
         async with self._devserver():
@@ -168,7 +169,7 @@ class _Demo:
                 ready = json.loads(await _output_of(process).readline())
             self._server, self._env = ready["vod_endpoint"], ready["env"]
             self._tell(
-                f"a local VOD and OSS is up: {text.rate(self._bandwidth)}, credentials live "
+                f"a local VOD and OSS is up: {units.rate(self._bandwidth)}, credentials live "
                 f"{self._ttl_s} s (the real ones: 3,000 s)"
             )
             yield
@@ -214,7 +215,7 @@ class _Demo:
                 self._tell(f"credentials about to expire: renewed{_how_far(run)}")
             case "parts.adopted":
                 self._tell(
-                    f"{text.count(event['part_count'], 'part')} had arrived without our knowing: "
+                    f"{units.count(event['part_count'], 'part')} had arrived without our knowing: "
                     "proved against the file and kept"
                 )
             case "upload.finished":
@@ -232,7 +233,7 @@ class _Demo:
         parts = video["uploads"][0]["parts"]
         self._tell(
             f"kill -9: the process is gone in the middle; OSS holds {len(parts)} whole parts "
-            f"({text.size(sum(part['size'] for part in parts))})"
+            f"({units.size(sum(part['size'] for part in parts))})"
         )
         return {"parts": len(parts), "upload_id": video["uploads"][0]["upload_id"]}
 
@@ -298,8 +299,8 @@ class _Demo:
         return Claim(
             "what was under way at the crash is all that was lost",
             0 <= twice <= most,
-            f"{text.size(twice)} were sent twice; the most possible is {_CONNECTIONS} "
-            f"connections × {text.size(self._part_size)}",
+            f"{units.size(twice)} were sent twice; the most possible is {_CONNECTIONS} "
+            f"connections × {units.size(self._part_size)}",
         )
 
     def _report(self, claims: list[Claim]) -> int:
@@ -315,17 +316,17 @@ class _Demo:
             self._say(f"         {claim.seen}")
         self._say("")
         verdict = "All of it holds" if holds else "Something does not hold"
-        self._say(f"{verdict}; {text.duration(seconds)}.")
+        self._say(f"{verdict}; {units.duration(seconds)}.")
         return exits.DONE if holds else exits.FAILED
 
 
 def _started(event: dict[str, Any]) -> str:
-    parts = text.count(event["part_count"], "part")
+    parts = units.count(event["part_count"], "part")
     if not event["is_resumed"]:
         return f"VideoId {event['video_id']}, UploadId {event['upload_id']}, {parts}"
     return (
         f"continuing VideoId {event['video_id']}: {event['resumed_part_count']} of {parts} "
-        f"({text.size(event['done_bytes'])}) need not be sent"
+        f"({units.size(event['done_bytes'])}) need not be sent"
     )
 
 

@@ -23,7 +23,7 @@ from uploader.cli.opening import api_origin, key_origin, make_provider
 from uploader.cli.options import Access, Output, Store
 from uploader.cli.orphans import open_network
 from uploader.cli.store import open_store
-from uploader.cli.text import count, out, size
+from uploader.cli.text import out
 from uploader.credentials import GrantProvider, Network, VodProvider
 from uploader.errors import StateError, VideoGone, VodupError
 from uploader.ims import ImsProvider
@@ -31,6 +31,7 @@ from uploader.protocol.wire import Response, SignedRequest
 from uploader.state import Phase
 from uploader.state.locations import SqliteFile, locate
 from uploader.transport import AiohttpTransport, may_use_congestion
+from uploader.units import count, size
 
 __all__ = ["doctor"]
 

@@ -16,17 +16,7 @@ from typing import Any, Protocol
 
 from uploader.cli import exits
 from uploader.cli.options import Output
-from uploader.cli.text import (
-    Printer,
-    count,
-    duration,
-    err,
-    out,
-    paragraph,
-    printable,
-    rate,
-    size,
-)
+from uploader.cli.text import Printer, err, out, paragraph, printable
 from uploader.errors import VodupError
 from uploader.events import (
     CredentialsRenewed,
@@ -44,6 +34,7 @@ from uploader.events import (
     UploadResult,
     UploadStarted,
 )
+from uploader.units import count, duration, rate, size
 
 __all__ = ["Board", "Row", "View", "listener", "make_view"]
 

@@ -45,11 +45,11 @@ from uploader.cli.options import (
 from uploader.cli.progress import Board, Row, View, listener, make_view
 from uploader.cli.running import Interrupted, explain_bug
 from uploader.cli.store import find_record
-from uploader.cli.text import count, size
 from uploader.errors import ConfigurationError, VodupError
 from uploader.events import Listener
 from uploader.sources import AnySource
 from uploader.state import Phase
+from uploader.units import count, size
 
 __all__ = ["push", "resume"]
 

@@ -16,9 +16,10 @@ from uploader.cli import exits
 from uploader.cli.loop import run_async
 from uploader.cli.options import Access, ClusterFlags, Output, Store, parse_duration_s
 from uploader.cli.store import find_record, open_store
-from uploader.cli.text import count, duration, err, out, paragraph, size
+from uploader.cli.text import err, out, paragraph
 from uploader.errors import ConfigurationError, UnsupportedState, VodupError
 from uploader.state import Phase, StateStore, UploadRecord, UploadStatus
+from uploader.units import count, duration, size
 
 if TYPE_CHECKING:
     from uploader import Uploader

@@ -1,4 +1,4 @@
-"""Figures and errors as people read them."""
+"""What commands print: lines for people and programs, errors as a paragraph."""
 
 from __future__ import annotations
 
@@ -8,43 +8,12 @@ from typing import Final, TextIO
 
 from uploader.errors import VodupError
 
-__all__ = ["MIB", "Printer", "count", "duration", "paragraph", "printable", "rate", "size"]
+__all__ = ["MIB", "Printer", "err", "out", "paragraph", "printable"]
 
 MIB: Final = 1024 * 1024
 
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _SECRET = re.compile(r"STS\.[A-Za-z0-9]{8,}|CAIS[A-Za-z0-9+/=_-]{20,}")
-
-
-def size(byte_count: float) -> str:
-    """For example "1.5 GiB"."""
-    value, unit = float(byte_count), "bytes"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if value < 1024:
-            break
-        value, unit = value / 1024, larger
-    return f"{value:.0f} {unit}" if unit == "bytes" or value >= 100 else f"{value:.1f} {unit}"
-
-
-def rate(bytes_per_s: float) -> str:
-    """For example "41.6 MiB/s"."""
-    return f"{size(bytes_per_s)}/s"
-
-
-def duration(seconds: float) -> str:
-    """For example "12.3 s", "4 min 10 s", "3 h 20 min", "5 days"."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} days"
-
-
-def count(number: int, noun: str) -> str:
-    """For example "1 part", "3 parts"."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def printable(text: str) -> str:
