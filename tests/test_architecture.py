@@ -129,6 +129,41 @@ LINES = (
     _hand("__main__"),
 )
 
+# What an upload's outcome rests on; packages whole. Tests cover every line and branch of it
+# (`make coverage`) and notice small changes in it (`make mutants`).
+CORE = (
+    "protocol",
+    "state",
+    "session",
+    "credentials",
+    "options",
+    "evidence",
+    "progress",
+    "opening",
+    "transfer",
+    "engine",
+)
+
+# The size from which a reader loses the thread, in lines.
+LONGEST_MODULE, LONGEST_CLASS, LONGEST_FUNCTION = 500, 300, 50
+
+# What is longer today, and will be divided: modules, and classes as "module:Class".
+TOO_LONG = frozenset(
+    {
+        "cli.options",
+        "credentials",
+        "engine",
+        "engine:Uploader",
+        "protocol.grants",
+        "protocol.oss",
+        "sources.urls",
+        "sources.urls:UrlSource",
+        "state.sql",
+        "transfer",
+        "transfer:Transfer",
+    }
+)
+
 # What a value has no use for: each of these waits, asks the clock, rolls dice or touches a device.
 # `http` itself is not among them: HTTPStatus is a table of numbers.
 IMPURE_MODULES = frozenset(
@@ -306,6 +341,47 @@ def _cycles(ours: Mapping[str, set[str]]) -> Iterator[str]:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         yield "modules import each other: " + " → ".join(reversed(error.args[1]))
+
+
+def too_long(sources: Mapping[str, str]) -> dict[str, str]:
+    """Modules, classes and functions above the limits: by name, each with a sentence."""
+    found = {}
+    for module, source in sources.items():
+        if (size := source.count("\n")) > LONGEST_MODULE:
+            found[module] = f"{module}: {size} lines, at most {LONGEST_MODULE}"
+        for node in ast.walk(ast.parse(source)):
+            match node:
+                case ast.ClassDef(name=name):
+                    limit = LONGEST_CLASS
+                case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                    limit = LONGEST_FUNCTION
+                case _:
+                    continue
+            if (size := (node.end_lineno or 0) - node.lineno + 1) > limit:
+                found[f"{module}:{name}"] = f"{module}:{name}: {size} lines, at most {limit}"
+    return found
+
+
+def test_nothing_is_longer_than_a_reader_can_follow() -> None:
+    found = too_long(sources_of(SOURCE))
+    assert [sentence for name, sentence in found.items() if name not in TOO_LONG] == []
+    assert TOO_LONG - found.keys() == set(), "no longer too long: remove it from TOO_LONG"
+
+
+def test_a_planted_long_definition_is_caught() -> None:
+    body = "    x = 1\n" * 300
+    house = {
+        "pace": f"class A:\n{body}async def f():\n{body[:700]}",
+        "events": "x = 1\n" * 501,
+        "clock": f"class A:\n{body[10:]}\ndef f():\n{body[:490]}",
+    }
+    assert list(too_long(house)) == ["pace:A", "pace:f", "events"]
+
+
+def test_the_core_is_in_the_plan() -> None:
+    planned = {line.name.removesuffix(".*") for line in LINES}
+    packages = {name.partition(".")[0] for name in planned}
+    assert set(CORE) <= planned | packages
 
 
 def test_modules_import_only_from_above() -> None:

@@ -7,9 +7,13 @@
     python -m tests.gates.mutants --report                 what is known so far, nothing run
 
 mutmut changes one thing in one function (a comparison, a number, an argument, a text) and
-runs the tests that reach the function. Each module of `[tool.vodup.mutants]` has its own
-tests there and its own room in build/mutants, so that one can be repeated alone. A room
-keeps what it found until the module or its tests change.
+runs the tests that reach the function. `tests/gates/modules.py` tells which modules are the
+core and which tests judge them. Each module has a workspace of its own in build/mutants, so
+that one can be repeated alone; it keeps its results until the module or its tests change.
+
+The gate fails below the score. What survives is listed in build/mutants/survivors.tsv: for each
+line either a test is missing, or the change makes no difference to a user. The second kind is
+not pinned anywhere; where it would surprise a reader, a comment beside the code says why.
 
 Functions under decorators other than staticmethod and classmethod, and what stands outside
 of functions, are not changed by mutmut.
@@ -32,13 +36,14 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-__all__ = ["Found", "Room", "main", "rooms"]
+from tests.gates.modules import core_files, tests_of
+
+__all__ = ["Found", "Workspace", "main", "workspaces"]
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ROOT / "build" / "mutants"
-EXPLAINED = Path(__file__).with_name("survivors.tsv")
+WORKSPACES = ROOT / "build" / "mutants"
+SURVIVORS = WORKSPACES / "survivors.tsv"
 SCORE = 85.0
 """Percent of a whole run that must be killed."""
 
@@ -74,7 +79,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Room:
+class Workspace:
     """A copy of the project in which one module is mutated."""
 
     name: str
@@ -83,7 +88,7 @@ class Room:
     @property
     def folder(self) -> Path:
         """For example build/mutants/protocol-plan."""
-        return ROOMS / self.name.replace("/", "-")
+        return WORKSPACES / self.name.replace("/", "-")
 
     @property
     def _known(self) -> Path:
@@ -103,14 +108,14 @@ class Room:
         mark.write_text(fingerprint)
 
     def _fingerprint(self) -> str:
-        # Not all of pyproject.toml: most of what changes there is no concern of a mutant's.
-        told = _tables()["mutmut"] | self._choices()
-        digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+        # Of pyproject.toml only mutmut's own table: the rest changes no result.
+        with (ROOT / "pyproject.toml").open("rb") as file:
+            table = tomllib.load(file)["tool"]["mutmut"]
+        settings = json.dumps(table | self._choices(), sort_keys=True)
+        digest = hashlib.sha256(settings.encode())
         digest.update((ROOT / "uploader" / f"{self.name}.py").read_bytes())
-        for named in self.tests:
-            path = ROOT / named
-            for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-                digest.update(file.read_bytes())
+        for test in self.tests:
+            digest.update((ROOT / test).read_bytes())
         return digest.hexdigest()
 
     def _choices(self) -> dict[str, list[str]]:
@@ -186,25 +191,12 @@ def _kind(code: int | None) -> str:
     return _KINDS.get(code, "crashed" if code in _CRASHES else "killed")
 
 
-def _tables() -> dict[str, Any]:
-    with (ROOT / "pyproject.toml").open("rb") as file:
-        return dict(tomllib.load(file)["tool"])
-
-
-def rooms(names: list[str]) -> list[Room]:
-    """The modules named, or all of them."""
-    known = _tables()["vodup"]["mutants"]
-    if unknown := set(names) - known.keys():
-        raise SystemExit(f"mutants: {', '.join(sorted(unknown))}: not in [tool.vodup.mutants]")
-    return [Room(name, known[name]) for name in names or known]
-
-
-def explained() -> dict[tuple[str, str], str]:
-    """The reasons given for survivors: by function and change."""
-    if not EXPLAINED.exists():
-        return {}
-    rows = (line.split("\t") for line in EXPLAINED.read_text().splitlines() if line)
-    return {(function, change): reason for function, change, reason in rows}
+def workspaces(names: list[str]) -> list[Workspace]:
+    """Those of the modules named, or of all modules of the core."""
+    known = core_files()
+    if unknown := set(names) - set(known):
+        raise SystemExit(f"mutants: {', '.join(sorted(unknown))}: not a module of the core")
+    return [Workspace(name, tests_of(name)) for name in names or known]
 
 
 def function_of(mutant: str) -> str:
@@ -214,29 +206,25 @@ def function_of(mutant: str) -> str:
     return f"{module}.{name}"
 
 
-def report(chosen: list[Room]) -> int:
-    """Print what is known; whether it will do."""
+def report(chosen: list[Workspace]) -> int:
+    """Print the results so far; returns the exit status."""
     total: Counter[str] = Counter()
-    reasons, missing = explained(), []
-    for room in chosen:
-        found = room.found()
+    survivors: list[str] = []
+    for space in chosen:
+        found = space.found()
         total += found.counts
         kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(found.counts.items()))
-        print(f"mutants: {room.name:24} {found.score:5.1f} %  {kinds}")
-        for mutant in found.survivors:
-            row = (function_of(mutant), room.change(mutant))
-            if row not in reasons:
-                missing.append("\t".join(row))
+        print(f"mutants: {space.name:24} {found.score:5.1f} %  {kinds}")
+        survivors += [f"{function_of(name)}\t{space.change(name)}\n" for name in found.survivors]
     whole = Found(total, [])
     print(
         f"mutants: {whole.killed} of {whole.tried} killed: {whole.score:.1f} % (at least {SCORE})"
     )
-    left = ROOMS / "unexplained.tsv"
-    left.write_text("".join(f"{line}\n" for line in missing))
-    print(f"mutants: {len(missing)} survivors without a reason in {EXPLAINED.name}: {left}")
+    SURVIVORS.write_text("".join(survivors))
+    print(f"mutants: {len(survivors)} survivors: {SURVIVORS.relative_to(ROOT)}")
     if total["open"]:
         print(f"mutants: {total['open']} not tried yet: run the same command again")
-    return 0 if whole.score >= SCORE and not missing and not total["open"] else 1
+    return 0 if whole.score >= SCORE and not total["open"] else 1
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -248,17 +236,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--children", type=int, default=2)
     parser.add_argument("--report", action="store_true")
-    asked = parser.parse_args(argv)
+    options = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    chosen = rooms(asked.modules)
-    ROOMS.mkdir(parents=True, exist_ok=True)
-    ends_s = time.monotonic() + asked.seconds
-    for room in [] if asked.report else chosen:
-        room.prepare()
-        if asked.sample:
-            room.draw(asked.sample, asked.seed, seconds=asked.seconds)
+    chosen = workspaces(options.modules)
+    WORKSPACES.mkdir(parents=True, exist_ok=True)
+    ends_s = time.monotonic() + options.seconds
+    for space in [] if options.report else chosen:
+        space.prepare()
+        if options.sample:
+            space.draw(options.sample, options.seed, seconds=options.seconds)
         left_s = ends_s - time.monotonic()
-        if left_s <= 0 or not room.run(seconds=left_s, children=asked.children):
+        if left_s <= 0 or not space.run(seconds=left_s, children=options.children):
             break
     return report(chosen)
 
