@@ -70,6 +70,7 @@ LINES = (
     # hands: one kind of I/O each
     _hand("clock"),
     _hand("log", "structlog"),
+    _hand("tasks"),
     _hand("tracker"),
     _hand("pace.bandwidth"),
     _hand("pace.slots"),
