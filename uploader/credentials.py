@@ -40,6 +40,7 @@ from uploader.protocol.verdicts import is_outcome_known
 from uploader.protocol.vod import AccessKey, VideoFacts, VideoMeta
 from uploader.protocol.wire import BytesBody, Operation, Request, Response, SignedRequest, Transport
 from uploader.session import Retried, RetryPolicy, Session
+from uploader.threads import in_thread
 
 __all__ = [
     "DOCUMENTED_LIFE_S",
@@ -466,7 +467,7 @@ def _default_chain() -> AccessKeys:
 
     async def ask_in_thread() -> AccessKey:
         try:
-            return await asyncio.to_thread(ask)
+            return await in_thread(ask)
         except Exception as error:  # the chain raises bare exceptions of many kinds
             raise CallerNotAuthenticated(
                 f"The default credential chain found no AccessKey ({type(error).__name__})."

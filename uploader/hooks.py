@@ -24,7 +24,7 @@ from uploader.errors import ConfigurationError, HookError, VodupError
 from uploader.events import UploadResult
 from uploader.protocol.documents import clean_text
 from uploader.protocol.vod import VideoMeta
-from uploader.state.worker import Worker
+from uploader.threads import Worker
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint

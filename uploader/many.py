@@ -25,6 +25,7 @@ from uploader.log import get_logger
 from uploader.protocol.grants import UploadGrant
 from uploader.protocol.vod import VideoMeta
 from uploader.sources import AnySource
+from uploader.threads import DISKS
 
 __all__ = [
     "DEFAULT_FILES",
@@ -174,7 +175,7 @@ async def _read(reading: AsyncIterable[UploadItem], window: _Window) -> None:
 
 async def _put_sized(items: list[UploadItem], window: _Window) -> None:
     """Ask for their sizes first, in a thread: a disk may take its time."""
-    sizes = await asyncio.to_thread(lambda: [_size_of(item.source) for item in items])
+    sizes = await DISKS.run(lambda: [_size_of(item.source) for item in items])
     for item, size in zip(items, sizes, strict=True):
         await window.put(item, size)
 

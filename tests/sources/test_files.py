@@ -23,7 +23,7 @@ from uploader.errors import SourceChanged, SourceUnreadable
 from uploader.protocol.integrity import crc64
 from uploader.protocol.wire import Body
 from uploader.sources import BytesSource, FileSource, Fingerprint, Source, refusals
-from uploader.sources import threads as reading
+from uploader.threads import DISKS
 
 MIB = 1024 * 1024
 CONTENT = os.urandom(3 * MIB + 5)
@@ -420,8 +420,8 @@ async def test_blocked_disks_do_not_delay_names(path: Path) -> None:
                     await asyncio.get_running_loop().getaddrinfo("localhost", 80)
             finally:
                 gate.set()
-    threads = [t for t in threading.enumerate() if t.name.startswith("vodup-read")]
-    assert len(threads) <= reading.READING_THREAD_COUNT
+    threads = [t for t in threading.enumerate() if t.name.startswith("vodup-disk")]
+    assert len(threads) <= 8
 
 
 async def test_a_disk_that_never_answers_is_given_up(path: Path) -> None:
@@ -466,8 +466,8 @@ async def test_opening_may_be_cancelled_at_any_moment(path: Path) -> None:
         await asyncio.wait([task])
         if not task.cancelled():
             await source.__aexit__(None, None, None)
-    for _ in range(reading.READING_THREAD_COUNT):  # every thread has come to its end
-        await asyncio.wrap_future(reading.reading_threads().submit(time.sleep, 0.01))
+    for _ in range(8):  # every thread has come to its end
+        await asyncio.wrap_future(DISKS.submit(time.sleep, 0.01))
     gc.collect()
     assert len(os.listdir("/proc/self/fd")) == before
 

@@ -12,7 +12,7 @@ import pytest
 from uploader.errors import StateUnavailable
 from uploader.state import PartAck
 from uploader.state.commits import AckWrite, GroupCommit
-from uploader.state.worker import Worker
+from uploader.threads import Worker
 
 Commit = Callable[[Sequence[AckWrite]], Sequence[bool]]
 

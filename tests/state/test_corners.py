@@ -29,7 +29,7 @@ from uploader.state.commits import Failure, GroupCommit
 from uploader.state.database import Database, _configure_sqlite, open_database
 from uploader.state.leases import FileLock, Lease, Owner, OwnerLock, kept_alive
 from uploader.state.locations import PostgresDatabase, SqliteFile
-from uploader.state.worker import Worker
+from uploader.threads import Worker
 
 Children = Callable[..., subprocess.Popen[str]]
 
@@ -473,18 +473,6 @@ async def test_a_renewal_that_fails_once_costs_nothing() -> None:
 
 
 # --- the thread -------------------------------------------------------------------------
-
-
-async def test_what_nobody_waits_for_any_more_is_done_and_told_to_nobody() -> None:
-    worker, gate, done = Worker("test"), threading.Event(), [1]
-    worker.call(lambda: gate.wait(5)).cancel()
-    worker.call(done.clear).cancel()
-    worker.call(lambda: 1 // 0).cancel()
-    gate.set()
-    assert await worker.call(lambda: 7) == 7
-    assert done == []
-    worker.stop()
-    worker.join(5)
 
 
 async def test_a_commit_that_fails_is_told_to_those_who_still_wait() -> None:

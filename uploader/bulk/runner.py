@@ -22,6 +22,7 @@ from uploader.errors import (
 from uploader.many import Outcome, UploadItem
 from uploader.sources import MemoryWindow, Source, UrlPolicy, of_path, of_url
 from uploader.sources.part_buffer import Room
+from uploader.threads import in_thread
 
 from .ledger import Earlier, Ledger, Record, failure_record, success_record
 from .rows import Row, RowRules, is_url
@@ -123,7 +124,7 @@ class Batch:
                 tally.stopped = str(stopped)
         tally.tick()
         names = [stream.name for stream, _ in readings] if tally.stopped is None else []
-        await asyncio.to_thread(self._ledger.settle, manifests=names)
+        await in_thread(self._ledger.settle, manifests=names)
         return tally
 
     async def _retry(self) -> None:
@@ -147,7 +148,7 @@ class Batch:
         """What is to be uploaded; rows that are done or refused end here."""
         total = sum(stream.size for stream, _ in readings)
         rows = read_rows(readings, self._ledger)
-        while batch := await asyncio.to_thread(list, islice(rows, _READ_BATCH)):
+        while batch := await in_thread(list, islice(rows, _READ_BATCH)):
             for met in batch:
                 self.tally.read_count += 1
                 if met.earlier.is_done:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import sys
@@ -49,6 +48,7 @@ from uploader.cluster.schema import upgrade as upgrade_queue
 from uploader.errors import CallerNotAuthenticated, ConfigurationError
 from uploader.events import Event, HookFailed, Listener
 from uploader.state import SqlState
+from uploader.threads import in_thread
 from uploader.units import count
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def upgrade(store: Store, cluster: ClusterFlags, output: Output) -> int:
 async def _connected(url: str, *, wait_s: float = 10.0) -> AsyncIterator[Pool]:
     """A pool on a database that is known to be up to date."""
     conninfo = conninfo_of(url)
-    await asyncio.to_thread(require_current, conninfo)
+    await in_thread(require_current, conninfo)
     with in_our_words():
         pool = open_pool(conninfo, wait_s=wait_s)
         await pool.open(wait=True)
@@ -172,7 +172,7 @@ async def _enqueued(
 
     view = make_batch_view(output)
     codes: Counter[int] = Counter()
-    with await asyncio.to_thread(Ledger, flags.report) as ledger:
+    with await in_thread(Ledger, flags.report) as ledger:
 
         def ended(record: Mapping[str, Any]) -> None:
             ledger.add(record, replaces=True)
@@ -258,7 +258,7 @@ async def _written(
     view = make_batch_view(output)
     statuses: Counter[str] = Counter()
     codes: Counter[int] = Counter()
-    with await asyncio.to_thread(Ledger, report) as ledger:
+    with await in_thread(Ledger, report) as ledger:
         async with _connected(url) as pool:
             found = Results(pool, names)
             async for record in found.new():

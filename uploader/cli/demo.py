@@ -32,6 +32,7 @@ from uploader.cli.loop import run_async
 from uploader.errors import ConfigurationError, VodupError
 from uploader.protocol import vod
 from uploader.protocol.wire import BytesBody, Response
+from uploader.threads import in_thread
 
 __all__ = ["demo"]
 
@@ -140,7 +141,7 @@ class _Demo:
 
     async def run(self) -> int:
         self._tell(f"making a file of {units.size(self._size)} of random bytes: {self._file}")
-        sha256 = await asyncio.to_thread(_write_random, self._file, self._size)
+        sha256 = await in_thread(_write_random, self._file, self._size)
         self._tell(f"its SHA-256 is {sha256}")
         async with self._devserver():
             self._tell(f"$ vodup push {self._file.name}")
@@ -177,7 +178,7 @@ class _Demo:
             await _stop(process)
 
     async def _ask(self, path: str) -> Any:  # noqa: ANN401 - JSON
-        return await asyncio.to_thread(_get_json, self._server, path)
+        return await in_thread(_get_json, self._server, path)
 
     # --- the uploads -------------------------------------------------------------------
 
@@ -244,7 +245,7 @@ class _Demo:
     ) -> list[Claim]:
         begun, result = first.last("upload.started"), second.last("upload.finished")
         stats = await self._ask("stats")
-        read_back = await asyncio.to_thread(self._read_back, begun["video_id"])
+        read_back = await in_thread(self._read_back, begun["video_id"])
         lives = len(stats["bytes_by_generation"])
         return [
             Claim("the second run finished, verified", second.exit_code == 0, _proof(result)),

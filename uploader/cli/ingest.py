@@ -39,6 +39,7 @@ from uploader.cli.text import err
 from uploader.errors import CallerNotAuthenticated, ConfigurationError, VodupError
 from uploader.options import UploadOptions
 from uploader.protocol.limits import problem_of
+from uploader.threads import in_thread
 
 __all__ = ["ingest", "make_readings", "make_rules", "make_streams", "refuse_overwriting"]
 
@@ -156,7 +157,7 @@ async def _perform(
     uploader: Uploader, readings: Sequence[Reading], flags: BatchFlags, view: BatchView
 ) -> int:
     options = _batch_options(flags)
-    with await asyncio.to_thread(Ledger, flags.report) as ledger:
+    with await in_thread(Ledger, flags.report) as ledger:
         batch = Batch(uploader, ledger, options, exit_code=exits.exit_code, on_record=view.record)
         tally = batch.tally
         try:

@@ -19,6 +19,7 @@ from uploader.cli.store import find_record, open_store
 from uploader.cli.text import err, out, paragraph
 from uploader.errors import ConfigurationError, UnsupportedState, VodupError
 from uploader.state import Phase, StateStore, UploadRecord, UploadStatus
+from uploader.threads import in_thread
 from uploader.units import count, duration, size
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ async def _status(names: Sequence[str], is_watching: bool, store: Store, output:
 
 async def _show_queue(store: Store, output: Output) -> None:
     """What waits for workers, where the state is shared with a queue."""
-    facts = await asyncio.to_thread(_queue_facts, store.state)
+    facts = await in_thread(_queue_facts, store.state)
     if facts is None:
         return
     if output.json:
@@ -252,7 +253,7 @@ async def _given_up(uploader: Uploader, name: str, store: Store) -> UploadRecord
     state = uploader.state
     known = await state.find(key=name) or await state.find(video_id=name)
     key = known.key if known else name
-    if await asyncio.to_thread(_withdrawn, store.state, key) and known is None:
+    if await in_thread(_withdrawn, store.state, key) and known is None:
         return None
     record = await find_record(state, name)
     await uploader.abort(record.key)

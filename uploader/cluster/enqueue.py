@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from uploader.cluster.database import in_our_words
 from uploader.cluster.jobs import Places, spec_of, storable
 from uploader.cluster.results import Awaited, record_of
 from uploader.errors import VodupError
+from uploader.threads import in_thread
 
 if TYPE_CHECKING:
     from uploader.cluster.database import Pool
@@ -150,7 +150,7 @@ class Enqueuer:
             StateUnavailable: the database cannot be used; what is queued stays queued.
         """
         rows = self._lines(readings)
-        while batch := await asyncio.to_thread(list, islice(rows, _BATCH)):
+        while batch := await in_thread(list, islice(rows, _BATCH)):
             await self._queue([line for line in batch if line is not None])
         manifests = [storable(stream.name) for stream, _ in readings]
         with in_our_words():

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import os
 import stat
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import ParamSpec, Protocol, Self, TypeVar, runtime_checkable
 
@@ -20,6 +18,7 @@ from uploader.sources.ranges import REREAD_SIZE, Checksums, Range
 from uploader.sources.readers import ReadableInflow
 from uploader.sources.refusals import empty, ends_early
 from uploader.sources.streams import StreamSource
+from uploader.threads import Threads
 
 __all__ = ["BinaryFile", "FileObjectSource", "of_file_object"]
 
@@ -88,7 +87,7 @@ class FileObjectSource:
     def __init__(self, file: _Seekable) -> None:
         self._file = file
         self.name = _name_of(file)
-        self._thread: ThreadPoolExecutor | None = None
+        self._thread: Threads | None = None
         self._begin = 0
         self.size = 0
         self._crc64 = 0
@@ -122,12 +121,12 @@ class FileObjectSource:
         Raises:
             SourceUnreadable: it is empty, or closed.
         """
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="vodup-object")
+        self._thread = Threads("vodup-object", 1)
         try:
             self._begin = await self._in_thread(self._file.tell)
             found = await self._in_thread(self._look)
         except BaseException:
-            self._thread.shutdown(wait=False, cancel_futures=True)
+            self._thread.shutdown()
             raise
         self.size, self._crc64 = found.size, found.inode
         return self
@@ -140,7 +139,7 @@ class FileObjectSource:
     ) -> None:
         thread, self._thread = self._thread, None
         if thread is not None:
-            thread.shutdown(wait=False, cancel_futures=True)
+            thread.shutdown()
 
     # --- as an origin of ranges -------------------------------------------------------
 
@@ -164,7 +163,7 @@ class FileObjectSource:
         if self._thread is None:
             raise RuntimeError("the source is not open: use it inside `async with`")
         try:
-            return await asyncio.wrap_future(self._thread.submit(work, *args, **kwargs))
+            return await self._thread.run(work, *args, **kwargs)
         except (OSError, ValueError) as error:
             raise SourceUnreadable(f"{self.name} cannot be read ({error}).") from error
 

@@ -14,11 +14,12 @@ import os
 import stat
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Executor, Future
 from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, Self, TypeVar
 
 import aiofiles
 
@@ -33,7 +34,7 @@ from uploader.sources.refusals import (
     ends_early,
     unreadable,
 )
-from uploader.sources.threads import OpeningThreads, call_if_open, reading_threads
+from uploader.threads import DISKS
 
 if TYPE_CHECKING:
     from aiofiles.threadpool.binary import AsyncFileIO
@@ -137,7 +138,7 @@ class FileSource:
 
     async def _open(self) -> AsyncFileIO:
         opener = functools.partial(_open_descriptor, follow_symlinks=self._follow_symlinks)
-        threads = OpeningThreads()
+        threads = _OpeningThreads()
         try:
             return await aiofiles.open(
                 self._path, "rb", buffering=0, opener=opener, executor=threads
@@ -223,15 +224,15 @@ class OpenFile:
         return now
 
     async def in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do blocking work on the descriptor in one of the reading threads."""
+        """Do blocking work on the descriptor in one of the threads for disks."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[T] = loop.create_future()
         self._under_way += 1
         self._silent.clear()
-        job = reading_threads().submit(work, *args, **kwargs)
+        job = DISKS.submit(work, *args, **kwargs)
         # One message to the loop for both; `wrap_future` would send a second one.
         job.add_done_callback(
-            lambda job: call_if_open(loop, functools.partial(self._has_returned, job, answer))
+            lambda job: _call_if_open(loop, functools.partial(self._has_returned, job, answer))
         )
         try:
             async with asyncio.timeout(self._read_timeout_s):
@@ -288,6 +289,47 @@ class OpenFile:
             piece = os.read(self._descriptor, len(into))
         into[: len(piece)] = piece
         return len(piece)
+
+
+class _OpeningThreads(Executor):
+    """The threads for disks as one opening sees them. Mutable: its last job.
+
+    A thread goes on opening when the task that waits for it is cancelled, and closing
+    is never dropped from the queue: the file would stay open.
+    """
+
+    _job: Future[Any] | None = None
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Run it in one of them, whatever becomes of the task that waits for it."""
+        self._job = promised = Future[T]()
+        promised.set_running_or_notify_cancel()  # from here on it cannot be cancelled
+        job = DISKS.submit(fn, *args, **kwargs)
+        job.add_done_callback(functools.partial(_pass_on, promised))
+        return promised
+
+    def close_what_is_opened(self) -> None:
+        """Close the file as soon as the thread has opened it."""
+        if self._job is not None:
+            self._job.add_done_callback(_close_result)
+
+
+def _pass_on(promised: Future[T], job: Future[T]) -> None:
+    if (error := job.exception()) is not None:
+        promised.set_exception(error)
+    else:
+        promised.set_result(job.result())
+
+
+def _close_result(job: Future[FileIO]) -> None:
+    if not job.cancelled() and job.exception() is None:
+        job.result().close()
+
+
+def _call_if_open(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
+    """A thread may return after its loop is gone; then nobody waits for it."""
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(callback)
 
 
 _NOWAIT_UNSUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})

@@ -7,10 +7,8 @@ store are its implementation's business: environment, profiles, `storage_options
 from __future__ import annotations
 
 import asyncio
-import functools
 import re
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Final, ParamSpec, Self, TypeVar
 
@@ -20,6 +18,7 @@ from uploader.protocol.wire import Body
 from uploader.sources.fingerprints import Fingerprint
 from uploader.sources.ranges import Checksums
 from uploader.sources.refusals import changed_while_read, empty, ends_early
+from uploader.threads import Threads
 
 __all__ = ["FsspecSource"]
 
@@ -30,7 +29,7 @@ BLOCK_SIZE: Final = 4 * 1024 * 1024
 """Bytes of one reading. Too small: each costs a round trip; too large: every connection
 holds one in memory."""
 
-THREADS: Final = 32
+_THREADS: Final = Threads("vodup-fsspec", 32)
 """As many as the uploader has connections at most."""
 
 _VOLATILE: Final = frozenset({"name", "Key", "atime", "time", "accessed", "StorageClass"})
@@ -143,10 +142,9 @@ class FsspecSource:
 
     async def in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Do blocking work; whatever an implementation raises becomes ours."""
-        job = _threads().submit(work, *args, **kwargs)
         try:
             async with asyncio.timeout(self._read_timeout_s):
-                return await asyncio.wrap_future(job)
+                return await _THREADS.run(work, *args, **kwargs)
         except VodupError:
             raise
         except TimeoutError as error:
@@ -193,12 +191,6 @@ class FsspecSource:
         if self._seen is None:
             raise RuntimeError("the source is not open: use it inside `async with`")
         return self._seen
-
-
-@functools.cache
-def _threads() -> ThreadPoolExecutor:
-    """One pool per process; disks have another, and must not wait for a network."""
-    return ThreadPoolExecutor(THREADS, thread_name_prefix="vodup-remote")
 
 
 class _Blocks:

@@ -7,7 +7,6 @@ object, and one part of the plan.
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import stat
@@ -36,7 +35,7 @@ from uploader.sources.contract import Source
 from uploader.sources.files import FileSource
 from uploader.sources.fingerprints import Fingerprint
 from uploader.sources.refusals import changed_while_read, empty, unreadable
-from uploader.sources.threads import reading_threads
+from uploader.threads import DISKS
 
 __all__ = ["HlsPackage", "Member", "is_playlist_path"]
 
@@ -190,8 +189,7 @@ class HlsPackage:
         return join_crc64(found), md5 if len(members) == 1 else None
 
     async def _look(self) -> tuple[Member, ...]:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(reading_threads(), self._look_now)
+        return await DISKS.run(self._look_now)
 
     def _look_now(self) -> tuple[Member, ...]:
         if not self._follow_symlinks and os.path.islink(self._path):

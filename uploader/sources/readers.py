@@ -7,12 +7,11 @@ import os
 import signal
 import stat
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Final, Protocol
 
 from uploader.errors import ConfigurationError, SourceUnreadable, VodupError
-from uploader.sources.threads import in_reading_thread
+from uploader.threads import DISKS, Threads
 
 __all__ = [
     "CommandInflow",
@@ -117,13 +116,12 @@ class ReadableInflow:
     def __init__(self, file: Readable, name: str) -> None:
         self._read_some = getattr(file, "read1", file.read)  # read() may wait for all of it
         self._name = name
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="vodup-stream")
+        self._thread = Threads("vodup-stream", 1)
 
     async def read(self, into: memoryview) -> int:
         """Wait for it in the thread."""
-        job = self._thread.submit(self._read_some, min(len(into), READ_SIZE))
         try:
-            piece = await asyncio.wrap_future(job)
+            piece = await self._thread.run(self._read_some, min(len(into), READ_SIZE))
         except (OSError, ValueError) as error:
             raise SourceUnreadable(f"{self._name} cannot be read ({error}).") from error
         view = _bytes_of(piece if piece is not None else b"", self._name)
@@ -132,7 +130,7 @@ class ReadableInflow:
 
     async def close(self) -> None:
         """Let the thread go; the file is not ours."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._thread.shutdown()
 
 
 # --- from a descriptor ----------------------------------------------------------------
@@ -154,7 +152,7 @@ class DescriptorInflow:
         """Read what is there, at least a byte."""
         try:
             if not self._can_wait:
-                return await in_reading_thread(os.readv, self._descriptor, [into[:READ_SIZE]])
+                return await DISKS.run(os.readv, self._descriptor, [into[:READ_SIZE]])
             while True:
                 await _readable(self._descriptor)
                 with suppress(BlockingIOError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import shutil
@@ -19,7 +18,7 @@ from uploader.protocol.wire import Body
 from uploader.sources.part_buffer import SHARES, Fill, Kept, Room, filled_from, require_room
 from uploader.sources.ranges import REREAD_SIZE, Checksums, Range
 from uploader.sources.readers import READ_SIZE
-from uploader.sources.threads import in_reading_thread
+from uploader.threads import DISKS, in_thread
 
 __all__ = ["KEPT_IN_SPOOL", "Spool"]
 
@@ -151,7 +150,7 @@ class Spool:
             os.close(self._journal)
             self._journal = None
         if is_done:
-            await in_reading_thread(shutil.rmtree, self._folder, ignore_errors=True)
+            await DISKS.run(shutil.rmtree, self._folder, ignore_errors=True)
         os.close(lock)
 
     # --- on disk --------------------------------------------------------------------
@@ -161,7 +160,7 @@ class Spool:
 
     async def _blocking(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         try:
-            return await in_reading_thread(work, *args, **kwargs)
+            return await DISKS.run(work, *args, **kwargs)
         except OSError as error:
             raise SourceUnreadable(
                 f"The spool {self._folder} cannot be used ({error.strerror or error}).",
@@ -288,7 +287,7 @@ class _SpooledPart:
         for position in range(offset, offset + size, REREAD_SIZE):
             piece = buffer[: min(REREAD_SIZE, offset + size - position)]
             count = await self.read(piece, position)
-            await asyncio.to_thread(checksums.update, piece[:count])
+            await in_thread(checksums.update, piece[:count])
         return checksums.result()
 
     def read_now(self, into: memoryview, offset: int) -> int | None:
@@ -298,7 +297,7 @@ class _SpooledPart:
     async def read(self, into: memoryview, offset: int) -> int:
         """Fill `into` in a thread."""
         try:
-            return await in_reading_thread(self._read, into, offset)
+            return await DISKS.run(self._read, into, offset)
         except OSError as error:
             raise SourceChanged(
                 f"{self.path} of the spool cannot be read any more ({error.strerror or error})."

@@ -9,7 +9,6 @@ in between (DNS rebinding) gets nowhere. No credential is ever sent.
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import itertools
 import re
@@ -37,6 +36,7 @@ from uploader.sources.ranges import Checksums
 from uploader.sources.refusals import empty
 from uploader.sources.streams import StreamSource
 from uploader.sources.url_policy import UrlPolicy, identity_of, parsed_url, shown
+from uploader.threads import in_thread
 from uploader.transport import tls_context
 
 if TYPE_CHECKING:
@@ -479,7 +479,7 @@ _contexts: dict[str, ssl.SSLContext] = {}
 async def _trusted() -> ssl.SSLContext:
     """The authorities of the system; read once, because it takes a while."""
     if "system" not in _contexts:
-        _contexts["system"] = await asyncio.to_thread(tls_context, None)
+        _contexts["system"] = await in_thread(tls_context, None)
     return _contexts["system"]
 
 

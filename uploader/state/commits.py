@@ -10,7 +10,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from uploader.errors import StateUnavailable
 from uploader.state.records import PartAck
-from uploader.state.worker import Worker
+from uploader.threads import Worker
 
 __all__ = ["AckWrite", "Failure", "GroupCommit"]
 
@@ -105,9 +105,9 @@ class GroupCommit(Generic[Write, Outcome]):
         try:
             outcomes = self._commit(batch.writes)
         except BaseException as error:
-            self._worker.tell(batch.fail, error)
+            self._worker.call_soon(batch.fail, error)
         else:
-            self._worker.tell(batch.settle, outcomes)
+            self._worker.call_soon(batch.settle, outcomes)
 
     def _give_up(self, batch: _Batch) -> None:
         batch.fail(self._no_answer())

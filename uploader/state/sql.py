@@ -22,7 +22,7 @@ from uploader.state.leases import Lease, Owner, OwnerLock, kept_alive
 from uploader.state.locations import locate
 from uploader.state.records import Orphan, PartAck, UploadRecord, UploadStatus
 from uploader.state.rules import require_changeable, require_known
-from uploader.state.worker import Worker
+from uploader.threads import Worker
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection

@@ -15,6 +15,7 @@ from yarl import URL
 from uploader.errors import TransportError
 from uploader.pace import LinkSample, Pace
 from uploader.protocol.wire import Response, SentBody, SignedRequest
+from uploader.threads import in_thread
 from uploader.transport.body_writer import Buffers, Outflow
 from uploader.transport.errors import Unusable, named, reason, translated
 from uploader.transport.sockets import Sockets, congestion_of, link_sample
@@ -211,7 +212,7 @@ class AiohttpTransport:
 
     async def _new_session(self) -> aiohttp.ClientSession:
         connector = aiohttp.TCPConnector(
-            ssl=await asyncio.to_thread(tls_context, self._ca_file),
+            ssl=await in_thread(tls_context, self._ca_file),
             limit=self._connection_limit,
             keepalive_timeout=self._keepalive_s,
             socket_factory=self._sockets.make,

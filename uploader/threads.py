@@ -1,0 +1,193 @@
+"""Threads for work that blocks, at most so many for each kind of work.
+
+| threads | at most | for |
+|---|---|---|
+| `DISKS` | 8 per process | reads, looks at files |
+| `in_thread` | 8 per process | short work: ledgers, lists, certificates, AccessKeys |
+| `Threads` elsewhere | 1 per stream or file object, 32 per process for fsspec | foreign readers |
+| a `Worker` | 1 per open state store, 1 per call of a hook | ordered work; work of any length |
+
+asyncio's own pool is left alone: the lookup of host names uses it, and `asyncio.run` waits for
+its threads. All threads here are daemons, so one that never returns (a dead file server, a pipe
+without a writer) does not keep the interpreter from exiting. A forked child has none of its
+parent's threads; `Threads` start again there when they are next used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from contextlib import suppress
+from functools import partial
+from queue import SimpleQueue
+from typing import Final, ParamSpec, TypeVar
+
+__all__ = ["DISKS", "Threads", "Worker", "in_thread"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_Jobs = SimpleQueue[Callable[[], None] | None]
+
+
+class Threads(Executor):
+    """Daemon threads that take functions in the order of submission. Mutable.
+
+    Args:
+        name: what the threads are called.
+        most: how many threads there are at most; each is started when all others are busy.
+    """
+
+    def __init__(self, name: str, most: int) -> None:
+        self._name, self._most = name, most
+        self._begin()
+        _ALL.add(self)
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
+        self._jobs: _Jobs = SimpleQueue()
+        self._thread_count = self._unfinished_count = 0
+        self._is_shut_down = False
+
+    async def run(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Return what `work` returns, with the caller's context variables.
+
+        When the waiting task is cancelled, work that a thread has begun goes on.
+        """
+        call = partial(contextvars.copy_context().run, work, *args, **kwargs)
+        return await asyncio.wrap_future(self.submit(call))
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Call `fn` in one of the threads."""
+        future: Future[T] = Future()
+        with self._lock:
+            if self._is_shut_down:
+                raise RuntimeError(f"the {self._name} threads have been shut down")
+            self._jobs.put(partial(self._carry_out, future, partial(fn, *args, **kwargs)))
+            self._unfinished_count += 1
+            if self._thread_count < min(self._unfinished_count, self._most):
+                _start(self._name, self._jobs)
+                self._thread_count += 1
+        return future
+
+    def shutdown(self, wait: bool = False, *, cancel_futures: bool = True) -> None:
+        """End the threads. Cancels what no thread has begun, and never waits."""
+        with self._lock:
+            self._is_shut_down = True
+            for _ in range(self._thread_count):
+                self._jobs.put(None)
+            self._thread_count = 0
+
+    def _carry_out(self, future: Future[T], work: Callable[[], T]) -> None:
+        if self._is_shut_down:
+            future.cancel()
+        is_wanted = future.set_running_or_notify_cancel()
+        settle = _outcome(future, work) if is_wanted else None
+        with self._lock:
+            self._unfinished_count -= 1  # before the caller hears of it, and submits again
+        if settle is not None:
+            settle()
+
+
+def _outcome(future: Future[T], work: Callable[[], T]) -> Callable[[], None]:
+    try:
+        return partial(future.set_result, work())
+    except StopIteration as error:  # asyncio's futures refuse it, and would wait for ever
+        return partial(future.set_exception, RuntimeError(f"StopIteration: {error}"))
+    except BaseException as error:
+        return partial(future.set_exception, error)
+    finally:
+        del future, work  # a failure refers to this frame
+
+
+_ALL: Final = weakref.WeakSet[Threads]()
+
+
+def _begin_all() -> None:
+    """In a forked child: forget threads that only the parent has, and what they were to do."""
+    for threads in list(_ALL):
+        threads._begin()
+
+
+os.register_at_fork(after_in_child=_begin_all)
+
+DISKS: Final = Threads("vodup-disk", 8)
+"""Threads that wait for disks. Fewer starve fast disks, more only queue in the kernel."""
+
+_WORK: Final = Threads("vodup-work", 8)
+"""Fewer: one slow lookup delays the others. More: of no use, such work is short and rare."""
+
+in_thread: Final = _WORK.run
+"""`Threads.run` for short work. What waits for a peer or a producer has threads of its own."""
+
+
+class Worker:
+    """Runs functions one after the other in one thread. Mutable.
+
+    A function that was submitted runs to its end even if nobody waits for it any more,
+    so a cancelled caller never leaves half a transaction.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._jobs: _Jobs = SimpleQueue()
+        self._thread = _start(name, self._jobs)
+
+    def submit(self, job: Callable[[], None]) -> None:
+        """Run `job` after those already submitted. It must not raise."""
+        self._jobs.put(job)
+
+    def call(self, work: Callable[[], T]) -> asyncio.Future[T]:
+        """Run `work` and deliver what it returns or raises."""
+        future: asyncio.Future[T] = self._loop.create_future()
+
+        def job() -> None:
+            try:
+                result = work()
+            except BaseException as error:
+                self.call_soon(_fail, future, error)
+            else:
+                self.call_soon(_succeed, future, result)
+
+        self.submit(job)
+        return future
+
+    def call_soon(self, callback: Callable[..., object], *args: object) -> None:
+        """From the thread: call `callback` in the loop, if that still runs."""
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self._loop.call_soon_threadsafe(callback, *args)
+
+    def stop(self) -> None:
+        """End the thread after what is already submitted."""
+        self._jobs.put(None)
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for the thread's last instructions after `stop`."""
+        self._thread.join(timeout_s)
+
+
+def _succeed(future: asyncio.Future[T], result: T) -> None:
+    if not future.done():
+        future.set_result(result)
+
+
+def _fail(future: asyncio.Future[T], error: BaseException) -> None:
+    if not future.done():
+        future.set_exception(error)
+
+
+def _start(name: str, jobs: _Jobs) -> threading.Thread:
+    thread = threading.Thread(target=_run_all, args=(jobs,), name=name, daemon=True)
+    thread.start()
+    return thread
+
+
+def _run_all(jobs: _Jobs) -> None:
+    while (job := jobs.get()) is not None:
+        job()
+        del job  # or its last arguments live until the next one comes
