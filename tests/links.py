@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from uploader.pace.steering import TICK_S, Interval, Steering, decide, set_back
+from uploader.pace.steering import TICK_S, Interval, Steering, back_off, decide
 
 __all__ = ["Controller", "Link", "Run", "constant", "goodput_only", "steered"]
 
@@ -218,7 +218,7 @@ def steered(
 
     def refuse() -> None:
         nonlocal state
-        state = set_back(state)
+        state = back_off(state)
 
     return Controller(lambda: state.limit, tick, refuse)
 

@@ -24,8 +24,8 @@ from uploader.pace.steering import (
     TICK_S,
     Interval,
     Steering,
+    back_off,
     decide,
-    set_back,
 )
 
 KIB, MIB = 1024, 1024 * 1024
@@ -83,6 +83,11 @@ class Sent:
         ("10M", 10 * MIB),
         ("1.5m", 1536 * KIB),
         ("2G", 2048 * MIB),
+        ("10MiB", 10 * MIB),
+        ("10MB", 10 * MIB),
+        ("10mb/s", 10 * MIB),
+        ("10M/s", 10 * MIB),
+        ("512B/s", 512),
         ("off", None),
         ("OFF", None),
     ],
@@ -105,13 +110,30 @@ def test_a_timetable_changes_at_its_minutes_and_wraps(
 @pytest.mark.parametrize(
     "text",
     [
-        *("", " ", "10", "0", "0K", "-1M", "10T", "ten", "nan", "1e3K", "1M 2M"),
+        *(
+            "",
+            " ",
+            "10",
+            "0",
+            "0K",
+            "-1M",
+            "10T",
+            "ten",
+            "nan",
+            "1e3K",
+            "1M 2M",
+            "10/s",
+            "10iB",
+            "10M/",
+        ),
         *("8,10M", "25:00,1M", "08:60,1M", "08:00,", ",1M", "08:00 1M", "08:00,1M 08:00,2M"),
     ],
 )
 def test_anything_else_is_refused_with_an_example(text: str) -> None:
-    with pytest.raises(ConfigurationError, match='Write for example "10M"'):
+    with pytest.raises(ConfigurationError) as caught:
         parse_bandwidth(text)
+    assert caught.value.message == f"Cannot parse {text!r} as a bandwidth."
+    assert "such as 10M, or a timetable" in caught.value.next_step
 
 
 @given(st.text(max_size=20))
@@ -172,7 +194,7 @@ SLACK_S = 0.1
 """A slice, the credit for a late wake-up and a nap, with room."""
 
 
-async def test_a_long_rest_is_not_made_up_for_by_a_burst() -> None:
+async def test_idle_time_does_not_allow_a_burst() -> None:
     clock = VirtualClock()
     pace = Pace(bandwidth=Bandwidth.constant(1000), clock=clock)
     clock.now_s += 3600
@@ -196,7 +218,7 @@ async def test_without_a_limit_nothing_waits() -> None:
     ] * 3
 
 
-async def test_the_limit_may_change_meanwhile() -> None:
+async def test_the_limit_may_change_while_bytes_wait() -> None:
     clock = VirtualClock()
     pace = Pace(bandwidth=Bandwidth.constant(1000), clock=clock)
     async with asyncio.TaskGroup() as group:
@@ -209,7 +231,7 @@ async def test_the_limit_may_change_meanwhile() -> None:
     assert pace.bytes_per_s is None
 
 
-async def test_the_time_of_day_rules() -> None:
+async def test_the_limit_follows_the_time_of_day() -> None:
     clock = VirtualClock()
     midnight = clock.utc_now().astimezone()
     soon = midnight + timedelta(minutes=1)
@@ -225,11 +247,11 @@ async def test_the_time_of_day_rules() -> None:
     assert granted[0][0] - 1000 == pytest.approx(60, abs=1)
 
 
-def test_pieces_are_small_only_when_the_rate_is() -> None:
-    assert Pace().piece_size(512 * KIB) == 512 * KIB
-    assert Pace(bandwidth=Bandwidth.constant(100 * MIB)).piece_size(512 * KIB) == 512 * KIB
-    assert Pace(bandwidth=Bandwidth.constant(80 * KIB)).piece_size(512 * KIB) == 4 * KIB
-    assert Pace(bandwidth=Bandwidth.constant(10)).piece_size(512 * KIB) == 1024
+def test_few_bytes_are_sent_at_once_only_where_the_rate_is_low() -> None:
+    assert Pace().send_size(512 * KIB) == 512 * KIB
+    assert Pace(bandwidth=Bandwidth.constant(100 * MIB)).send_size(512 * KIB) == 512 * KIB
+    assert Pace(bandwidth=Bandwidth.constant(80 * KIB)).send_size(512 * KIB) == 4 * KIB
+    assert Pace(bandwidth=Bandwidth.constant(10)).send_size(512 * KIB) == 1024
 
 
 async def send_for(pace: Pace, clock: VirtualClock, connections: int, seconds: float) -> list[Sent]:
@@ -238,7 +260,7 @@ async def send_for(pace: Pace, clock: VirtualClock, connections: int, seconds: f
 
     async def connection(number: int) -> None:
         while True:
-            piece = pace.piece_size(512 * KIB)
+            piece = pace.send_size(512 * KIB)
             await pace.spend(piece)
             sent.append(Sent(clock.now_s, number, piece))
 
@@ -299,7 +321,7 @@ async def test_a_timetable_switches_while_bytes_flow() -> None:
         (datetime(2024, 10, 27, 23, 30, tzinfo=UTC), 2 * MIB),  # 00:30: the day before's last
     ],
 )
-def test_the_clocks_may_be_put_forward_and_back(utc: datetime, rate: int) -> None:
+def test_a_timetable_holds_through_changes_to_summer_time(utc: datetime, rate: int) -> None:
     local = utc.astimezone(ZoneInfo("Europe/Berlin"))
     assert parse_bandwidth("1:00,1M 2:30,2M").rate_at(local) == rate
 
@@ -334,7 +356,7 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def test_slots_are_given_in_the_order_of_asking() -> None:
+async def test_slots_are_given_in_the_order_of_the_calls() -> None:
     crowd = Crowd(Pace(concurrency=2))
     async with asyncio.TaskGroup() as group:
         crowd.start(group, 5)
@@ -401,7 +423,7 @@ async def test_owners_hold_as_many_slots_each() -> None:
         assert all(1 <= held[owner] <= 3 for owner in "abc")
 
 
-async def test_more_slots_let_those_who_wait_in_at_once() -> None:
+async def test_a_higher_limit_admits_waiting_tasks_at_once() -> None:
     pace = Pace(concurrency=4)
     for _ in range(3):
         pace.slow_down()
@@ -485,7 +507,7 @@ def test_a_fast_link_ramps_four_fold() -> None:
     assert decide(START, seen(5 * FAST_LINK_RATE)).limit == 16
 
 
-def test_growth_that_brings_nothing_is_taken_back_and_held() -> None:
+def test_a_trial_without_gain_is_undone_and_followed_by_a_hold() -> None:
     grown = decide(START, seen(MIB))
     back = decide(grown, seen(1.05 * MIB))
     assert (back.limit, back.is_trial) == (4, False)
@@ -512,12 +534,12 @@ def test_a_queue_is_never_made_longer() -> None:
         assert state.limit <= 8
 
 
-def test_what_slow_start_leaves_in_the_queue_changes_nothing() -> None:
+def test_a_short_queue_changes_nothing() -> None:
     grown = decide(START, seen(MIB))
     assert decide(grown, seen(4 * MIB, **QUEUE)).limit == 8
 
 
-def test_a_queue_that_lasts_is_made_shorter_down_to_what_the_round_trip_deserves() -> None:
+def test_a_lasting_queue_lowers_the_limit_to_the_floor() -> None:
     state, limits = replace(START, limit=32, floor=8), []
     for _ in range(80):
         state = decide(state, seen(8 * MIB, **QUEUE))
@@ -549,11 +571,11 @@ def test_a_hold_is_over_when_segments_are_lost_without_a_queue() -> None:
     ("min_rtt_s", "is_slowed_by_loss", "limit"),
     [(0.0003, True, 4), (0.05, False, 8), (0.05, True, 32), (0.2, False, 48), (0.2, True, 64)],
 )
-def test_the_round_trip_tells_where_to_start(
+def test_the_first_limit_follows_from_the_round_trip(
     min_rtt_s: float, is_slowed_by_loss: bool, limit: int
 ) -> None:
     rtt = {"rtt_s": min_rtt_s, "min_rtt_s": min_rtt_s}
-    idle = seen(0, **rtt, is_slowed_by_loss=is_slowed_by_loss, is_used_up=False)
+    idle = seen(0, **rtt, is_slowed_by_loss=is_slowed_by_loss, is_saturated=False)
     assert decide(Steering.automatic(64), idle).limit == limit
     assert decide(Steering.automatic(3), idle).limit == 3
 
@@ -567,7 +589,7 @@ def test_loss_without_a_queue_justifies_more_connections() -> None:
     assert decide(grown, seen(MIB, retransmit_count=7)).limit == 16
 
 
-def test_slow_start_is_waited_for() -> None:
+def test_a_trial_is_judged_after_slow_start() -> None:
     grown = decide(START, seen(MIB))
     far = {"rtt_s": 0.2, "min_rtt_s": 0.19}
     state = replace(grown, floor=4)
@@ -577,8 +599,8 @@ def test_slow_start_is_waited_for() -> None:
     assert decide(state, seen(0.5 * MIB, **far)).limit == 4
 
 
-def test_unused_slots_teach_nothing() -> None:
-    assert decide(START, seen(MIB, is_used_up=False)) == START
+def test_an_unsaturated_interval_changes_nothing() -> None:
+    assert decide(START, seen(MIB, is_saturated=False)) == START
 
 
 def test_the_ceiling_holds() -> None:
@@ -589,15 +611,15 @@ def test_the_ceiling_holds() -> None:
 
 
 def test_a_refusal_halves_and_holds() -> None:
-    state = set_back(replace(START, limit=20))
+    state = back_off(replace(START, limit=20))
     assert (state.limit, state.hold_s) == (10, REFUSED_HOLD_S)
     assert decide(state, seen(100 * MIB)).limit == 10
-    assert set_back(set_back(set_back(START))).limit == 1
+    assert back_off(back_off(back_off(START))).limit == 1
 
 
-def test_what_was_refused_is_not_asked_for_again_soon() -> None:
+def test_a_refused_limit_is_not_tried_again_soon() -> None:
     state, now_s, asked = replace(START, floor=4, limit=16), 0.0, []
-    state = set_back(state)
+    state = back_off(state)
     while now_s < 120:
         state = decide(state, seen(MIB * state.limit))
         now_s += TICK_S
@@ -606,14 +628,14 @@ def test_what_was_refused_is_not_asked_for_again_soon() -> None:
     assert max(limit for _, limit in asked) >= 16
 
 
-def test_nothing_shortens_the_rest_after_a_refusal() -> None:
-    state = set_back(replace(START, floor=4, limit=16))
+def test_nothing_shortens_the_hold_after_a_refusal() -> None:
+    state = back_off(replace(START, floor=4, limit=16))
     for look in (seen(0), seen(MIB, retransmit_count=9), seen(MIB, **QUEUE)):
         assert decide(state, look).limit == 8
 
 
 def test_a_fixed_number_comes_back_after_a_refusal() -> None:
-    state = set_back(Steering.fixed(12))
+    state = back_off(Steering.fixed(12))
     limits = []
     for _ in range(20):
         state = decide(state, seen(MIB))
@@ -628,7 +650,7 @@ any_interval = st.builds(
     retransmit_count=st.integers(0, 1000),
     rtt_s=st.floats(0, 5),
     min_rtt_s=st.floats(0, 5),
-    is_used_up=st.booleans(),
+    is_saturated=st.booleans(),
 )
 
 
@@ -640,7 +662,7 @@ def test_the_limit_stays_within_its_bounds(
 ) -> None:
     state = Steering.fixed(ceiling) if is_fixed else Steering.automatic(ceiling)
     for interval in history:
-        state = set_back(state) if interval is None else decide(state, interval)
+        state = back_off(state) if interval is None else decide(state, interval)
         assert 1 <= state.limit <= ceiling
         assert state.trusted_limit <= ceiling
 
@@ -711,13 +733,13 @@ def test_a_full_link_is_not_crowded() -> None:
         assert max(run.limits) <= 16
 
 
-def test_a_slow_link_is_left_to_few() -> None:
+def test_a_slow_link_gets_few_connections() -> None:
     run = Run(Path(1 * MBIT, 0.05, queue=20), steered())
     run.carry(120 * run.link.rate)
     assert run.limits[-1] <= 2
 
 
-def test_a_service_that_refuses_is_asked_ever_less_often() -> None:
+def test_a_service_that_refuses_is_tried_less_and_less_often() -> None:
     """It refuses whatever is above six connections, for two minutes of work."""
     assert _refusals(steered()) <= 8
 
@@ -789,14 +811,14 @@ async def test_an_error_leaves_the_block_as_it_is() -> None:
             await asyncio.sleep(5)
 
 
-async def test_where_the_kernel_is_silent_sent_bytes_are_the_measure() -> None:
+async def test_without_samples_of_the_kernel_sent_bytes_count() -> None:
     clock = VirtualClock()
     pace = Pace(clock=clock)
     async with asyncio.TaskGroup() as group:
         crowd = Crowd(pace)
         crowd.start(group, 10)
         await settle()
-        pace.note_sent(10 * MIB)
+        pace.count_sent(10 * MIB)
         pace.tick(FakeProbe([]))
         crowd.let_all_go()
     assert pace.limit == 8
@@ -814,7 +836,7 @@ async def test_losses_that_slow_nothing_down_justify_nothing() -> None:
     assert [state.limit for state in states] == [4, 4, 8, 4, 4], "one trial, in vain"
 
 
-async def test_the_first_slot_is_given_where_the_round_trip_is_known() -> None:
+async def test_the_round_trip_sets_the_limit_before_the_first_slot() -> None:
     """Whoever hands out grants has been spoken to by then."""
     clock = VirtualClock()
     pace = Pace(clock=clock)
@@ -838,7 +860,7 @@ async def test_a_plan_made_before_the_first_part_knows_the_round_trip(
         assert pace.expected_concurrency == expected
 
 
-def test_connections_that_only_share_our_own_limit_are_not_tried() -> None:
+def test_under_our_own_limit_no_more_connections_are_tried() -> None:
     free = Interval(seconds=1.0, acked_bytes=3 * MIB, rtt_s=0.05, min_rtt_s=0.05)
     held = replace(free, allowed_rate=3.0 * MIB)
     state = Steering.automatic(64)
@@ -858,7 +880,7 @@ async def test_under_a_bandwidth_limit_few_connections_begin() -> None:
         assert pace.limit == 4
 
 
-async def test_a_plan_is_told_what_a_full_link_carries() -> None:
+async def test_the_rate_of_a_full_link_is_known_to_plans() -> None:
     clock = VirtualClock()
     pace = Pace(clock=clock)
     looks = [[LinkSample(1, n * 4 * MIB, 0.1, 0.05, 0)] for n in range(40)]
@@ -874,7 +896,18 @@ async def test_a_plan_is_told_what_a_full_link_carries() -> None:
         crowd.let_all_go()
 
 
-async def test_a_plan_is_told_of_the_lowest_limit_of_the_day() -> None:
+async def test_the_round_trip_is_sampled_by_ticks_not_for_every_file() -> None:
+    clock = VirtualClock()
+    pace = Pace(clock=clock)
+    probe = FakeProbe([[LinkSample(1, MIB, rtt_s, rtt_s, 0)] for rtt_s in (0.05, 0.04)])
+    assert pace.rtt_s == 0.0
+    async with pace.steering(probe):
+        assert {pace.rtt_s for _ in range(100)} == {0.05}
+        await clock.run(until_s=1000 + 1.1 * TICK_S)
+        assert {pace.rtt_s for _ in range(100)} == {0.04}
+
+
+async def test_the_lowest_limit_of_the_day_is_known_to_plans() -> None:
     pace = Pace(concurrency=4, bandwidth=parse_bandwidth("08:00,400K 20:00,off 22:00,2M"))
     assert pace.connection_rate == 100 * KIB
     assert pace.expected_concurrency == 4

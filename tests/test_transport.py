@@ -33,7 +33,7 @@ from uploader.pace import Bandwidth, Pace
 from uploader.protocol.integrity import crc64
 from uploader.protocol.wire import Body, BytesBody, Response, SignedRequest
 from uploader.transport import AiohttpTransport, may_use_congestion
-from uploader.transport.errors import translated
+from uploader.transport.errors import transport_error
 
 KIB, MIB = 1024, 1024 * 1024
 SECRET = "OSS4-HMAC-SHA256 Credential=topsecret"
@@ -536,7 +536,7 @@ def _subclasses(of: type[Exception]) -> Iterator[type[Exception]]:
 def test_every_error_of_aiohttp_has_words_of_ours(kind: type[Exception]) -> None:
     error = kind.__new__(kind)
     request = SignedRequest("PUT", "https://host/?signature=topsecret", {"authorization": SECRET})
-    ours = translated(error, request)
+    ours = transport_error(error, request)
     assert ours.message.startswith("PUT host: ")
     assert "topsecret" not in str(ours)
 

@@ -264,7 +264,7 @@ def test_flags_come_from_the_environment(cli: Cli) -> None:
     cli.file()
 
     ended = cli.run("push", "movie.mp4", env={"VODUP_BWLIMIT": "fast"})
-    _assert_failed(ended, 2, "'fast' is not a bandwidth")
+    _assert_failed(ended, 2, "Cannot parse 'fast' as a bandwidth")
 
     ended = cli.run("push", "movie.mp4", env={"VODUP_JSON": "1", "VODUP_PART_SIZE": "1M"})
     assert ended.last["part_count"] >= 3

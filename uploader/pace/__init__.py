@@ -1,4 +1,4 @@
-"""How many connections, how many bytes a second: one budget for every upload of an `Uploader`."""
+"""The budget of all uploads: connections, bytes per second, calls to VOD per second."""
 
 from uploader.pace.bandwidth import Bandwidth, parse_bandwidth
 from uploader.pace.pace import Pace

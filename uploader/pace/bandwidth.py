@@ -1,4 +1,4 @@
-"""Bandwidth: bytes a second by the local time of day, and the bucket that keeps to it."""
+"""Limits of bandwidth: their notation, and waiting until more bytes may be sent."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from uploader.errors import ConfigurationError
 if TYPE_CHECKING:
     from datetime import datetime
 
-__all__ = ["SLICE_S", "Bandwidth", "Bucket", "parse_bandwidth"]
+__all__ = ["Bandwidth", "RateLimiter", "parse_bandwidth"]
 
 
 @dataclass(frozen=True, slots=True)
 class Bandwidth:
-    """Bytes a second, by the local time of day.
+    """Bytes per second, by the local time of day.
 
     Attributes:
-        changes: (minute of the day, bytes a second or None for no limit), by minute.
+        changes: (minute of the day, bytes per second or None for no limit), by minute.
             Before the first change of a day the last one of the day before holds.
     """
 
@@ -32,23 +32,23 @@ class Bandwidth:
         return cls(((0, bytes_per_s),))
 
     def rate_at(self, local: datetime) -> int | None:
-        """Bytes a second at that local time; None when there is no limit."""
+        """Bytes per second at that local time; None for no limit."""
         minute = local.hour * 60 + local.minute
         past = [rate for starts, rate in self.changes if starts <= minute]
         return past[-1] if past else self.changes[-1][1]
 
 
-_RATE = re.compile(r"(\d+(?:\.\d+)?)([BKMG])", re.IGNORECASE)
-_TIME = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)")
-_UNITS: Final = {"B": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
-_BANDWIDTH_HELP: Final = 'Write for example "10M" or "08:00,10M 20:00,off" (bytes a second).'
+_RATE: Final = re.compile(r"(\d+(?:\.\d+)?)(?:([KMG])(?:i?B)?|B)(?:/s)?", re.IGNORECASE)
+_TIME: Final = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)")
+_UNITS: Final = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
 
 
 def parse_bandwidth(text: str) -> Bandwidth:
     """Read "10M", "off" or a timetable such as "08:00,10M 20:00,off".
 
-    B, K, M and G are bytes a second in powers of 1024, as in rclone. A number without
-    a unit is refused, because rclone reads it as KiB and others as bytes.
+    B, K, M and G are bytes per second in powers of 1024, as in rclone; "10MiB", "10MB" and
+    "10M/s" mean the same as "10M". A number without a unit is refused, because rclone reads
+    it as KiB and others read it as bytes.
 
     Raises:
         ConfigurationError: it is neither.
@@ -74,29 +74,33 @@ def _parse_rate(word: str, text: str) -> int | None:
     if word.lower() == "off":
         return None
     match = _RATE.fullmatch(word)
-    rate = int(float(match[1]) * _UNITS[match[2].upper()]) if match else 0
+    rate = int(float(match[1]) * _UNITS[(match[2] or "").upper()]) if match else 0
     if rate < 1:
         raise _unreadable(text)
     return rate
 
 
 def _unreadable(text: str) -> ConfigurationError:
-    return ConfigurationError(f"{text!r} is not a bandwidth.", next_step=_BANDWIDTH_HELP)
+    return ConfigurationError(
+        f"Cannot parse {text!r} as a bandwidth.",
+        next_step="Use a number of bytes per second such as 10M, or a timetable: "
+        '"08:00,10M 20:00,off".',
+    )
 
 
-SLICE_S: Final = 0.05
-"""What goes out in one turn under a limit, in seconds of it. Larger is unfair, and as many
-connections may burst at once; smaller wakes up often."""
+class RateLimiter:
+    """Makes callers wait, in the order of their calls, until their bytes fit the bandwidth.
 
-
-class Bucket:
-    """Deals out bytes in the order of asking, without saving up for a burst.
-
-    Mutable: when the line is free again.
+    Idle time does not count for a later burst. Mutable: when the next byte may be sent.
     """
 
-    _CREDIT_S: Final = 0.02  # a late wake-up may be made up for, idleness may not
-    _NAP_S: Final = 0.002  # shorter waits cost more than they are worth: they add up instead
+    _SLICE_S: Final = 0.05
+    """What one caller may send before the next one, in seconds of the limit. Too large is
+    unfair, and lets as many connections burst at once; too small wakes up often."""
+
+    _CREDIT_S: Final = 0.02  # makes up for a late wake-up, not for idle time
+    _MIN_SLEEP_S: Final = 0.002  # shorter sleeps cost more than they are worth: they add up
+    _MIN_SEND_SIZE: Final = 1024  # fewer bytes cost more in packets than they carry
 
     def __init__(self, clock: Clock, bandwidth: Bandwidth | None) -> None:
         self._clock = clock
@@ -104,25 +108,32 @@ class Bucket:
         self.bandwidth = bandwidth
 
     def rate(self) -> int | None:
-        """Bytes a second right now."""
+        """Bytes per second at this moment; None for no limit."""
         if self.bandwidth is None:
             return None
         return self.bandwidth.rate_at(self._clock.utc_now().astimezone())
 
     def lowest_rate(self) -> int | None:
-        """The least bytes a second at any time of the day."""
+        """The smallest limit at any time of the day; None without a limit."""
         rates = [rate for _, rate in self.bandwidth.changes if rate] if self.bandwidth else []
         return min(rates, default=None)
 
-    async def spend(self, byte_count: int) -> None:
-        """Wait until so many more bytes may go out."""
-        while byte_count > 0 and (rate := self.rate()) is not None:
-            piece = min(byte_count, max(1, int(rate * SLICE_S)))
-            await self._take(piece / rate)
-            byte_count -= piece
+    def send_size(self, max_size: int) -> int:
+        """How many bytes to send at once, at most `max_size`: few where the rate is low."""
+        rate = self.rate()
+        if rate is None:
+            return max_size
+        return min(max_size, max(self._MIN_SEND_SIZE, int(rate * self._SLICE_S)))
 
-    async def _take(self, seconds: float) -> None:
+    async def spend(self, byte_count: int) -> None:
+        """Wait until so many more bytes may be sent."""
+        while byte_count > 0 and (rate := self.rate()) is not None:
+            slice_size = min(byte_count, max(1, int(rate * self._SLICE_S)))
+            await self._wait(slice_size / rate)
+            byte_count -= slice_size
+
+    async def _wait(self, seconds: float) -> None:
         now = self._clock.elapsed_s()
         self._free_at = max(self._free_at, now - self._CREDIT_S) + seconds
-        if self._free_at - now > self._NAP_S:
+        if self._free_at - now > self._MIN_SLEEP_S:
             await self._clock.sleep(self._free_at - now)

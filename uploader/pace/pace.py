@@ -1,11 +1,8 @@
-"""How many connections, how many bytes a second: one budget for every upload of an `Uploader`.
+"""The budget that all uploads of an `Uploader` share.
 
-Three limits live here. *Slots* bound how many requests with a body are under way; their
-number is fixed or steered by what the kernel reports about the open connections.
-*Bandwidth* bounds bytes a second, by the time of day if wished. *VOD calls* bound
-requests a second to the VOD API.
-
-The steering is a pure function, `decide`: state and what was seen in, new state out.
+It has three limits. *Slots* bound how many requests may be in flight; their number is fixed
+or follows what the kernel reports about the open connections. *Bandwidth* bounds bytes per
+second, by the time of day if wished. *VOD calls* bound requests per second to the VOD API.
 """
 
 from __future__ import annotations
@@ -14,30 +11,28 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Final, Literal
+from typing import Literal
 
 from aiolimiter import AsyncLimiter
 
 from uploader.clock import Clock, SystemClock
 from uploader.errors import ConfigurationError
-from uploader.pace.bandwidth import SLICE_S, Bandwidth, Bucket
+from uploader.pace.bandwidth import Bandwidth, RateLimiter
 from uploader.pace.slots import Slots
 from uploader.pace.steering import (
     MAX_CONCURRENCY,
     TICK_S,
     USUAL_CONCURRENCY,
     LinkProbe,
+    LinkSample,
     Meter,
     Steering,
-    begin,
+    back_off,
     decide,
-    set_back,
+    with_first_limit,
 )
 
 __all__ = ["Pace"]
-
-SMALLEST_PIECE: Final = 1024
-"""Bytes; less costs more in packets than it carries."""
 
 
 class Pace:
@@ -46,13 +41,13 @@ class Pace:
     Args:
         concurrency: connections that carry bodies at once, or "auto". Too few leave a
             long or lossy link idle; too many fill queues and are refused with 503.
-        max_concurrency: the most "auto" may choose. Memory is this times the unit of
-            the transport. Too small caps lossy links; too large, other people's traffic.
-        bandwidth: bytes a second; None for no limit.
-        vod_calls_per_s: calls to the VOD API a second. Too few slow the start of many
+        max_concurrency: the most "auto" may choose. Memory is this times the unit of the
+            transport. Too small wastes lossy links; too large crowds out other traffic.
+        bandwidth: bytes per second; None for no limit.
+        vod_calls_per_s: calls to the VOD API per second. Too few delay the start of many
             small files; too many are throttled by VOD.
-        shared_vod_budget: waits for a turn that others must know of, too, before each of
-            those calls.
+        shared_vod_budget: awaited before each of those calls, where other processes share
+            the budget.
         clock: the clock of bandwidth and steering.
 
     Raises:
@@ -73,12 +68,13 @@ class Pace:
         self._shared_vod_budget = shared_vod_budget
         self._steering = _first_steering(concurrency, max_concurrency)
         self._slots = Slots(self._steering.limit)
-        self._bucket = Bucket(self._clock, bandwidth)
+        self._limiter = RateLimiter(self._clock, bandwidth)
         self._vod_calls = _vod_limiter(vod_calls_per_s)
         self._meter = Meter()
         self._probe: LinkProbe | None = None
         self._sent_bytes = 0
         self._full_rate = 0.0
+        self._rtt_s = 0.0
         self._ticked_at = self._halved_at = float("-inf")
 
     @property
@@ -98,50 +94,51 @@ class Pace:
 
     @property
     def expected_concurrency(self) -> int:
-        """How many connections will probably end an upload together.
+        """How many connections will probably be in use at the end of an upload.
 
-        Where many are needed to begin with, "auto" goes beyond them, and a tail of small parts
-        costs nothing there. Where few do, it stays with them: cut for more, the last parts
-        would rest longer for their answers than their bytes take.
+        Where many are needed to start with, "auto" goes beyond them, and a tail of small
+        parts costs nothing there. Where few suffice, it stays with them: cut for more, the
+        last parts would wait longer for their answers than their bytes take.
         """
-        self._begin()
+        self._set_first_limit()
         steering = self._steering
         if steering.is_fixed:
             return steering.ceiling
-        hoped_for = steering.floor if steering.floor <= USUAL_CONCURRENCY else 2 * steering.floor
-        return min(steering.ceiling, max(USUAL_CONCURRENCY, hoped_for, steering.limit))
+        reachable = steering.floor if steering.floor <= USUAL_CONCURRENCY else 2 * steering.floor
+        return min(steering.ceiling, max(USUAL_CONCURRENCY, reachable, steering.limit))
 
     @property
     def connection_rate(self) -> float | None:
-        """Bytes a second one connection may expect; None while nothing is known.
+        """Bytes per second one connection may expect; None while unknown.
 
-        Known is a limit, and what the link carried when it was full.
+        It follows from the bandwidth limit, and from what the link carried when it was full.
         """
-        known = [rate for rate in (self._full_rate, self._bucket.lowest_rate()) if rate]
+        known = [rate for rate in (self._full_rate, self._limiter.lowest_rate()) if rate]
         return min(known) / self.limit if known else None
 
     @property
     def rtt_s(self) -> float:
-        """The shortest round trip to the peers; 0 while unknown."""
-        samples = self._probe.sample() if self._probe is not None else []
-        return min((sample.min_rtt_s for sample in samples if sample.min_rtt_s > 0), default=0.0)
+        """The shortest round trip to the peers, as of the last tick; 0 while unknown."""
+        if self._rtt_s == 0.0 and self._probe is not None:
+            self._rtt_s = _shortest_rtt_s(self._probe.sample())
+        return self._rtt_s
 
     @property
     def bytes_per_s(self) -> int | None:
-        """The bandwidth in force right now; None when there is no limit."""
-        return self._bucket.rate()
+        """The bandwidth limit at this moment; None without one."""
+        return self._limiter.rate()
 
     @asynccontextmanager
     async def slot(
         self, owner: Hashable = None, *, going: asyncio.Event | None = None
     ) -> AsyncIterator[None]:
-        """Hold one connection slot; owners (uploads) share the slots evenly.
+        """Hold one slot; owners (uploads) share the slots evenly.
 
-        `going`: the owner asks for one only while this is set.
+        `going`: the owner waits for a slot only while this is set.
         """
         if going is not None:
             await going.wait()
-        self._begin()
+        self._set_first_limit()
         await self._slots.acquire(owner)
         try:
             yield
@@ -150,37 +147,35 @@ class Pace:
 
     async def spend(self, byte_count: int) -> None:
         """Wait until the bandwidth allows so many more bytes."""
-        await self._bucket.spend(byte_count)
+        await self._limiter.spend(byte_count)
 
-    def piece_size(self, most: int) -> int:
-        """How many bytes to hand to the network at once, so that a slow rate stays smooth."""
-        rate = self._bucket.rate()
-        return most if rate is None else min(most, max(SMALLEST_PIECE, int(rate * SLICE_S)))
+    def send_size(self, max_size: int) -> int:
+        """How many bytes to send at once, at most `max_size`, so that a low rate stays smooth."""
+        return self._limiter.send_size(max_size)
 
     def set_bandwidth(self, bandwidth: Bandwidth | None) -> None:
         """Change the bandwidth while uploads run."""
-        self._bucket.bandwidth = bandwidth
+        self._limiter.bandwidth = bandwidth
 
     async def vod_call(self) -> None:
-        """Wait until one more call to the VOD API is due."""
+        """Wait until the budget allows one more call to the VOD API."""
         await self._vod_calls.acquire()
         if self._shared_vod_budget is not None:
             await self._shared_vod_budget()
 
-    def note_sent(self, byte_count: int) -> None:
-        """Count bytes handed to the network."""
+    def count_sent(self, byte_count: int) -> None:
+        """Count bytes given to the network."""
         self._sent_bytes += byte_count
 
     def slow_down(self) -> None:
         """Halve the slots: the service refused for load, or requests timed out.
 
-        Refusals come in bunches, one for every request that was under way; a bunch
-        counts once.
+        Refusals come in bunches, one for each request in flight; a bunch counts once.
         """
         now = self._clock.elapsed_s()
         if now - self._halved_at >= 1.0:
             self._halved_at = now
-            self._apply(set_back(self._steering))
+            self._apply(back_off(self._steering))
 
     @asynccontextmanager
     async def steering(self, probe: LinkProbe) -> AsyncIterator[None]:
@@ -204,29 +199,37 @@ class Pace:
             self.tick(probe)
 
     def tick(self, probe: LinkProbe) -> None:
-        """Look at the links and decide; sooner than the last look allows, do nothing."""
+        """Sample the links and decide; does nothing if the last tick was just before."""
         now = self._clock.elapsed_s()
         seconds = min(now - self._ticked_at, 4 * TICK_S)
         if seconds < 0.9 * TICK_S:
             return
         self._ticked_at = now
         sent_bytes, self._sent_bytes = self._sent_bytes, 0
-        seen = self._meter.read(probe.sample(), seconds=seconds, sent_bytes=sent_bytes)
-        is_used_up = self._slots.take_peak() >= self._slots.limit
-        if is_used_up and seen.has_queue:
-            self._full_rate = seen.rate
-        seen = replace(seen, is_used_up=is_used_up, allowed_rate=self._bucket.rate())
-        self._apply(decide(self._steering, seen))
+        samples = probe.sample()
+        self._rtt_s = _shortest_rtt_s(samples)
+        interval = self._meter.read(samples, seconds=seconds, sent_bytes=sent_bytes)
+        is_saturated = self._slots.take_peak() >= self._slots.limit
+        if is_saturated and interval.has_queue:
+            self._full_rate = interval.rate
+        allowed_rate = self._limiter.rate()
+        interval = replace(interval, is_saturated=is_saturated, allowed_rate=allowed_rate)
+        self._apply(decide(self._steering, interval))
 
-    def _begin(self) -> None:
-        """Start where the link suggests, once somebody has been spoken to."""
+    def _set_first_limit(self) -> None:
+        """Start with what the link suggests, as soon as a connection reports its round trip."""
         if self._steering.is_new and self._probe is not None:
-            seen = Meter().read(self._probe.sample())
-            self._apply(begin(self._steering, replace(seen, allowed_rate=self._bucket.rate())))
+            interval = Meter().read(self._probe.sample())
+            interval = replace(interval, allowed_rate=self._limiter.rate())
+            self._apply(with_first_limit(self._steering, interval))
 
     def _apply(self, steering: Steering) -> None:
         self._steering = steering
         self._slots.limit = steering.limit
+
+
+def _shortest_rtt_s(samples: list[LinkSample]) -> float:
+    return min((sample.min_rtt_s for sample in samples if sample.min_rtt_s > 0), default=0.0)
 
 
 def _first_steering(concurrency: int | Literal["auto"], ceiling: int) -> Steering:
@@ -238,7 +241,7 @@ def _first_steering(concurrency: int | Literal["auto"], ceiling: int) -> Steerin
 
 
 def _vod_limiter(calls_per_s: float) -> AsyncLimiter:
-    """A fifth of a second's calls may go out at once, so that no second holds many more."""
+    """Lets a fifth of a second's calls go at once, so that no second holds many more."""
     _require(calls_per_s > 0, "vod_calls_per_s must be above 0.")
     burst = max(1.0, calls_per_s / 5)
     return AsyncLimiter(burst, burst / calls_per_s)

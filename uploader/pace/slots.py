@@ -1,4 +1,4 @@
-"""Slots: how many requests with a body may be under way at once, shared evenly."""
+"""Slots: how many requests may be in flight at once, shared evenly among uploads."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ __all__ = ["Slots"]
 
 
 class Slots:
-    """Slots, handed out evenly among owners, whose number may change at any time.
+    """A semaphore that is fair to owners and whose limit may change at any time.
 
-    The owner who holds least has the next turn, among equals the one who has waited
-    longest; a file of ten thousand parts does not keep a small one waiting. Mutable: who
-    holds slots and who waits. Fewer slots than are held take effect as they come back.
+    The next slot goes to the owner that holds the fewest, among equals to the one that has
+    waited longest: a file of ten thousand parts does not delay a small one. A lower limit
+    takes effect as slots are released. Mutable: who holds slots and who waits.
     """
 
     def __init__(self, limit: int) -> None:
@@ -26,7 +26,7 @@ class Slots:
 
     @property
     def limit(self) -> int:
-        """How many may be held at once."""
+        """How many slots may be held at once."""
         return self._limit
 
     @limit.setter
@@ -42,7 +42,7 @@ class Slots:
         try:
             await turn
         except asyncio.CancelledError:
-            self._forgo(owner, turn)
+            self._cancel_wait(owner, turn)
             raise
 
     def release(self, owner: Hashable) -> None:
@@ -54,7 +54,7 @@ class Slots:
         self._admit()
 
     def take_peak(self) -> int:
-        """The most that were held at once since this was last asked."""
+        """The most slots that were held at once since the last call."""
         peak, self.peak = self.peak, self.in_use
         return peak
 
@@ -64,15 +64,15 @@ class Slots:
             queue = self._waiting.pop(owner)
             turn = queue.popleft()
             if queue:
-                self._waiting[owner] = queue  # behind the others: it has just had its turn
+                self._waiting[owner] = queue  # now behind the other owners
             if not turn.done():
                 turn.set_result(None)
                 self.in_use += 1
                 self._held[owner] += 1
                 self.peak = max(self.peak, self.in_use)
 
-    def _forgo(self, owner: Hashable, turn: asyncio.Future[None]) -> None:
-        """Undo the wait of a cancelled task, whose turn may have come at the same moment."""
+    def _cancel_wait(self, owner: Hashable, turn: asyncio.Future[None]) -> None:
+        """Undo the wait of a cancelled task; it may have got its slot at the same moment."""
         if not turn.cancelled():
             self.release(owner)
             return

@@ -1,6 +1,7 @@
-"""How many connections: a pure function of what the kernel reports about the open ones.
+"""Chooses the number of connections from what the kernel reports about the open ones.
 
-`decide` takes the state and what was seen since the last look, and returns the new state.
+`decide` is a pure function: it takes the state and the last interval, and returns the next
+state. `Meter` makes intervals of what the kernel reports.
 """
 
 from __future__ import annotations
@@ -20,25 +21,62 @@ __all__ = [
     "LinkSample",
     "Meter",
     "Steering",
-    "begin",
+    "back_off",
     "decide",
     "first_limit",
-    "set_back",
+    "with_first_limit",
 ]
 
 MAX_CONCURRENCY: Final = 64
 """The most connections that "auto" chooses."""
 
 TICK_S: Final = 0.5
-"""How often the links are looked at. Less sees noise, more makes the ramp slow."""
+"""Seconds between two decisions. Too small sees noise, too large makes the ramp slow."""
+
+FIRST_LIMIT: Final = 4
+"""No path is worse off with four connections than with one."""
+
+USUAL_CONCURRENCY: Final = 8
+"""What the tail of a plan is cut for on a near link. More would cut more small parts, whose
+requests cost CPU where a fast link needs none of them."""
+
+FULL_SHARE: Final = 0.8
+"""Share of a bandwidth limit from which more connections would only divide it further."""
+
+GAIN: Final = 1.10
+"""Goodput must grow by this factor to justify more connections: less is noise."""
+
+RISING: Final = 1.25
+"""Goodput that grows by this factor between two samples has not reached its level yet."""
+
+NEAR_S: Final = 0.01
+"""Round trip below which slow start is over before the next sample."""
+
+FAST_LINK_RATE: Final = 32 * 1024**2
+"""Bytes per second and connection above which the first steps are four-fold."""
+
+SLOW_LINK_RATE: Final = 64 * 1024
+"""Bytes per second and connection below which fewer connections share the link: with less, a
+part of 8 MiB takes more than two minutes, and all of that is lost when it fails."""
+
+REFUSED_HOLD_S: Final = 5.0
+"""How long the limit stays low after the service refused a request for load."""
+
+ACCEPTED_MORE_S: Final = 20.0
+"""Seconds until one more connection is tried than the service was thought to accept."""
+
+LASTING_QUEUE_S: Final = 4.0
+"""A queue in every sample for so long is not the slow start of a new connection."""
+
+LONGEST_HOLD_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class LinkSample:
-    """What the kernel says of one open connection.
+    """What the kernel reports about one open connection.
 
     Attributes:
-        connection: names the connection for as long as the process lives.
+        connection: identifies the connection within the process.
         acked_bytes: bytes the peer has acknowledged since it was opened.
         rtt_s, min_rtt_s: smoothed and smallest round trip; 0 while unknown.
         retransmit_count: segments sent again since it was opened.
@@ -55,24 +93,24 @@ class LinkSample:
 
 
 class LinkProbe(Protocol):
-    """Looks at the open connections."""
+    """Samples the open connections."""
 
     def sample(self) -> list[LinkSample]:
-        """One sample per open connection; empty where the kernel does not tell."""
+        """One sample per open connection; empty where the kernel reports nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """What was seen between two looks.
+    """What happened between two samples.
 
     Attributes:
-        seconds: how long it was.
+        seconds: its length.
         acked_bytes: bytes that arrived.
         retransmit_count: segments lost by connections that slow down for it.
         rtt_s, min_rtt_s: medians over the connections that moved, over all if none did;
             0 when unknown.
-        is_used_up: whether every slot was held at some moment.
-        allowed_rate: bytes a second our own limit allows; None without one.
+        is_saturated: whether every slot was held at some moment.
+        allowed_rate: bytes per second our own limit allows; None without one.
         is_slowed_by_loss: whether a loss slows any of the connections down.
     """
 
@@ -81,19 +119,19 @@ class Interval:
     retransmit_count: int = 0
     rtt_s: float = 0.0
     min_rtt_s: float = 0.0
-    is_used_up: bool = True
+    is_saturated: bool = True
     allowed_rate: float | None = None
     is_slowed_by_loss: bool = True
 
     @property
     def rate(self) -> float:
-        """Bytes a second."""
+        """Bytes per second."""
         return self.acked_bytes / self.seconds if self.seconds else 0.0
 
     @property
-    def is_held_back(self) -> bool:
-        """Whether our own limit is what there is no more than."""
-        return self.allowed_rate is not None and self.rate >= HELD_BACK * self.allowed_rate
+    def is_at_our_limit(self) -> bool:
+        """Whether our own bandwidth limit is what keeps the rate down."""
+        return self.allowed_rate is not None and self.rate >= FULL_SHARE * self.allowed_rate
 
     @property
     def has_queue(self) -> bool:
@@ -112,18 +150,19 @@ class Steering:
     Attributes:
         limit: slots in force.
         ceiling: never more than this.
-        is_fixed: the ceiling was asked for; only refusals of the service lower it.
-        floor: a queue alone does not bring the limit below this, unless the link is slow.
-        trusted_limit, trusted_rate: the best that has proved itself, and its bytes a second.
-        is_trial: `limit` is larger than what has proved itself and awaits judgement.
+        is_fixed: the caller chose the number; only refusals of the service lower it.
+        floor: a queue alone does not lower the limit below this, unless the link is slow.
+        trusted_limit, trusted_rate: the best proven limit, and its bytes per second.
+        is_trial: `limit` is above `trusted_limit`, and the next intervals judge it.
         trial_s: how long the trial has lasted.
-        last_rate: bytes a second at the last look.
-        queued_s: for how long there has been a queue at every look.
+        last_rate: bytes per second of the last saturated interval.
+        queued_s: for how long every sample has shown a queue.
         growth: factor of the next trial.
-        hold_s: how long to stay before the next trial.
-        next_hold_s: how long the hold after that will be; failed trials double it.
-        is_refused: the hold was made by a refusal: nothing ends it early.
-        accepted: what the service is thought to accept; refusals lower it, time raises it.
+        hold_s: how long until the next trial.
+        next_hold_s: length of the hold after that; failed trials double it.
+        is_refused: a refusal started the hold: nothing ends it early.
+        accepted: how many connections the service is thought to accept; refusals lower it,
+            time raises it.
     """
 
     limit: int
@@ -144,7 +183,7 @@ class Steering:
 
     @classmethod
     def automatic(cls, ceiling: int) -> Steering:
-        """Starts at four connections, which no path is worse off with than with one."""
+        """Starts at `FIRST_LIMIT` and adapts."""
         limit = min(FIRST_LIMIT, ceiling)
         return cls(limit=limit, trusted_limit=limit, ceiling=ceiling)
 
@@ -155,56 +194,19 @@ class Steering:
 
     @property
     def is_new(self) -> bool:
-        """Whether nothing is known of the link yet."""
+        """Whether nothing is known about the link yet."""
         return not self.is_fixed and self.floor == 0
 
 
-FIRST_LIMIT: Final = 4
-
-HELD_BACK: Final = 0.8
-"""Of a bandwidth limit: from here on more connections would only share it."""
-
-USUAL_CONCURRENCY: Final = 8
-"""What the tail of a plan is tapered for on a near link. More would cut more small parts, whose
-requests cost CPU where a fast link needs none of them."""
-
-GAIN: Final = 1.10
-"""Goodput must grow by this factor to justify more connections: below is noise."""
-
-RISING: Final = 1.25
-"""Goodput that grows by this factor between two looks has not yet arrived at its level."""
-
-NEAR_S: Final = 0.01
-"""Round trip below which slow start is over before anybody looks."""
-
-FAST_LINK_RATE: Final = 32 * 1024**2
-"""Bytes a second and connection above which the first steps are four-fold."""
-
-SLOW_LINK_RATE: Final = 64 * 1024
-"""Bytes a second and connection below which fewer connections share the link: with less, a
-part of 8 MiB takes more than two minutes, and all of that is lost when it fails."""
-
-REFUSED_HOLD_S: Final = 5.0
-"""How long to stay small after the service asked for less."""
-
-ACCEPTED_MORE_S: Final = 20.0
-"""How long until one more connection is tried than the service was thought to accept."""
-
-FULL_S: Final = 4.0
-"""A queue that lasted so long at every look is not the slow start of a new connection."""
-
-LONGEST_HOLD_S: Final = 60.0
-
-
 def first_limit(min_rtt_s: float, *, is_slowed_by_loss: bool) -> int:
-    """How many connections a link of that round trip deserves before it is known better.
+    """How many connections to start with on a link of that round trip.
 
-    Each rests for a round trip after each part, and starts slowly; the longer the round
-    trip, the more others must fill in. Measured on 200 Mbit/s: at 50 ms four to eight do,
-    at 200 ms sixty-four carry 1.4 times what sixteen do, or as much; where losses slow each
-    of them down (cubic), sixty-four carry two to three times as much, and without losses
-    no less. On 2 Gbit/s at 200 ms it takes sixty-four; with bbr forty-eight carry nine tenths
-    of that, and a third more on a narrower link with losses.
+    Each connection idles for a round trip after each part and starts slowly; the longer the
+    round trip, the more others must fill the gaps. Measured on 200 Mbit/s: at 50 ms four to
+    eight suffice, at 200 ms sixty-four carry 1.4 times what sixteen do, or as much; where
+    losses slow each of them down (cubic), sixty-four carry two to three times as much, and
+    without losses no less. On 2 Gbit/s at 200 ms it takes sixty-four; with bbr forty-eight
+    carry nine tenths of that, and a third more on a narrower link with losses.
     """
     if min_rtt_s < NEAR_S:
         return FIRST_LIMIT
@@ -213,42 +215,42 @@ def first_limit(min_rtt_s: float, *, is_slowed_by_loss: bool) -> int:
     return 32 if is_slowed_by_loss else 8
 
 
-def decide(state: Steering, seen: Interval) -> Steering:
-    """The next state: grow, hold or step back.
+def decide(state: Steering, interval: Interval) -> Steering:
+    """The next state: grow, hold or shrink.
 
     A queue means that the link is full. Without one there is room: when segments are lost
-    then, each connection is held down by loss and another one adds its share; when bytes
-    arrive more slowly than they did, the hold is over. Otherwise a trial of more must show
-    more goodput; goodput alone does not do, as slow start makes any new connection look
-    good.
+    then, loss keeps each connection slow and another one adds its share; when bytes arrive
+    more slowly than they did, the hold ends. Otherwise more connections are tried and must
+    show more goodput. Goodput alone is not enough, as slow start makes any new connection
+    look good.
     """
     if state.is_fixed:
-        return _recover(state, seen)
-    decided = _steer(begin(state, seen), seen)
-    return replace(decided, last_rate=seen.rate) if seen.is_used_up else decided
+        return _recover(state, interval)
+    decided = _steer(with_first_limit(state, interval), interval)
+    return replace(decided, last_rate=interval.rate) if interval.is_saturated else decided
 
 
-def _steer(state: Steering, seen: Interval) -> Steering:
-    accepted = state.accepted + seen.seconds / ACCEPTED_MORE_S
-    hold_s = max(0.0, state.hold_s - seen.seconds)
-    queued_s = state.queued_s + seen.seconds if seen.has_queue else 0.0
+def _steer(state: Steering, interval: Interval) -> Steering:
+    accepted = state.accepted + interval.seconds / ACCEPTED_MORE_S
+    hold_s = max(0.0, state.hold_s - interval.seconds)
+    queued_s = state.queued_s + interval.seconds if interval.has_queue else 0.0
     was_held = state.hold_s > 0
     state = replace(state, accepted=accepted, hold_s=hold_s, queued_s=queued_s)
-    if not seen.is_used_up or (was_held and state.is_refused):
+    if not interval.is_saturated or (was_held and state.is_refused):
         return state
-    if seen.has_queue:
-        return _settle(state, seen)
-    if seen.is_held_back:
+    if interval.has_queue:
+        return _when_full(state, interval)
+    if interval.is_at_our_limit:
         return replace(state, limit=state.trusted_limit, is_trial=False)
     if state.is_trial:
-        return _judge(replace(state, trial_s=state.trial_s + seen.seconds), seen)
-    if was_held and not _has_room(state, seen):
+        return _judge_trial(replace(state, trial_s=state.trial_s + interval.seconds), interval)
+    if was_held and not _has_spare_room(state, interval):
         return state
-    return _begin_trial(state, seen)
+    return _begin_trial(state, interval)
 
 
-def set_back(state: Steering) -> Steering:
-    """The next state after a refusal or a time-out: half, and no trial for a while."""
+def back_off(state: Steering) -> Steering:
+    """The next state after a refusal or a timeout: half the limit, and no trial for a while."""
     half = max(1, state.limit // 2)
     return replace(
         state,
@@ -263,78 +265,77 @@ def set_back(state: Steering) -> Steering:
     )
 
 
-def _recover(state: Steering, seen: Interval) -> Steering:
-    """A fixed number comes back after a refusal."""
+def _recover(state: Steering, interval: Interval) -> Steering:
+    """A fixed limit doubles back to its number once the hold is over."""
     if state.hold_s > 0:
-        return replace(state, hold_s=max(0.0, state.hold_s - seen.seconds))
+        return replace(state, hold_s=max(0.0, state.hold_s - interval.seconds))
     return replace(state, limit=min(state.ceiling, state.limit * 2))
 
 
-def begin(state: Steering, seen: Interval) -> Steering:
-    """Start where the link suggests, as soon as its round trip is known.
+def with_first_limit(state: Steering, interval: Interval) -> Steering:
+    """The state that starts with as many connections as the round trip suggests.
 
-    But with few under a bandwidth limit: connections that share it finish their parts all
-    at once and late.
+    Unchanged while the round trip is unknown. Under a bandwidth limit it starts with few:
+    connections that share a limit finish their parts all at once and late.
     """
-    if not state.is_new or seen.min_rtt_s <= 0:
+    if not state.is_new or interval.min_rtt_s <= 0:
         return state
-    first = first_limit(seen.min_rtt_s, is_slowed_by_loss=seen.is_slowed_by_loss)
-    floor = min(first, first if seen.allowed_rate is None else FIRST_LIMIT, state.ceiling)
-    limit = state.limit if seen.has_queue else max(state.limit, floor)
+    first = first_limit(interval.min_rtt_s, is_slowed_by_loss=interval.is_slowed_by_loss)
+    floor = min(first, first if interval.allowed_rate is None else FIRST_LIMIT, state.ceiling)
+    limit = state.limit if interval.has_queue else max(state.limit, floor)
     return replace(state, floor=floor, limit=limit, trusted_limit=limit)
 
 
-def _has_room(state: Steering, seen: Interval) -> bool:
-    """Whether a hold need not be waited for: the link carries less than it could."""
-    return seen.retransmit_count > 0 or seen.rate < 0.8 * state.trusted_rate
+def _has_spare_room(state: Steering, interval: Interval) -> bool:
+    """Whether to end a hold early: the link carries less than it could."""
+    return interval.retransmit_count > 0 or interval.rate < 0.8 * state.trusted_rate
 
 
-def _settle(state: Steering, seen: Interval) -> Steering:
-    """The link is full: stay, and make do with less where the queue does not go away.
+def _when_full(state: Steering, interval: Interval) -> Steering:
+    """The link is full: stay, and shrink if the queue lasts.
 
-    The queue may be what new connections leave behind in their slow start, so what is
-    there stays until it has lasted.
+    A short queue may come from the slow start of new connections, so it changes nothing.
     """
-    trusted = max(seen.rate, state.trusted_rate)
+    trusted = max(interval.rate, state.trusted_rate)
     state = replace(
         state, trusted_limit=state.limit, trusted_rate=trusted, is_trial=False, growth=1.5
     )
-    if state.queued_s < FULL_S:
+    if state.queued_s < LASTING_QUEUE_S:
         return replace(state, hold_s=max(state.hold_s, 1.0), is_refused=False)
-    is_slow = seen.rate < state.limit * SLOW_LINK_RATE
+    is_slow = interval.rate < state.limit * SLOW_LINK_RATE
     fewer = state.limit // 2 if is_slow else max(state.floor, state.limit * 3 // 4)
     limit = max(1, min(state.limit, fewer))
     return replace(
         state,
         limit=limit,
         trusted_limit=limit,
-        trusted_rate=seen.rate,
+        trusted_rate=interval.rate,
         queued_s=0.0,
         hold_s=2.0,
         is_refused=False,
     )
 
 
-def _judge(state: Steering, seen: Interval) -> Steering:
-    if seen.retransmit_count > 0:
-        return _begin_trial(replace(state, next_hold_s=4.0), seen)
-    if state.trial_s < 10 * seen.rtt_s or _is_rising(state, seen):
+def _judge_trial(state: Steering, interval: Interval) -> Steering:
+    if interval.retransmit_count > 0:
+        return _begin_trial(replace(state, next_hold_s=4.0), interval)
+    if state.trial_s < 10 * interval.rtt_s or _is_rising(state, interval):
         return state  # new connections are still in slow start
-    if seen.rate > 0 and seen.rate >= GAIN * state.trusted_rate:
-        return _begin_trial(replace(state, next_hold_s=4.0), seen)
-    return _step_back(state, seen)
+    if interval.rate > 0 and interval.rate >= GAIN * state.trusted_rate:
+        return _begin_trial(replace(state, next_hold_s=4.0), interval)
+    return _end_trial(state, interval)
 
 
-def _is_rising(state: Steering, seen: Interval) -> bool:
-    """Whether goodput grows by itself: then it is too early to say what it will be."""
-    return seen.rtt_s >= NEAR_S and seen.rate > RISING * state.last_rate
+def _is_rising(state: Steering, interval: Interval) -> bool:
+    """Whether goodput still grows by itself: then it is too early to judge the trial."""
+    return interval.rtt_s >= NEAR_S and interval.rate > RISING * state.last_rate
 
 
-def _step_back(state: Steering, seen: Interval) -> Steering:
+def _end_trial(state: Steering, interval: Interval) -> Steering:
     return replace(
         state,
         limit=state.trusted_limit,
-        trusted_rate=seen.rate,
+        trusted_rate=interval.rate,
         is_trial=False,
         growth=1.5,
         hold_s=state.next_hold_s,
@@ -343,8 +344,8 @@ def _step_back(state: Steering, seen: Interval) -> Steering:
     )
 
 
-def _begin_trial(state: Steering, seen: Interval) -> Steering:
-    is_fast = state.growth >= 2 and seen.rate / state.limit > FAST_LINK_RATE
+def _begin_trial(state: Steering, interval: Interval) -> Steering:
+    is_fast = state.growth >= 2 and interval.rate / state.limit > FAST_LINK_RATE
     larger = max(state.limit + 1, int(state.limit * (4.0 if is_fast else state.growth)))
     accepted = max(state.limit, math.floor(min(state.accepted, state.ceiling)))
     limit = min(state.ceiling, larger, accepted)
@@ -352,7 +353,7 @@ def _begin_trial(state: Steering, seen: Interval) -> Steering:
         state,
         limit=limit,
         trusted_limit=state.limit,
-        trusted_rate=seen.rate,
+        trusted_rate=interval.rate,
         is_trial=limit > state.limit,
         trial_s=0.0,
         hold_s=0.0,
@@ -360,9 +361,9 @@ def _begin_trial(state: Steering, seen: Interval) -> Steering:
 
 
 class Meter:
-    """Turns what the kernel counts since a connection was opened into what happened since.
+    """Turns counters since a connection was opened into intervals between two samples.
 
-    Mutable: the samples of the last look, as many as there are connections.
+    Mutable: the last sample of each connection.
     """
 
     def __init__(self) -> None:
@@ -371,7 +372,7 @@ class Meter:
     def read(
         self, samples: Iterable[LinkSample], *, seconds: float = TICK_S, sent_bytes: int = 0
     ) -> Interval:
-        """What happened since the last reading; `sent_bytes` stands in for absent samples."""
+        """What happened since the last call; `sent_bytes` stands in for absent samples."""
         now = {sample.connection: sample for sample in samples}
         before, self._before = self._before, now
         if not now:

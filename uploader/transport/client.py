@@ -1,4 +1,4 @@
-"""`AiohttpTransport`: one signed request out, the whole answer in, over one aiohttp session."""
+"""`AiohttpTransport`: sends one signed request and reads the whole answer."""
 
 from __future__ import annotations
 
@@ -12,26 +12,30 @@ from typing import Final, Self
 import aiohttp
 from yarl import URL
 
-from uploader.errors import TransportError
 from uploader.pace import LinkSample, Pace
 from uploader.protocol.wire import Response, SentBody, SignedRequest
 from uploader.threads import in_thread
-from uploader.transport.body_writer import Buffers, Outflow
-from uploader.transport.errors import Unusable, named, reason, translated
+from uploader.transport.body_writer import BodyWriter, Buffers
+from uploader.transport.errors import (
+    FOREIGN_ERRORS,
+    UnusableAnswer,
+    transport_error,
+    without_hidden_retry,
+)
 from uploader.transport.sockets import Sockets, congestion_of, link_sample
 from uploader.transport.tls import tls_context
-from uploader.transport.watchdog import Patience, Watch
+from uploader.transport.watchdog import Timeouts, Watchdog
 
 __all__ = ["AiohttpTransport", "ConnectionFacts"]
 
 ANSWER_SIZE_LIMIT: Final = 1024 * 1024
-"""Answers are XML or JSON of a few KiB; a page of ListParts has 0.3 MiB."""
+"""Bytes. Answers are XML or JSON of a few KiB; a page of ListParts has 0.3 MiB."""
 
 HEADER_SIZE_LIMIT: Final = 8190
-"""Of one header line; there may be 128 of them."""
+"""Bytes of one header line; there may be 128 of them."""
 
 CLOSE_TIMEOUT_S: Final = 5.0
-"""Connections are cut, not shut down politely; only a DNS query could last this long."""
+"""Connections are cut, not shut down in order; only a DNS query could take this long."""
 
 _AUTO_HEADERS: Final = ("Accept", "Content-Type", "User-Agent")
 """aiohttp would add these after signing; OSS signs Content-Type."""
@@ -39,11 +43,11 @@ _AUTO_HEADERS: Final = ("Accept", "Content-Type", "User-Agent")
 
 @dataclass(frozen=True, slots=True)
 class ConnectionFacts:
-    """What there is to know about the connections, for people.
+    """The state of the connections, for people.
 
     Attributes:
         congestion: congestion control of our sockets, "" before the first connection.
-        open_socket_count: connections open right now, idle ones included.
+        open_socket_count: open connections, idle ones included.
     """
 
     congestion: str
@@ -54,28 +58,29 @@ class AiohttpTransport:
     """`Transport` on one aiohttp session; an async context manager. Mutable; one event loop.
 
     Args:
-        pace: the budget whose bandwidth it keeps; None for no limit.
-        stall_timeout_s: a peer that takes no byte for so long is given up. Too small
-            breaks on a link that pauses; too large wastes a slot on a dead one.
+        pace: the budget whose bandwidth limit it keeps; None for no limit.
+        stall_timeout_s: a request fails when the peer takes no byte for so long. Too
+            small breaks on a link that pauses; too large wastes a slot on a dead one.
         connect_timeout_s: for DNS, TCP and TLS together. Too small fails far away; too
             large delays the next address.
-        connection_limit: connections open at once, at least those `pace` may ask for.
-            Too small makes requests queue and time out; too large, descriptors.
+        connection_limit: connections open at once, at least as many as `pace` may use.
+            Too small makes requests queue and time out; too large uses up descriptors.
         ca_file: one more file of trusted certificates, for a TLS-inspecting proxy.
-        unit_size: bytes read, checked and handed over at once. Below 256 KiB the
-            overhead shows (TLS: +20 % CPU at 128 KiB); above 1 MiB the caches overflow,
-            and memory is this times the number of bodies under way.
-        congestion: TCP congestion control to ask for; None for the system's. Where the
-            kernel refuses, the system's stays. "cubic" gives way on lossy links. "bbr" is
+        unit_size: bytes read, checked and sent at once. Below 256 KiB the overhead shows
+            (TLS: +20 % CPU at 128 KiB); above 1 MiB the caches overflow, and memory is
+            this times the number of bodies in flight.
+        congestion: TCP congestion control to request; None for the system's. Where the
+            kernel refuses, the system's stays. "cubic" slows down on lossy links. "bbr" is
             for peers that are far away, others get "cubic".
-        near_rtt_s: a peer whose handshake takes less is near. Too large gives up bbr's
+        near_rtt_s: a peer whose handshake takes less is near. Too large loses bbr's
             strength on lossy paths; too small pays for its pacing within a data centre.
         notsent_lowat: bytes the kernel may hold unsent, at least one unit: less cuts
             every unit into pieces. Too large costs kernel memory and sends on after a
             refusal. None for no limit.
         keepalive_s: how long an idle connection is kept. Too small reconnects between
-            parts; larger than the server's own limit meets closed connections.
-        proxy: URL of an HTTP proxy; the environment is not asked.
+            parts; with more than the server's own limit, requests fail on connections
+            that the server has closed.
+        proxy: URL of an HTTP proxy; the environment is not read.
     """
 
     def __init__(
@@ -94,7 +99,7 @@ class AiohttpTransport:
         proxy: str | None = None,
     ) -> None:
         self._pace = pace or Pace()
-        self._patience = Patience(connect_timeout_s, stall_timeout_s)
+        self._timeouts = Timeouts(connect_timeout_s, stall_timeout_s)
         self._connection_limit = max(connection_limit, self._pace.max_concurrency + 8)
         self._ca_file = ca_file
         self._keepalive_s = keepalive_s
@@ -120,7 +125,7 @@ class AiohttpTransport:
     async def close(self) -> None:
         """Close every connection without waiting for the peers; may be called twice."""
         self._is_closed = True
-        async with self._opening:  # a session that is being made must not be forgotten
+        async with self._opening:  # also a session that is just being made
             session, self._session = self._session, None
         if session is not None:
             with suppress(TimeoutError):
@@ -129,77 +134,62 @@ class AiohttpTransport:
             await asyncio.sleep(0)  # lets the transports close their sockets
 
     def facts(self) -> ConnectionFacts:
-        """What is in use right now."""
-        sockets = [sock for _, sock in self._sockets.open()]
-        for sock in sockets:
-            self._sockets.fit(sock)
+        """What is in use at this moment."""
+        sockets = [sock for _, sock in self._sockets.open_sockets()]
         used = next(filter(None, map(congestion_of, sockets)), self._sockets.congestion)
         return ConnectionFacts(used, len(sockets))
 
     def sample(self) -> list[LinkSample]:
-        """The kernel's view of every open connection (`LinkProbe`).
-
-        Each has the congestion control of its path by then: whoever looks decides by it.
-        """
-        connections = self._sockets.open()
-        for _, sock in connections:
-            self._sockets.fit(sock)
-        return [s for serial, sock in connections if (s := link_sample(serial, sock))]
+        """The kernel's view of every open connection (`LinkProbe`)."""
+        found = self._sockets.open_sockets()
+        return [s for serial, sock in found if (s := link_sample(serial, sock))]
 
     async def send(self, request: SignedRequest, *, answer_timeout_s: float) -> Response:
         """Send `request` once and read the whole answer (`Transport`).
 
-        An answer of 300 and above that comes before the body is out ends the sending;
-        `Response.sent` tells how much was sent, and the connection is not used again.
+        An answer of 300 and above that comes before the end of the body stops the sending;
+        `Response.sent` holds how much was sent, and the connection is not used again.
 
         Raises:
             TransportError: there is no usable answer.
             SourceError: the body could not be read.
         """
         session = await self._open_session()
-        outflow = Outflow.of(request, self._pace, self._buffers, self._sockets)
-        watch = Watch(outflow, self._patience, answer_timeout_s)
+        writer = BodyWriter.of(request, self._pace, self._buffers, self._sockets)
+        watchdog = Watchdog(writer, self._timeouts, answer_timeout_s)
         try:
-            return await self._exchange(session, request, outflow, watch)
-        except Unusable as exc:
-            failure = TransportError(f"{named(request)}: {exc}.", is_sent=True)
-        except aiohttp.ClientError as exc:
-            failure = translated(exc, request)
-        except TimeoutError:
-            failure = TransportError(
-                f"{named(request)}: {watch.verdict()}.", is_sent=True, is_timeout=True
-            )
-        except (OSError, ValueError) as exc:
-            failure = translated(exc, request)
+            return await self._exchange(session, request, writer, watchdog)
+        except (UnusableAnswer, *FOREIGN_ERRORS) as exc:
+            error = transport_error(exc, request, timeout_reason=watchdog.reason())
         finally:
-            if outflow is not None:
-                outflow.end()
-        if outflow is not None and outflow.source_failure is not None:
-            raise outflow.source_failure
-        raise failure  # outside the handlers: aiohttp's error must not come along as context
+            if writer is not None:
+                writer.release()
+        if writer is not None and writer.source_error is not None:
+            raise writer.source_error
+        raise error  # outside the handler: aiohttp's error must not become its context
 
     async def _exchange(
         self,
         session: aiohttp.ClientSession,
         request: SignedRequest,
-        outflow: Outflow | None,
-        watch: Watch,
+        writer: BodyWriter | None,
+        watchdog: Watchdog,
     ) -> Response:
         async with asyncio.timeout(None) as scope:
-            with watch.over(scope):
+            with watchdog.watch(scope):
                 async with session.request(
                     request.method,
                     URL(request.url, encoded=True),
-                    data=outflow,
+                    data=writer,
                     headers={"Accept-Encoding": "identity", **request.headers},
                     allow_redirects=False,
                     proxy=self._proxy,
                 ) as answer:
-                    if outflow is not None and answer.status >= 300:
-                        outflow.hush()
-                    watch.answer_has_begun()
+                    if writer is not None and answer.status >= 300:
+                        writer.stop_sending()
+                    watchdog.start_answer()
                     body = await _read_answer(answer)
-        sent = outflow.sent() if outflow else SentBody()
+        sent = writer.sent() if writer else SentBody()
         return Response(answer.status, _first_of_each(answer), body, sent)
 
     async def _open_session(self) -> aiohttp.ClientSession:
@@ -219,9 +209,9 @@ class AiohttpTransport:
         )
         return aiohttp.ClientSession(
             connector=connector,
-            timeout=aiohttp.ClientTimeout(total=None, connect=self._patience.connect_s),
+            timeout=aiohttp.ClientTimeout(total=None, connect=self._timeouts.connect_s),
             cookie_jar=aiohttp.DummyCookieJar(),
-            middlewares=[_without_hidden_retry],
+            middlewares=[without_hidden_retry],
             skip_auto_headers=_AUTO_HEADERS,
             auto_decompress=False,
             trust_env=False,
@@ -234,12 +224,12 @@ async def _read_answer(answer: aiohttp.ClientResponse) -> bytes:
     encoding = answer.headers.get("Content-Encoding", "identity").strip().lower()
     is_head = answer.method == "HEAD"  # there it describes the stored object
     if encoding not in {"", "identity"} and not is_head:
-        raise Unusable("the answer is compressed although that was not asked for")
+        raise UnusableAnswer("the answer is compressed, which was not requested")
     body = bytearray()
     async for piece in answer.content.iter_any():
         body += piece
         if len(body) > ANSWER_SIZE_LIMIT:
-            raise Unusable(f"the answer is longer than {ANSWER_SIZE_LIMIT} bytes")
+            raise UnusableAnswer(f"the answer is longer than {ANSWER_SIZE_LIMIT} bytes")
     return bytes(body)
 
 
@@ -248,22 +238,3 @@ def _first_of_each(answer: aiohttp.ClientResponse) -> dict[str, str]:
     for name, value in answer.headers.items():
         headers.setdefault(name.lower(), value)
     return headers
-
-
-async def _without_hidden_retry(
-    request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
-) -> aiohttp.ClientResponse:
-    """Keep aiohttp from sending idempotent requests again when a connection breaks.
-
-    It does so for these two errors, once and uncounted. Retrying is decided elsewhere,
-    with a new signature.
-    """
-    try:
-        return await handler(request)
-    except aiohttp.ClientConnectorError:
-        raise  # there was no connection; aiohttp does not retry these
-    except aiohttp.ServerDisconnectedError:
-        message = "the server closed the connection without an answer"
-    except aiohttp.ClientOSError as exc:
-        message = f"the connection broke ({reason(exc)})"
-    raise Unusable(message)

@@ -1,7 +1,7 @@
-"""Errors of aiohttp, TLS and sockets, translated into ours.
+"""Translates errors of aiohttp, TLS and sockets into ours.
 
-Theirs carry the request's headers, and with them the signature, so none of them leaves this
-package, not even as a cause.
+Theirs carry the request's headers, and with them the signature, and may quote URLs. So none
+of them leaves this package, not even as a cause.
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ from yarl import URL
 from uploader.errors import TransportError
 from uploader.protocol.wire import SignedRequest
 
-__all__ = ["Unusable", "named", "reason", "translated"]
+__all__ = ["FOREIGN_ERRORS", "UnusableAnswer", "transport_error", "without_hidden_retry"]
+
+FOREIGN_ERRORS: Final = (aiohttp.ClientError, OSError, ValueError)
+"""What aiohttp, ssl and sockets raise; TimeoutError and ssl.SSLError are OSErrors."""
 
 
-class Unusable(Exception):
-    """An answer arrived that we do not take."""
+class UnusableAnswer(Exception):
+    """An answer arrived, or broke off, in a way that makes it useless; the text says how."""
 
 
 _CERTIFICATE_HELP: Final = (
@@ -29,22 +32,6 @@ _CERTIFICATE_HELP: Final = (
     "point VODUP_CA_FILE at the proxy's certificate (SSL_CERT_FILE is not read). Verification "
     "cannot be switched off."
 )
-
-
-def translated(exc: Exception, request: SignedRequest) -> TransportError:
-    """Our error for one of aiohttp's or the system's, without any of its content.
-
-    Messages of aiohttp may quote headers and URLs with signatures.
-    """
-    is_sent = not isinstance(exc, _NEVER_SENT)
-    next_step = _CERTIFICATE_HELP if isinstance(exc, _CERTIFICATE_ERRORS) else None
-    return TransportError(
-        f"{named(request)}: {_explained(exc)}.",
-        is_sent=is_sent,
-        is_timeout=isinstance(exc, TimeoutError),  # aiohttp's are subclasses; errno ETIMEDOUT
-        next_step=next_step,
-    )
-
 
 _CERTIFICATE_ERRORS: Final = (
     aiohttp.ClientConnectorCertificateError,
@@ -80,18 +67,54 @@ _EXPLANATIONS: Final[tuple[tuple[type[Exception], str], ...]] = (
     (ssl.SSLError, "TLS failed ({reason})"),
     (OSError, "the connection broke ({reason})"),
     (ValueError, "the request cannot be written as HTTP"),
+    (UnusableAnswer, "{reason}"),
     (Exception, "the connection broke"),
 )
 
 
-def _explained(exc: Exception) -> str:
-    text = next(text for kind, text in _EXPLANATIONS if isinstance(exc, kind))
-    return text.format(reason=reason(exc))
+def transport_error(
+    error: Exception, request: SignedRequest, *, timeout_reason: str = ""
+) -> TransportError:
+    """Our error for one of aiohttp's or the system's, without any of its content.
+
+    `timeout_reason` explains a TimeoutError that is not one of aiohttp's.
+    """
+    is_ours = isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ClientError)
+    return TransportError(
+        f"{_name_of(request)}: {timeout_reason if is_ours else _explain(error)}.",
+        is_sent=not isinstance(error, _NEVER_SENT),
+        is_timeout=isinstance(error, TimeoutError),  # aiohttp's are subclasses; errno ETIMEDOUT
+        next_step=_CERTIFICATE_HELP if isinstance(error, _CERTIFICATE_ERRORS) else None,
+    )
 
 
-def reason(exc: BaseException) -> str:
-    """Why, in the words of the system: of a certificate, of TLS, or of errno."""
-    inner = getattr(exc, "certificate_error", None) or getattr(exc, "os_error", None) or exc
+async def without_hidden_retry(
+    request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+) -> aiohttp.ClientResponse:
+    """aiohttp middleware: a broken connection is an error, not a second request.
+
+    aiohttp would send idempotent requests again after these errors, once and uncounted.
+    Retries are the session's, each with a new signature.
+    """
+    try:
+        return await handler(request)
+    except aiohttp.ClientConnectorError:
+        raise  # there was no connection; aiohttp does not retry these
+    except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as exc:
+        text = _explain(exc)
+    raise UnusableAnswer(text)
+
+
+def _explain(error: Exception) -> str:
+    text = next(text for kind, text in _EXPLANATIONS if isinstance(error, kind))
+    return text.format(reason=_reason(error))
+
+
+def _reason(error: Exception) -> str:
+    """The system's words: of a certificate, of TLS, or of errno."""
+    if isinstance(error, UnusableAnswer):
+        return str(error)
+    inner = getattr(error, "certificate_error", None) or getattr(error, "os_error", None) or error
     if isinstance(inner, ssl.SSLCertVerificationError):
         return getattr(inner, "verify_message", "") or "refused"
     if isinstance(inner, ssl.SSLError):
@@ -103,8 +126,8 @@ def reason(exc: BaseException) -> str:
     return "the other side closed it"
 
 
-def named(request: SignedRequest) -> str:
-    """The request without its path and query: those may hold names and signatures."""
+def _name_of(request: SignedRequest) -> str:
+    """Method and host, without path and query: those may hold names and signatures."""
     try:
         host = URL(request.url, encoded=True).host
     except ValueError:

@@ -1,4 +1,4 @@
-"""Our sockets: their options, their congestion control, and what the kernel reports of them."""
+"""Our sockets: options, congestion control, and what the kernel reports about them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Sockets", "congestion_of", "link_sample", "may_use_congestion", "tcp
 
 
 class Sockets:
-    """Makes our sockets and remembers the open ones. Mutable."""
+    """Creates the transport's sockets and knows the open ones. Mutable."""
 
     def __init__(
         self,
@@ -34,54 +34,57 @@ class Sockets:
         self._serials = count(1)
         self._made: WeakKeyDictionary[socket.socket, int] = WeakKeyDictionary()
         self._by_number: WeakValueDictionary[int, socket.socket] = WeakValueDictionary()
-        self._fitted: WeakSet[socket.socket] = WeakSet()
+        self._tuned: WeakSet[socket.socket] = WeakSet()
         self.congestion = ""
 
     def make(self, address: tuple[int, int, int, str, tuple[object, ...]]) -> socket.socket:
         """A socket for that address (aiohttp's `socket_factory`)."""
         family, kind, protocol, _, _ = address
-        made = socket.socket(family=family, type=kind, proto=protocol)
+        sock = socket.socket(family=family, type=kind, proto=protocol)
         for option, value in self._options:
-            _set_option(made, option, value)
-        self.congestion = _choose_congestion(made, self._first_congestion)
-        self._made[made] = next(self._serials)
-        self._by_number[made.fileno()] = made
-        return made
+            _set_option(sock, option, value)
+        self.congestion = _choose_congestion(sock, self._first_congestion)
+        self._made[sock] = next(self._serials)
+        self._by_number[sock.fileno()] = sock
+        return sock
 
-    def fitted(self, transport: asyncio.Transport) -> socket.socket | None:
-        """The socket of `transport`, fit for its path; None where it is not ours to use."""
-        shown = transport.get_extra_info("socket")
-        made = None if shown is None else self._by_number.get(shown.fileno())
-        if made is None or made.fileno() < 0 or sys.platform == "win32":
+    def tuned_socket_of(self, transport: asyncio.Transport) -> socket.socket | None:
+        """Our socket of `transport`, tuned; None if it may not be written to directly."""
+        wrapped = transport.get_extra_info("socket")
+        sock = None if wrapped is None else self._by_number.get(wrapped.fileno())
+        if sock is None or sock.fileno() < 0 or sys.platform == "win32":
             return None
-        self.fit(made)
-        return made
+        self._tune(sock)
+        return sock
 
-    def fit(self, made: socket.socket) -> None:
-        """Go over to bbr where the peer is far; once for each connection.
+    def _tune(self, sock: socket.socket) -> None:
+        """Switch to bbr where the peer is far; once for each connection.
 
-        Near ones keep what they began with: bbr's pacing costs a timer for every few
-        segments, and there a loss is made good at once. The other way round does not work,
-        for a socket that once was paced stays so. The round trip is the handshake's.
+        Near ones keep what they started with: bbr's pacing costs a timer for every few
+        segments, and there a loss is repaired at once. The other way round does not work:
+        a socket that was paced once stays paced. The round trip is the handshake's.
         """
-        if self._far_congestion is None or made in self._fitted:
+        if self._far_congestion is None or sock in self._tuned:
             return
-        info = _tcp_info(made)
+        info = _tcp_info(sock)
         if info is None or info.rtt_us == 0:
             return  # there is no connection yet
-        self._fitted.add(made)
+        self._tuned.add(sock)
         if info.rtt_us >= self._near_rtt_us:
-            self.congestion = _choose_congestion(made, self._far_congestion)
+            self.congestion = _choose_congestion(sock, self._far_congestion)
 
-    def open(self) -> list[tuple[int, socket.socket]]:
-        """Those not closed yet, each with its number."""
-        return [(serial, sock) for sock, serial in self._made.items() if sock.fileno() >= 0]
+    def open_sockets(self) -> list[tuple[int, socket.socket]]:
+        """Those not closed yet, tuned, each with its number."""
+        found = [(serial, sock) for sock, serial in self._made.items() if sock.fileno() >= 0]
+        for _, sock in found:
+            self._tune(sock)
+        return found
 
 
 def _socket_options(
     notsent_lowat: int | None, stall_timeout_s: float
 ) -> list[tuple[tuple[int, str], int]]:
-    """(level, name), value. The kernel's own time-out stands behind the watchdog's."""
+    """Each as ((level, name), value). The kernel's own timeout backs up the watchdog's."""
     options = [
         ((socket.SOL_SOCKET, "SO_KEEPALIVE"), 1),
         ((socket.IPPROTO_TCP, "TCP_NODELAY"), 1),
@@ -94,32 +97,32 @@ def _socket_options(
     return options
 
 
-def _set_option(made: socket.socket, option: tuple[int, str], value: int) -> None:
-    """Set it where the system knows it; none of them is needed for correctness."""
+def _set_option(sock: socket.socket, option: tuple[int, str], value: int) -> None:
+    """Set it where the system supports it; none of them is needed for correctness."""
     level, name = option
     number = getattr(socket, name, None)
     if number is not None:
         with suppress(OSError):
-            made.setsockopt(level, number, value)
+            sock.setsockopt(level, number, value)
 
 
-def _choose_congestion(made: socket.socket, wanted: str | None) -> str:
-    """Ask for it, and tell what is in use: the kernel may not have it, or not allow it."""
+def _choose_congestion(sock: socket.socket, wanted: str | None) -> str:
+    """Request it, and return what is in use: the kernel may not have it, or not allow it."""
     option = getattr(socket, "TCP_CONGESTION", None)
     if option is not None and wanted:
         with suppress(OSError):
-            made.setsockopt(socket.IPPROTO_TCP, option, wanted.encode())
-    return congestion_of(made)
+            sock.setsockopt(socket.IPPROTO_TCP, option, wanted.encode())
+    return congestion_of(sock)
 
 
 def may_use_congestion(name: str) -> bool:
-    """Whether the kernel has that congestion control and lets this process use it."""
+    """Whether the kernel has that congestion control and allows this process to use it."""
     with socket.socket() as probe:
         return _choose_congestion(probe, name) == name
 
 
 def congestion_of(sock: socket.socket) -> str:
-    """What the socket uses; while it connects, a route may have put another in its place."""
+    """What the socket uses; a route may have replaced it while the socket was connecting."""
     option = getattr(socket, "TCP_CONGESTION", None)
     if option is None:
         return ""
@@ -131,7 +134,7 @@ def congestion_of(sock: socket.socket) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _TcpInfo:
-    """What we read of Linux's `struct tcp_info` (include/uapi/linux/tcp.h)."""
+    """The fields we read of Linux's `struct tcp_info` (include/uapi/linux/tcp.h)."""
 
     unacked_size: int
     rtt_us: int
@@ -146,7 +149,7 @@ _SIOCOUTQ: Final = 0x5411  # unacknowledged bytes in the send queue (linux/socki
 
 
 def tcp_info_of(transport: asyncio.Transport) -> _TcpInfo | None:
-    """What the kernel reports of the transport's connection; None where it does not."""
+    """What the kernel reports about the connection; None where it does not."""
     sock = transport.get_extra_info("socket")
     return _tcp_info(sock) if sock is not None else None
 
@@ -169,7 +172,7 @@ def _tcp_info(sock: socket.socket) -> _TcpInfo | None:
 
 
 def link_sample(serial: int, sock: socket.socket) -> LinkSample | None:
-    """What the steering looks at; None where the kernel does not report it."""
+    """A sample for the steering; None where the kernel does not report it."""
     info = _tcp_info(sock)
     if info is None:
         return None

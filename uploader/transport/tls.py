@@ -1,4 +1,4 @@
-"""Whom a TLS connection trusts."""
+"""Which certificates a TLS connection trusts."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ __all__ = ["tls_context"]
 
 
 def tls_context(ca_file: Path | None) -> ssl.SSLContext:
-    """Verifies always; reads files, so not on the loop.
+    """A context that always verifies. Reads files, so call it in a thread.
 
-    Not `ssl.create_default_context`: that has SSL_CERT_FILE and SSL_CERT_DIR decide whom to
-    trust, and writes the keys of every session to the file that SSLKEYLOGFILE names.
+    Not `ssl.create_default_context`: there SSL_CERT_FILE and SSL_CERT_DIR decide what is
+    trusted, and the keys of every session are written to the file that SSLKEYLOGFILE names.
+
+    Raises:
+        ConfigurationError: `ca_file` holds no certificates.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    _trust_the_systems_authorities(context)
+    _trust_system_authorities(context)
     context.set_alpn_protocols(["http/1.1"])
     if ca_file is not None:
         try:
@@ -32,9 +35,9 @@ def tls_context(ca_file: Path | None) -> ssl.SSLContext:
     return context
 
 
-def _trust_the_systems_authorities(context: ssl.SSLContext) -> None:
-    """Load them from where this build of OpenSSL expects them; no environment is asked."""
-    where = ssl.get_default_verify_paths()
-    for name, path in (("cafile", where.openssl_cafile), ("capath", where.openssl_capath)):
-        with suppress(OSError):  # one of the two is usual; ssl.SSLError is an OSError
+def _trust_system_authorities(context: ssl.SSLContext) -> None:
+    """Load them from where this build of OpenSSL expects them, not from the environment."""
+    paths = ssl.get_default_verify_paths()
+    for name, path in (("cafile", paths.openssl_cafile), ("capath", paths.openssl_capath)):
+        with suppress(OSError):  # usually one of the two exists; ssl.SSLError is an OSError
             context.load_verify_locations(**{name: path})
