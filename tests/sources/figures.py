@@ -30,7 +30,7 @@ from uploader import (
     VideoMeta,
     VodProvider,
 )
-from uploader.sources import DescriptorInflow
+from uploader.sources import DescriptorReader
 
 META = VideoMeta(file_name="movie.mp4")
 
@@ -42,7 +42,7 @@ def _kib(name: str) -> int:
 
 def _source(words: list[str]) -> Source:
     if words[0] == "pipe":
-        return StreamSource(DescriptorInflow(0, "a pipe"), "movie.mp4")
+        return StreamSource(DescriptorReader(0, "a pipe"), "movie.mp4")
     return FollowedFile(words[1], Until(pid=int(words[2])))
 
 

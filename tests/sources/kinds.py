@@ -20,14 +20,14 @@ import fsspec
 from uploader import (
     FollowedFile,
     FsspecSource,
-    MemoryWindow,
+    MemoryBuffer,
     Spool,
     StreamSource,
     Until,
     UrlPolicy,
     UrlSource,
 )
-from uploader.sources import AnySource, DescriptorInflow
+from uploader.sources import AnySource, DescriptorReader
 
 from ..engine.harness import PART
 from .web import Site, serving
@@ -159,7 +159,7 @@ async def pieces(data: bytes, size: int = 70_001) -> AsyncGenerator[bytes, None]
 async def of_iterator(folder: Path) -> AsyncIterator[Origin]:
     origin = Origin(is_stream=True)
     origin.source = lambda: StreamSource(
-        pieces(origin.data), "movie.mp4", window=MemoryWindow(WINDOW)
+        pieces(origin.data), "movie.mp4", buffer=MemoryBuffer(WINDOW)
     )
     yield origin
 
@@ -168,7 +168,7 @@ async def of_iterator(folder: Path) -> AsyncIterator[Origin]:
 async def of_spooled_iterator(folder: Path) -> AsyncIterator[Origin]:
     origin = Origin(is_stream=True)
     origin.source = lambda: StreamSource(
-        pieces(origin.data), "movie.mp4", window=Spool(folder, "movie.mp4", WINDOW)
+        pieces(origin.data), "movie.mp4", buffer=Spool(folder, "movie.mp4", WINDOW)
     )
     yield origin
 
@@ -208,7 +208,7 @@ async def of_pipe(folder: Path) -> AsyncIterator[Origin]:
         origin.threads.append(thread)
         thread.start()
         return StreamSource(
-            DescriptorInflow(reading, "a pipe"), "movie.mp4", window=MemoryWindow(WINDOW)
+            DescriptorReader(reading, "a pipe"), "movie.mp4", buffer=MemoryBuffer(WINDOW)
         )
 
     origin.source = source
@@ -249,7 +249,7 @@ async def of_url_without_ranges(folder: Path) -> AsyncIterator[Origin]:
         yield Origin(
             is_stream=True,
             put=site.put,
-            source=lambda: UrlSource(site.url, policy=PRIVATE, window=MemoryWindow(WINDOW)),
+            source=lambda: UrlSource(site.url, policy=PRIVATE, buffer=MemoryBuffer(WINDOW)),
         )
 
 

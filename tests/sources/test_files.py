@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from uploader.errors import SourceChanged, SourceUnreadable
 from uploader.protocol.integrity import crc64
 from uploader.protocol.wire import Body
-from uploader.sources import BytesSource, FileSource, Fingerprint, Source, refusals
+from uploader.sources import BytesSource, FileSource, Fingerprint, Source
+from uploader.sources.contract import unreadable_source
 from uploader.threads import DISKS
 
 MIB = 1024 * 1024
@@ -251,7 +252,7 @@ def test_a_file_without_permission(path: Path) -> None:
     ],
 )
 def test_what_the_system_refuses_is_put_into_words(number: int, words: str) -> None:
-    error = refusals.unreadable("movie.mp4", OSError(number, os.strerror(number)))
+    error = unreadable_source("movie.mp4", OSError(number, os.strerror(number)))
     assert error.message.startswith("movie.mp4 ")
     assert words in error.message
 
@@ -361,7 +362,7 @@ async def test_a_file_replaced_under_its_name_is_noticed(path: Path) -> None:
 async def test_a_file_that_was_deleted_is_noticed(path: Path) -> None:
     async with FileSource(path) as source:
         os.unlink(path)
-        with pytest.raises(SourceChanged, match="not there any more"):
+        with pytest.raises(SourceChanged, match="does not exist any more"):
             await source.fingerprint()
 
 

@@ -113,7 +113,7 @@ async def test_another_web_server_is_a_store_too(desk: Desk) -> None:
 
 
 async def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
-    assert "is no file" in (await refusal(FsspecSource(f"file://{tmp_path}"))).message
+    assert "is not a file" in (await refusal(FsspecSource(f"file://{tmp_path}"))).message
 
 
 async def test_a_kind_of_url_nobody_knows() -> None:

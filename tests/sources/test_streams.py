@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from uploader import (
-    CommandInflow,
+    CommandReader,
     ConfigurationError,
-    MemoryWindow,
+    MemoryBuffer,
     SourceChanged,
     SourceNotRepeatable,
     SourceUnreadable,
@@ -29,7 +29,7 @@ from uploader.devserver import Fault
 from uploader.protocol.plan import Part
 from uploader.protocol.steps import StepPlan
 from uploader.sources import AnySource
-from uploader.sources.part_buffer import KEPT_IN_MEMORY, Room
+from uploader.sources.part_buffer import DEFAULT_MEMORY_SIZE, BufferSpace
 
 from ..engine.harness import PART, Desk, content, until
 from .kinds import pieces
@@ -67,7 +67,7 @@ async def test_a_producer_is_not_read_from_while_there_is_no_room(desk: Desk) ->
     producer = Producer(content(40 * PART))
     desk.order(Fault(action="slow", operation="UploadPart", count=None, delay_s=30))
     async with desk.uploader(concurrency=4) as up:
-        source = StreamSource(producer, window=MemoryWindow(window))
+        source = StreamSource(producer, buffer=MemoryBuffer(window))
         task = asyncio.create_task(up.upload(source, key=KEY, meta=META))
         await until(lambda: producer.given >= window)
         await asyncio.sleep(0.1)
@@ -81,7 +81,7 @@ async def test_a_producer_is_not_read_from_while_there_is_no_room(desk: Desk) ->
 async def test_a_slow_store_makes_the_producer_wait_and_loses_nothing(desk: Desk) -> None:
     desk.server.set_options(bandwidth=6e6)
     producer = Producer(content(40 * PART))
-    source = StreamSource(producer, window=MemoryWindow(8 * PART))
+    source = StreamSource(producer, buffer=MemoryBuffer(8 * PART))
     result = await desk.push(source, key=KEY, meta=META)
     await desk.assert_stored(result, producer.data)
 
@@ -115,7 +115,7 @@ async def test_what_is_no_bytes_is_refused(desk: Desk) -> None:
 
 
 def command(script: str) -> StreamSource:
-    return StreamSource(CommandInflow([sys.executable, "-c", script]), "movie.mp4")
+    return StreamSource(CommandReader([sys.executable, "-c", script]), "movie.mp4")
 
 
 WRITES = "import sys; sys.stdout.buffer.write(bytes(range(256)) * 4000); sys.stdout.flush(); "
@@ -141,7 +141,7 @@ async def test_a_command_that_fails_completes_nothing(desk: Desk, end: str, word
 
 
 async def test_a_command_that_is_not_there(desk: Desk) -> None:
-    error = await desk.fail(StreamSource(CommandInflow(["no-such-command-here"]), "movie.mp4"))
+    error = await desk.fail(StreamSource(CommandReader(["no-such-command-here"]), "movie.mp4"))
     assert "cannot be started (No such file or directory)" in error.message
 
 
@@ -156,7 +156,7 @@ async def test_a_cancelled_upload_stops_its_command_with_all_it_started(desk: De
     async with desk.uploader() as up:
         task = asyncio.create_task(up.upload(source))
         await until(lambda: desk.server.stats.parts_stored > 2)
-        group = source._inflow._process.pid  # type: ignore[attr-defined]
+        group = source._reader._process.pid  # type: ignore[attr-defined]
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -187,7 +187,7 @@ async def test_a_failure_says_how_to_go_on(desk: Desk) -> None:
     error = await desk.fail(pieces(content(6 * PART)), meta=META)
     assert isinstance(error, TransportError)
     record = await desk.record()
-    assert f"run its producer again from its start with --key {record.key}" in error.next_step
+    assert f"run the producer again from its start with --key {record.key}" in error.next_step
     desk.order()
 
     result = await desk.push(pieces(content(6 * PART)), key=record.key)
@@ -228,22 +228,22 @@ async def test_a_stream_that_ends_before_what_was_sent_of_it_is_another_one(desk
 
 async def test_streams_that_share_a_room_keep_no_more_than_it_has(desk: Desk) -> None:
     desk.server.set_options(bandwidth=20e6)
-    room = Room(10 * PART)
+    space = BufferSpace(10 * PART)
     data = [content(30 * PART, seed=seed) for seed in range(3)]
     kept: list[int] = []
 
     async def watched(one: bytes) -> AsyncGenerator[bytes, None]:
         async for piece in pieces(one):
-            kept.append(room.lent)
+            kept.append(space.used)
             yield piece
 
     async with desk.uploader() as up, asyncio.TaskGroup() as group:
         for number, one in enumerate(data):
-            source = StreamSource(watched(one), window=MemoryWindow(8 * PART, room=room))
+            source = StreamSource(watched(one), buffer=MemoryBuffer(8 * PART, space=space))
             group.create_task(up.upload(source, key=f"stream-{number}", meta=META))
     assert desk.server.stats.completes == 3
     assert 0 < max(kept) <= 10 * PART
-    assert room.lent == 0
+    assert space.used == 0
 
 
 async def spooled_to_the_end(desk: Desk, folder: Path, data: bytes) -> None:
@@ -255,7 +255,7 @@ async def spooled_to_the_end(desk: Desk, folder: Path, data: bytes) -> None:
         ),
         Fault(action="delay", operation="UploadPart", part=5, delay_s=0.3, count=None),
     )  # fmt: skip
-    source = StreamSource(pieces(data), "movie.mp4", window=Spool(folder, "movie.mp4"))
+    source = StreamSource(pieces(data), "movie.mp4", buffer=Spool(folder, "movie.mp4"))
     error = await desk.fail(source, meta=META)
     assert error.code == "InvalidArgument"
     desk.order()
@@ -264,7 +264,7 @@ async def spooled_to_the_end(desk: Desk, folder: Path, data: bytes) -> None:
 def nothing_more(folder: Path) -> StreamSource:
     """The same spool, and a producer that must not be asked."""
     return StreamSource(
-        Producer(b"x" * PART, fails_after=0), "movie.mp4", window=Spool(folder, "movie.mp4")
+        Producer(b"x" * PART, fails_after=0), "movie.mp4", buffer=Spool(folder, "movie.mp4")
     )
 
 
@@ -286,9 +286,9 @@ async def test_a_spool_without_the_end_makes_the_producer_come_again(desk: Desk)
     data, folder = content(12 * PART), desk.folder / "spool"
     producer = Producer(data, fails_after=8 * PART)
     producer.waits_for = lambda: desk.server.stats.parts_stored >= 4
-    await desk.fail(StreamSource(producer, "movie.mp4", window=Spool(folder, "movie.mp4")))
+    await desk.fail(StreamSource(producer, "movie.mp4", buffer=Spool(folder, "movie.mp4")))
 
-    source = StreamSource(Producer(data), "movie.mp4", window=Spool(folder, "movie.mp4"))
+    source = StreamSource(Producer(data), "movie.mp4", buffer=Spool(folder, "movie.mp4"))
     result = await desk.push(source)
 
     await desk.assert_stored(result, data)
@@ -303,7 +303,7 @@ async def test_a_spool_of_an_upload_given_up_is_not_taken_for_a_new_one(desk: De
         await up.abort((await desk.record()).key)
     fresh = content(3 * PART, seed=2)
 
-    source = StreamSource(pieces(fresh), "movie.mp4", window=Spool(folder, "movie.mp4"))
+    source = StreamSource(pieces(fresh), "movie.mp4", buffer=Spool(folder, "movie.mp4"))
     result = await desk.push(source)
 
     await desk.assert_stored(result, fresh)
@@ -323,7 +323,7 @@ async def test_a_spool_that_a_crash_left_of_a_finished_upload_hides_no_new_strea
     fresh = content(6 * PART, seed=3)
     for _ in range(2):  # the first finds the receipt of other bytes, and says so
         source = StreamSource(
-            pieces(fresh), "movie.mp4", window=Spool(folder / "again", "movie.mp4")
+            pieces(fresh), "movie.mp4", buffer=Spool(folder / "again", "movie.mp4")
         )
         with suppress(SourceChanged):
             await desk.assert_stored(await desk.push(source, meta=META), fresh)
@@ -342,7 +342,7 @@ async def test_a_damaged_spool_is_emptied_and_the_producer_asked_for(desk: Desk)
     assert isinstance(error, SourceNotRepeatable)
     assert desk.server.stats.completes == 0
 
-    source = StreamSource(pieces(data), "movie.mp4", window=Spool(folder, "movie.mp4"))
+    source = StreamSource(pieces(data), "movie.mp4", buffer=Spool(folder, "movie.mp4"))
     await desk.assert_stored(await desk.push(source), data)
     assert desk.server.stats.creates == 1
 
@@ -362,7 +362,7 @@ async def test_a_spool_keeps_no_more_than_it_may(desk: Desk) -> None:
     desk.order(Fault(action="slow", operation="UploadPart", count=None, delay_s=30))
     producer = Producer(content(40 * PART))
     async with desk.uploader() as up:
-        source = StreamSource(producer, "movie.mp4", window=Spool(folder, "movie.mp4", most))
+        source = StreamSource(producer, "movie.mp4", buffer=Spool(folder, "movie.mp4", most))
         task = asyncio.create_task(up.upload(source))
         await until(lambda: producer.given >= most)
         await asyncio.sleep(0.1)
@@ -379,25 +379,25 @@ async def test_a_spool_keeps_no_more_than_it_may(desk: Desk) -> None:
 async def test_a_stream_longer_than_ten_thousand_parts_says_so(desk: Desk) -> None:
     """With a plan that was cut for a tenth of it."""
     small = StepPlan(PART, PART, first_count=1, step_count=1)
-    source = StreamSource(Producer(b""), window=MemoryWindow(8 * PART))
+    source = StreamSource(Producer(b""), buffer=MemoryBuffer(8 * PART))
     async with source:
         await source.begin("")
         assert small.capacity == 10_000 * PART
     with pytest.raises(ConfigurationError, match="do not fit"):
         await desk.push(
-            StreamSource(pieces(b"x"), window=MemoryWindow(8 * PART), expected_size=2 * 10**9),
+            StreamSource(pieces(b"x"), buffer=MemoryBuffer(8 * PART), expected_size=2 * 10**9),
             meta=META,
         )
 
 
-@pytest.mark.parametrize("make", [MemoryWindow, lambda most: Spool("spool", "movie.mp4", most)])
-def test_a_window_that_holds_no_parts_is_refused(make: type) -> None:
+@pytest.mark.parametrize("make", [MemoryBuffer, lambda most: Spool("spool", "movie.mp4", most)])
+def test_a_buffer_too_small_for_parts_is_refused(make: type) -> None:
     with pytest.raises(ConfigurationError, match="too few"):
         make(8 * PART - 1)
 
 
 def test_sixteen_connections_have_parts_in_the_usual_memory() -> None:
-    assert KEPT_IN_MEMORY > 16 * 5 * 1024 * 1024
+    assert DEFAULT_MEMORY_SIZE > 16 * 5 * 1024 * 1024
 
 
 @pytest.mark.parametrize("given", [3, object()])
@@ -413,7 +413,7 @@ async def test_text_files_are_refused(desk: Desk) -> None:
 
 
 async def test_parts_are_given_in_order_and_once() -> None:
-    source = StreamSource(pieces(content(3 * PART)), window=MemoryWindow(8 * PART))
+    source = StreamSource(pieces(content(3 * PART)), buffer=MemoryBuffer(8 * PART))
     async with source:
         await source.begin("")
         first, second = Part(1, 0, PART), Part(2, PART, PART)

@@ -25,8 +25,8 @@ from uploader import (
     VodupError,
 )
 from uploader.sources import as_source
+from uploader.sources.url_client import CheckedResolver, checked_socket
 from uploader.sources.url_policy import identity_of, is_public
-from uploader.sources.urls import _checked_socket, _CheckedResolver
 
 from ..engine.harness import PART, Desk, content
 from .test_files import read_all
@@ -276,7 +276,7 @@ async def test_a_name_that_changes_its_mind_gets_no_socket() -> None:
     """DNS rebinding: the address is looked at again where the socket is made."""
     address = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("169.254.169.254", 80))
     with pytest.raises(OSError, match="not a public address"):
-        _checked_socket(UrlPolicy(), address)
+        checked_socket(UrlPolicy(), address)
 
 
 async def test_one_private_address_among_public_ones_refuses_the_name() -> None:
@@ -288,7 +288,7 @@ async def test_one_private_address_among_public_ones_refuses_the_name() -> None:
             return None
 
     with pytest.raises(OSError, match=r"both.example \(10.0.0.1\) is not a public address"):
-        await _CheckedResolver(UrlPolicy(), Both()).resolve("both.example")
+        await CheckedResolver(UrlPolicy(), Both()).resolve("both.example")
 
 
 class Rebinding(AbstractResolver):

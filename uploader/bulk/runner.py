@@ -20,8 +20,8 @@ from uploader.errors import (
     VodupError,
 )
 from uploader.many import Outcome, UploadItem
-from uploader.sources import MemoryWindow, Source, UrlPolicy, of_path, of_url
-from uploader.sources.part_buffer import Room
+from uploader.sources import MemoryBuffer, Source, UrlPolicy, of_path, of_url
+from uploader.sources.part_buffer import BufferSpace
 from uploader.threads import in_thread
 
 from .ledger import Earlier, Ledger, Record, failure_record, success_record
@@ -101,7 +101,7 @@ class Batch:
         self._uploader, self._ledger, self._options = uploader, ledger, options
         self._exit_code, self._on_record = exit_code, on_record
         self._deferred: list[MetRow] = []
-        self._room = Room(_STREAMS_SIZE)
+        self._space = BufferSpace(_STREAMS_SIZE)
         self.tally = Tally(asyncio.get_running_loop().time)
 
     async def run(self, readings: Sequence[Reading]) -> Tally:
@@ -179,8 +179,8 @@ class Batch:
 
     def _source(self, met: MetRow) -> Source:
         if not met.real_path:
-            window = MemoryWindow(room=self._room)
-            return of_url(met.row.path, policy=self._options.urls, window=window)
+            buffer = MemoryBuffer(space=self._space)
+            return of_url(met.row.path, policy=self._options.urls, buffer=buffer)
         return of_path(met.real_path, follow_symlinks=False)
 
     # --- outcomes into records ----------------------------------------------------------

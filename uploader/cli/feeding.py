@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from uploader import (
-    CommandInflow,
+    CommandReader,
     FollowedFile,
-    MemoryWindow,
+    MemoryBuffer,
     Spool,
     StreamSource,
     Until,
@@ -27,10 +27,10 @@ from uploader.cli.options import (
 from uploader.errors import ConfigurationError, SourceNotRepeatable, UnsupportedState
 from uploader.protocol.documents import MalformedDocument
 from uploader.protocol.steps import StepPlan, read_plan
-from uploader.sources import AnySource, DescriptorInflow, UrlPolicy, of_url
-from uploader.sources.part_buffer import KEPT_IN_MEMORY, Window
-from uploader.sources.readers import Inflow
-from uploader.sources.spool import KEPT_IN_SPOOL
+from uploader.sources import AnySource, DescriptorReader, UrlPolicy, of_url
+from uploader.sources.part_buffer import DEFAULT_MEMORY_SIZE, PartBuffer
+from uploader.sources.readers import Reader
+from uploader.sources.spool import DEFAULT_SPOOL_SIZE
 from uploader.sources.url_policy import parsed_url, shown
 
 __all__ = [
@@ -79,7 +79,7 @@ def source_of(name: str, feed: Feed, file_name: str | None, *, has_video: bool) 
         return _followed(name, feed)
     if "://" in name and not os.path.exists(name):
         named = file_name or os.path.basename(shown_name(name)) or "stream"
-        return of_url(name, policy=make_url_policy(feed), window=_window(feed, named))
+        return of_url(name, policy=make_url_policy(feed), buffer=_buffer(feed, named))
     if name != _STDIN:
         return os.path.abspath(name)
     if file_name is None and not has_video:
@@ -90,9 +90,9 @@ def source_of(name: str, feed: Feed, file_name: str | None, *, has_video: bool) 
     name = file_name or "stdin"
     expected = feed.expected_size
     return StreamSource(
-        _inflow(feed),
+        _reader(feed),
         name,
-        window=_window(feed, name),
+        buffer=_buffer(feed, name),
         expected_size=parse_size(expected, "--expected-size") if expected else None,
     )
 
@@ -132,26 +132,26 @@ def make_url_policy(urls: Urls) -> UrlPolicy:
     )
 
 
-def _inflow(feed: Feed) -> Inflow:
+def _reader(feed: Feed) -> Reader:
     if feed.pipe_command is not None:
-        return CommandInflow(split_command(feed.pipe_command, "--pipe-command"))
+        return CommandReader(split_command(feed.pipe_command, "--pipe-command"))
     if sys.stdin.isatty():
         raise ConfigurationError(
             "Standard input is a terminal.", next_step="Pipe the video into this command."
         )
-    return DescriptorInflow(sys.stdin.fileno(), "standard input")
+    return DescriptorReader(sys.stdin.fileno(), "standard input")
 
 
-def _window(feed: Feed, name: str) -> Window:
+def _buffer(feed: Feed, name: str) -> PartBuffer:
     if feed.spool is None:
         if feed.spool_size is not None:
             raise ConfigurationError("--spool-size is for --spool.")
         memory = feed.memory
-        return MemoryWindow(parse_size(memory, "--memory") if memory else KEPT_IN_MEMORY)
+        return MemoryBuffer(parse_size(memory, "--memory") if memory else DEFAULT_MEMORY_SIZE)
     if feed.memory is not None:
         raise ConfigurationError("--memory and --spool exclude each other.")
     most = feed.spool_size
-    return Spool(feed.spool, name, parse_size(most, "--spool-size") if most else KEPT_IN_SPOOL)
+    return Spool(feed.spool, name, parse_size(most, "--spool-size") if most else DEFAULT_SPOOL_SIZE)
 
 
 # --- resuming by the record alone -------------------------------------------------------

@@ -16,7 +16,7 @@ from uploader.errors import ConfigurationError, UnsupportedState
 from uploader.many import UploadItem
 from uploader.opening import default_key
 from uploader.protocol.vod import VideoMeta
-from uploader.sources.choosing import of_path, of_url
+from uploader.sources import of_path, of_url
 from uploader.sources.url_policy import UrlPolicy
 
 __all__ = [

@@ -1,15 +1,23 @@
-"""Where bytes come from: by position, as often as needed, and only while they stay the same."""
+"""Where bytes come from, and which source stands for what a caller passes.
 
+Sources are read by position, as often as needed, and only while they stay the same.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterable
+from typing import cast
+
+from uploader.errors import ConfigurationError
 from uploader.sources.bytes import BytesSource
-from uploader.sources.choosing import AnySource, as_source, of_path, of_url
-from uploader.sources.contract import Arrival, Source
-from uploader.sources.file_objects import FileObjectSource
+from uploader.sources.contract import Arrival, BytesLike, Fingerprint, Source
+from uploader.sources.file_objects import BinaryFile, FileObjectSource, of_file_object
 from uploader.sources.files import FileSource
-from uploader.sources.fingerprints import Fingerprint
 from uploader.sources.followed import FollowedFile, Until
-from uploader.sources.hls import HlsPackage
-from uploader.sources.part_buffer import MemoryWindow
-from uploader.sources.readers import CommandInflow, DescriptorInflow
+from uploader.sources.hls import HlsPackage, is_playlist_path
+from uploader.sources.part_buffer import MemoryBuffer, PartBuffer
+from uploader.sources.readers import CommandReader, DescriptorReader
 from uploader.sources.spool import Spool
 from uploader.sources.streams import StreamSource
 from uploader.sources.url_policy import UrlPolicy
@@ -18,14 +26,14 @@ __all__ = [
     "AnySource",
     "Arrival",
     "BytesSource",
-    "CommandInflow",
-    "DescriptorInflow",
+    "CommandReader",
+    "DescriptorReader",
     "FileObjectSource",
     "FileSource",
     "Fingerprint",
     "FollowedFile",
     "HlsPackage",
-    "MemoryWindow",
+    "MemoryBuffer",
     "Source",
     "Spool",
     "StreamSource",
@@ -35,3 +43,60 @@ __all__ = [
     "of_path",
     "of_url",
 ]
+
+AnySource = Source | str | os.PathLike[str] | BytesLike | AsyncIterable[BytesLike] | BinaryFile
+
+
+def as_source(given: AnySource) -> Source:
+    """Return the source that `given` stands for; a source stands for itself.
+
+    A path is a `FileSource`, or an `HlsPackage` where it names a playlist; an http or https
+    URL is a `UrlSource`, any other an `FsspecSource`; bytes are a `BytesSource`, an async
+    iterable is a `StreamSource`, and a binary file object is read by position if it can
+    seek.
+    """
+    if hasattr(given, "read_crc"):  # a source of any class, which may have any other method too
+        return cast("Source", given)
+    if isinstance(given, BytesLike):
+        return BytesSource(memoryview(given).cast("B"))
+    if isinstance(given, str) and "://" in given:
+        return of_url(given)
+    if isinstance(given, str | os.PathLike):
+        return of_path(os.fspath(given), follow_symlinks=True)
+    if isinstance(given, AsyncIterable):
+        return StreamSource(given)
+    if isinstance(given, BinaryFile):
+        return of_file_object(given)
+    raise ConfigurationError(
+        f"{type(given).__name__} cannot be uploaded.",
+        next_step="Pass a path, a URL, bytes, a binary file object, an async iterable or a Source.",
+    )
+
+
+def of_path(path: str, *, follow_symlinks: bool) -> Source:
+    """Return the source at a path; a playlist stands for everything it refers to."""
+    if is_playlist_path(path):
+        return HlsPackage(path, follow_symlinks=follow_symlinks)
+    return FileSource(path, follow_symlinks=follow_symlinks)
+
+
+def of_url(
+    url: str,
+    name: str | None = None,
+    *,
+    policy: UrlPolicy | None = None,
+    buffer: PartBuffer | None = None,
+) -> Source:
+    """Return the source behind a URL; fsspec reads what is not http or https.
+
+    The module that reads it is imported only now. `policy` and `buffer` are for http and
+    https: where a URL may lead, and what holds the parts of a server without ranges. Stores
+    of fsspec are the caller's own, and no manifest may name them.
+    """
+    if not url.lower().startswith(("http://", "https://")):
+        from uploader.sources.fsspec import FsspecSource
+
+        return FsspecSource(url, name)
+    from uploader.sources.urls import UrlSource
+
+    return UrlSource(url, name, policy=policy, buffer=buffer)

@@ -4,28 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Self
 
 from uploader.protocol.integrity import crc64
 from uploader.protocol.wire import Body
-from uploader.sources.fingerprints import Fingerprint
-from uploader.sources.ranges import Checksums, Range
-from uploader.sources.refusals import empty
+from uploader.sources.contract import Fingerprint, RandomAccess, RangeBody, Ranges, empty_source
 
 __all__ = ["BytesSource"]
 
 
 @dataclass(frozen=True, slots=True)
-class BytesSource:
-    """Bytes that are in memory anyway; they must not be changed meanwhile."""
+class BytesSource(Ranges):
+    """Bytes that are in memory anyway; they must not be changed while they are uploaded."""
 
     data: bytes | memoryview = field(repr=False)
     name: str = "<bytes>"
 
     @property
     def identity(self) -> str:
-        """The content, for there is nothing else to go by."""
+        """The size and CRC-64 of the content: bytes have no other identity."""
         return f"bytes:{self.size}:{crc64(self.data):016x}"
 
     @property
@@ -35,40 +32,27 @@ class BytesSource:
 
     @property
     def arrival(self) -> None:
-        """It is there as a whole."""
+        """None: all of it is there."""
 
     async def fingerprint(self) -> Fingerprint:
         """The size and the CRC-64 of the content."""
-        return Fingerprint(self.size, 0, 0, crc64(self.data), 0)
+        return Fingerprint.of_content(self.size, crc64(self.data))
 
     def body(self, offset: int, size: int, on_sent: Callable[[int], None] | None = None) -> Body:
-        """The range as a request's body."""
-        return Range(_Memory(memoryview(self.data)), offset, size, on_sent)
-
-    async def read_crc(
-        self, offset: int, size: int, *, with_md5: bool = False
-    ) -> tuple[int, str | None]:
-        """Checksums of the range."""
-        checksums = Checksums(with_md5=with_md5)
-        checksums.update(memoryview(self.data)[offset : offset + size])
-        return checksums.result()
+        """Return the range as a request body."""
+        return RangeBody(_Memory(memoryview(self.data)), offset, size, on_sent)
 
     async def __aenter__(self) -> Self:
         if not self.data:
-            raise empty(self.name)
+            raise empty_source(self.name)
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, kind: object, error: object, trace: object) -> None:
         return None
 
 
 @dataclass(frozen=True, slots=True)
-class _Memory:
+class _Memory(RandomAccess):
     data: memoryview
 
     def read_now(self, into: memoryview, offset: int) -> int | None:
@@ -78,9 +62,6 @@ class _Memory:
 
     async def read(self, into: memoryview, offset: int) -> int:
         return self.read_now(into, offset) or 0
-
-    async def check(self) -> None:
-        return None
 
     def check_now(self) -> None:
         return None

@@ -1,4 +1,4 @@
-"""Binary file objects of a caller's: read by position where they can seek, else as a stream."""
+"""Binary file objects of a caller: read by position where they can seek, else as a stream."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ import io
 import os
 import stat
 from collections.abc import Callable
-from types import TracebackType
 from typing import ParamSpec, Protocol, Self, TypeVar, runtime_checkable
 
 from uploader.errors import ConfigurationError, SourceUnreadable
 from uploader.protocol.wire import Body
-from uploader.sources.contract import Source
+from uploader.sources.contract import (
+    Fingerprint,
+    RandomAccess,
+    RangeBody,
+    Ranges,
+    Source,
+    empty_source,
+    truncated_source,
+)
 from uploader.sources.files import FileSource
-from uploader.sources.fingerprints import Fingerprint
-from uploader.sources.ranges import REREAD_SIZE, Checksums, Range
-from uploader.sources.readers import ReadableInflow
-from uploader.sources.refusals import empty, ends_early
+from uploader.sources.readers import FileObjectReader
 from uploader.sources.streams import StreamSource
 from uploader.threads import Threads
 
@@ -28,7 +32,7 @@ T = TypeVar("T")
 
 @runtime_checkable
 class BinaryFile(Protocol):
-    """What `open(path, "rb")`, `io.BytesIO` and their like are."""
+    """What `open(path, "rb")`, `io.BytesIO` and the like are."""
 
     def read(self, size: int = -1, /) -> bytes:
         """At most `size` bytes; b"" at the end."""
@@ -41,7 +45,7 @@ class _Seekable(BinaryFile, Protocol):
 
 
 def of_file_object(file: BinaryFile) -> Source:
-    """The source of a file object: what lies between its position and its end.
+    """Return the source of what lies between a file object's position and its end.
 
     A regular file that still has its name is read as a file, at its full speed.
     """
@@ -52,10 +56,10 @@ def of_file_object(file: BinaryFile) -> Source:
     seekable = getattr(file, "seekable", None)
     if seekable is None or not seekable():
         name = _name_of(file)
-        return StreamSource(ReadableInflow(file, name), name)
+        return StreamSource(FileObjectReader(file, name), name)
     if (path := _path_of(file)) is not None:
         return FileSource(path)
-    return FileObjectSource(file)  # type: ignore[arg-type]  # it can seek, as it says
+    return FileObjectSource(file)  # type: ignore[arg-type]  # `seekable` says so
 
 
 def _name_of(file: object) -> str:
@@ -76,12 +80,12 @@ def _path_of(file: object) -> str | None:
         return None
 
 
-class FileObjectSource:
-    """What a seekable binary file object holds from its position on. It is not closed.
+class FileObjectSource(Ranges, RandomAccess):
+    """A seekable binary file object from its position on. It is not closed.
 
-    Nobody else may use the object meanwhile. It is read once on opening, for a CRC-64 to
-    know it by, and once more before the upload completes, always in one thread: it has one
-    position. Mutable: open or not.
+    Nobody else may use the object during the upload. All of it is read when the source is
+    opened, for a CRC-64 to identify it, and again before the upload completes, always in
+    one thread: it has one position. Mutable: open or not.
     """
 
     def __init__(self, file: _Seekable) -> None:
@@ -94,29 +98,26 @@ class FileObjectSource:
 
     @property
     def identity(self) -> str:
-        """The content, for there is nothing else to go by."""
+        """The size and CRC-64 of the content: it has no other identity."""
         return f"bytes:{self.size}:{self._crc64:016x}"
 
     @property
     def arrival(self) -> None:
-        """It is there as a whole."""
+        """None: all of it is there."""
 
     async def fingerprint(self) -> Fingerprint:
-        """The size and the CRC-64 of the content, read again."""
-        return await self._in_thread(self._look)
+        """Read all of it; return the size and the CRC-64 of the content."""
+        size = await self._in_thread(self._file.seek, 0, os.SEEK_END) - self._begin
+        if size < 1:
+            raise empty_source(self.name)
+        return Fingerprint.of_content(size, (await self.read_crc(0, size))[0])
 
     def body(self, offset: int, size: int, on_sent: Callable[[int], None] | None = None) -> Body:
-        """The range as a request's body."""
-        return Range(self, offset, size, on_sent)
-
-    async def read_crc(
-        self, offset: int, size: int, *, with_md5: bool = False
-    ) -> tuple[int, str | None]:
-        """Checksums of the range, read again."""
-        return await self._in_thread(self._checksums, offset, size, with_md5)
+        """Return the range as a request body."""
+        return RangeBody(self, offset, size, on_sent)
 
     async def __aenter__(self) -> Self:
-        """Read it once.
+        """Read all of it once.
 
         Raises:
             SourceUnreadable: it is empty, or closed.
@@ -124,40 +125,26 @@ class FileObjectSource:
         self._thread = Threads("vodup-object", 1)
         try:
             self._begin = await self._in_thread(self._file.tell)
-            found = await self._in_thread(self._look)
+            found = await self.fingerprint()
         except BaseException:
-            self._thread.shutdown()
+            self._close_thread()
             raise
         self.size, self._crc64 = found.size, found.inode
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, kind: object, error: object, trace: object) -> None:
+        self._close_thread()
+
+    def _close_thread(self) -> None:
         thread, self._thread = self._thread, None
         if thread is not None:
             thread.shutdown()
 
-    # --- as an origin of ranges -------------------------------------------------------
-
-    def read_now(self, into: memoryview, offset: int) -> int | None:
-        """Never: it may have to wait."""
-        return None
+    # --- random access ----------------------------------------------------------------
 
     async def read(self, into: memoryview, offset: int) -> int:
         """Fill `into` in the thread."""
         return await self._in_thread(self._fill, into, offset)
-
-    def check_now(self) -> None:
-        """Looked at as a whole before the upload completes."""
-
-    async def check(self) -> None:
-        """Looked at as a whole before the upload completes."""
-
-    # --- in the thread ----------------------------------------------------------------
 
     async def _in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         if self._thread is None:
@@ -167,30 +154,13 @@ class FileObjectSource:
         except (OSError, ValueError) as error:
             raise SourceUnreadable(f"{self.name} cannot be read ({error}).") from error
 
-    def _look(self) -> Fingerprint:
-        """Read all of it."""
-        size = self._file.seek(0, os.SEEK_END) - self._begin
-        if size < 1:
-            raise empty(self.name)
-        crc64, _ = self._checksums(0, size, with_md5=False)
-        return Fingerprint(size, 0, 0, crc64, 0)
-
-    def _checksums(self, offset: int, size: int, with_md5: bool) -> tuple[int, str | None]:
-        checksums = Checksums(with_md5=with_md5)
-        buffer = memoryview(bytearray(min(size, REREAD_SIZE)))
-        for position in range(offset, offset + size, REREAD_SIZE):
-            piece = buffer[: min(REREAD_SIZE, offset + size - position)]
-            self._fill(piece, position)
-            checksums.update(piece)
-        return checksums.result()
-
     def _fill(self, into: memoryview, offset: int) -> int:
         self._file.seek(self._begin + offset)
         filled = 0
         while filled < len(into):
             piece = self._file.read(len(into) - filled)
             if not piece:
-                raise ends_early(self.name, offset + filled)
+                raise truncated_source(self.name, offset + filled)
             into[filled : filled + len(piece)] = piece
             filled += len(piece)
         return filled

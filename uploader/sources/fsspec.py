@@ -1,7 +1,7 @@
-"""What fsspec reads: S3, GCS, HDFS, SFTP and whatever else has an implementation.
+"""Whatever fsspec can read: S3, GCS, HDFS, SFTP and others.
 
-Ranges are read in threads of their own, a few megabytes at a time. Credentials for the
-store are its implementation's business: environment, profiles, `storage_options`.
+Ranges are read in threads of their own, a few megabytes at a time. Credentials for the store
+are left to its fsspec implementation: environment, profiles, `storage_options`.
 """
 
 from __future__ import annotations
@@ -9,41 +9,46 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Mapping
-from types import TracebackType
 from typing import Any, Final, ParamSpec, Self, TypeVar
 
-from uploader.errors import ConfigurationError, SourceChanged, SourceUnreadable, VodupError
+from uploader.errors import ConfigurationError, SourceUnreadable, VodupError
 from uploader.protocol.integrity import crc64
 from uploader.protocol.wire import Body
-from uploader.sources.fingerprints import Fingerprint
-from uploader.sources.ranges import Checksums
-from uploader.sources.refusals import changed_while_read, empty, ends_early
+from uploader.sources.contract import (
+    Fingerprint,
+    RandomAccess,
+    RangeBody,
+    Ranges,
+    changed_source,
+    empty_source,
+    truncated_source,
+)
 from uploader.threads import Threads
 
-__all__ = ["FsspecSource"]
+__all__ = ["BLOCK_SIZE", "FsspecSource"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 BLOCK_SIZE: Final = 4 * 1024 * 1024
-"""Bytes of one reading. Too small: each costs a round trip; too large: every connection
-holds one in memory."""
+"""Bytes per read. Too small: each costs a round trip; too large: every connection holds one
+in memory."""
 
 _THREADS: Final = Threads("vodup-fsspec", 32)
-"""As many as the uploader has connections at most."""
+"""As many as an uploader has connections at most."""
 
 _VOLATILE: Final = frozenset({"name", "Key", "atime", "time", "accessed", "StorageClass"})
-"""What an implementation tells of a file that changes without the file, or says nothing."""
+"""What a store reports of a file that may change without the file, or does not describe it."""
 
 
-class FsspecSource:
+class FsspecSource(Ranges):
     """An object behind a URL that fsspec understands. Mutable: open or not.
 
     Args:
         url: "s3://bucket/movie.mp4", "sftp://host/path", also chained ("zip://…::s3://…").
-        name: what VOD is told the file is called; None takes it from the URL.
+        name: the file name for VOD; None takes it from the URL.
         storage_options: for the implementation; may hold secrets, and is shown nowhere.
-        read_timeout_s: one reading that takes longer is given up.
+        read_timeout_s: how long one read may take.
     """
 
     def __init__(
@@ -60,7 +65,7 @@ class FsspecSource:
         self._read_timeout_s = read_timeout_s
         self._fs: Any = None
         self._path = ""
-        self._seen: Fingerprint | None = None
+        self._opened_as: Fingerprint | None = None
 
     # --- as a source ----------------------------------------------------------------
 
@@ -81,46 +86,30 @@ class FsspecSource:
 
     @property
     def arrival(self) -> None:
-        """It is there as a whole."""
+        """None: all of it is there."""
 
     async def fingerprint(self) -> Fingerprint:
-        """What the store tells of the object, asked again."""
+        """Return what the store reports of the object right now."""
         self._opened()
-        return await self.in_thread(self._look)
+        return await self._in_thread(self._look_up)
 
     def body(self, offset: int, size: int, on_sent: Callable[[int], None] | None = None) -> Body:
-        """The range as a request's body."""
-        return _Blocks(self, offset, size, on_sent)
-
-    async def read_crc(
-        self, offset: int, size: int, *, with_md5: bool = False
-    ) -> tuple[int, str | None]:
-        """Checksums of the range, read again."""
-        checksums = Checksums(with_md5=with_md5)
-        for position in range(offset, offset + size, BLOCK_SIZE):
-            block = await self.block(position, min(BLOCK_SIZE, offset + size - position))
-            await self.in_thread(checksums.update, memoryview(block))
-        await self.check()
-        return checksums.result()
+        """Return the range as a request body."""
+        return RangeBody(_Blocks(self, offset + size), offset, size, on_sent)
 
     async def __aenter__(self) -> Self:
         """Find the object.
 
         Raises:
             ConfigurationError: fsspec, or what it needs for this URL, is not installed.
-            SourceUnreadable: it is missing, empty, no file, or of unknown size.
+            SourceUnreadable: it is missing, empty, not a file, or of unknown size.
         """
-        self._fs, self._path = await self.in_thread(self._connect)
-        self._seen = await self.in_thread(self._look)
+        self._fs, self._path = await self._in_thread(self._connect)
+        self._opened_as = await self._in_thread(self._look_up)
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._seen = None
+    async def __aexit__(self, kind: object, error: object, trace: object) -> None:
+        self._opened_as = None
 
     # --- reading ----------------------------------------------------------------------
 
@@ -130,35 +119,42 @@ class FsspecSource:
         Raises:
             SourceChanged: it ends early.
         """
-        block = await self.in_thread(self._fs.cat_file, self._path, start=offset, end=offset + size)
+        block = await self._in_thread(
+            self._fs.cat_file, self._path, start=offset, end=offset + size
+        )
         if len(block) != size:
-            raise ends_early(self.name, offset + len(block))
+            raise truncated_source(self.name, offset + len(block))
         return bytes(block)
 
     async def check(self) -> None:
-        """Raise `SourceChanged` if the store tells something else of it than at first."""
-        if changed := self._opened().changes(await self.fingerprint()):
-            raise changed_while_read(self.name, changed)
+        """Raise `SourceChanged` if the store reports something else than on opening."""
+        if changes := self._opened().changes(await self.fingerprint()):
+            raise changed_source(self.name, changes)
 
-    async def in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do blocking work; whatever an implementation raises becomes ours."""
+    async def _in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run blocking work; translate whatever an implementation raises."""
         try:
             async with asyncio.timeout(self._read_timeout_s):
                 return await _THREADS.run(work, *args, **kwargs)
         except VodupError:
             raise
         except TimeoutError as error:
-            raise self._passing(f"it does not answer within {self._read_timeout_s:g} s") from error
+            raise self._temporary(f"no answer within {self._read_timeout_s:g} s") from error
         except FileNotFoundError as error:
-            raise SourceUnreadable(f"{self.name} does not exist.") from error
+            raise SourceUnreadable(
+                f"{self.name} does not exist.", next_step="Check the URL, then run again."
+            ) from error
         except PermissionError as error:
-            raise SourceUnreadable(f"{self.name} may not be read with these rights.") from error
+            raise SourceUnreadable(
+                f"{self.name} cannot be read: permission denied.",
+                next_step="Check the credentials for the store, then run the same command again.",
+            ) from error
         except Exception as error:  # each store has errors of its own
-            raise self._passing(f"{type(error).__name__}") from error
+            raise self._temporary(type(error).__name__) from error
 
-    def _passing(self, why: str) -> SourceUnreadable:
+    def _temporary(self, reason: str) -> SourceUnreadable:
         failure = SourceUnreadable(
-            f"{self.name} cannot be read: {why}.",
+            f"{self.name} cannot be read: {reason}.",
             next_step="Check the store and its credentials, then run the same command again.",
         )
         failure.is_temporary = True
@@ -166,7 +162,7 @@ class FsspecSource:
 
     def _connect(self) -> tuple[Any, str]:
         try:
-            import fsspec.core
+            import fsspec.core  # the installed package, not this module
 
             fs, path = fsspec.core.url_to_fs(self._url, **self._options)
         except (ImportError, ValueError) as error:
@@ -176,62 +172,60 @@ class FsspecSource:
             ) from error
         return fs, path
 
-    def _look(self) -> Fingerprint:
+    def _look_up(self) -> Fingerprint:
         self._fs.invalidate_cache()
         info = self._fs.info(self._path)
         size = info.get("size")
         if info.get("type") != "file" or not isinstance(size, int):
-            raise SourceUnreadable(f"{self.name} is no file, or its size is not known.")
+            raise SourceUnreadable(
+                f"{self.name} is not a file, or its size is not known.",
+                next_step="Name a single file.",
+            )
         if size == 0:
-            raise empty(self.name)
-        told = repr(sorted((str(k), str(v)) for k, v in info.items() if k not in _VOLATILE))
-        return Fingerprint(size, 0, 0, crc64(told.encode()), 0)
+            raise empty_source(self.name)
+        stable = repr(sorted((str(k), str(v)) for k, v in info.items() if k not in _VOLATILE))
+        return Fingerprint.of_content(size, crc64(stable.encode()))
 
     def _opened(self) -> Fingerprint:
-        if self._seen is None:
+        if self._opened_as is None:
             raise RuntimeError("the source is not open: use it inside `async with`")
-        return self._seen
+        return self._opened_as
 
 
-class _Blocks:
-    """A range as a request's body, read block by block. Mutable: the last block."""
+class _Blocks(RandomAccess):
+    """The object up to `end`, read block by block for one body. Mutable: the last block."""
 
-    def __init__(
-        self, source: FsspecSource, offset: int, size: int, on_sent: Callable[[int], None] | None
-    ) -> None:
-        self.size = size
+    def __init__(self, source: FsspecSource, end: int) -> None:
         self._source = source
-        self._offset = offset
-        self._on_sent = on_sent
+        self._end = end
         self._block = memoryview(b"")
         self._begin = 0
 
-    def read_now(self, into: memoryview, position: int) -> int | None:
-        """Copy from the last block; the last bytes of all are given by `read`, which looks."""
-        left = self._block[position - self._begin :] if position >= self._begin else self._block[:0]
-        count = min(len(left), len(into))
-        if count == 0 or position + count == self.size:
+    def read_now(self, into: memoryview, offset: int) -> int | None:
+        """Copy from the last block; the end is left to `read`, after which the store is asked."""
+        rest = self._rest(offset)
+        count = min(len(rest), len(into))
+        if count == 0 or offset + count == self._end:
             return None
-        into[:count] = left[:count]
+        into[:count] = rest[:count]
         return count
 
-    async def read(self, into: memoryview, position: int) -> int:
-        """Read the next block if the last one is used up."""
-        is_there = self._begin <= position < self._begin + len(self._block)
-        if not is_there:
-            size = min(BLOCK_SIZE, self.size - position)
-            if size < 1:
-                raise SourceChanged(f"{self._source.name} ends early.")
-            self._block = memoryview(await self._source.block(self._offset + position, size))
-            self._begin = position
-        piece = self._block[position - self._begin :][: len(into)]
+    async def read(self, into: memoryview, offset: int) -> int:
+        """Copy from the last block, or read the next one."""
+        if not self._rest(offset):
+            size = min(BLOCK_SIZE, self._end - offset)
+            self._block = memoryview(await self._source.block(offset, size))
+            self._begin = offset
+        piece = self._rest(offset)[: len(into)]
         into[: len(piece)] = piece
-        if position + len(piece) == self.size:
+        if offset + len(piece) == self._end:
             self._block = memoryview(b"")
-            await self._source.check()
         return len(piece)
 
-    def sent(self, position: int) -> None:
-        """Pass it on to whoever asked."""
-        if self._on_sent is not None:
-            self._on_sent(position)
+    async def check(self) -> None:
+        """Raise `SourceChanged` if the store reports something else than on opening."""
+        await self._source.check()
+
+    def _rest(self, offset: int) -> memoryview:
+        """What the last block has from this offset on."""
+        return self._block[offset - self._begin :] if offset >= self._begin else self._block[:0]

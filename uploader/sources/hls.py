@@ -1,8 +1,8 @@
 """HLS packages: a playlist and everything it refers to, as one source of many files.
 
-The package is read as if its members stood one behind the other: segments, keys and maps,
-the playlists of a master, and last the playlist that was named. Each member becomes one
-object, and one part of the plan.
+The package is read as if its members were concatenated: segments, keys and maps, the
+playlists of a master, and last the main playlist. Each member becomes one object, and one
+part of the plan.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from bisect import bisect_left, bisect_right
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Final, Self
 
 from uploader.errors import SourceUnreadable, UnsafePath
@@ -31,10 +30,15 @@ from uploader.protocol.hls import (
 from uploader.protocol.integrity import crc64, join_crc64
 from uploader.protocol.wire import Body
 from uploader.sources.bytes import BytesSource
-from uploader.sources.contract import Source
+from uploader.sources.contract import (
+    Fingerprint,
+    NotRegular,
+    Source,
+    changed_source,
+    empty_source,
+    unreadable_source,
+)
 from uploader.sources.files import FileSource
-from uploader.sources.fingerprints import Fingerprint
-from uploader.sources.refusals import changed_while_read, empty, unreadable
 from uploader.threads import DISKS
 
 __all__ = ["HlsPackage", "Member", "is_playlist_path"]
@@ -43,7 +47,7 @@ MAX_MEMBER_COUNT: Final = 100_000
 """Objects of one package: at 2 seconds a segment, more than two days of one rendition."""
 
 MAX_PLAYLIST_COUNT: Final = 200
-"""Playlists of one master; each is held in memory."""
+"""Playlists of one master; all are held in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +55,9 @@ class Member:
     """One object of a package.
 
     Attributes:
-        number: from 1, in the order they are numbered as parts; the main playlist is last.
-        name: of the object, below the prefix; "" for the main playlist, whose name VOD gives.
-        offset, size: where its bytes stand in the package, in bytes.
+        number: from 1, the number of its part; the main playlist is last.
+        name: of the object, below the prefix; "" for the main playlist, which VOD names.
+        offset, size: where its bytes are in the package.
         path: the file; None for playlists, whose rewritten text is `data`.
         fingerprint: of the file when the package was opened.
     """
@@ -67,7 +71,7 @@ class Member:
     data: bytes = field(default=b"", repr=False)
 
     def source(self) -> Source:
-        """The member alone."""
+        """Return the member as a source."""
         return BytesSource(self.data, self.name) if self.path is None else FileSource(self.path)
 
 
@@ -82,7 +86,7 @@ def is_playlist_path(path: object) -> bool:
 class HlsPackage:
     """An HLS playlist with all its files. A `Source`; mutable: open or not.
 
-    Everything must lie below the folder of the playlist. Members are opened one by one
+    All files must be below the folder of the playlist. Members are opened one by one
     (`opened`), never all at once. `follow_symlinks`: whether the playlist itself may be a
     symbolic link.
     """
@@ -96,7 +100,7 @@ class HlsPackage:
 
     @property
     def name(self) -> str:
-        """The path of the playlist as it was given; "?" for bytes that are no UTF-8."""
+        """The path of the playlist as it was given; "?" for bytes that are not UTF-8."""
         return self._path.encode(errors="replace").decode()
 
     @property
@@ -106,7 +110,7 @@ class HlsPackage:
 
     @property
     def members(self) -> tuple[Member, ...]:
-        """All objects, the playlist that was named last."""
+        """All members, the main playlist last."""
         if not self._members:
             raise RuntimeError("the package is not open: use it inside `async with`")
         return self._members
@@ -117,36 +121,30 @@ class HlsPackage:
         return self.members[-1].offset + self.members[-1].size
 
     async def __aenter__(self) -> Self:
-        """Read the playlists and look at every file.
+        """Read the playlists and take the fingerprint of every file.
 
         Raises:
-            SourceUnreadable: a file is missing or empty, or a playlist is none, is
-                unfinished, or refers to something that is not a file beside it.
+            SourceUnreadable: a file is missing or empty, or a playlist is malformed,
+                unfinished, or refers to something that is not a file of the package.
             UnsafePath: a reference leads out of the playlist's folder.
         """
-        self._members = await self._look()
+        self._members = await self._read_members()
         self._offsets = [member.offset for member in self._members]
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, kind: object, error: object, trace: object) -> None:
         self._members = ()
 
     @property
     def arrival(self) -> None:
-        """All of it is there."""
-        return None
+        """None: all of it is there."""
 
     async def fingerprint(self) -> Fingerprint:
-        """What identifies all members right now; `inode` stands for every one of them."""
-        return _fingerprint_of(await self._look())
+        """Return what identifies all members right now; `inode` is a CRC-64 over all of them."""
+        return _fingerprint_of_all(await self._read_members())
 
     def body(self, offset: int, size: int, on_sent: Callable[[int], None] | None = None) -> Body:
-        """A range within one member, which must be `opened`, or be a playlist."""
+        """Return a range within one member, which must be `opened` or a playlist."""
         member = self._member_at(offset)
         opened = self._open.get(member.number)
         if opened is None and member.path is not None:
@@ -155,7 +153,7 @@ class HlsPackage:
 
     @asynccontextmanager
     async def opened(self, number: int) -> AsyncIterator[Source]:
-        """One member, open.
+        """Open one member.
 
         Raises:
             SourceChanged: it is not the file it was when the package was opened.
@@ -165,7 +163,7 @@ class HlsPackage:
             if member.path is not None:
                 changes = member.fingerprint.changes(await source.fingerprint())
                 if changes:
-                    raise changed_while_read(member.path, changes)
+                    raise changed_source(member.path, changes)
             self._open[number] = source
             try:
                 yield source
@@ -175,7 +173,7 @@ class HlsPackage:
     async def read_crc(
         self, offset: int, size: int, *, with_md5: bool = False
     ) -> tuple[int, str | None]:
-        """CRC-64 of a range of whole members; the MD5 only where it is one member."""
+        """Return the CRC-64 of a range of whole members, and the MD5 of a single one."""
         first, end = (bisect_left(self._offsets, place) for place in (offset, offset + size))
         members = self.members[first:end]
         if sum(m.size for m in members) != size:
@@ -188,19 +186,19 @@ class HlsPackage:
             found.append((crc, member.size))
         return join_crc64(found), md5 if len(members) == 1 else None
 
-    async def _look(self) -> tuple[Member, ...]:
-        return await DISKS.run(self._look_now)
+    async def _read_members(self) -> tuple[Member, ...]:
+        return await DISKS.run(self._read_members_now)
 
-    def _look_now(self) -> tuple[Member, ...]:
+    def _read_members_now(self) -> tuple[Member, ...]:
         if not self._follow_symlinks and os.path.islink(self._path):
-            raise unreadable(self._path, OSError(errno.ELOOP, os.strerror(errno.ELOOP)))
+            raise unreadable_source(self._path, OSError(errno.ELOOP, os.strerror(errno.ELOOP)))
         return tuple(_read(self._path))
 
     def _member_at(self, offset: int) -> Member:
         return self.members[bisect_right(self._offsets, offset) - 1]
 
 
-def _fingerprint_of(members: tuple[Member, ...]) -> Fingerprint:
+def _fingerprint_of_all(members: tuple[Member, ...]) -> Fingerprint:
     prints = [member.fingerprint for member in members]
     text = "\n".join(f"{m.name} {m.fingerprint.to_text()}" for m in members)
     return Fingerprint(
@@ -212,12 +210,12 @@ def _fingerprint_of(members: tuple[Member, ...]) -> Fingerprint:
     )
 
 
-# --- reading a package from a disk; in a thread ------------------------------------------
+# --- reading a package from disk, in a thread -------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What a package is made of: absolute paths, in the order they are referred to."""
+    """The files of a package: absolute paths, in the order of the references to them."""
 
     folder: str
     main: str
@@ -242,14 +240,14 @@ def _read(path: str) -> Iterator[Member]:
         number += 1
         data = rewritten(found.playlists[playlist], _Renaming(found, playlist, names))
         name = "" if playlist == found.main else names[found.relative(playlist)]
-        fingerprint = Fingerprint(len(data), 0, 0, crc64(data), 0)
+        fingerprint = Fingerprint.of_content(len(data), crc64(data))
         yield Member(number, name, offset, len(data), None, fingerprint, data)
         offset += len(data)
 
 
 @dataclass(frozen=True, slots=True)
 class _Renaming:
-    """Where the references of one playlist lead once everything lies in one folder."""
+    """Gives each reference of one playlist its name in the single folder of the upload."""
 
     found: _Found
     playlist: str
@@ -275,20 +273,20 @@ def _find(path: str) -> _Found:
             if not reference.is_playlist:
                 file = _inside(reference, playlist, folder)
                 if file not in files:
-                    files[file] = _looked_at(file)
+                    files[file] = _fingerprint_of_file(file)
     if len(files) > MAX_MEMBER_COUNT:
         raise _refused(main, f"it refers to more than {MAX_MEMBER_COUNT} files")
     return _Found(folder, main, playlists, files)
 
 
 def _playlist(path: str) -> Playlist:
-    if _looked_at(path).size > MAX_PLAYLIST_SIZE:
+    if _fingerprint_of_file(path).size > MAX_PLAYLIST_SIZE:
         raise _refused(path, "it is too large for a playlist")
     try:
         with open(path, "rb") as file:
             return parse_playlist(file.read(MAX_PLAYLIST_SIZE + 1))
     except OSError as exc:
-        raise unreadable(path, exc) from exc
+        raise unreadable_source(path, exc) from exc
     except MalformedDocument as exc:
         raise _refused(path, str(exc)) from None
 
@@ -301,12 +299,12 @@ def _media_playlist(path: str) -> Playlist:
 
 
 def _inside(reference: Reference, playlist: str, folder: str) -> str:
-    """The real path a reference leads to, which must be below the package's folder."""
+    """Return the path of a reference, whose target must be below the package's folder."""
     path = _path_of(reference, playlist)
     real = _real(path, f"{playlist}, line {reference.line + 1}: {file_path(reference.uri)}")
     if os.path.commonpath([real, folder]) != folder:
         raise UnsafePath(
-            f"{playlist}, line {reference.line + 1}, leads out of {folder}.",
+            f"{playlist}, line {reference.line + 1}, refers to a file outside {folder}.",
             next_step="Put the whole package below the folder of its playlist.",
         )
     return path
@@ -320,25 +318,23 @@ def _real(path: str, name: str) -> str:
     try:
         return os.path.realpath(path, strict=True)
     except (OSError, ValueError) as exc:
-        raise unreadable(name, exc) from exc
+        raise unreadable_source(name, exc) from exc
 
 
-def _looked_at(path: str) -> Fingerprint:
+def _fingerprint_of_file(path: str) -> Fingerprint:
     try:
         status = os.stat(path)
     except (OSError, ValueError) as exc:
-        raise unreadable(path, exc) from exc
+        raise unreadable_source(path, exc) from exc
     if not stat.S_ISREG(status.st_mode):
-        raise SourceUnreadable(f"{path} is not a regular file.")
+        raise unreadable_source(path, NotRegular(status.st_mode))
     if status.st_size == 0:
-        raise empty(path)
-    return Fingerprint(
-        status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev
-    )
+        raise empty_source(path)
+    return Fingerprint.of_file(status)
 
 
 def _refused(path: str, why: str) -> SourceUnreadable:
     return SourceUnreadable(
         f"{path} cannot be uploaded as an HLS package: {why}.",
-        next_step="Package a finished stream whose files all lie below the playlist's folder.",
+        next_step="Package a finished stream with all its files below the playlist's folder.",
     )

@@ -1,207 +1,194 @@
-"""What keeps the parts of a stream until OSS has them, and the one that is memory."""
+"""Buffers that hold the parts of a stream until OSS has them, and the one in memory."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Final, Protocol
 
 from uploader.errors import ConfigurationError
 from uploader.protocol.plan import MIN_PART_SIZE
-from uploader.protocol.wire import Body
 from uploader.sources.bytes import BytesSource
+from uploader.sources.contract import Ranges
 
 __all__ = [
-    "KEPT_IN_MEMORY",
-    "SHARES",
-    "Content",
-    "Fill",
-    "Kept",
-    "MemoryWindow",
-    "Room",
-    "Window",
-    "filled_from",
-    "require_room",
+    "BUFFERED_PART_COUNT",
+    "DEFAULT_MEMORY_SIZE",
+    "BufferSpace",
+    "BufferedPart",
+    "MemoryBuffer",
+    "PartBuffer",
+    "ReadInto",
+    "read_fully",
+    "require_buffer_size",
 ]
 
-MIB = 1024 * 1024
+DEFAULT_MEMORY_SIZE: Final = 96 * 1024 * 1024
+"""Bytes of a stream in memory. Too small: fewer connections send at once, and parts cannot
+grow, so that 10,000 of them hold less. Too large: uses memory."""
 
-KEPT_IN_MEMORY: Final = 96 * MIB
-"""Bytes of a stream in memory. Too small: fewer connections work at once, and parts cannot
-grow, so that 10,000 of them hold less. Too large: it is memory."""
+BUFFERED_PART_COUNT: Final = 8
+"""At least this many parts fit into a buffer, which limits their size: some are being sent
+while one is filled."""
 
-SHARES: Final = 8
-"""The largest part is so small that this many are kept at once: some being sent, one filled."""
-
-Fill = Callable[[memoryview], Awaitable[int]]
+ReadInto = Callable[[memoryview], Awaitable[int]]
 """Reads some bytes of the stream; 0 at its end."""
 
 
-class Content(Protocol):
-    """The bytes of one part, as often as they are wanted."""
+class BufferedPart(Ranges, Protocol):
+    """A part that can be read until it is dropped; offsets count from its first byte."""
 
-    def body(self, offset: int, size: int, on_sent: Callable[[int], None] | None = None) -> Body:
-        """As `Source.body`; `offset` counts from the beginning of the part."""
-
-    async def read_crc(
-        self, offset: int, size: int, *, with_md5: bool = False
-    ) -> tuple[int, str | None]:
-        """As `Source.read_crc`."""
+    @property
+    def size(self) -> int:
+        """Bytes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """A part of `size` bytes that can be read until it is dropped."""
-
-    size: int
-    content: Content
-
-
-class Window(Protocol):
-    """Keeps a bounded number of bytes."""
+class PartBuffer(Protocol):
+    """Holds a limited number of bytes of one stream."""
 
     @property
     def largest_part(self) -> int:
-        """Bytes of one part that fit well."""
+        """Bytes of the largest part to plan for."""
 
     @property
     def identity(self) -> str | None:
-        """Of the stream, where the window outlives a process; else None."""
+        """Of the stream, where the buffer outlives the process; else None."""
 
     async def open(self, reference: str) -> int:
-        """Get ready for the upload of this name; what is there of another one is dropped.
+        """Prepare for the upload with this reference; remove what belongs to another one.
 
-        "" is none, so that nothing is kept for a later run.
+        An empty `reference` means that nothing needs to survive for a later run.
 
-        Returns the size of the stream if a former run has reached its end, so that
-        `former` has all of it; else 0.
+        Returns the size of the stream if an earlier run has read it to its end, so that
+        `earlier_part` returns all of it; else 0.
         """
 
-    async def former(self, offset: int) -> Kept | None:
-        """The part that the former run had from `offset` on; None if none began there."""
+    async def earlier_part(self, offset: int) -> BufferedPart | None:
+        """Return the part that an earlier run buffered at this offset, or None."""
 
-    async def keep(self, offset: int, size: int, fill: Fill) -> Kept | None:
-        """Wait for room and read `size` bytes, or up to the end; None if it has come already."""
+    async def fill(self, offset: int, size: int, read: ReadInto) -> BufferedPart | None:
+        """Wait for space, then read `size` bytes or up to the end; None if nothing is left."""
 
-    async def ended(self, size: int) -> None:
-        """Note that the stream has ended after so many bytes."""
+    async def record_end(self, size: int) -> None:
+        """Record that the stream has ended after so many bytes."""
 
-    async def drop(self, offset: int, kept: Kept) -> None:
-        """The part need not be kept any more."""
+    async def drop(self, offset: int, part: BufferedPart) -> None:
+        """Free the space of a part that is not needed any more."""
 
     async def close(self, *, is_done: bool) -> None:
-        """Give everything back; what a later run could use stays unless the upload is done."""
+        """Free everything; what a later run could use remains unless the upload is done."""
 
 
-class Room:
-    """A number of bytes that are lent, to one window or to several. Mutable: how many."""
+class BufferSpace:
+    """A number of bytes for one buffer, or shared by several. Mutable: how many are used."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self.lent = 0
-        self._returned = asyncio.Event()
+    def __init__(self, max_size: int) -> None:
+        self._max_size = max_size
+        self.used = 0
+        self._freed = asyncio.Event()
 
     async def take(self, size: int) -> None:
-        """Wait until there is room; a part larger than all of it comes alone."""
-        while self.lent and self.lent + size > self._most:
-            self._returned.clear()
-            await self._returned.wait()
-        self.lent += size
+        """Wait until there is space; a part larger than all of it waits to be the only one."""
+        while self.used and self.used + size > self._max_size:
+            self._freed.clear()
+            await self._freed.wait()
+        self.used += size
 
-    def give_back(self, size: int) -> None:
-        """Make room."""
-        self.lent -= size
-        self._returned.set()
+    def free(self, size: int) -> None:
+        """Give space back."""
+        self.used -= size
+        self._freed.set()
 
 
 # --- memory ---------------------------------------------------------------------------
 
 
-class MemoryWindow:
-    """Keeps parts in memory, in buffers that are used again. Mutable."""
+class MemoryBuffer:
+    """Holds parts in memory, in buffers that are reused. Mutable."""
 
-    def __init__(self, most: int = KEPT_IN_MEMORY, *, room: Room | None = None) -> None:
-        """`most`: bytes kept at once, at least eight of OSS's smallest parts.
+    def __init__(
+        self, max_size: int = DEFAULT_MEMORY_SIZE, *, space: BufferSpace | None = None
+    ) -> None:
+        """`max_size`: bytes held at once, at least eight of OSS's smallest parts.
 
-        `room`: shared with other windows, where many streams are uploaded at once.
+        `space`: shared with other buffers, where many streams are uploaded at once.
         """
-        require_room(most, "--memory")
-        self._most = most
-        self._room = room or Room(most)
-        self._lent: dict[int, bytearray] = {}
-        self._idle: list[bytearray] = []
+        require_buffer_size(max_size, "--memory")
+        self._max_size = max_size
+        self._space = space or BufferSpace(max_size)
+        self._used: dict[int, bytearray] = {}
+        self._spare: list[bytearray] = []
 
     @property
     def largest_part(self) -> int:
-        """An eighth of it."""
-        return self._most // SHARES
+        """An eighth of the buffer."""
+        return self._max_size // BUFFERED_PART_COUNT
 
     @property
     def identity(self) -> None:
-        """Memory does not outlive a process."""
+        """None: memory does not outlive the process."""
 
     async def open(self, reference: str) -> int:
-        """Memory holds nothing of another run."""
+        """Nothing of another run is here."""
         return 0
 
-    async def former(self, offset: int) -> Kept | None:
-        """Memory holds nothing of another run."""
+    async def earlier_part(self, offset: int) -> BufferedPart | None:
+        """Nothing of another run is here."""
         return None
 
-    async def keep(self, offset: int, size: int, fill: Fill) -> Kept | None:
-        """Read into a buffer."""
-        await self._room.take(size)
-        self._lent[offset] = buffer = self._buffer(size)
-        view = memoryview(buffer)
-        filled = await filled_from(fill, view)
-        kept = Kept(filled, BytesSource(view[:filled]))
-        if not filled:
-            await self.drop(offset, kept)
-            return None
-        return kept
+    async def fill(self, offset: int, size: int, read: ReadInto) -> BufferedPart | None:
+        """Read into memory."""
+        await self._space.take(size)
+        self._used[offset] = data = self._allocate(size)
+        view = memoryview(data)
+        part = BytesSource(view[: await read_fully(read, view)])
+        if part.size:
+            return part
+        await self.drop(offset, part)
+        return None
 
-    async def ended(self, size: int) -> None:
-        """Nobody could ask for it later."""
+    async def record_end(self, size: int) -> None:
+        """No later run could use it."""
 
-    async def drop(self, offset: int, kept: Kept) -> None:
-        """Put the buffer back."""
-        buffer = self._lent.pop(offset)
-        self._idle.append(buffer)
-        self._room.give_back(len(buffer))
+    async def drop(self, offset: int, part: BufferedPart) -> None:
+        """Keep the memory for the next part."""
+        data = self._used.pop(offset)
+        self._spare.append(data)
+        self._space.free(len(data))
 
     async def close(self, *, is_done: bool) -> None:
-        """Forget all of it."""
-        for buffer in self._lent.values():
-            self._room.give_back(len(buffer))
-        self._lent.clear()
-        self._idle.clear()
+        """Free all memory."""
+        for data in self._used.values():
+            self._space.free(len(data))
+        self._used.clear()
+        self._spare.clear()
 
-    def _buffer(self, size: int) -> bytearray:
-        """One that lies idle, or a new one; parts grow, so that smaller ones are of no use."""
-        self._idle = [buffer for buffer in self._idle if len(buffer) == size]
-        return self._idle.pop() if self._idle else bytearray(size)
+    def _allocate(self, size: int) -> bytearray:
+        """Reuse memory of this size; parts only grow, so that smaller pieces are released."""
+        self._spare = [data for data in self._spare if len(data) == size]
+        return self._spare.pop() if self._spare else bytearray(size)
 
 
-async def filled_from(fill: Fill, view: memoryview) -> int:
-    """Fill `view`, or as much of it as there is before the end; returns how much."""
+async def read_fully(read: ReadInto, view: memoryview) -> int:
+    """Fill `view`, or as much of it as is left of the stream; return how much."""
     filled = 0
     while filled < len(view):
-        count = await fill(view[filled:])
+        count = await read(view[filled:])
         if count == 0:
             break
         filled += count
     return filled
 
 
-def require_room(most: int, flag: str) -> None:
-    """Refuse a window that does not hold parts.
+def require_buffer_size(max_size: int, flag: str) -> None:
+    """Refuse a buffer that is too small for parts.
 
     Raises:
         ConfigurationError: it is too small.
     """
-    if most < SHARES * MIN_PART_SIZE:
+    least = BUFFERED_PART_COUNT * MIN_PART_SIZE
+    if max_size < least:
         raise ConfigurationError(
-            f"{most} bytes are too few to keep parts in ({flag}).",
-            next_step=f"Allow at least {SHARES * MIN_PART_SIZE}.",
+            f"{flag}: {max_size} bytes are too few to buffer parts.",
+            next_step=f"Allow at least {least} bytes.",
         )

@@ -1,4 +1,4 @@
-"""Whoever produces a stream: what is read once, from its first byte to its end."""
+"""Readers: bytes that a producer delivers once, from the first to the last."""
 
 from __future__ import annotations
 
@@ -11,62 +11,64 @@ from contextlib import suppress
 from typing import Final, Protocol
 
 from uploader.errors import ConfigurationError, SourceUnreadable, VodupError
+from uploader.sources.contract import BytesLike
 from uploader.threads import DISKS, Threads
 
 __all__ = [
-    "CommandInflow",
-    "DescriptorInflow",
-    "Inflow",
-    "IteratorInflow",
+    "READ_SIZE",
+    "CommandReader",
+    "DescriptorReader",
+    "FileObjectReader",
+    "IteratorReader",
     "Readable",
-    "ReadableInflow",
+    "Reader",
 ]
 
 PIPE_SIZE: Final = 1024 * 1024
-"""What a pipe may hold, in bytes. Smaller wakes us more often; larger needs privileges."""
+"""Bytes that a pipe may hold. Smaller: more wake-ups; larger needs privileges."""
 
 READ_SIZE: Final = 1024 * 1024
-"""Bytes per hop into a thread."""
+"""Bytes per read in a thread."""
 
 
-class Inflow(Protocol):
+class Reader(Protocol):
     """A stream of bytes that is read once."""
 
     async def read(self, into: memoryview) -> int:
-        """Read some bytes; 0 at the end, and only at an end that is no failure.
+        """Read some bytes; 0 at the end, if the producer has ended without a failure.
 
         Raises:
-            SourceUnreadable: whoever produces has failed.
+            SourceUnreadable: the producer has failed.
         """
 
     async def close(self) -> None:
-        """Read no more. May be called twice, and before the first `read`."""
+        """Stop reading. May be called twice, and before the first `read`."""
 
 
-# --- from an async iterator -----------------------------------------------------------
+# --- an async iterator ----------------------------------------------------------------
 
 
-class IteratorInflow:
-    """What an async iterator yields. Mutable: what is left of its last piece."""
+class IteratorReader:
+    """The bytes of an async iterator. Mutable: the rest of its last piece."""
 
-    def __init__(self, pieces: AsyncIterable[bytes | bytearray | memoryview], name: str) -> None:
+    def __init__(self, pieces: AsyncIterable[BytesLike], name: str) -> None:
         self._pieces = pieces
         self._name = name
-        self._iterator: AsyncIterator[bytes | bytearray | memoryview] | None = None
-        self._left = memoryview(b"")
+        self._iterator: AsyncIterator[BytesLike] | None = None
+        self._rest = memoryview(b"")
 
     async def read(self, into: memoryview) -> int:
         """Copy from the last piece, or wait for the next one."""
-        if not self._left:
-            self._left = await self._next()
-        count = min(len(into), len(self._left))
-        into[:count] = self._left[:count]
-        self._left = self._left[count:]
+        if not self._rest:
+            self._rest = await self._next()
+        count = min(len(into), len(self._rest))
+        into[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
         return count
 
     async def close(self) -> None:
-        """Close the iterator, if it is one that can be."""
-        self._left = memoryview(b"")
+        """Close the iterator, if it can be closed."""
+        self._rest = memoryview(b"")
         closing = getattr(self._iterator, "aclose", None)
         if closing is not None:
             await closing()
@@ -82,13 +84,14 @@ class IteratorInflow:
             raise
         except Exception as error:
             raise SourceUnreadable(
-                f"{self._name}: its producer failed ({type(error).__name__}: {error})."
+                f"{self._name}: its producer failed ({type(error).__name__}: {error}).",
+                next_step="Fix the producer, then upload its stream again from the start.",
             ) from error
         return memoryview(b"")
 
 
 def _bytes_of(piece: object, name: str) -> memoryview:
-    if not isinstance(piece, bytes | bytearray | memoryview):
+    if not isinstance(piece, BytesLike):
         raise ConfigurationError(
             f"{name} yields {type(piece).__name__}, not bytes.",
             next_step="Open text in binary mode, or encode it.",
@@ -96,21 +99,21 @@ def _bytes_of(piece: object, name: str) -> memoryview:
     return memoryview(piece).cast("B")
 
 
-# --- from a file object ---------------------------------------------------------------
+# --- a file object --------------------------------------------------------------------
 
 
 class Readable(Protocol):
-    """A binary file object, as far as a stream needs one."""
+    """The part of a binary file object that a stream needs."""
 
     def read(self, size: int, /) -> bytes | None:
         """At most `size` bytes; b"" at the end."""
 
 
-class ReadableInflow:
-    """What a file object that cannot seek gives, read in a thread. It stays open.
+class FileObjectReader:
+    """A file object that cannot seek, read in a thread. It is not closed.
 
-    The thread is one of its own: whoever produces may keep it waiting for ever, and the
-    disks of others must not wait with it.
+    The thread is its own: the producer may block it for ever, and the reads of other
+    sources must not wait behind it.
     """
 
     def __init__(self, file: Readable, name: str) -> None:
@@ -119,7 +122,7 @@ class ReadableInflow:
         self._thread = Threads("vodup-stream", 1)
 
     async def read(self, into: memoryview) -> int:
-        """Wait for it in the thread."""
+        """Read in the thread."""
         try:
             piece = await self._thread.run(self._read_some, min(len(into), READ_SIZE))
         except (OSError, ValueError) as error:
@@ -129,32 +132,31 @@ class ReadableInflow:
         return len(view)
 
     async def close(self) -> None:
-        """Let the thread go; the file is not ours."""
+        """End the thread; the file belongs to the caller."""
         self._thread.shutdown()
 
 
-# --- from a descriptor ----------------------------------------------------------------
+# --- a descriptor ---------------------------------------------------------------------
 
 
-class DescriptorInflow:
-    """A pipe, a socket, a terminal, or a file under a descriptor that is not ours to close.
+class DescriptorReader:
+    """A pipe, socket, terminal or file under a descriptor, which stays open.
 
-    Whatever can be waited for is waited for on the loop: a thread that reads cannot be
-    stopped. Mutable: whoever waits.
+    Where possible the event loop waits for data: a thread that reads cannot be stopped.
     """
 
     def __init__(self, descriptor: int, name: str) -> None:
         self._descriptor = descriptor
         self._name = name
-        self._can_wait = _can_wait(descriptor, name)
+        self._can_wait = _prepare(descriptor, name)
 
     async def read(self, into: memoryview) -> int:
-        """Read what is there, at least a byte."""
+        """Read what is there, at least one byte."""
         try:
             if not self._can_wait:
                 return await DISKS.run(os.readv, self._descriptor, [into[:READ_SIZE]])
             while True:
-                await _readable(self._descriptor)
+                await _wait_readable(self._descriptor)
                 with suppress(BlockingIOError):
                     return os.readv(self._descriptor, [into[:READ_SIZE]])
         except OSError as error:
@@ -163,11 +165,11 @@ class DescriptorInflow:
             ) from error
 
     async def close(self) -> None:
-        """It is not ours."""
+        """The descriptor belongs to the caller."""
 
 
-def _can_wait(descriptor: int, name: str) -> bool:
-    """Make a pipe large, and tell files from what a loop can wait for."""
+def _prepare(descriptor: int, name: str) -> bool:
+    """Enlarge a pipe; return whether an event loop can wait for the descriptor."""
     try:
         mode = os.fstat(descriptor).st_mode
     except OSError as error:
@@ -175,44 +177,40 @@ def _can_wait(descriptor: int, name: str) -> bool:
     if stat.S_ISDIR(mode):
         raise SourceUnreadable(f"{name} is a directory.")
     if stat.S_ISFIFO(mode):
-        _enlarge(descriptor)
+        with suppress(ImportError, AttributeError, OSError):
+            import fcntl
+
+            fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
     return not (stat.S_ISREG(mode) or stat.S_ISBLK(mode))
 
 
-def _enlarge(descriptor: int) -> None:
-    with suppress(ImportError, AttributeError, OSError):
-        import fcntl
-
-        fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
-
-
-async def _readable(descriptor: int) -> None:
+async def _wait_readable(descriptor: int) -> None:
     """Wait until there is something to read, or the end."""
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[None] = loop.create_future()
     try:
-        loop.add_reader(descriptor, _mark, ready)
+        loop.add_reader(descriptor, _set_ready, ready)
     except PermissionError:
-        return  # /dev/null and its like are always ready
+        return  # /dev/null and the like are always ready
     try:
         await ready
     finally:
         loop.remove_reader(descriptor)
 
 
-def _mark(ready: asyncio.Future[None]) -> None:
+def _set_ready(ready: asyncio.Future[None]) -> None:
     if not ready.done():
         ready.set_result(None)
 
 
-# --- from a command -------------------------------------------------------------------
+# --- a command ------------------------------------------------------------------------
 
 
-class CommandInflow:
-    """The standard output of a command that is started here, and its exit status.
+class CommandReader:
+    """The standard output of a command, and its exit status. Mutable: the process.
 
-    Runs without a shell, in a process group of its own. The end of its output is an end
-    only if its exit status is 0. Mutable: the process.
+    Runs without a shell, in a process group of its own. The end of the output counts as
+    the end of the stream only if the exit status is 0.
     """
 
     _GRACE_S: Final = 5.0
@@ -221,21 +219,21 @@ class CommandInflow:
         self._argv = list(argv)
         self._process: asyncio.subprocess.Process | None = None
         self._output: int | None = None
-        self._inflow: DescriptorInflow | None = None
+        self._reader: DescriptorReader | None = None
 
     async def read(self, into: memoryview) -> int:
-        """Start the command when its first byte is wanted; judge it by its exit status."""
-        if self._inflow is None:
-            self._inflow = await self._start()
-        count = await self._inflow.read(into)
+        """Start the command on the first call; check its exit status at the end."""
+        if self._reader is None:
+            self._reader = await self._start()
+        count = await self._reader.read(into)
         if count == 0 and self._process is not None:
             status = await self._process.wait()
             if status != 0:
                 raise SourceUnreadable(
-                    f"The command {self._argv[0]} {_ending(status)}; what it wrote is not whole, "
-                    "and nothing was completed.",
-                    next_step="Mend it and run the same again: it begins from its first byte, and "
-                    "what OSS has is compared and not sent again.",
+                    f"The command {self._argv[0]} {_ending(status)}, so its output is incomplete; "
+                    "nothing was completed.",
+                    next_step="Fix the command and run the same again: it starts from its first "
+                    "byte, and what OSS has is compared and not sent again.",
                 )
         return count
 
@@ -253,7 +251,7 @@ class CommandInflow:
             _signal(process.pid, signal.SIGKILL)
             await process.wait()
 
-    async def _start(self) -> DescriptorInflow:
+    async def _start(self) -> DescriptorReader:
         self._output, theirs = os.pipe()
         try:
             self._process = await asyncio.create_subprocess_exec(
@@ -270,7 +268,7 @@ class CommandInflow:
             ) from error
         finally:
             os.close(theirs)
-        return DescriptorInflow(self._output, f"the output of {self._argv[0]}")
+        return DescriptorReader(self._output, f"the output of {self._argv[0]}")
 
     def _close_output(self) -> None:
         output, self._output = self._output, None

@@ -1,4 +1,4 @@
-"""A folder that keeps the parts of a stream until OSS has them."""
+"""A folder that holds the parts of a stream until OSS has them."""
 
 from __future__ import annotations
 
@@ -15,19 +15,26 @@ from typing import Final, ParamSpec, TypeVar
 from uploader.errors import SourceChanged, SourceNotRepeatable, SourceUnreadable
 from uploader.protocol.integrity import crc64
 from uploader.protocol.wire import Body
-from uploader.sources.part_buffer import SHARES, Fill, Kept, Room, filled_from, require_room
-from uploader.sources.ranges import REREAD_SIZE, Checksums, Range
+from uploader.sources.contract import RandomAccess, RangeBody, Ranges
+from uploader.sources.part_buffer import (
+    BUFFERED_PART_COUNT,
+    BufferedPart,
+    BufferSpace,
+    ReadInto,
+    read_fully,
+    require_buffer_size,
+)
 from uploader.sources.readers import READ_SIZE
-from uploader.threads import DISKS, in_thread
+from uploader.threads import DISKS
 
-__all__ = ["KEPT_IN_SPOOL", "Spool"]
+__all__ = ["DEFAULT_SPOOL_SIZE", "Spool"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-KEPT_IN_SPOOL: Final = 8 * 1024**3
+DEFAULT_SPOOL_SIZE: Final = 8 * 1024**3
 """Bytes of a stream on disk. Too small: parts cannot grow, so that 10,000 of them hold
-less. Too large: it is disk space."""
+less. Too large: uses disk space."""
 
 _VERSION: Final = 1
 
@@ -43,7 +50,7 @@ class _Entry:
 
 @dataclass(slots=True)
 class _Journal:
-    """What a journal says. Mutable while it is read."""
+    """The content of a journal. Mutable while it is read."""
 
     identity: str | None = None
     reference: str | None = None
@@ -52,31 +59,31 @@ class _Journal:
 
 
 class Spool:
-    """Keeps parts as files in a folder, and a journal beside them.
+    """A `PartBuffer` that stores parts as files in a folder, with a journal beside them.
 
-    A spool that has seen the stream's end is all a later run needs: what OSS has is not
-    in the folder any more, and the rest is. One that has not is of no use to it, because
-    its stream has to come again from the first byte.
+    A spool that holds the end of its stream is all that a later run needs: what is not in
+    the folder any more is stored at OSS. Without the end it is of no use to a later run,
+    because the stream has to be produced again from its first byte.
 
-    A folder is used by one process at a time, which a lock guards. Mutable.
+    A lock makes sure that only one process uses the folder. Mutable.
 
     Args:
-        folder: where; each stream has a folder of its own below it.
-        name: of the stream, as it names that folder.
-        most: bytes kept at once.
+        folder: each stream has a folder of its own below it.
+        name: of the stream; names its folder.
+        max_size: bytes stored at once.
     """
 
-    def __init__(self, folder: str | Path, name: str, most: int = KEPT_IN_SPOOL) -> None:
-        require_room(most, "--spool-size")
+    def __init__(self, folder: str | Path, name: str, max_size: int = DEFAULT_SPOOL_SIZE) -> None:
+        require_buffer_size(max_size, "--spool-size")
         self._folder = Path(folder).absolute() / f"{name.replace(os.sep, '_')}.spool"
-        self._most = most
-        self._room = Room(most)
+        self._max_size = max_size
+        self._space = BufferSpace(max_size)
         self._lock: int | None = None
         self._journal: int | None = None
         self._has_dropped = False
         self._reference = ""
-        self._former = _read_journal(self._folder)
-        self._identity = self._former.identity or f"spool:{uuid.uuid4().hex}"
+        self._earlier = _read_journal(self._folder)
+        self._identity = self._earlier.identity or f"spool:{uuid.uuid4().hex}"
 
     @property
     def identity(self) -> str:
@@ -85,64 +92,63 @@ class Spool:
 
     @property
     def largest_part(self) -> int:
-        """An eighth of it."""
-        return self._most // SHARES
+        """An eighth of the space."""
+        return self._max_size // BUFFERED_PART_COUNT
 
     async def open(self, reference: str) -> int:
-        """Lock the folder, and see what a former run left there.
+        """Lock the folder and read what an earlier run left there.
 
         Raises:
             SourceUnreadable: another process uses it, or it cannot be written.
         """
         if self._lock is None:
-            await self._blocking(self._open, reference)
+            await self._in_thread(self._open, reference)
         elif self._has_dropped:
-            await self._blocking(self._forget)  # all parts are wanted again, and some are gone
-        return self._former.size
+            await self._in_thread(self._clear)  # all parts are needed again, and some are gone
+        return self._earlier.size
 
-    async def former(self, offset: int) -> Kept | None:
-        """A part of the former run, in its file or with OSS already.
+    async def earlier_part(self, offset: int) -> BufferedPart | None:
+        """Return a part of the earlier run: its file, or what is known of a part at OSS.
 
         Raises:
             SourceNotRepeatable: its file is damaged; the folder is emptied.
         """
-        entry = self._former.entries.get(offset)
+        entry = self._earlier.entries.get(offset)
         if entry is None:
             return None
-        file = await self._blocking(self._file_of, entry)
+        file = await self._in_thread(self._file_of, entry)
         if file is None:
-            return Kept(entry.size, _WithOss(entry, self._forget))
+            return _PartAtOss(entry, self._clear)
         if (await file.read_crc(0, entry.size))[0] != entry.crc64:
-            await self._blocking(self._forget)
+            await self._in_thread(self._clear)
             raise SourceNotRepeatable(f"The spool {self._folder} is damaged; it was emptied.")
-        await self._room.take(entry.size)
-        return Kept(entry.size, file)
+        await self._space.take(entry.size)
+        return file
 
-    async def keep(self, offset: int, size: int, fill: Fill) -> Kept | None:
-        """Write a file."""
-        await self._room.take(size)
+    async def fill(self, offset: int, size: int, read: ReadInto) -> BufferedPart | None:
+        """Read into a file."""
+        await self._space.take(size)
         path = self._path(offset)
-        written, crc = await self._write(path, size, fill)
-        self._room.give_back(size - written)
+        written, crc = await self._write(path, size, read)
+        self._space.free(size - written)
         if not written:
             return None
-        entry = _Entry(offset, written, crc)
-        await self._blocking(self._append, "part", offset, written, crc)
-        return Kept(written, await self._blocking(_SpooledPart.at, path, entry))
+        await self._in_thread(self._append, "part", offset, written, crc)
+        return await self._in_thread(_SpooledPart.at, path, written)
 
-    async def ended(self, size: int) -> None:
-        """Make the folder all that a later run needs."""
-        await self._blocking(self._append, "end", size)
+    async def record_end(self, size: int) -> None:
+        """Record the end; from now on the folder is all that a later run needs."""
+        await self._in_thread(self._append, "end", size)
 
-    async def drop(self, offset: int, kept: Kept) -> None:
+    async def drop(self, offset: int, part: BufferedPart) -> None:
         """Remove the file."""
-        if isinstance(kept.content, _SpooledPart):
+        if isinstance(part, _SpooledPart):
             self._has_dropped = True
-            await self._blocking(self._path(offset).unlink, missing_ok=True)
-            self._room.give_back(kept.size)
+            await self._in_thread(self._path(offset).unlink, missing_ok=True)
+            self._space.free(part.size)
 
     async def close(self, *, is_done: bool) -> None:
-        """Unlock the folder; remove it if nobody needs it any more."""
+        """Unlock the folder; remove it if no later run needs it."""
         lock, self._lock = self._lock, None
         if lock is None:
             return
@@ -158,31 +164,30 @@ class Spool:
     def _path(self, offset: int) -> Path:
         return self._folder / f"{offset:015}.part"
 
-    async def _blocking(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def _in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return await DISKS.run(work, *args, **kwargs)
         except OSError as error:
             raise SourceUnreadable(
                 f"The spool {self._folder} cannot be used ({error.strerror or error}).",
-                next_step="Free space or mend permissions there, or choose another --spool.",
+                next_step="Free disk space or fix its permissions, or choose another --spool.",
             ) from error
 
     def _open(self, reference: str) -> None:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = _locked(self._folder)
         self._reference = reference
-        self._former = _read_journal(self._folder)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0)
-        self._journal = os.open(self._folder / "journal", flags, 0o600)
-        if not self._former.size or self._former.reference != reference:
-            self._forget()
+        self._earlier = _read_journal(self._folder)
+        self._journal = _open_file(self._folder / "journal", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        if not self._earlier.size or self._earlier.reference != reference:
+            self._clear()
 
-    def _forget(self) -> None:
-        """Drop the parts; the journal first, so that nobody trusts the rest.
+    def _clear(self) -> None:
+        """Remove the parts; the journal first, so that no run trusts the rest.
 
-        Which upload the folder belongs to is kept: its stream can come again.
+        Which upload the folder belongs to stays recorded: its stream can be produced again.
         """
-        self._former = _Journal()
+        self._earlier = _Journal()
         if self._journal is not None:
             os.ftruncate(self._journal, 0)
         if self._reference:
@@ -192,27 +197,27 @@ class Spool:
 
     def _file_of(self, entry: _Entry) -> _SpooledPart | None:
         path = self._path(entry.offset)
-        return _SpooledPart.at(path, entry) if path.exists() else None
+        return _SpooledPart.at(path, entry.size) if path.exists() else None
 
-    async def _write(self, path: Path, size: int, fill: Fill) -> tuple[int, int]:
-        """Write up to `size` bytes; returns how many, and their CRC-64."""
+    async def _write(self, path: Path, size: int, read: ReadInto) -> tuple[int, int]:
+        """Write up to `size` bytes; return how many, and their CRC-64."""
         buffer = memoryview(bytearray(min(size, READ_SIZE)))
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0)
-        descriptor = await self._blocking(os.open, path, flags, 0o600)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        descriptor = await self._in_thread(_open_file, path, flags)
         written = crc = 0
         try:
             while written < size:
                 piece = buffer[: size - written]
-                count = await filled_from(fill, piece)
+                count = await read_fully(read, piece)
                 crc = crc64(piece[:count], crc)
-                await self._blocking(_write_all, descriptor, piece[:count])
+                await self._in_thread(_write_all, descriptor, piece[:count])
                 written += count
                 if count < len(piece):
                     break
         finally:
             os.close(descriptor)
         if not written:
-            await self._blocking(path.unlink)
+            await self._in_thread(path.unlink)
         return written, crc
 
     def _append(self, *words: object) -> None:
@@ -221,12 +226,15 @@ class Spool:
         _write_all(self._journal, memoryview(json.dumps(words).encode() + b"\n"))
 
 
+def _open_file(path: Path, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_CLOEXEC", 0), 0o600)
+
+
 def _locked(folder: Path) -> int:
-    """Lock the folder; returns the descriptor that holds the lock."""
+    """Lock the folder; return the descriptor that holds the lock."""
     import fcntl
 
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
-    descriptor = os.open(folder / "lock", flags, 0o600)
+    descriptor = _open_file(folder / "lock", os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -239,7 +247,7 @@ def _locked(folder: Path) -> int:
 
 
 def _read_journal(folder: Path) -> _Journal:
-    """Read a journal; a line that a crash cut off, and what is none, counts as nothing."""
+    """Read a journal; lines that a crash cut off or that are malformed are ignored."""
     journal = _Journal()
     with suppress(OSError, ValueError, TypeError):
         for line in (folder / "journal").read_text(encoding="utf-8").splitlines():
@@ -262,37 +270,21 @@ def _write_all(descriptor: int, data: memoryview) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _SpooledPart:
-    """A part in its file, which is opened for each read: there may be thousands of them."""
+class _SpooledPart(Ranges, RandomAccess):
+    """A part in its file, which is opened and checked for each read: there may be thousands."""
 
     path: Path
     size: int
     mtime_ns: int
 
     @classmethod
-    def at(cls, path: Path, entry: _Entry) -> _SpooledPart:
+    def at(cls, path: Path, size: int) -> _SpooledPart:
         """The file as it is now."""
-        return cls(path, entry.size, path.stat().st_mtime_ns)
+        return cls(path, size, path.stat().st_mtime_ns)
 
     def body(self, offset: int, size: int, on_sent: Callable[[int], None] | None = None) -> Body:
-        """The range as a request's body."""
-        return Range(self, offset, size, on_sent)
-
-    async def read_crc(
-        self, offset: int, size: int, *, with_md5: bool = False
-    ) -> tuple[int, str | None]:
-        """Checksums of the range."""
-        checksums = Checksums(with_md5=with_md5)
-        buffer = memoryview(bytearray(min(size, REREAD_SIZE)))
-        for position in range(offset, offset + size, REREAD_SIZE):
-            piece = buffer[: min(REREAD_SIZE, offset + size - position)]
-            count = await self.read(piece, position)
-            await in_thread(checksums.update, piece[:count])
-        return checksums.result()
-
-    def read_now(self, into: memoryview, offset: int) -> int | None:
-        """Never: opening may have to wait."""
-        return None
+        """Return the range as a request body."""
+        return RangeBody(self, offset, size, on_sent)
 
     async def read(self, into: memoryview, offset: int) -> int:
         """Fill `into` in a thread."""
@@ -303,14 +295,8 @@ class _SpooledPart:
                 f"{self.path} of the spool cannot be read any more ({error.strerror or error})."
             ) from error
 
-    def check_now(self) -> None:
-        """Each read has looked."""
-
-    async def check(self) -> None:
-        """Each read has looked."""
-
     def _read(self, into: memoryview, offset: int) -> int:
-        descriptor = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        descriptor = _open_file(self.path, os.O_RDONLY)
         try:
             status = os.fstat(descriptor)
             if (status.st_size, status.st_mtime_ns) != (self.size, self.mtime_ns):
@@ -321,28 +307,33 @@ class _SpooledPart:
 
 
 @dataclass(frozen=True, slots=True)
-class _WithOss:
-    """A part that a former run has sent: nothing but its CRC-64 is left of it.
+class _PartAtOss:
+    """A part that an earlier run has sent: only its CRC-64 is still known.
 
-    If it is wanted after all, the spool is of no use any more: `forget` empties it, so
-    that the producer can come again.
+    If its bytes are needed after all, the spool is of no use any more: `clear` empties it, so
+    that the stream can be produced again.
     """
 
     entry: _Entry
-    forget: Callable[[], None]
+    clear: Callable[[], None]
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.entry.size
 
     def body(self, offset: int, size: int, on_sent: Callable[[int], None] | None = None) -> Body:
-        """There is none any more."""
-        self.forget()
+        """Empty the spool and raise `SourceNotRepeatable`."""
+        self.clear()
         raise SourceNotRepeatable(
-            f"The {size} bytes from {self.entry.offset + offset} were sent by an earlier run, OSS "
-            "has lost them, and they are not in the spool any more."
+            f"The {size} bytes at offset {self.entry.offset + offset} were sent by an earlier run, "
+            "OSS has lost them, and they are not in the spool any more."
         )
 
     async def read_crc(
         self, offset: int, size: int, *, with_md5: bool = False
     ) -> tuple[int, str | None]:
-        """What the journal says of the whole part."""
+        """Return the recorded CRC-64 of the whole part."""
         if (offset, size) != (0, self.entry.size) or with_md5:
             self.body(offset, size)
         return self.entry.crc64, None

@@ -1,198 +1,189 @@
-"""Streams: bytes that come once, in order, and end when they end.
+"""Streams: bytes that are read once, in order, and whose end is known when it comes.
 
-Parts are read in order and kept, in memory or in a spool, until OSS has them; when there
-is no room for another, the producer is not read from.
+Parts are read in order and buffered, in memory or in a spool, until OSS has them; while there
+is no space for another one, the producer is not read from.
 """
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterable, Callable
-from types import TracebackType
 from typing import Self
 
 from uploader.errors import SourceNotRepeatable
 from uploader.protocol.plan import Part
 from uploader.protocol.wire import Body
-from uploader.sources.fingerprints import Fingerprint
-from uploader.sources.part_buffer import Kept, MemoryWindow, Window
-from uploader.sources.readers import Inflow, IteratorInflow
-from uploader.sources.refusals import empty
+from uploader.sources.contract import BytesLike, Fingerprint, empty_source
+from uploader.sources.part_buffer import BufferedPart, MemoryBuffer, PartBuffer
+from uploader.sources.readers import IteratorReader, Reader
 
 __all__ = ["StreamSource"]
 
 _UNKNOWN = Fingerprint(0, 0, 0, 0, 0)
-"""A stream is known by its bytes, which are compared as they come by."""
+"""A stream is identified by its bytes, which are compared as they are read."""
 
 
 class StreamSource:
-    """A stream. Mutable: how far it has come, and which parts are kept. Used once.
+    """A stream. Mutable: how far it was read, and which parts are buffered. Used once.
 
     Args:
-        pieces: an async iterable of bytes, or an `Inflow`.
-        name: a file name: VOD wants one with the extension of a video.
-        identity: what the stream is called from run to run, which is what a repeated
-            run goes on with; None draws a new one, so that every stream is an upload of
-            its own unless the caller names a key.
-        window: keeps parts; None for 96 MiB of memory.
-        expected_size: a guess of the whole, in bytes; parts are then no larger than
+        pieces: an async iterable of bytes, or a `Reader`.
+        name: a file name: VOD requires one with the extension of a video.
+        identity: the stream's name from run to run, by which a repeated run resumes; None
+            draws a new one, so that every stream is an upload of its own unless the caller
+            passes a key.
+        buffer: holds parts; None for 96 MiB of memory.
+        expected_size: an estimate of the total in bytes; parts are then no larger than
             those of a file of that size.
     """
 
     def __init__(
         self,
-        pieces: AsyncIterable[bytes | bytearray | memoryview] | Inflow,
+        pieces: AsyncIterable[BytesLike] | Reader,
         name: str = "<stream>",
         *,
         identity: str | None = None,
-        window: Window | None = None,
+        buffer: PartBuffer | None = None,
         expected_size: int | None = None,
     ) -> None:
         self.name = name
-        self._inflow = IteratorInflow(pieces, name) if isinstance(pieces, AsyncIterable) else pieces
-        self._window = window or MemoryWindow()
-        self.identity = identity or self._window.identity or f"stream:{uuid.uuid4().hex}"
+        self._reader = IteratorReader(pieces, name) if isinstance(pieces, AsyncIterable) else pieces
+        self._buffer = buffer or MemoryBuffer()
+        self.identity = identity or self._buffer.identity or f"stream:{uuid.uuid4().hex}"
         self.expected_size = expected_size
         self.size = 0
-        self._kept: dict[int, Kept] = {}
+        self._parts: dict[int, BufferedPart] = {}
         self._end = 0
         self._has_ended = False
-        self._former_size = 0
+        self._earlier_size = 0
 
     # --- as a source ----------------------------------------------------------------
 
     @property
     def arrival(self) -> Self:
-        """It arrives."""
+        """The stream itself."""
         return self
 
     async def fingerprint(self) -> Fingerprint:
-        """Always the same: its bytes are compared as they come by."""
+        """Always the same: the bytes are compared as they are read."""
         return _UNKNOWN
 
     def body(self, offset: int, size: int, on_sent: Callable[[int], None] | None = None) -> Body:
-        """A part that is kept.
+        """Return a buffered part as a request body.
 
         Raises:
-            SourceNotRepeatable: it is not kept any more.
+            SourceNotRepeatable: it is not buffered any more.
         """
-        return self._part_at(offset).content.body(0, size, on_sent)
+        return self._part_at(offset).body(0, size, on_sent)
 
     async def read_crc(
         self, offset: int, size: int, *, with_md5: bool = False
     ) -> tuple[int, str | None]:
-        """Checksums of a part that is kept.
+        """Return the checksums of a buffered part.
 
         Raises:
-            SourceNotRepeatable: it is not kept any more.
+            SourceNotRepeatable: it is not buffered any more.
         """
-        return await self._part_at(offset).content.read_crc(0, size, with_md5=with_md5)
+        return await self._part_at(offset).read_crc(0, size, with_md5=with_md5)
 
     async def __aenter__(self) -> Self:
-        """Read nothing yet: whether there is something to do is not known."""
+        """Read nothing yet: whether there is anything to do is not known."""
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, kind: object, error: object, trace: object) -> None:
         try:
-            await self._inflow.close()
+            await self._reader.close()
         finally:
-            self._kept.clear()
-            await self._window.close(is_done=error is None)
+            self._parts.clear()
+            await self._buffer.close(is_done=error is None)
 
     # --- as an arrival --------------------------------------------------------------
 
     @property
     def is_rereadable(self) -> bool:
-        """No: it comes once."""
+        """False: a stream is read once."""
         return False
 
     @property
     def largest_part(self) -> int:
-        """What the window keeps."""
-        return self._window.largest_part
+        """As of the buffer."""
+        return self._buffer.largest_part
 
     @property
     def resumption(self) -> str:
-        """What it takes to go on."""
-        if self._has_ended and self._window.identity is not None:
-            return (
-                "Run the same command again: the spool holds the rest, the producer is not needed."
-            )
+        """How a user resumes."""
+        if self._has_ended and self._buffer.identity is not None:
+            return "Run the same command again: the spool has the rest, the producer is not needed."
         return (
-            "The stream came once. To go on, run its producer again from its start with "
-            "--key {key} (key=): what OSS has is compared and not sent again."
+            "To resume, run the producer again from its start with --key {key} (key=): the bytes "
+            "that OSS has are compared and not sent again."
         )
 
     async def begin(self, reference: str) -> None:
-        """Open the window."""
-        self._former_size = await self._window.open(reference)
-        self._has_ended = self._has_ended or self._former_size > 0
+        """Open the buffer."""
+        self._earlier_size = await self._buffer.open(reference)
+        self._has_ended = self._has_ended or self._earlier_size > 0
 
     async def reached(self, part: Part) -> int:
-        """Read the part, once there is room for it.
+        """Read the part, once there is space for it.
 
         Raises:
             SourceNotRepeatable: it was released before.
             SourceUnreadable: the producer failed, or the stream is empty.
         """
-        kept = self._kept.get(part.offset)
-        if kept is None:
-            kept = await self._next(part)
-        return kept.size if kept else 0
+        buffered = self._parts.get(part.offset)
+        if buffered is None:
+            buffered = await self._next(part)
+        return buffered.size if buffered else 0
 
     async def release(self, part: Part) -> None:
-        """Drop the part."""
-        if (kept := self._kept.pop(part.offset, None)) is not None:
-            await self._window.drop(part.offset, kept)
+        """Drop the part from the buffer."""
+        if (buffered := self._parts.pop(part.offset, None)) is not None:
+            await self._buffer.drop(part.offset, buffered)
 
-    async def _next(self, part: Part) -> Kept | None:
-        if part.offset != self._end:
-            if part.offset > self._end:
-                return None  # the end was before it
-            raise self._gone(part.offset)
-        kept = await self._read(part)
-        if kept is None or kept.size < part.size:
-            await self._note_end(self._end + (kept.size if kept else 0))
-        if kept is not None:
-            self._kept[part.offset] = kept
-            self._end += kept.size
-        return kept
+    async def _next(self, part: Part) -> BufferedPart | None:
+        if part.offset > self._end:
+            return None  # the stream ends before it
+        if part.offset < self._end:
+            raise self._not_buffered(part.offset)
+        buffered = await self._read(part)
+        if buffered is None or buffered.size < part.size:
+            await self._record_end(self._end + (buffered.size if buffered else 0))
+        if buffered is not None:
+            self._parts[part.offset] = buffered
+            self._end += buffered.size
+        return buffered
 
-    async def _read(self, part: Part) -> Kept | None:
-        if self._former_size:
-            return await self._read_former(part)
+    async def _read(self, part: Part) -> BufferedPart | None:
+        if self._earlier_size:
+            return await self._read_earlier(part)
         if self._has_ended:
             return None
-        return await self._window.keep(part.offset, part.size, self._inflow.read)
+        return await self._buffer.fill(part.offset, part.size, self._reader.read)
 
-    async def _read_former(self, part: Part) -> Kept | None:
-        if part.offset == self._former_size:
+    async def _read_earlier(self, part: Part) -> BufferedPart | None:
+        if part.offset == self._earlier_size:
             return None
-        kept = await self._window.former(part.offset)
-        if kept is None or kept.size != min(part.size, self._former_size - part.offset):
-            raise self._gone(part.offset)  # it was cut otherwise
-        return kept
+        buffered = await self._buffer.earlier_part(part.offset)
+        if buffered is None or buffered.size != min(part.size, self._earlier_size - part.offset):
+            raise self._not_buffered(part.offset)  # the earlier run used other parts
+        return buffered
 
-    async def _note_end(self, size: int) -> None:
+    async def _record_end(self, size: int) -> None:
         self.size = size
         if size == 0:
-            raise empty(self.name)
+            raise empty_source(self.name)
         if not self._has_ended:
             self._has_ended = True
-            await self._window.ended(size)
+            await self._buffer.record_end(size)
 
-    def _part_at(self, offset: int) -> Kept:
-        if (kept := self._kept.get(offset)) is None:
-            raise self._gone(offset)
-        return kept
+    def _part_at(self, offset: int) -> BufferedPart:
+        if (buffered := self._parts.get(offset)) is None:
+            raise self._not_buffered(offset)
+        return buffered
 
-    def _gone(self, offset: int) -> SourceNotRepeatable:
+    def _not_buffered(self, offset: int) -> SourceNotRepeatable:
         return SourceNotRepeatable(
-            f"The bytes of {self.name} from {offset} on are needed once more, and a stream comes "
-            "only once."
+            f"The bytes of {self.name} from offset {offset} on have to be sent again, and a stream "
+            "can be read only once."
         )

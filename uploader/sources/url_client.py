@@ -1,0 +1,254 @@
+"""GET requests to a source: only to addresses that its policy allows, without credentials.
+
+Addresses are checked when the name has been resolved and again on the socket that is about
+to connect, so that a name whose address changes in between (DNS rebinding) has no effect.
+"""
+
+from __future__ import annotations
+
+import functools
+import socket
+import ssl
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.resolver import ThreadedResolver
+
+from uploader.clock import Clock
+from uploader.errors import PolicyError, SourceChanged, SourceError, SourceUnreadable
+from uploader.sources.url_policy import UrlPolicy
+from uploader.threads import in_thread
+from uploader.transport import tls_context
+
+if TYPE_CHECKING:
+    from yarl import URL
+
+__all__ = ["CheckedResolver", "UrlClient", "checked_socket"]
+
+T = TypeVar("T")
+
+_PAUSES_S: Final = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
+_TEMPORARY_STATUSES: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+
+
+@dataclass(slots=True, kw_only=True)
+class UrlClient:
+    """GET requests to one URL. Mutable: its session, and responses that are being read.
+
+    Attributes:
+        name: of the source, for messages.
+        policy: which addresses may be read.
+        connections: the most at once.
+        read_timeout_s: how long a server may send nothing.
+        resolver: for tests, and for networks whose names are resolved elsewhere.
+    """
+
+    url: URL
+    name: str
+    policy: UrlPolicy
+    connections: int
+    read_timeout_s: float
+    clock: Clock
+    resolver: AbstractResolver | None
+    _session: aiohttp.ClientSession | None = None
+    _responses: set[aiohttp.ClientResponse] = field(default_factory=set)
+
+    async def open(self) -> None:
+        """Get ready for requests."""
+        connector = aiohttp.TCPConnector(
+            ssl=await _system_tls(),
+            limit=self.connections,
+            resolver=CheckedResolver(self.policy, self.resolver or ThreadedResolver()),
+            socket_factory=functools.partial(checked_socket, self.policy),
+        )
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            timeout=aiohttp.ClientTimeout(
+                total=None, sock_connect=self.read_timeout_s, sock_read=self.read_timeout_s
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            trust_env=False,
+        )
+
+    async def close(self) -> None:
+        """Close all connections."""
+        for response in [*self._responses]:
+            self.release(response)
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def get(self, headers: dict[str, str]) -> aiohttp.ClientResponse:
+        """Return a response with status 200, 206 or 416; follow redirects that are allowed.
+
+        Raises:
+            SourceChanged: a condition in `headers` does not hold.
+            SourceUnreadable: the server refuses; `is_temporary` if a later request may succeed.
+            PolicyError: a redirect leads where it must not.
+        """
+        url = self.url
+        for _ in range(self.policy.max_redirects + 1):
+            response = await self._request(url, headers)
+            if response.status not in _REDIRECTS:
+                return self._accepted(response)
+            location = response.headers.get("Location")
+            self.release(response)
+            url = self.policy.next_hop(url, location)
+        raise PolicyError(
+            f"{self.name} redirects more than {self.policy.max_redirects} times.",
+            next_step="Pass the last of its URLs, or allow more redirects (--max-redirects).",
+        )
+
+    def release(self, response: aiohttp.ClientResponse) -> None:
+        """Reuse the connection if the response was read to its end, else close it."""
+        self._responses.discard(response)
+        response.close()
+
+    async def retried(self, attempt: Callable[[], Awaitable[T]], patience_s: float) -> T:
+        """Repeat `attempt` after temporary failures until it succeeds.
+
+        Raises:
+            SourceUnreadable: it has failed for longer than `patience_s`; `is_temporary`.
+        """
+        began_s = self.clock.elapsed_s()
+        failure_count = 0
+        while True:
+            try:
+                return await attempt()
+            except SourceUnreadable as error:
+                if not error.is_temporary:
+                    raise
+                failure: Exception = error
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                failure = error
+            if self.clock.elapsed_s() - began_s > patience_s:
+                raise self.temporary(str(failure) or type(failure).__name__) from None
+            await self.clock.sleep(_PAUSES_S[min(failure_count, len(_PAUSES_S) - 1)])
+            failure_count += 1
+
+    def changed(self, how: str) -> SourceChanged:
+        """The error for an object that is not the one that was opened."""
+        return SourceChanged(f"{self.name} changed while it was read: {how}.")
+
+    def temporary(self, reason: str) -> SourceUnreadable:
+        """The error for a failure that may not occur again."""
+        failure = SourceUnreadable(
+            f"{self.name} cannot be read: {reason}.",
+            next_step="Run the same command again once its server responds.",
+        )
+        failure.is_temporary = True
+        return failure
+
+    async def _request(self, url: URL, headers: dict[str, str]) -> aiohttp.ClientResponse:
+        if self._session is None:
+            raise RuntimeError("the source is not open: use it inside `async with`")
+        self._require_literal(url)
+        try:
+            response = await self._session.get(
+                url, headers={"Accept-Encoding": "identity", **headers}, allow_redirects=False
+            )
+        except aiohttp.ClientConnectorError as error:
+            if isinstance(error.os_error, _AddressRefused):
+                raise error.os_error.reason from None
+            raise self.temporary(f"no connection ({error.os_error.strerror or error})") from None
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise self.temporary(f"no response ({type(error).__name__})") from None
+        self._responses.add(response)
+        return response
+
+    def _require_literal(self, url: URL) -> None:
+        """Check an address that is written in the URL: no resolver sees it."""
+        host = url.host or ""
+        if ":" in host or host.replace(".", "").isdigit():
+            self.policy.require_address(host, host)
+
+    def _accepted(self, response: aiohttp.ClientResponse) -> aiohttp.ClientResponse:
+        failure = self._failure_of(response)
+        if failure is not None:
+            self.release(response)
+            raise failure
+        return response
+
+    def _failure_of(self, response: aiohttp.ClientResponse) -> SourceError | None:
+        status = response.status
+        if status == 412:
+            return self.changed("it is another object now")
+        if status in (401, 403):
+            return SourceUnreadable(
+                f"{self.name} may not be read: its server answers {status}.",
+                next_step="vodup sends no credentials to a source: use a presigned URL that is "
+                "still valid, or vodup[fsspec].",
+            )
+        if status in (404, 410):
+            return SourceUnreadable(
+                f"{self.name} does not exist: its server answers {status}.",
+                next_step="Check the URL, then run again.",
+            )
+        if status in _TEMPORARY_STATUSES:
+            return self.temporary(f"its server answers {status}")
+        if status not in (200, 206, 416):
+            return SourceUnreadable(f"{self.name} cannot be read: its server answers {status}.")
+        if response.headers.get("Content-Encoding", "identity") != "identity":
+            return SourceUnreadable(f"{self.name} is sent compressed, which was not requested.")
+        return None
+
+
+# --- addresses ------------------------------------------------------------------------
+
+
+class _AddressRefused(OSError):
+    """A policy's refusal on its way through aiohttp."""
+
+    def __init__(self, reason: PolicyError) -> None:
+        super().__init__(reason.message)
+        self.reason = reason
+
+
+class CheckedResolver(AbstractResolver):
+    """Resolves names to addresses that may be read; one that may not refuses all of them."""
+
+    def __init__(self, policy: UrlPolicy, inner: AbstractResolver) -> None:
+        self._policy = policy
+        self._inner = inner
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """As `AbstractResolver.resolve`; raises an `OSError` for a name that is refused."""
+        found = await self._inner.resolve(host, port, family)
+        for one in found:
+            _require_address(self._policy, one["host"], host)
+        return found
+
+    async def close(self) -> None:
+        """Close the inner resolver."""
+        await self._inner.close()
+
+
+def checked_socket(policy: UrlPolicy, address: tuple[Any, ...]) -> socket.socket:
+    """Make a socket for an address that may be connected to: the last check there is."""
+    family, kind, protocol, _, peer = address
+    _require_address(policy, peer[0], peer[0])
+    return socket.socket(family=family, type=kind, proto=protocol)
+
+
+def _require_address(policy: UrlPolicy, address: str, host: str) -> None:
+    try:
+        policy.require_address(address, host)
+    except PolicyError as reason:
+        raise _AddressRefused(reason) from None
+
+
+_contexts: dict[str, ssl.SSLContext] = {}
+
+
+async def _system_tls() -> ssl.SSLContext:
+    """The certificate authorities of the system; read once, because that takes a while."""
+    if "system" not in _contexts:
+        _contexts["system"] = await in_thread(tls_context, None)
+    return _contexts["system"]
