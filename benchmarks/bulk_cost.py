@@ -78,7 +78,7 @@ async def _upload(folder: Path, count: int) -> None:
             await uploader.upload(folder / "warm.mp4")  # imports, connections
 
             def note(record: object) -> None:
-                if batch.tally.ended_count in (count // 10, count - 1):
+                if batch.progress.ended_count in (count // 10, count - 1):
                     seen_mib.append(_rss_mib())
 
             batch = Batch(uploader, ledger, BatchOptions(), on_record=note)
@@ -87,7 +87,7 @@ async def _upload(folder: Path, count: int) -> None:
             await batch.run([(manifest_stream(str(folder / "files.csv"), print), rules)])
             wall_s = time.perf_counter() - wall_s
             cpu_s, loop_s = time.process_time() - cpu_s, time.thread_time() - loop_s
-    assert batch.tally.done_count == count, batch.tally.errors
+    assert batch.progress.done_count == count, batch.progress.errors
     print(
         f"{count:,} files of {_SIZE:,} bytes: {count / wall_s:.0f} a second, "
         f"{1000 * cpu_s / count:.2f} ms of CPU a file ({1000 * loop_s / count:.2f} in the loop), "
@@ -108,12 +108,12 @@ def _measure_skipping(folder: Path, count: int) -> None:
     rules = RowRules(root=Root.at(folder), scope="vod.cn-shanghai")
     with report.open("w") as file:
         for raw in manifest_stream(str(manifest), print):
-            record = success_record(rules.begun(raw, str(manifest)), _result())
+            record = success_record(rules.identify(raw, str(manifest)), _result())
             file.write(json.dumps(record) + "\n")
     began_s = time.process_time()
     with Ledger(report) as ledger:
         rows = read_rows([(manifest_stream(str(manifest), print), rules)], ledger)
-        assert sum(met.earlier.is_done for met in rows) == count
+        assert sum(checked.known.is_done for checked in rows) == count
     seconds = time.process_time() - began_s
     print(f"{count:,} finished rows: {count / seconds:,.0f} passed over in a second of CPU")
 

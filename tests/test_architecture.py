@@ -112,7 +112,7 @@ LINES = (
     _hand("following"),
     _hand("transfer"),
     _hand("package"),
-    _hand("many"),
+    _hand("batch"),
     _hand("handles"),
     _hand("engine"),
     _hand("blocking", "anyio"),

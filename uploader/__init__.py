@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from uploader.batch import Outcome, UploadItem
     from uploader.blocking import BlockingHandle, BlockingUploader
     from uploader.credentials import (
         CallbackProvider,
@@ -70,7 +71,6 @@ if TYPE_CHECKING:
     from uploader.handles import UploadHandle
     from uploader.hooks import EndedUpload, Hooks, PlannedVideo, command_hooks, installed_hooks
     from uploader.ims import ImsProvider
-    from uploader.many import Outcome, UploadItem
     from uploader.options import UploadOptions
     from uploader.pace import Bandwidth, parse_bandwidth
     from uploader.protocol.grants import (
@@ -217,7 +217,7 @@ _HOMES = {
     "UploadStarted",
     "hooks": "EndedUpload Hooks PlannedVideo command_hooks installed_hooks",
     "ims": "ImsProvider",
-    "many": "Outcome UploadItem",
+    "batch": "Outcome UploadItem",
     "options": "UploadOptions",
     "pace": "Bandwidth parse_bandwidth",
     "protocol.grants": "StsCredentials UploadGrant UploadTarget decode_answer decode_grant "

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from anyio import EndOfStream, create_memory_object_stream
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
+from uploader.batch import Outcome, UploadItem
 from uploader.engine import AnyProvider, Uploader
 from uploader.events import UploadResult
 from uploader.handles import UploadHandle
-from uploader.many import Outcome, UploadItem
 from uploader.protocol.oss import ObjectFacts
 from uploader.sources import AnySource
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from uploader.batch import Items, Outcome, UploadItem, descriptor_share, require_files, upload_batch
 from uploader.clock import Clock, SystemClock
 from uploader.credentials import CallbackProvider, GrantProvider, GrantSource, Network
 from uploader.errors import (
@@ -27,7 +28,6 @@ from uploader.errors import (
 from uploader.events import Event, Listener, UploadResult
 from uploader.handles import Submissions, UploadHandle
 from uploader.hooks import EndedUpload, PlannedVideo, asked_before_create, told_of_the_end
-from uploader.many import Items, Outcome, UploadItem, descriptor_share, require_files, upload_all
 from uploader.opening import (
     Asked,
     Job,
@@ -304,7 +304,7 @@ class Uploader:
                 on_event=on_event,
             )
 
-        async with aclosing(upload_all(upload, items, files=require_files(files))) as outcomes:
+        async with aclosing(upload_batch(upload, items, files=require_files(files))) as outcomes:
             async for outcome in outcomes:
                 yield outcome
 

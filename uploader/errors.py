@@ -384,3 +384,16 @@ def without_frames(error: VodupError) -> VodupError:
     """
     error.__cause__ = error.__context__ = None
     return error.with_traceback(None)
+
+
+def unexpected(error: BaseException) -> VodupError:
+    """An error that nothing translates, as the failure of one upload; the others go on.
+
+    Only its class is shown: a foreign message may quote anything.
+    """
+    failure = VodupError(
+        f"Internal error ({type(error).__name__}).",
+        next_step="Report it: this is a bug in vodup. The checkpoint is kept.",
+    )
+    failure.__cause__ = error
+    return failure

@@ -13,21 +13,22 @@ import aiohttp
 import pytest
 
 from tests.cli.conftest import Cli
-from uploader.bulk.dashboard import serving, told
-from uploader.bulk.page import rates
-from uploader.bulk.tally import Active, Sample, Tally
+from uploader.bulk.dashboard import page_data, serving
+from uploader.bulk.progress import BatchProgress, Sample
+from uploader.bulk.report import rates
 from uploader.devserver import DevServer
 from uploader.errors import ConfigurationError
 from uploader.events import UploadProgress, UploadStarted
+from uploader.tracker import TrackedUpload
 
 EVIL = "<img src=x onerror=alert(1)>.mp4"
 
 
 @pytest.fixture
-async def tally() -> Tally:
-    made = Tally(asyncio.get_running_loop().time)
+async def progress() -> BatchProgress:
+    made = BatchProgress(asyncio.get_running_loop().time)
     made.read_count, made.done_count = 10, 4
-    made.told(
+    made.tracker(
         UploadStarted(
             key="k",
             video_id="v",
@@ -60,9 +61,9 @@ async def events(response: aiohttp.ClientResponse, count: int) -> list[dict[str,
 
 
 async def test_the_page_brings_its_script_and_lets_in_nothing_else(
-    tally: Tally, session: aiohttp.ClientSession
+    progress: BatchProgress, session: aiohttp.ClientSession
 ) -> None:
-    async with serving(tally, 0) as url:
+    async with serving(progress, 0) as url:
         async with session.get(url) as response:
             text = await response.text()
             policy = response.headers["Content-Security-Policy"]
@@ -76,12 +77,14 @@ async def test_the_page_brings_its_script_and_lets_in_nothing_else(
         assert "innerHTML" not in script
 
 
-async def test_figures_come_as_events(tally: Tally, session: aiohttp.ClientSession) -> None:
-    async with serving(tally, 0) as url, session.get(f"{url}events") as response:
+async def test_figures_come_as_events(
+    progress: BatchProgress, session: aiohttp.ClientSession
+) -> None:
+    async with serving(progress, 0) as url, session.get(f"{url}events") as response:
         assert response.content_type == "text/event-stream"
         (first,) = await events(response, 1)
-        tally.done_count = 5
-        tally.told(
+        progress.done_count = 5
+        progress.tracker(
             UploadProgress(
                 key="k",
                 video_id="v",
@@ -94,28 +97,30 @@ async def test_figures_come_as_events(tally: Tally, session: aiohttp.ClientSessi
             )
         )
         (second,) = await events(response, 1)
-    assert dict(first["totals"])["stored and verified"] == "4"
-    assert dict(second["totals"])["stored and verified"] == "5"
+    assert dict(first["totals"])["uploaded and verified"] == "4"
+    assert dict(second["totals"])["uploaded and verified"] == "5"
     assert second["slowest"] == [[EVIL, "50 %", "100 bytes"]]
     assert dict(second["totals"])["sent"] == "50 bytes"
 
 
-async def test_who_looks_late_sees_the_whole_curve(tally: Tally) -> None:
-    tally.samples = [Sample(float(n), n * 1_000_000, n, 1) for n in range(5)]
-    page = told(tally)
+async def test_who_looks_late_sees_the_whole_curve(progress: BatchProgress) -> None:
+    progress.samples = [Sample(float(n), n * 1_000_000, n) for n in range(5)]
+    page = page_data(progress)
     assert page["rates"] == [[float(n), 1_000_000] for n in range(1, 5)]
-    assert page["axis"]["most"] == "977 KiB/s"
+    assert page["axis"]["highest"] == "977 KiB/s"
 
 
 def test_a_last_sample_that_follows_at_once_is_no_peak() -> None:
-    samples = [Sample(float(n), n * 1_000_000, n, 1) for n in range(5)]
-    samples.append(Sample(4.01, 4_500_000, 5, 0))
+    samples = [Sample(float(n), n * 1_000_000, n) for n in range(5)]
+    samples.append(Sample(4.01, 4_500_000, 5))
     points = rates(samples, lambda sample: sample.sent_bytes)
     assert max(rate for _, rate in points) == 1_000_000
 
 
-async def test_the_stream_ends_with_the_batch(tally: Tally, session: aiohttp.ClientSession) -> None:
-    async with serving(tally, 0) as url:
+async def test_the_stream_ends_with_the_batch(
+    progress: BatchProgress, session: aiohttp.ClientSession
+) -> None:
+    async with serving(progress, 0) as url:
         response = await session.get(f"{url}events")
         await events(response, 1)
     async with asyncio.timeout(5):
@@ -124,26 +129,26 @@ async def test_the_stream_ends_with_the_batch(tally: Tally, session: aiohttp.Cli
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil", ""])
 async def test_other_names_are_refused(
-    tally: Tally, session: aiohttp.ClientSession, host: str
+    progress: BatchProgress, session: aiohttp.ClientSession, host: str
 ) -> None:
-    async with serving(tally, 0) as url:
+    async with serving(progress, 0) as url:
         for path in ("", "page.js", "events"):
             async with session.get(url + path, headers={"Host": host}) as response:
                 assert response.status in (400, 403)
 
 
-async def test_localhost_is_let_in(tally: Tally, session: aiohttp.ClientSession) -> None:
-    async with serving(tally, 0) as url:
+async def test_localhost_is_let_in(progress: BatchProgress, session: aiohttp.ClientSession) -> None:
+    async with serving(progress, 0) as url:
         port = url.rsplit(":", 1)[1].strip("/")
         async with session.get(url, headers={"Host": f"localhost:{port}"}) as response:
             assert response.status == 200
 
 
-async def test_a_port_that_is_taken_is_usage(tally: Tally) -> None:
-    async with serving(tally, 0) as url:
+async def test_a_port_that_is_taken_is_usage(progress: BatchProgress) -> None:
+    async with serving(progress, 0) as url:
         port = int(url.rsplit(":", 1)[1].strip("/"))
         with pytest.raises(ConfigurationError, match="dashboard"):
-            async with serving(tally, port):
+            async with serving(progress, port):
                 pass
 
 
@@ -155,13 +160,13 @@ def test_the_command_serves_it_while_it_runs(cli: Cli, server: DevServer) -> Non
     assert "the live page is at http://127.0.0.1:" in ended.err
 
 
-class Watched(Tally):
-    """A tally that knows how often it was looked at."""
+class Watched(BatchProgress):
+    """Progress that knows how often it was looked at."""
 
     looks = 0
 
     @property
-    def slowest(self) -> list[Active]:
+    def slowest(self) -> list[TrackedUpload]:
         self.looks += 1
         return super().slowest
 
@@ -171,11 +176,12 @@ class Watched(Tally):
     reason="needs a browser (chromium), and none is installed",
 )
 async def test_a_browser_draws_the_page_and_shows_names_as_text(
-    tally: Tally, tmp_path: Path
+    progress: BatchProgress, tmp_path: Path
 ) -> None:
     browser = shutil.which("chromium") or shutil.which("google-chrome") or ""
-    watched = Watched(tally.clock, read_count=10, done_count=4, active=tally.active)
-    watched.samples = [Sample(float(n), n * 1_000_000, n, 1) for n in range(3)]
+    watched = Watched(progress.clock, read_count=10, done_count=4)
+    watched.tracker.active.update(progress.tracker.active)
+    watched.samples = [Sample(float(n), n * 1_000_000, n) for n in range(3)]
     async with serving(watched, 0) as url:
         process = await asyncio.create_subprocess_exec(
             browser,
@@ -194,4 +200,4 @@ async def test_a_browser_draws_the_page_and_shows_names_as_text(
     assert b"&lt;img src=x onerror=alert(1)&gt;.mp4" in out
     assert b'points="80,15 630,15"' in out  # the curve is drawn
     assert b">977 KiB/s</text>" in out
-    assert b"<dt>stored and verified</dt><dd>4</dd>" in out
+    assert b"<dt>uploaded and verified</dt><dd>4</dd>" in out

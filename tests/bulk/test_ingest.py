@@ -364,7 +364,7 @@ def test_the_report_is_one_page_with_nothing_unescaped(quick: Quick) -> None:
     assert seen.tags["script"] == seen.tags["img"] == seen.tags["link"] == 0
     assert seen.tags["svg"] >= 2
     assert not [name for name, _ in seen.attributes if name.startswith(("on", "src", "href"))]
-    assert "stored and verified3" in seen.text
+    assert "uploaded and verified3" in seen.text
     assert "alert(2)" in seen.text
     assert "Check the path and its permissions" in seen.text
 

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from uploader import SourceUnreadable, UploadLocked
-from uploader.bulk.ledger import Ledger, failure_record, success_record
-from uploader.bulk.register import Register, number_of
+from uploader.bulk.ledger import CompactMap, Ledger, failure_record, hash_of, success_record
 from uploader.bulk.rows import Row
 from uploader.errors import ConfigurationError
 from uploader.events import UploadResult
@@ -19,7 +18,7 @@ from uploader.events import UploadResult
 def row(number: int, *, key: str | None = None, manifest: str = "/m.csv") -> Row:
     name = key if key is not None else f"key-{number}"
     path = f"/root/{number}.mp4"
-    return Row(manifest, number, key=name, upload_key=name, path=path, given={"path": path})
+    return Row(manifest, number, key=name, upload_key=name, path=path, columns={"path": path})
 
 
 def done(one: Row) -> dict[str, Any]:
@@ -60,10 +59,10 @@ def test_finished_rows_are_known_in_the_next_run(tmp_path: Path) -> None:
         ledger.add(done(row(1)))
         ledger.add(failed(row(2)))
     with Ledger(tmp_path / "r.jsonl") as ledger:
-        assert ledger.meet(row(1)).is_done
-        second = ledger.meet(row(2))
-        assert (second.is_done, second.had_failed) == (False, True)
-        assert not ledger.meet(row(3)).is_done
+        assert ledger.look_up(row(1)).is_done
+        second = ledger.look_up(row(2))
+        assert (second.is_done, second.has_failed) == (False, True)
+        assert not ledger.look_up(row(3)).is_done
 
 
 @pytest.mark.parametrize("cut", range(1, 60, 7))
@@ -75,10 +74,10 @@ def test_a_torn_last_line_is_removed(tmp_path: Path, cut: int) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[:-cut])
     with Ledger(path) as ledger:
-        assert ledger.meet(row(2)).is_done
-        assert not ledger.meet(row(3)).is_done
+        assert ledger.look_up(row(2)).is_done
+        assert not ledger.look_up(row(3)).is_done
         ledger.add(done(row(3)))
-        ledger.settle()
+        ledger.compact()
     assert keys(path) == [(f"key-{n}", "done") for n in (1, 2, 3)]
 
 
@@ -98,7 +97,7 @@ def test_holes_that_a_power_cut_left_are_dropped(tmp_path: Path) -> None:
         file.write(b"\0" * 100 + b"\n")
     with Ledger(path) as ledger:
         ledger.add(done(row(2)))
-        ledger.settle()
+        ledger.compact()
     assert keys(path) == [("key-1", "done"), ("key-2", "done")]
 
 
@@ -106,7 +105,7 @@ def test_holes_that_a_power_cut_left_are_dropped(tmp_path: Path) -> None:
 def test_somebody_elses_file_is_left_alone(tmp_path: Path, text: str) -> None:
     path = tmp_path / "r.jsonl"
     path.write_text(text)
-    with pytest.raises(ConfigurationError, match="no ledger"):
+    with pytest.raises(ConfigurationError, match="not a ledger"):
         Ledger(path)
     assert path.read_text() == text
 
@@ -116,13 +115,13 @@ def test_a_later_record_replaces_an_earlier_one(tmp_path: Path) -> None:
     with Ledger(path) as ledger:
         ledger.add(failed(row(1)))
         ledger.add(failed(row(2)))
-        ledger.settle()
+        ledger.compact()
     with Ledger(path) as ledger:
-        ledger.meet(row(1))
+        ledger.look_up(row(1))
         ledger.add(done(row(1)), replaces=True)
         assert sorted(keys(path))[0] == ("key-1", "done")
         assert len(lines(path)) == 3
-        ledger.settle()
+        ledger.compact()
         ledger.add(done(row(9)))  # appended to the new file, not to the one that was replaced
     assert keys(path) == [("key-2", "failed"), ("key-1", "done"), ("key-9", "done")]
 
@@ -131,10 +130,10 @@ def test_after_a_crash_between_both_records_the_later_one_counts(tmp_path: Path)
     path = tmp_path / "r.jsonl"
     with Ledger(path) as ledger:
         ledger.add(failed(row(1)))
-        ledger.add(done(row(1)), replaces=True)  # and killed before settling
+        ledger.add(done(row(1)), replaces=True)  # and killed before compacting
     with Ledger(path) as ledger:
-        assert ledger.meet(row(1)).is_done
-        ledger.settle()
+        assert ledger.look_up(row(1)).is_done
+        ledger.compact()
     assert keys(path) == [("key-1", "done")]
 
 
@@ -144,21 +143,21 @@ def test_failures_of_rows_that_are_gone_are_dropped_when_all_was_read(tmp_path: 
     with Ledger(path) as ledger:
         for one in (gone, other, row(1)):
             ledger.add(failed(one))
-        ledger.settle()
+        ledger.compact()
     with Ledger(path) as ledger:
-        ledger.meet(row(1))
-        ledger.settle()  # it had stopped early
+        ledger.look_up(row(1))
+        ledger.compact()  # it had stopped early
         assert len(lines(path)) == 3
     with Ledger(path) as ledger:
-        ledger.meet(row(1))
-        ledger.settle(manifests=["/m.csv"])
+        ledger.look_up(row(1))
+        ledger.compact(manifests=["/m.csv"])
     assert [line["manifest"] for line in lines(path)] == ["/other.csv", "/m.csv"]
 
 
 def test_the_same_upload_twice_is_noticed(tmp_path: Path) -> None:
     with Ledger() as ledger:
-        assert not ledger.meet(row(1)).is_repeated
-        assert ledger.meet(row(2, key="key-1")).is_repeated
+        assert not ledger.look_up(row(1)).is_repeated
+        assert ledger.look_up(row(2, key="key-1")).is_repeated
 
 
 def test_two_processes_do_not_write_to_one_ledger(tmp_path: Path) -> None:
@@ -176,20 +175,20 @@ def test_failures_go_to_a_file_of_their_own(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "f.jsonl"]
 
 
-def test_a_register_holds_what_a_dict_does() -> None:
-    register, plain = Register(), {}
+def test_a_compact_map_holds_what_a_dict_does() -> None:
+    numbers, plain = CompactMap(), {}
     for n in range(5000):
-        number = number_of(f"name-{n % 3000}")
-        register.set(number, n)
+        number = hash_of(f"name-{n % 3000}")
+        numbers.set(number, n)
         plain[number] = n
-    assert len(register) == len(plain) == 3000
-    assert all(register.get(number) == value for number, value in plain.items())
-    assert register.get(number_of("never")) == 0
+    assert len(numbers) == len(plain) == 3000
+    assert all(numbers.get(number) == value for number, value in plain.items())
+    assert numbers.get(hash_of("never")) == 0
 
 
 def test_numbers_that_fall_on_one_place_do_not_hide_each_other() -> None:
-    register = Register()
+    numbers = CompactMap()
     same_place = [1 + n * 2**40 for n in range(50)]
     for value, number in enumerate(same_place, 1):
-        register.set(number, value)
-    assert [register.get(number) for number in same_place] == list(range(1, 51))
+        numbers.set(number, value)
+    assert [numbers.get(number) for number in same_place] == list(range(1, 51))

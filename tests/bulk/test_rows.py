@@ -18,8 +18,8 @@ from uploader.protocol.vod import VideoMeta
 
 def row(folder: Path, /, **fields: Any) -> Row:
     rules = RowRules(root=Root.at(folder), scope="vod.cn-shanghai", title_template="{stem}")
-    begun = rules.begun(RawRow(7, fields), "m.csv")
-    return begun if begun.error else rules.described(begun)
+    identified = rules.identify(RawRow(7, fields), "m.csv")
+    return identified if identified.error else rules.describe(identified)
 
 
 def test_a_row_becomes_what_vod_is_told(tmp_path: Path) -> None:
@@ -76,9 +76,9 @@ def test_a_row_is_known_by_its_key_its_video_or_its_path(tmp_path: Path) -> None
         ({"path": "a\0.mp4"}, "NUL"),
         ({"path": "a.mp4", "key": "k" * 201}, "key has 201"),
         ({"path": "a.mp4", "title": "\udce9"}, "not UTF-8"),
-        ({"path": "a.txt"}, "does not take files like"),
-        ({"path": "mp4"}, "does not take files like"),
-        ({"path": "a.mp4", "file_name": "a.exe"}, "does not take files like"),
+        ({"path": "a.txt"}, "does not accept files like"),
+        ({"path": "mp4"}, "does not accept files like"),
+        ({"path": "a.mp4", "file_name": "a.exe"}, "does not accept files like"),
     ],
 )
 def test_a_bad_row_says_what_is_wrong(tmp_path: Path, fields: dict[str, Any], said: str) -> None:
@@ -172,7 +172,7 @@ def test_a_title_template_names_only_what_there_is(template: str) -> None:
 
 def test_a_title_made_from_a_name_is_one_that_vod_takes(tmp_path: Path) -> None:
     rules = RowRules(root=Root.at(tmp_path), title_template="{folder}: {stem} ({row}) {name}")
-    made = rules.described(rules.begun(RawRow(3, {"path": f"f/{'x' * 90}\U0001f389.mp4"}), "m"))
+    made = rules.describe(rules.identify(RawRow(3, {"path": f"f/{'x' * 90}\U0001f389.mp4"}), "m"))
     assert made.meta is not None
     assert made.meta.title is not None
     assert made.meta.title.startswith("f: xxx")

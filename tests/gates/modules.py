@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "uploader"
 
 _ENGINE = (
-    "tests/bulk/test_many.py",
+    "tests/bulk/test_batch.py",
     "tests/engine",
     "tests/model/test_findings.py",
     "tests/sources/test_streams.py",

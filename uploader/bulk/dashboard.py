@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
@@ -13,18 +13,18 @@ from aiohttp import web
 from uploader.errors import ConfigurationError
 from uploader.units import duration, rate, size
 
-from .page import STYLE, rates
-from .tally import Tally
+from .progress import BatchProgress
+from .report import STYLE, rates
 
 if TYPE_CHECKING:
     from aiohttp.typedefs import Handler
 
-__all__ = ["serving", "told"]
+__all__ = ["page_data", "serving"]
 
 _HOST: Final = "127.0.0.1"
 _NAMES: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
 _INTERVAL_S: Final = 1.0
-_MAX_LISTENERS: Final = 16
+_MAX_READERS: Final = 16
 _HEADERS: Final = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
@@ -37,58 +37,47 @@ _PAGE: Final = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>vodup batch, live</title>
 <meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body>
 <h1>Batch</h1><p id="state">Connecting</p><dl id="figures"></dl>
-<h2>Bytes a second</h2><svg viewBox="0 0 640 160" role="img"><polyline id="rate" fill="none"
-stroke="#0969da" stroke-width="1.5"/><text id="most" x="4" y="20"></text>
+<h2>Throughput</h2><svg viewBox="0 0 640 160" role="img"><polyline id="rate" fill="none"
+stroke="#0969da" stroke-width="1.5"/><text id="highest" x="4" y="20"></text>
 <text x="4" y="135">0</text><text id="begin" x="80" y="152"></text>
 <text id="end" x="580" y="152"></text></svg>
-<h2>Under way for longest</h2><table id="slowest"></table>
-<h2>Failed last</h2><table id="failures"></table>
+<h2>Longest running</h2><table id="slowest"></table>
+<h2>Latest failures</h2><table id="failures"></table>
 <script src="page.js"></script></body></html>
 """
 
 # Everything that comes from a manifest or a server is set as text, never as markup.
 _SCRIPT: Final = """"use strict";
 const byId = (id) => document.getElementById(id);
-function cell(row, tag, text) {
+function element(tag, ...children) {
   const made = document.createElement(tag);
-  made.textContent = String(text);
-  row.append(made);
+  made.append(...children);
+  return made;
 }
-function table(id, rows) {
-  byId(id).replaceChildren(...rows.map((cells) => {
-    const row = document.createElement("tr");
-    cells.forEach((text) => cell(row, "td", text));
-    return row;
-  }));
-}
-function figures(values) {
-  byId("figures").replaceChildren(...values.map(([name, value]) => {
-    const box = document.createElement("div");
-    cell(box, "dt", name);
-    cell(box, "dd", value);
-    return box;
-  }));
-}
-function plot(told) {
-  const points = told.rates, most = Math.max(1, ...points.map(([, rate]) => rate));
+const row = (cells) => element("tr", ...cells.map((text) => element("td", String(text))));
+const figure = ([name, value]) => element("div", element("dt", name), element("dd", value));
+function plot(data) {
+  const points = data.rates, highest = Math.max(1, ...points.map(([, rate]) => rate));
   const begin = points.length ? points[0][0] : 0, end = points.length ? points.at(-1)[0] : 1;
   byId("rate").setAttribute("points", points.map(([at, rate]) =>
-    `${80 + 550 * (at - begin) / Math.max(end - begin, 1e-9)},${135 - 120 * rate / most}`
+    `${80 + 550 * (at - begin) / Math.max(end - begin, 1e-9)},${135 - 120 * rate / highest}`
   ).join(" "));
-  ["most", "begin", "end"].forEach((id) => { byId(id).textContent = told.axis[id]; });
+  ["highest", "begin", "end"].forEach((id) => { byId(id).textContent = data.axis[id]; });
 }
+let hasEnded = false;
 const source = new EventSource("events");
 source.onmessage = (message) => {
-  const told = JSON.parse(message.data);
-  byId("state").textContent = told.state;
-  figures(told.totals);
-  table("slowest", told.slowest);
-  table("failures", told.failures);
-  plot(told);
+  const data = JSON.parse(message.data);
+  byId("state").textContent = data.state;
+  byId("figures").replaceChildren(...data.totals.map(figure));
+  byId("slowest").replaceChildren(...data.slowest.map(row));
+  byId("failures").replaceChildren(...data.failures.map(row));
+  plot(data);
+  hasEnded = data.ended;
 };
 source.onerror = () => {
-  source.close();
-  byId("state").textContent = "The batch has ended, or cannot be reached.";
+  if (hasEnded) source.close();
+  else byId("state").textContent = "Connection lost; reconnecting";
 };
 """
 
@@ -102,17 +91,17 @@ async def _only_loopback(request: web.Request, handler: Handler) -> web.StreamRe
 
 
 @asynccontextmanager
-async def serving(tally: Tally, port: int) -> AsyncIterator[str]:
+async def serving(progress: BatchProgress, port: int) -> AsyncIterator[str]:
     """Serve the page while the block runs; yields its URL.
 
     Raises:
         ConfigurationError: the port is taken.
     """
     app = web.Application(middlewares=[_only_loopback])
-    listeners = _Listeners(tally)
+    readers = _Readers(progress)
     app.router.add_get("/", _page)
     app.router.add_get("/page.js", _script)
-    app.router.add_get("/events", listeners.serve)
+    app.router.add_get("/events", readers.serve)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     try:
@@ -120,91 +109,88 @@ async def serving(tally: Tally, port: int) -> AsyncIterator[str]:
             await web.TCPSite(runner, _HOST, port).start()
         except OSError as error:
             raise ConfigurationError(
-                f"--dashboard: port {port} cannot be used: {error.strerror}.",
-                next_step="Name another port, or 0 for any.",
+                f"--dashboard: cannot use port {port}: {error.strerror}.",
+                next_step="Choose another port, or 0 for any free one.",
             ) from error
         yield f"http://{_HOST}:{runner.addresses[0][1]}/"
     finally:
-        listeners.ended.set()
+        readers.ended.set()
         await runner.cleanup()
 
 
-def told(tally: Tally) -> dict[str, Any]:
-    """What the page is told: figures in words, the rate over time, the slowest, the failures."""
-    points = rates(tally.samples, lambda sample: sample.sent_bytes)
+def page_data(progress: BatchProgress, *, has_ended: bool = False) -> dict[str, Any]:
+    """Return what the page shows: figures, the rate over time, the slowest, the failures."""
+    points = rates(progress.samples, lambda sample: sample.sent_bytes)
+    ended = f"Finished: {progress.done_count:,} uploaded, {progress.failed_count:,} failed"
     return {
-        "state": tally.stopped or "Running",
-        "totals": _totals(tally),
+        "ended": has_ended,
+        "state": progress.stopped or (ended if has_ended else "Running"),
+        "totals": _totals(progress),
         "rates": [[round(at_s, 1), round(value)] for at_s, value in points],
         "axis": {
-            "most": rate(max([value for _, value in points], default=0)),
+            "highest": rate(max([value for _, value in points], default=0)),
             "begin": duration(points[0][0] if points else 0),
-            "end": duration(tally.seconds),
+            "end": duration(progress.tracker.seconds),
         },
         "slowest": [
-            [one.name, f"{100 * one.done_bytes // max(1, one.size)} %", size(one.size)]
-            for one in tally.slowest
+            [one.source, f"{100 * one.done_bytes // max(1, one.size)} %", size(one.size)]
+            for one in progress.slowest
         ],
-        "failures": [list(failure) for failure in reversed(tally.failures)],
+        "failures": [list(failure) for failure in reversed(progress.failures)],
     }
 
 
-def _totals(tally: Tally) -> list[tuple[str, str]]:
-    expected, left_s = tally.expected_count, tally.left_s
-    about = "" if tally.is_read else "about "
+def _totals(progress: BatchProgress) -> list[tuple[str, str]]:
+    tracker, expected, remaining_s = progress.tracker, progress.expected_count, progress.remaining_s
+    about = "" if progress.is_read else "about "
+    of = "" if expected is None else f" of {about}{expected:,}"
     return [
-        ("rows through", f"{tally.ended_count:,}"),
-        ("of", "?" if expected is None else f"{about}{expected:,}"),
-        ("stored and verified", f"{tally.done_count:,}"),
-        ("done by earlier runs", f"{tally.skipped_count:,}"),
-        ("failed", f"{tally.failed_count:,}"),
-        ("to be tried again", f"{tally.deferred_count:,}"),
-        ("under way", f"{len(tally.active):,}"),
-        ("sent", size(tally.sent_bytes)),
-        ("rate", rate(tally.bytes_per_s)),
-        ("rows a second", f"{tally.rows_per_s:,.1f}"),
-        ("since", duration(tally.seconds)),
-        ("left", "?" if left_s is None else duration(left_s)),
-        ("credential renewals", f"{tally.renewal_count:,}"),
-        ("requests repeated", f"{tally.retry_count:,}"),
+        ("done", f"{progress.ended_count:,}{of}"),
+        ("uploaded and verified", f"{progress.done_count:,}"),
+        ("done in an earlier run", f"{progress.skipped_count:,}"),
+        ("failed", f"{progress.failed_count:,}"),
+        ("waiting to retry", f"{progress.deferred_count:,}"),
+        ("uploading", f"{len(tracker.active):,}"),
+        ("sent", size(tracker.sent_bytes)),
+        ("throughput", rate(tracker.bytes_per_s())),
+        ("files per second", f"{progress.rows_per_s:,.1f}"),
+        ("elapsed", duration(tracker.seconds)),
+        ("remaining", "?" if remaining_s is None else duration(remaining_s)),
+        ("credential renewals", f"{tracker.renewal_count:,}"),
+        ("requests retried", f"{tracker.retry_count:,}"),
     ]
 
 
-class _Listeners:
-    """Those who look at the page. Mutable: how many, and whether the batch has ended."""
+class _Readers:
+    """Browsers that show the page. Mutable: how many, and whether the batch has ended."""
 
-    def __init__(self, tally: Tally) -> None:
-        self._tally = tally
+    def __init__(self, progress: BatchProgress) -> None:
+        self._progress = progress
         self._count = 0
         self.ended = asyncio.Event()
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
-        """Send the figures until the batch ends or the reader goes."""
-        if self._count >= _MAX_LISTENERS:
+        """Send the figures until the batch ends or the browser disconnects."""
+        if self._count >= _MAX_READERS:
             raise web.HTTPServiceUnavailable
         response = web.StreamResponse(headers={**_HEADERS, "Content-Type": "text/event-stream"})
         self._count += 1
         try:
             await response.prepare(request)
-            while True:
-                line = f"data: {json.dumps(told(self._tally))}\n\n"
+            has_ended = False
+            while not has_ended:
+                has_ended = self.ended.is_set()
+                data = page_data(self._progress, has_ended=has_ended)
                 async with asyncio.timeout(10):
-                    await response.write(line.encode())
-                if self.ended.is_set():
-                    break
-                await self._pause()
+                    await response.write(f"data: {json.dumps(data)}\n\n".encode())
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_INTERVAL_S):
+                        await self.ended.wait()
         except (ConnectionError, TimeoutError):
-            pass  # the reader has gone
+            pass  # the browser has disconnected
         finally:
             self._count -= 1
         return response
-
-    async def _pause(self) -> None:
-        try:
-            async with asyncio.timeout(_INTERVAL_S):
-                await self.ended.wait()
-        except TimeoutError:
-            return
 
 
 async def _page(request: web.Request) -> web.Response:

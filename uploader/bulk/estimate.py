@@ -9,7 +9,7 @@ from typing import Any, Final
 from uploader.errors import ConfigurationError, VodupError
 from uploader.protocol.plan import MAX_PUT_SIZE, plan_parts
 
-from .runner import MetRow
+from .runner import CheckedRow
 
 __all__ = ["ASSUMED_BYTES_PER_S", "Estimate"]
 
@@ -45,29 +45,29 @@ class Estimate:
     errors: Counter[str] = field(default_factory=Counter)
     codes: Counter[int] = field(default_factory=Counter)
 
-    def add(self, met: MetRow) -> VodupError | None:
-        """Count a row; returns what is wrong with it."""
+    def add(self, checked: CheckedRow) -> VodupError | None:
+        """Count a row; returns the error it would fail with."""
         self.row_count += 1
-        if met.earlier.is_done:
+        if checked.known.is_done:
             self.skipped_count += 1
             return None
-        error = met.row.error
+        error = checked.row.error
         if error is None:
             try:
-                self._count(met)
-            except ConfigurationError as problem:  # larger than OSS takes in such parts
+                self._add_good(checked.size)
+            except ConfigurationError as problem:  # larger than OSS allows in such parts
                 error = problem
         if error is not None:
             self.errors[type(error).__name__] += 1
         return error
 
-    def _count(self, met: MetRow) -> None:
-        plan = plan_parts(met.size, part_size=self.part_size)
+    def _add_good(self, size: int) -> None:
+        plan = plan_parts(size, part_size=self.part_size)
         is_put = plan.is_single and plan.size <= MAX_PUT_SIZE
-        renewal_count = int(met.size / self.bytes_per_s // _CREDENTIAL_LIFE_S)
+        renewal_count = int(size / self.bytes_per_s // _CREDENTIAL_LIFE_S)
         self.good_count += 1
-        self.byte_count += met.size
-        self.largest_bytes = max(self.largest_bytes, met.size)
+        self.byte_count += size
+        self.largest_bytes = max(self.largest_bytes, size)
         self.part_count += plan.part_count
         self.oss_request_count += 1 if is_put else plan.part_count + 2
         self.renewal_count += renewal_count
@@ -79,7 +79,7 @@ class Estimate:
         return max(self.byte_count / self.bytes_per_s, self.vod_call_count / self.vod_calls_per_s)
 
     def figures(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return all counts as JSON values."""
         return {
             "rows": self.row_count,
             "good": self.good_count,

@@ -1,8 +1,8 @@
-"""The ledger of a batch: one terminal record for every row, whatever crashes in between.
+"""The ledger of a batch: one final record for every row, whatever crashes in between.
 
-Records are JSON Lines that are themselves a manifest. They are only ever appended, so a
-crash can tear no more than the last line, which the next run removes. A later record of
-a row replaces an earlier one; `close` writes the file anew without what was replaced.
+Records are JSON Lines that are themselves a manifest. They are only appended, so a crash can
+tear no more than the last line, which the next run removes. A later record of a row replaces
+an earlier one; `compact` rewrites the file without replaced records.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ import fcntl
 import json
 import os
 import tempfile
+from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
+from hashlib import blake2b
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final, Self
 
 from uploader.errors import ConfigurationError, StateUnavailable, UploadLocked, VodupError
 from uploader.events import UploadResult
 
-from .register import Register, number_of
 from .rows import Row
 
-__all__ = ["Earlier", "Ledger", "Record", "failure_record", "success_record"]
+__all__ = ["CompactMap", "KnownRow", "Ledger", "Record", "failure_record", "hash_of"]
 
 Record = Mapping[str, Any]
 
@@ -34,29 +34,36 @@ FAILED: Final = "failed"
 _RESULT: Final = tuple(field.name for field in fields(UploadResult))
 _BEGINNING: Final = b'{"id": "'
 
-# What the register holds of a row: whether it was met in this run, and what the ledger
-# said of it when it was opened.
-_MET: Final = 1
+# Flags of a row: this run has read it; the record that the ledger had when it was opened.
+_READ: Final = 1
 _WAS_DONE: Final = 2
 _HAD_FAILED: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Earlier:
-    """What was known of a row when this run came to it."""
+class KnownRow:
+    """What was known of a row when this run read it.
+
+    Attributes:
+        is_done, has_failed: its record of an earlier run.
+        is_repeated: this run has read the same upload before.
+    """
 
     is_done: bool = False
-    had_failed: bool = False
+    has_failed: bool = False
     is_repeated: bool = False
 
 
+# --- records --------------------------------------------------------------------------
+
+
 def id_of(row: Row) -> int:
-    """What a row is known by in every run: its upload, or, for a refused row, its place."""
-    return number_of(f"key:{row.key}" if row.key else f"row:{row.manifest}:{row.number}")
+    """Identify a row in every run: by its upload, or a refused row by its place."""
+    return hash_of(f"key:{row.key}" if row.key else f"row:{row.manifest}:{row.number}")
 
 
 def success_record(row: Row, result: UploadResult) -> dict[str, Any]:
-    """The terminal record of a row that is stored and verified."""
+    """Return the final record of a row that is stored and verified."""
     return {
         **_begin(row, DONE),
         **{name: getattr(result, name) for name in _RESULT},
@@ -65,7 +72,7 @@ def success_record(row: Row, result: UploadResult) -> dict[str, Any]:
 
 
 def failure_record(row: Row, error: VodupError, *, exit_code: int, attempts: int) -> dict[str, Any]:
-    """The terminal record of a row that failed, or was refused."""
+    """Return the final record of a row that failed, or was refused."""
     video_id = error.video_id or row.video_id
     return {
         **_begin(row, FAILED),
@@ -89,28 +96,40 @@ def _begin(row: Row, status: str) -> dict[str, Any]:
         "row": row.number,
         "status": status,
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        **row.given,
+        **row.columns,
         **({"key": row.upload_key} if row.upload_key else {}),
     }
+
+
+def _record_of(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+        int(record["id"], 16)
+        return record if record["status"] in (DONE, FAILED) else None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+# --- the file -------------------------------------------------------------------------
 
 
 class Ledger:
     """The records of a batch in a file; without a path in one that is removed at the end.
 
-    Mutable: the open file, and which rows are known. `meet` belongs to the one thread
+    Mutable: the open file, and which rows are known. `look_up` belongs to the one thread
     that reads rows, everything else to the loop's.
 
     Raises:
         UploadLocked: another process writes to the file.
-        ConfigurationError: it is something else than a ledger, or cannot be opened.
+        ConfigurationError: it is not a ledger, or cannot be opened.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         self._path = Path(os.path.abspath(path)) if path is not None else None
-        self._known = Register()
+        self._known = CompactMap()
         self._replaced_count = 0
         self._stale_count = 0
-        self._file = self._opened()
+        self._file = _open_locked(self._path) if self._path else _open_temporary()
         try:
             self._load()
         except BaseException:
@@ -120,68 +139,39 @@ class Ledger:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self._close_file()
-
-    def _opened(self) -> int:
-        if self._path is None:
-            handle, name = tempfile.mkstemp(prefix="vodup-ledger-")
-            os.unlink(name)
-            fcntl.fcntl(handle, fcntl.F_SETFL, os.O_APPEND)
-            return handle
-        try:
-            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-            handle = os.open(self._path, flags, 0o600)
-        except OSError as error:
-            raise ConfigurationError(
-                f"{self._path} cannot be written: {error.strerror}."
-            ) from error
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not os.path.samestat(os.fstat(handle), os.stat(self._path)):
-                raise BlockingIOError  # replaced by its owner in this very moment
-        except OSError as error:
-            os.close(handle)
-            raise UploadLocked(f"Another process writes to {self._path}.") from error
-        return handle
 
     def _close_file(self) -> None:
         handle, self._file = self._file, -1
         if handle >= 0:
             os.close(handle)
 
-    # --- what former runs left ----------------------------------------------------------
-
     def _load(self) -> None:
+        """Read the records of earlier runs; remove a line that a crash has torn."""
         whole_size = 0
         for offset, size, record in self._lines():
             if record is None and offset == 0 and not self._is_blank(size):
                 raise ConfigurationError(
-                    f"{self._path} is there already and is no ledger of vodup.",
-                    next_step="Name another file with --report.",
+                    f"{self._path} exists and is not a ledger of vodup.",
+                    next_step="Choose another file with --report.",
                 )
             whole_size = offset + size
             if record is None:
                 self._stale_count += 1
                 continue
             number = int(record["id"], 16)
-            former = self._known.get(number)
-            self._replaced_count += former != 0
+            self._replaced_count += self._known.get(number) != 0
             self._known.set(number, _WAS_DONE if record["status"] == DONE else _HAD_FAILED)
         if whole_size < os.fstat(self._file).st_size:
-            os.ftruncate(self._file, whole_size)  # a line that a crash has torn
+            os.ftruncate(self._file, whole_size)
 
     def _is_blank(self, size: int) -> bool:
-        """Whether a line holds nothing: a power cut may leave the room for one only."""
+        """Whether a line holds nothing: a power cut may leave only the space for one."""
         return not os.pread(self._file, size, 0).strip(b"\0\n")
 
     def _lines(self) -> Iterator[tuple[int, int, dict[str, Any] | None]]:
-        """Offset, size and record of each whole line; None for what is no record."""
+        """Offset, size and record of each whole line; None for a line that is no record."""
         with os.fdopen(os.dup(self._file), "rb") as file:
             file.seek(0)
             offset = 0
@@ -194,26 +184,26 @@ class Ledger:
 
     # --- this run -----------------------------------------------------------------------
 
-    def meet(self, row: Row) -> Earlier:
-        """Note that this run has come to a row; tells what is known of it."""
+    def look_up(self, row: Row) -> KnownRow:
+        """Return what is known of a row, and remember that this run has read it."""
         number = id_of(row)
         flags = self._known.get(number)
-        is_repeated = bool(flags & _MET)
-        reference_id = row.given.get("reference_id")
+        is_repeated = bool(flags & _READ)
+        reference_id = row.columns.get("reference_id")
         if reference_id is not None and row.error is None and not is_repeated:
-            is_repeated = self._meet_reference(str(reference_id))
-        self._known.set(number, flags | _MET)
-        return Earlier(bool(flags & _WAS_DONE), bool(flags & _HAD_FAILED), is_repeated)
+            is_repeated = self._has_read_reference(str(reference_id))
+        self._known.set(number, flags | _READ)
+        return KnownRow(bool(flags & _WAS_DONE), bool(flags & _HAD_FAILED), is_repeated)
 
-    def _meet_reference(self, reference_id: str) -> bool:
-        """VOD would give the second row the first one's video."""
-        number = number_of(f"reference:{reference_id}")
+    def _has_read_reference(self, reference_id: str) -> bool:
+        """VOD would give the second row the video of the first."""
+        number = hash_of(f"reference:{reference_id}")
         is_repeated = bool(self._known.get(number))
-        self._known.set(number, _MET)
+        self._known.set(number, _READ)
         return is_repeated
 
     def add(self, record: Record, *, replaces: bool = False) -> None:
-        """Append a record: written when this returns, whatever kills this process.
+        """Append a record; when this returns, it survives the death of the process.
 
         Args:
             replaces: whether the ledger has an older record of the row.
@@ -223,18 +213,14 @@ class Ledger:
             if os.write(self._file, line) != len(line):
                 raise OSError(28, "No space left on device")
         except OSError as error:
-            raise StateUnavailable(f"{self._name} cannot be written: {error.strerror}.") from error
+            raise _unwritable(self._path or "The ledger", error) from error
         self._replaced_count += replaces
-
-    @property
-    def _name(self) -> str:
-        return str(self._path) if self._path else "The ledger"
 
     # --- the end ------------------------------------------------------------------------
 
     def records(self) -> Iterator[Record]:
-        """All records that are in force, in the order in which they were written."""
-        last = Register()
+        """The last record of each row, in the order in which they were written."""
+        last = CompactMap()
         for offset, _, record in self._lines():
             if record is not None:
                 last.set(int(record["id"], 16), offset + 1)
@@ -242,12 +228,12 @@ class Ledger:
             if record is not None and last.get(int(record["id"], 16)) == offset + 1:
                 yield record
 
-    def settle(self, *, manifests: Iterable[str] = ()) -> None:
-        """Leave one record for each row.
+    def compact(self, *, manifests: Iterable[str] = ()) -> None:
+        """Leave one record for each row, and make the file durable against power loss.
 
         Args:
-            manifests: those read to their end: their rows that this run has not met are
-                not there any more, and their failures are dropped.
+            manifests: those read to their end. Failures of rows that they no longer hold
+                are dropped.
         """
         read = frozenset(manifests)
         is_stale = any(flags == _HAD_FAILED for flags in self._known.values())
@@ -255,17 +241,11 @@ class Ledger:
             os.fsync(self._file)
             return
 
-        def is_in_force(record: Record) -> bool:
-            is_met = self._known.get(int(record["id"], 16)) & _MET
-            return bool(is_met or record["status"] == DONE or record.get("manifest") not in read)
+        def is_current(record: Record) -> bool:
+            was_read = self._known.get(int(record["id"], 16)) & _READ
+            return bool(was_read or record["status"] == DONE or record.get("manifest") not in read)
 
-        self._replace(filter(is_in_force, self.records()))
-
-    def _replace(self, records: Iterable[Record]) -> None:
-        """Write the file anew; a crash leaves the old one or the new one."""
-        if self._path is None:
-            raise RuntimeError("a ledger without a path is not kept")
-        handle = write_all(self._path, records)
+        handle = _write_all(self._path, filter(is_current, self.records()))
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._close_file()
         self._file = handle
@@ -274,14 +254,42 @@ class Ledger:
     def write_failures(self, path: str | os.PathLike[str]) -> None:
         """Write the failures alone to another file, which replaces what was there."""
         failures = (record for record in self.records() if record["status"] != DONE)
-        os.close(write_all(Path(os.path.abspath(path)), failures))
+        os.close(_write_all(Path(os.path.abspath(path)), failures))
 
 
-def write_all(path: Path, records: Iterable[Record]) -> int:
-    """Write a file of records in one step; returns its descriptor, for appending.
+def _open_temporary() -> int:
+    handle, name = tempfile.mkstemp(prefix="vodup-ledger-")
+    os.unlink(name)
+    fcntl.fcntl(handle, fcntl.F_SETFL, os.O_APPEND)
+    return handle
+
+
+def _open_locked(path: Path) -> int:
+    try:
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        handle = os.open(path, flags, 0o600)
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be written: {error.strerror}.") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(handle), os.stat(path)):
+            raise BlockingIOError  # its owner has replaced it at this very moment
+    except OSError as error:
+        os.close(handle)
+        raise UploadLocked(
+            f"Another process writes to {path}.",
+            next_step="Wait for it to end, or choose another file with --report.",
+        ) from error
+    return handle
+
+
+def _write_all(path: Path, records: Iterable[Record]) -> int:
+    """Replace a file by records: a crash leaves the old one or the new one, whole.
+
+    Returns its descriptor, for appending.
 
     Raises:
-        StateUnavailable: it cannot be written; what was there is as it was.
+        StateUnavailable: it cannot be written; the old file is unchanged.
     """
     draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
     try:
@@ -299,14 +307,78 @@ def write_all(path: Path, records: Iterable[Record]) -> int:
             draft.unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise StateUnavailable(f"{path} cannot be written: {error.strerror}.") from error
+        raise _unwritable(path, error) from error
     return handle
 
 
-def _record_of(line: bytes) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-        int(record["id"], 16)
-        return record if record["status"] in (DONE, FAILED) else None
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
+def _unwritable(name: object, error: OSError) -> StateUnavailable:
+    return StateUnavailable(
+        f"{name} cannot be written: {error.strerror}.",
+        next_step="Check free space and permissions there, then run the same command again.",
+    )
+
+
+# --- a million names in a few bytes each ------------------------------------------------
+
+
+def hash_of(name: str) -> int:
+    """Hash a name to a number from 1 to 2^64 - 1.
+
+    That two of a million names share one happens once in 40 million batches.
+    """
+    digest = blake2b(name.encode(errors="surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") or 1
+
+
+class CompactMap:
+    """Numbers (not 0), each with another number (0 where nothing was set).
+
+    A dict of a million entries takes 130 MB, this takes 23 to 46. Mutable; not for two
+    threads at once.
+    """
+
+    _FIRST_SIZE: Final = 1024
+    _LOAD: Final = 0.7
+
+    def __init__(self) -> None:
+        self._keys = array("Q", bytes(8 * self._FIRST_SIZE))
+        self._values = array("Q", bytes(8 * self._FIRST_SIZE))
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def get(self, number: int) -> int:
+        """The value of `number`; 0 if none was set."""
+        return self._values[self._place(number)]
+
+    def set(self, number: int, value: int) -> None:
+        """Set a value, below 2^64."""
+        place = self._place(number)
+        if self._keys[place] == 0:
+            if self._count >= self._LOAD * len(self._keys):
+                self._grow()
+                place = self._place(number)
+            self._keys[place] = number
+            self._count += 1
+        self._values[place] = value
+
+    def values(self) -> array[int]:
+        """All values, in no order; 0 where nothing is set."""
+        return self._values
+
+    def _place(self, number: int) -> int:
+        keys, mask = self._keys, len(self._keys) - 1
+        place = number & mask
+        while keys[place] and keys[place] != number:
+            place = (place + 1) & mask
+        return place
+
+    def _grow(self) -> None:
+        former = zip(self._keys, self._values, strict=True)
+        self._keys = array("Q", bytes(2 * len(self._keys) * 8))
+        self._values = array("Q", bytes(len(self._keys) * 8))
+        for number, value in former:
+            if number:
+                place = self._place(number)
+                self._keys[place], self._values[place] = number, value

@@ -6,13 +6,10 @@ import functools
 import os
 import stat
 from dataclasses import dataclass
-from typing import Final
 
 from uploader.errors import SourceUnreadable, UnsafePath
 
 __all__ = ["Root"]
-
-_OUTSIDE: Final = "Pass --root FOLDER if files of that folder are meant."
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,36 +26,39 @@ class Root:
 
     @classmethod
     def at(cls, folder: str | os.PathLike[str], *, follow_symlinks: bool = False) -> Root:
-        """A root; `folder` may be relative to the working directory."""
+        """Make a root; `folder` may be relative to the working directory."""
         return cls(os.path.abspath(folder), follow_symlinks)
 
     def absolute(self, path: str) -> str:
-        """The path a row means, without asking the disk.
+        """Make a row's path absolute, without looking at the disk.
 
         Raises:
-            UnsafePath: it says by itself that it leaves the root.
+            UnsafePath: the path as written leaves the root.
         """
         absolute = os.path.normpath(path if path.startswith(os.sep) else f"{self.folder}/{path}")
         if not _is_below(absolute, self.folder):
-            raise UnsafePath(f"{path} is outside of {self.folder}.", next_step=_OUTSIDE)
-        # normpath takes "a/../b" for "b", which a link at "a" would make another file.
+            raise UnsafePath(
+                f"{path} is outside of {self.folder}.",
+                next_step="To upload files of another folder, pass it with --root FOLDER.",
+            )
+        # normpath makes "b" of "a/../b", which is another file if "a" is a link.
         if ".." in path and ".." in path.split(os.sep):
-            raise UnsafePath(f"{path} goes up with '..'.", next_step="Write the path without '..'.")
+            raise UnsafePath(f"{path} contains '..'.", next_step="Write the path without '..'.")
         return absolute
 
     def resolved(self, absolute: str) -> tuple[str, int]:
-        """Where the file really is, and its size.
+        """Return the path with links resolved, and the file's size in bytes.
 
         Raises:
             UnsafePath: a symbolic link leads out of the root.
-            SourceUnreadable: it is missing, empty or no regular file.
+            SourceUnreadable: it is missing, empty or not a regular file.
         """
         try:
-            real, status = _looked_up(absolute)
+            real, status = _resolved(absolute)
             if not self.follow_symlinks and not _is_below(real, _real(self.folder)):
                 raise UnsafePath(
                     f"{absolute} leads out of {self.folder} by a symbolic link.",
-                    next_step="Pass --follow-symlinks if that is meant.",
+                    next_step="To follow such links, pass --follow-symlinks.",
                 )
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not a path"
@@ -70,8 +70,8 @@ class Root:
         return real, status.st_size
 
 
-def _looked_up(absolute: str) -> tuple[str, os.stat_result]:
-    """Where a path leads, and what is there; asks once for the links in each folder."""
+def _resolved(absolute: str) -> tuple[str, os.stat_result]:
+    """Resolve a path and stat it; the links of each folder are looked up once."""
     folder, name = os.path.split(absolute)
     real = os.path.join(_real(folder), name)
     status = os.lstat(real)

@@ -1,4 +1,4 @@
-"""Rows of a manifest: from what somebody wrote to what is to be uploaded, or why not."""
+"""Rows of a manifest: from what was written to what is to be uploaded, or why it cannot be."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from uploader.errors import ConfigurationError, UnsafePath, VodupError
+from uploader.errors import ConfigurationError, VodupError, unexpected
 from uploader.opening import default_key
 from uploader.protocol.limits import problem_of, refuses_name
 from uploader.protocol.vod import VideoMeta, title_of
-from uploader.sources.url_policy import identity_of, parsed_url, shown
+from uploader.sources.url_policy import URL, identity_of, parsed_url, shown
 
 from .paths import Root
 
@@ -24,7 +24,6 @@ __all__ = [
     "Row",
     "RowRules",
     "is_url",
-    "path_within",
     "require_title_template",
     "shown_path",
 ]
@@ -36,11 +35,11 @@ _META: Final = frozenset(
     ).split()
 )
 _NO_META: Final = VideoMeta()
-_NOTHING: Final[tuple[object, ...]] = (None, "", [])
+_EMPTY: Final[tuple[object, ...]] = (None, "", [])
 COLUMNS: Final = frozenset(["path", "source", "key", "video_id", *_META])
 
 RESULT_COLUMNS: Final = frozenset(
-    # What a ledger adds to its rows: a ledger is a manifest, too.
+    # What a ledger adds to its rows: a ledger is a manifest as well.
     """
     type id row manifest status at size crc64 etag bucket object_key upload_id part_count
     resumed_part_count renewal_count retry_count sent_bytes verified_by seconds is_receipt
@@ -58,8 +57,8 @@ class RawRow:
     """One row as read.
 
     Attributes:
-        number: the line it begins at, or its number where there are no lines; from 1.
-        fields: by column; empty when it could not be read.
+        number: the line it begins at, or its position where there are no lines; from 1.
+        fields: by column; empty when the row could not be read.
         problem: why it could not be read.
     """
 
@@ -70,14 +69,15 @@ class RawRow:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row, understood or refused.
+    """One row, valid or refused.
 
     Attributes:
         manifest: where it comes from, for people and for the ledger.
-        key: what the row is known by, the same in every run; "" for one that was refused.
-        upload_key: of the upload in the state; None lets the state say it for `video_id`.
+        key: identifies the row in every run; "" for a refused row.
+        upload_key: of the upload in the state; None: the state derives it from `video_id`.
         path: absolute, or a URL; "" where there is none.
-        given: the columns that a corrected row would need again.
+        columns: what a corrected row would have to give again.
+        error: why the row is refused.
     """
 
     manifest: str
@@ -87,29 +87,29 @@ class Row:
     path: str = ""
     video_id: str | None = None
     meta: VideoMeta | None = None
-    given: Mapping[str, Any] = field(default_factory=dict)
+    columns: Mapping[str, Any] = field(default_factory=dict)
     error: VodupError | None = None
 
     @property
     def where(self) -> str:
-        """For people."""
+        """Manifest and line, for people."""
         return f"{self.manifest}:{self.number}"
 
     @property
     def source_name(self) -> str:
-        """The path, or the URL without what may be secret in it."""
+        """The path, or the URL without anything secret in it."""
         return shown_path(self.path)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowRules:
-    """What rows are measured by.
+    """What rows are checked against.
 
     Attributes:
         root: where paths may lead.
-        scope: of the uploader; part of the key of rows that name none.
+        scope: of the uploader; part of the key of rows that give none.
         title_template: for rows without a title: "{stem}", "{name}", "{folder}", "{row}".
-        defaults: of the fields a row does not give.
+        defaults: for the fields a row does not give.
     """
 
     root: Root
@@ -117,32 +117,33 @@ class RowRules:
     title_template: str | None = None
     defaults: VideoMeta = field(default_factory=VideoMeta)
 
-    def begun(self, raw: RawRow, manifest: str) -> Row:
-        """Understand which upload a row is; enough for rows that are done already.
+    def identify(self, raw: RawRow, manifest: str) -> Row:
+        """Find out which upload a row is; enough for rows that are done already.
 
-        Never raises for what a row says: that is `Row.error`.
+        Never raises for the content of a row: that is `Row.error`.
         """
-        if raw.problem is not None:
-            return Row(manifest, raw.number, given=_plain(raw.fields), error=_wrong(raw.problem))
         try:
-            return self._begun(raw, manifest)
-        except (ConfigurationError, UnsafePath) as error:
-            return Row(manifest, raw.number, given=_plain(raw.fields), error=error)
+            if raw.problem is not None:
+                raise _wrong(raw.problem)
+            return self._identified(raw, manifest)
+        except VodupError as error:
+            return Row(manifest, raw.number, columns=_storable(raw.fields), error=error)
+        except Exception as bug:
+            return Row(manifest, raw.number, columns=_storable(raw.fields), error=unexpected(bug))
 
-    def _begun(self, raw: RawRow, manifest: str) -> Row:
-        given = {n: v for n, v in raw.fields.items() if v not in _NOTHING and n in COLUMNS}
-        named = _path_of(given)
-        path, identity = named, named
-        if is_url(named):
-            identity = identity_of(parsed_url(named))
+    def _identified(self, raw: RawRow, manifest: str) -> Row:
+        columns = {n: v for n, v in raw.fields.items() if v not in _EMPTY and n in COLUMNS}
+        path = identity = _path_of(columns)
+        if is_url(path):
+            identity = identity_of(parsed_url(path))
         else:
-            path = identity = self.root.absolute(named)
-        key = _text(given, "key")
-        video_id = _text(given, "video_id")
+            path = identity = self.root.absolute(path)
+        key = _text(columns, "key")
+        video_id = _text(columns, "video_id")
         if key is None and video_id is None:
             key = default_key(self.scope, identity)
-        given["path"] = path
-        given.pop("source", None)
+        columns["path"] = path
+        columns.pop("source", None)
         return Row(
             manifest,
             raw.number,
@@ -150,28 +151,31 @@ class RowRules:
             upload_key=key,
             path=path,
             video_id=video_id,
-            given=given,
+            columns=columns,
         )
 
-    def described(self, row: Row) -> Row:
-        """Understand what CreateUploadVideo is to be told, too."""
+    def describe(self, row: Row) -> Row:
+        """Add the parameters of CreateUploadVideo, checked. Never raises for the content."""
         try:
             meta = self._meta_of(row)
-            name = meta.file_name or os.path.basename(path_within(row.path))
+            name = meta.file_name or os.path.basename(_path_within(row.path))
             if row.video_id is None and refuses_name(name):
                 raise _wrong(
-                    f"VOD does not take files like {name!r}.",
-                    "Give file_name with an extension VOD takes, such as mp4, mov, mkv, flv or ts.",
+                    f"VOD does not accept files like {name!r}.",
+                    "Give file_name with an extension that VOD accepts, such as mp4, mov, mkv, "
+                    "flv or ts.",
                 )
-        except ConfigurationError as error:
+        except VodupError as error:
             return replace(row, error=error)
+        except Exception as bug:
+            return replace(row, error=unexpected(bug))
         return replace(row, meta=meta)
 
     def _meta_of(self, row: Row) -> VideoMeta:
         values: dict[str, Any] = {}
-        for name in row.given.keys() & _META:
+        for name in row.columns.keys() & _META:
             reader = _META_READERS.get(name) or _text
-            values[name] = reader(row.given, name)
+            values[name] = reader(row.columns, name)
         if "title" not in values and self.defaults.title is None and self.title_template:
             values["title"] = _title(self.title_template, row.path, row.number)
         if not values:
@@ -189,21 +193,26 @@ def is_url(path: str) -> bool:
 
 
 def shown_path(path: str) -> str:
-    """A path, or a URL without what may be secret in it: a presigned one is a key."""
-    return shown(parsed_url(path)) if is_url(path) else path
+    """A path, or a URL without anything secret in it: a presigned URL is a key."""
+    if not is_url(path):
+        return path
+    try:
+        return shown(URL(path))
+    except ValueError:
+        return f"{path.partition('://')[0]}://…"
 
 
-def path_within(path: str) -> str:
-    """A path, or that of a URL: what has a folder and a name."""
+def _path_within(path: str) -> str:
+    """A path, or the path of a URL."""
     return parsed_url(path).path if is_url(path) else path
 
 
-def _wrong(words: str, next_step: str = "Correct the row and run again.") -> ConfigurationError:
-    return ConfigurationError(words, next_step=next_step)
+def _wrong(message: str, next_step: str = "Correct the row and run again.") -> ConfigurationError:
+    return ConfigurationError(message, next_step=next_step)
 
 
-def _path_of(given: Mapping[str, Any]) -> str:
-    path, source = _text(given, "path"), _text(given, "source")
+def _path_of(columns: Mapping[str, Any]) -> str:
+    path, source = _text(columns, "path"), _text(columns, "source")
     if path is not None and source is not None and path != source:
         raise _wrong("The columns path and source name different files.")
     if (named := path or source) is None:
@@ -211,8 +220,8 @@ def _path_of(given: Mapping[str, Any]) -> str:
     return named
 
 
-def _text(given: Mapping[str, Any], name: str) -> str | None:
-    value = given.get(name)
+def _text(columns: Mapping[str, Any], name: str) -> str | None:
+    value = columns.get(name)
     if value is None:
         return None
     if not isinstance(value, str):
@@ -220,24 +229,23 @@ def _text(given: Mapping[str, Any], name: str) -> str | None:
     if "\0" in value:
         raise _wrong(f"{name} has a NUL character.")
     if len(value) > (most := _MAX_TEXT.get(name, 65536)):
-        raise _wrong(f"{name} has {len(value):,} characters, at most {most:,} are taken.")
-    if name != "path" and name != "source" and not _is_unicode(value):
-        raise _wrong(f"{name} is not UTF-8 text.")
+        raise _wrong(f"{name} has {len(value):,} characters; the maximum is {most:,}.")
+    if not value.isascii():
+        _require_encodable(value, name)
     return value
 
 
-def _is_unicode(text: str) -> bool:
-    if text.isascii():
-        return True
+def _require_encodable(value: str, name: str) -> None:
+    """Refuse lone surrogates, but in paths those that stand for bytes of a file name."""
+    is_path = name in ("path", "source") and not is_url(value)
     try:
-        text.encode()
+        value.encode(errors="surrogateescape" if is_path else "strict")
     except UnicodeEncodeError:
-        return False
-    return True
+        raise _wrong(f"{name} is not UTF-8 text.") from None
 
 
-def _number(given: Mapping[str, Any], name: str) -> int | None:
-    value = given.get(name)
+def _number(columns: Mapping[str, Any], name: str) -> int | None:
+    value = columns.get(name)
     if isinstance(value, str):
         value = value.strip()
         if not (value.isascii() and value.isdecimal() and len(value) <= 18):
@@ -248,19 +256,21 @@ def _number(given: Mapping[str, Any], name: str) -> int | None:
     return value
 
 
-def _tags(given: Mapping[str, Any], name: str) -> tuple[str, ...] | None:
-    value = given.get(name)
+def _tags(columns: Mapping[str, Any], name: str) -> tuple[str, ...] | None:
+    value = columns.get(name)
     if value is None:
         return None
     tags = value.split(",") if isinstance(value, str) else value
     if not isinstance(tags, list | tuple) or not all(isinstance(tag, str) for tag in tags):
         raise _wrong("tags must be text with commas, or a list of texts.")
+    for tag in tags:
+        _require_encodable(tag, name)
     return tuple(filter(None, (tag.strip() for tag in tags)))
 
 
-def _json(given: Mapping[str, Any], name: str) -> str | None:
-    value = given.get(name)
-    return json.dumps(value) if isinstance(value, dict) else _text(given, name)
+def _json(columns: Mapping[str, Any], name: str) -> str | None:
+    value = columns.get(name)
+    return json.dumps(value) if isinstance(value, dict) else _text(columns, name)
 
 
 _META_READERS: Final[dict[str, Callable[[Mapping[str, Any], str], Any]]] = {
@@ -275,17 +285,18 @@ def _kind(value: object) -> str:
     return kinds.get(type(value), "a list" if isinstance(value, list) else "something else")
 
 
-def _plain(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """What a refused row said, as far as a ledger can hold it."""
+def _storable(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What a ledger can hold of a refused row."""
+    known = {name: value for name, value in fields.items() if name in COLUMNS}
     return {
-        name: value if len(value) <= 4096 else f"{value[:4096]}…"
-        for name, value in fields.items()
-        if name in COLUMNS and isinstance(value, str)
-    } | {n: v for n, v in fields.items() if n in COLUMNS and isinstance(v, int | float)}
+        name: f"{value[:4096]}…" if isinstance(value, str) and len(value) > 4096 else value
+        for name, value in known.items()
+        if isinstance(value, str | int | float)
+    }
 
 
 def _title(template: str, path: str, number: int) -> str:
-    folder, name = os.path.split(path_within(path))
+    folder, name = os.path.split(_path_within(path))
     words = {
         "stem": name.rpartition(".")[0] or name,
         "name": name,
@@ -296,7 +307,7 @@ def _title(template: str, path: str, number: int) -> str:
 
 
 def require_title_template(template: str) -> str:
-    """Return `template` if it names only what there is.
+    """Return `template` if it names only fields that exist.
 
     Raises:
         ConfigurationError: it does not.
@@ -309,6 +320,6 @@ def require_title_template(template: str) -> str:
     except ValueError:
         pass
     raise ConfigurationError(
-        f"--title-template: {template!r} is not understood.",
-        next_step="Write for example '{stem}'; there are {stem}, {name}, {folder} and {row}.",
+        f"--title-template: cannot parse {template!r}.",
+        next_step="Write for example '{stem}'; the fields are {stem}, {name}, {folder} and {row}.",
     )

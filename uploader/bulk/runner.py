@@ -5,40 +5,40 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Final
 
+from uploader.batch import Outcome, UploadItem
 from uploader.engine import Uploader
 from uploader.errors import (
     CallerNotAuthenticated,
     ConfigurationError,
-    SourceError,
-    UnsafePath,
     UnsupportedState,
     VodupError,
 )
-from uploader.many import Outcome, UploadItem
-from uploader.sources import MemoryBuffer, Source, UrlPolicy, of_path, of_url
+from uploader.protocol.vod import VideoMeta
+from uploader.sources import MemoryBuffer, UrlPolicy, of_path, of_url
 from uploader.sources.part_buffer import BufferSpace
+from uploader.tasks import beside
 from uploader.threads import in_thread
 
-from .ledger import Earlier, Ledger, Record, failure_record, success_record
+from .ledger import KnownRow, Ledger, Record, failure_record, success_record
+from .manifests import Stream
+from .progress import BatchProgress
 from .rows import Row, RowRules, is_url
-from .streams import Stream
-from .tally import Tally
 
-__all__ = ["Batch", "BatchOptions", "Reading", "read_rows"]
+__all__ = ["STOPS_ALL", "Batch", "BatchOptions", "CheckedRow", "Reading", "read_rows"]
 
 _READ_BATCH: Final = 256
 _MAX_DEFERRED: Final = 10_000
-_TICK_S: Final = 1.0
+_SAMPLE_S: Final = 1.0
 _STREAMS_SIZE: Final = 192 * 1024 * 1024
-"""Bytes in memory of all URLs whose servers give no ranges, however many are under way."""
+"""Bytes in memory for all URLs whose servers support no ranges, however many there are."""
 
-_HOPELESS: Final = (CallerNotAuthenticated, UnsupportedState)
-"""What meets one row would meet all of them."""
+STOPS_ALL: Final = (CallerNotAuthenticated, UnsupportedState)
+"""Errors that every row would fail with."""
 
 Reading = tuple[Stream, RowRules]
 
@@ -48,12 +48,12 @@ class BatchOptions:
     """How a batch is carried out.
 
     Attributes:
-        files: how many at once; None for the usual number.
+        files: uploads at once; None for the default.
         retries: how often rows that failed temporarily are tried again, after all others.
-        stop_on_error: end at the first failure; what is under way can be resumed.
-        max_duration_s: end after so long, the same way.
+        stop_on_error: stop at the first failure; uploads under way can be resumed.
+        max_duration_s: stop after this long, in the same way.
         overwrite: rows with a VideoId may replace the content of finished videos.
-        urls: where rows with URLs may lead; no row says so itself.
+        urls: where rows with URLs may lead; a row cannot change it.
     """
 
     files: int | None = None
@@ -65,25 +65,55 @@ class BatchOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class MetRow:
-    """A row as the reading thread found it: what is known of it, and where its file is.
+class CheckedRow:
+    """A row, looked up in the ledger and on the disk.
 
     Attributes:
-        real_path: "" for a URL, and for a row that is not to be uploaded.
+        real_path: of the file, links resolved; "" for a URL and for a row that is not uploaded.
     """
 
     row: Row
-    earlier: Earlier
+    known: KnownRow
     real_path: str = ""
     size: int = 0
 
+    def item(
+        self, urls: UrlPolicy, *, overwrite: bool, buffer: MemoryBuffer | None = None
+    ) -> UploadItem:
+        """Return what `Uploader.upload_many` takes.
+
+        Links were checked when the row was; what has become a link since is not followed.
+
+        Raises:
+            ConfigurationError: nothing reads such a URL.
+        """
+        row = self.row
+        return UploadItem(
+            source=of_path(self.real_path, follow_symlinks=False)
+            if self.real_path
+            else of_url(row.path, policy=urls, buffer=buffer),
+            meta=self._meta(),
+            video_id=row.video_id,
+            key=row.upload_key,
+            overwrite=overwrite,
+            size=self.size or None,
+            tag=self,
+        )
+
+    def _meta(self) -> VideoMeta | None:
+        """A link's own name counts, not its target's."""
+        meta, name = self.row.meta, os.path.basename(self.row.path)
+        if meta is None or meta.file_name is not None or not self.real_path:
+            return meta
+        return meta if name == os.path.basename(self.real_path) else replace(meta, file_name=name)
+
 
 class _Stopped(Exception):
-    """The batch ends before its end."""
+    """The batch stops early."""
 
 
 class Batch:
-    """One run over some streams. Mutable: its tally, and the rows to try again."""
+    """One run over some streams. Mutable: its progress, and the rows to try again."""
 
     def __init__(
         self,
@@ -94,24 +124,26 @@ class Batch:
         exit_code: Callable[[VodupError], int] = lambda _: 1,
         on_record: Callable[[Record], None] = lambda _: None,
     ) -> None:
-        """`on_record` is told each terminal record; `exit_code` goes into those of failures.
+        """Make it on a running loop.
 
-        Call it on a running loop.
+        Args:
+            exit_code: goes into the records of failures.
+            on_record: called with every final record.
         """
         self._uploader, self._ledger, self._options = uploader, ledger, options
         self._exit_code, self._on_record = exit_code, on_record
-        self._deferred: list[MetRow] = []
+        self._deferred: list[CheckedRow] = []
         self._space = BufferSpace(_STREAMS_SIZE)
-        self.tally = Tally(asyncio.get_running_loop().time)
+        self.progress = BatchProgress(asyncio.get_running_loop().time)
 
-    async def run(self, readings: Sequence[Reading]) -> Tally:
-        """Bring every row to its end, then settle the ledger.
+    async def run(self, readings: Sequence[Reading]) -> BatchProgress:
+        """Bring every row to its end, then compact the ledger.
 
         Raises:
             VodupError: the batch as a whole cannot go on. What ended is in the ledger.
         """
-        tally = self.tally
-        async with self._ticking():
+        progress = self.progress
+        async with beside(self._sample()):
             try:
                 async with asyncio.timeout(self._options.max_duration_s) as limit:
                     await self._upload(self._items(readings), attempt=1)
@@ -119,159 +151,135 @@ class Batch:
             except TimeoutError:
                 if not limit.expired():
                     raise
-                tally.stopped = "--max-duration is over"
+                progress.stopped = "--max-duration reached"
             except _Stopped as stopped:
-                tally.stopped = str(stopped)
-        tally.tick()
-        names = [stream.name for stream, _ in readings] if tally.stopped is None else []
-        await in_thread(self._ledger.settle, manifests=names)
-        return tally
+                progress.stopped = str(stopped)
+        progress.sample()
+        is_whole = progress.stopped is None
+        if is_whole and progress.ended_count != progress.read_count:
+            raise VodupError(
+                f"{progress.read_count} rows were read and {progress.ended_count} have ended.",
+                next_step="Report it: this is a bug in vodup. Run the same command again; "
+                "what is done stays done.",
+            )
+        names = [stream.name for stream, _ in readings] if is_whole else []
+        await in_thread(self._ledger.compact, manifests=names)
+        return progress
+
+    async def _sample(self) -> None:
+        while True:
+            self.progress.sample()
+            await asyncio.sleep(_SAMPLE_S)
 
     async def _retry(self) -> None:
         for attempt in range(2, 2 + self._options.retries):
             deferred, self._deferred = self._deferred, []
-            self.tally.deferred_count = 0
+            self.progress.deferred_count = 0
             if deferred:
-                await self._upload(_each(deferred, self._item), attempt=attempt)
+                await self._upload(map(self._item, deferred), attempt=attempt)
 
-    async def _upload(self, items: AsyncIterator[UploadItem], *, attempt: int) -> None:
-        ending = self._uploader.upload_many(
-            items, files=self._options.files, on_event=self.tally.told
+    async def _upload(
+        self, items: AsyncIterator[UploadItem] | Iterator[UploadItem], *, attempt: int
+    ) -> None:
+        outcomes = self._uploader.upload_many(
+            items, files=self._options.files, on_event=self.progress.tracker
         )
-        async with aclosing(ending):
-            async for outcome in ending:
-                self._ended(outcome, attempt)
+        async with aclosing(outcomes):
+            async for outcome in outcomes:
+                self._end(outcome, attempt)
 
     # --- rows into items ----------------------------------------------------------------
 
     async def _items(self, readings: Sequence[Reading]) -> AsyncIterator[UploadItem]:
-        """What is to be uploaded; rows that are done or refused end here."""
+        """Yield the rows to upload; rows that are done or refused end here."""
+        progress = self.progress
         total = sum(stream.size for stream, _ in readings)
         rows = read_rows(readings, self._ledger)
         while batch := await in_thread(list, islice(rows, _READ_BATCH)):
-            for met in batch:
-                self.tally.read_count += 1
-                if met.earlier.is_done:
-                    self.tally.skipped_count += 1
-                elif met.row.error is not None:
-                    self.tally.refused_count += 1
-                    self._fail(met, met.row.error, attempts=0)
-                else:
-                    yield self._item(met)
+            for checked in batch:
+                progress.read_count += 1
+                if checked.known.is_done:
+                    progress.skipped_count += 1
+                elif checked.row.error is not None:
+                    progress.refused_count += 1
+                    self._fail(checked, checked.row.error, attempts=0)
+                elif (item := self._item_or_none(checked)) is not None:
+                    yield item
             if total:
-                self.tally.share_read = sum(s.position for s, _ in readings if s.size) / total
-        self.tally.is_read = True
+                progress.share_read = sum(s.position for s, _ in readings if s.size) / total
+        progress.is_read = True
 
-    def _item(self, met: MetRow) -> UploadItem:
-        row, meta = met.row, met.row.meta
-        name, real_name = os.path.basename(row.path), os.path.basename(met.real_path)
-        if meta is not None and meta.file_name is None and real_name and name != real_name:
-            meta = replace(meta, file_name=name)  # what it is called here, not where a link leads
-        return UploadItem(
-            source=self._source(met),
-            meta=meta,
-            video_id=row.video_id,
-            key=row.upload_key,
+    def _item_or_none(self, checked: CheckedRow) -> UploadItem | None:
+        try:
+            return self._item(checked)
+        except VodupError as error:
+            self._fail(checked, error, attempts=0)
+            return None
+
+    def _item(self, checked: CheckedRow) -> UploadItem:
+        return checked.item(
+            self._options.urls,
             overwrite=self._options.overwrite,
-            size=met.size or None,
-            tag=met,
+            buffer=None if checked.real_path else MemoryBuffer(space=self._space),
         )
-
-    def _source(self, met: MetRow) -> Source:
-        if not met.real_path:
-            buffer = MemoryBuffer(space=self._space)
-            return of_url(met.row.path, policy=self._options.urls, buffer=buffer)
-        return of_path(met.real_path, follow_symlinks=False)
 
     # --- outcomes into records ----------------------------------------------------------
 
-    def _ended(self, outcome: Outcome, attempt: int) -> None:
-        met: MetRow = outcome.item.tag
+    def _end(self, outcome: Outcome, attempt: int) -> None:
+        checked: CheckedRow = outcome.item.tag
         if outcome.result is not None:
-            record = success_record(met.row, outcome.result)
-            self._ledger.add(record, replaces=met.earlier.had_failed)
-            self.tally.done(outcome.result)
+            record = success_record(checked.row, outcome.result)
+            self._ledger.add(record, replaces=checked.known.has_failed)
+            self.progress.add_done(outcome.result)
             self._on_record(record)
         elif outcome.error is not None:
-            self._failed(met, outcome.error, attempt)
+            self._defer_or_fail(checked, outcome.error, attempt)
 
-    def _failed(self, met: MetRow, error: VodupError, attempt: int) -> None:
-        if isinstance(error, _HOPELESS):
+    def _defer_or_fail(self, checked: CheckedRow, error: VodupError, attempt: int) -> None:
+        if isinstance(error, STOPS_ALL):
             raise error
         may_retry = error.is_temporary and attempt <= self._options.retries
         if may_retry and not self._options.stop_on_error and len(self._deferred) < _MAX_DEFERRED:
-            self._deferred.append(met)
-            self.tally.deferred_count += 1
+            self._deferred.append(checked)
+            self.progress.deferred_count += 1
         else:
-            self._fail(met, error, attempts=attempt)
+            self._fail(checked, error, attempts=attempt)
 
-    def _fail(self, met: MetRow, error: VodupError, *, attempts: int) -> None:
+    def _fail(self, checked: CheckedRow, error: VodupError, *, attempts: int) -> None:
         code = self._exit_code(error)
-        record = failure_record(met.row, error, exit_code=code, attempts=attempts)
-        self._ledger.add(record, replaces=met.earlier.had_failed)
-        self.tally.failed(met.row, error, code)
+        record = failure_record(checked.row, error, exit_code=code, attempts=attempts)
+        self._ledger.add(record, replaces=checked.known.has_failed)
+        self.progress.add_failed(checked.row, error, code)
         self._on_record(record)
         if self._options.stop_on_error:
             raise _Stopped("a row failed, and --stop-on-error was given")
 
-    # --- beside it ----------------------------------------------------------------------
 
-    @asynccontextmanager
-    async def _ticking(self) -> AsyncIterator[None]:
-        failure: Exception | None = None
-        async with asyncio.TaskGroup() as group:
-            ticking = group.create_task(self._tick())
-            try:
-                yield
-            except Exception as error:
-                failure = error  # raised below, where the group cannot wrap it
-            finally:
-                ticking.cancel()
-        if failure is not None:
-            raise failure
-
-    async def _tick(self) -> None:
-        while True:
-            self.tally.tick()
-            await asyncio.sleep(_TICK_S)
-
-
-def read_rows(readings: Sequence[Reading], ledger: Ledger) -> Iterator[MetRow]:
-    """All rows of all streams, each looked up in the ledger and on the disk. Blocks."""
+def read_rows(readings: Sequence[Reading], ledger: Ledger) -> Iterator[CheckedRow]:
+    """Yield all rows of all streams, looked up in the ledger and on the disk. Blocks."""
     for stream, rules in readings:
         for raw in stream:
-            yield _met(rules.begun(raw, stream.name), rules, ledger)
+            yield _checked(rules.identify(raw, stream.name), rules, ledger)
 
 
-def _met(row: Row, rules: RowRules, ledger: Ledger) -> MetRow:
-    earlier = ledger.meet(row)
-    if earlier.is_repeated:
+def _checked(row: Row, rules: RowRules, ledger: Ledger) -> CheckedRow:
+    known = ledger.look_up(row)
+    if known.is_repeated:
         row = replace(row, key="", upload_key=None, error=_repeated(row))
-        earlier = ledger.meet(row)
-    if earlier.is_done or row.error is not None:
-        return MetRow(row, earlier)
-    row = rules.described(row)
-    if row.error is not None:
-        return MetRow(row, earlier)
-    if is_url(row.path):
-        return MetRow(row, earlier)
+        known = ledger.look_up(row)
+    if not known.is_done and row.error is None:
+        row = rules.describe(row)
+    if known.is_done or row.error is not None or is_url(row.path):
+        return CheckedRow(row, known)
     try:
         real_path, size = rules.root.resolved(row.path)
-    except (SourceError, UnsafePath) as error:
-        return MetRow(replace(row, error=error), earlier)
-    return MetRow(row, earlier, real_path, size)
+    except VodupError as error:
+        return CheckedRow(replace(row, error=error), known)
+    return CheckedRow(row, known, real_path, size)
 
 
 def _repeated(row: Row) -> ConfigurationError:
     return ConfigurationError(
-        f"{row.source_name} is there twice: an earlier row has the same key, VideoId or "
-        "reference_id.",
+        f"Duplicate row: an earlier row has the key, VideoId or reference_id of {row.source_name}.",
         next_step="Give each row a key of its own, or remove one.",
     )
-
-
-async def _each(
-    rows: Sequence[MetRow], make: Callable[[MetRow], UploadItem]
-) -> AsyncIterator[UploadItem]:
-    for row in rows:
-        yield make(row)

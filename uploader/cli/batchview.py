@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
 from uploader.bulk.estimate import Estimate
+from uploader.bulk.progress import BatchProgress
 from uploader.bulk.rows import Row, shown_path
-from uploader.bulk.tally import Tally
 from uploader.cli.options import Output
 from uploader.cli.text import Printer, err, out, printable
 from uploader.errors import VodupError
@@ -36,10 +36,10 @@ class BatchView(Protocol):
     def estimate(self, estimate: Estimate) -> None:
         """A dry run has come to its end."""
 
-    def summary(self, tally: Tally, report: str | None) -> None:
+    def summary(self, progress: BatchProgress, report: str | None) -> None:
         """The batch has come to its end."""
 
-    async def watch(self, tally: Tally) -> None:
+    async def watch(self, progress: BatchProgress) -> None:
         """Show progress until cancelled."""
 
 
@@ -79,15 +79,15 @@ class JsonBatch:
         """Print the figures."""
         self._print("batch.estimated", estimate.figures())
 
-    def summary(self, tally: Tally, report: str | None) -> None:
+    def summary(self, progress: BatchProgress, report: str | None) -> None:
         """Print the figures."""
-        self._print("batch.ended", {**tally.figures(), "report": report})
+        self._print("batch.ended", {**progress.figures(), "report": report})
 
-    async def watch(self, tally: Tally) -> None:
+    async def watch(self, progress: BatchProgress) -> None:
         """Print the figures once a second."""
         while True:
             await asyncio.sleep(_JSON_INTERVAL_S)
-            self._print("batch.progress", tally.figures())
+            self._print("batch.progress", progress.figures())
 
     def _print(self, type_: str, fields: Mapping[str, Any]) -> None:
         line = {"type": type_, **fields}
@@ -127,27 +127,27 @@ class PlainBatch:
         """Say what the batch would take."""
         out(estimated(estimate))
 
-    def summary(self, tally: Tally, report: str | None) -> None:
+    def summary(self, progress: BatchProgress, report: str | None) -> None:
         """Say how it ended."""
-        out(summarised(tally))
-        if tally.hook_failure_count:
-            times = count(tally.hook_failure_count, "time")
-            err(f"vodup: hooks failed {times}, the last: {tally.hook_failure}")
-        if tally.stopped is not None:
+        out(summarised(progress))
+        if progress.tracker.hook_failure_count:
+            times = count(progress.tracker.hook_failure_count, "time")
+            err(f"vodup: hooks failed {times}, the last: {progress.tracker.hook_failure}")
+        if progress.stopped is not None:
             kept = " with the same --report" if report else ""
-            err(f"vodup: {tally.stopped}. Run the same command again{kept} to go on.")
+            err(f"vodup: {progress.stopped}. Run the same command again{kept} to go on.")
 
-    async def watch(self, tally: Tally) -> None:
+    async def watch(self, progress: BatchProgress) -> None:
         """Say how far it is."""
         while not self._is_quiet:
             await asyncio.sleep(_PLAIN_INTERVAL_S)
-            err(progressed(tally))
+            err(progressed(progress))
 
 
 class TerminalBatch(PlainBatch):
     """A few lines that are drawn anew twice a second."""
 
-    async def watch(self, tally: Tally) -> None:
+    async def watch(self, progress: BatchProgress) -> None:
         """Draw until cancelled."""
         from rich.console import Console
         from rich.live import Live
@@ -161,61 +161,59 @@ class TerminalBatch(PlainBatch):
             redirect_stdout=sys.stdout.isatty(),
         ) as live:
             while True:
-                live.update(Text("\n".join(drawn(tally, console.width))), refresh=True)
+                live.update(Text("\n".join(drawn(progress, console.width))), refresh=True)
                 await asyncio.sleep(_TERMINAL_INTERVAL_S)
 
 
 # --- words ------------------------------------------------------------------------------
 
 
-def progressed(tally: Tally) -> str:
+def progressed(progress: BatchProgress) -> str:
     """How far a batch is, in one line."""
-    expected = tally.expected_count
-    about = "" if tally.is_read else "about "
+    expected = progress.expected_count
+    about = "" if progress.is_read else "about "
     words = [
-        f"{tally.ended_count:,} of {about}{expected:,} rows"
+        f"{progress.ended_count:,} of {about}{expected:,} rows"
         if expected is not None
-        else f"{tally.ended_count:,} rows",
-        f"{size(tally.sent_bytes)} sent",
-        rate(tally.bytes_per_s),
-        f"{tally.rows_per_s:.1f} rows/s",
+        else f"{progress.ended_count:,} rows",
+        f"{size(progress.tracker.sent_bytes)} sent",
+        rate(progress.tracker.bytes_per_s()),
+        f"{progress.rows_per_s:.1f} rows/s",
     ]
-    if tally.left_s is not None:
-        words.append(f"{duration(tally.left_s)} left")
-    if tally.failed_count:
-        words.append(f"{tally.failed_count:,} failed")
-    if tally.deferred_count:
-        words.append(f"{tally.deferred_count:,} to be tried again")
+    if progress.remaining_s is not None:
+        words.append(f"{duration(progress.remaining_s)} left")
+    if progress.failed_count:
+        words.append(f"{progress.failed_count:,} failed")
+    if progress.deferred_count:
+        words.append(f"{progress.deferred_count:,} to be tried again")
     return ", ".join(words)
 
 
-def drawn(tally: Tally, width: int) -> list[str]:
+def drawn(progress: BatchProgress, width: int) -> list[str]:
     """The lines of a terminal: totals, what is slowest, what failed last."""
-    lines = [progressed(tally)]
-    for one in tally.slowest:
+    lines = [progressed(progress)]
+    for one in progress.slowest:
         share = 100 * one.done_bytes // one.size if one.size else 0
-        lines.append(f"  {share:3} %  {size(one.size):>9}  {one.name}")
-    lines += [f"  failed  {name}: {message}" for name, message in list(tally.failures)[-3:]]
+        lines.append(f"  {share:3} %  {size(one.size):>9}  {one.source}")
+    lines += [f"  failed  {name}: {message}" for name, message in list(progress.failures)[-3:]]
     return [printable(line)[: max(20, width - 1)] for line in lines]
 
 
-def summarised(tally: Tally) -> str:
+def summarised(progress: BatchProgress) -> str:
     """What a batch came to, in a sentence."""
-    words = [
-        f"{tally.done_count + tally.skipped_count:,} of {count(tally.read_count, 'row')} stored "
-        f"and verified"
-    ]
-    known = tally.skipped_count + tally.receipt_count
+    done_count, tracker = progress.done_count + progress.skipped_count, progress.tracker
+    words = [f"{done_count:,} of {count(progress.read_count, 'row')} stored and verified"]
+    known = progress.skipped_count + progress.receipt_count
     if known:
         words.append(f"{known:,} of them by an earlier run")
-    if tally.failed_count:
-        kinds = ", ".join(f"{n:,} {kind}" for kind, n in tally.errors.most_common())
-        words.append(f"{tally.failed_count:,} failed ({kinds})")
-    words.append(f"{size(tally.sent_bytes)} sent in {duration(tally.seconds)}")
-    if tally.renewal_count:
-        words.append(f"credentials renewed {count(tally.renewal_count, 'time')}")
-    if tally.retry_count:
-        words.append(f"{count(tally.retry_count, 'request')} repeated")
+    if progress.failed_count:
+        kinds = ", ".join(f"{n:,} {kind}" for kind, n in progress.errors.most_common())
+        words.append(f"{progress.failed_count:,} failed ({kinds})")
+    words.append(f"{size(tracker.sent_bytes)} sent in {duration(tracker.seconds)}")
+    if tracker.renewal_count:
+        words.append(f"credentials renewed {count(tracker.renewal_count, 'time')}")
+    if tracker.retry_count:
+        words.append(f"{count(tracker.retry_count, 'request')} repeated")
     return f"{', '.join(words)}."
 
 

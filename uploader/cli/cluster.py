@@ -215,7 +215,7 @@ def _priority(text: str) -> int:
 
 
 def _settle(ledger: Ledger, flags: EnqueueFlags, manifests: Sequence[str]) -> None:
-    ledger.settle(manifests=manifests)
+    ledger.compact(manifests=manifests)
     if flags.failed:
         ledger.write_failures(flags.failed)
 
@@ -267,7 +267,7 @@ async def _written(
                 statuses[record["status"]] += 1
                 codes[record.get("exit_code", exits.DONE)] += 1
             queued = await found.queued_count()
-        ledger.settle()
+        ledger.compact()
         if failed:
             ledger.write_failures(failed)
     if queued:

@@ -12,11 +12,11 @@ from typing import Final
 from uploader import Bandwidth, Uploader, VideoMeta
 from uploader.bulk import Batch, BatchOptions, Ledger, RowRules
 from uploader.bulk.estimate import ASSUMED_BYTES_PER_S, Estimate
+from uploader.bulk.manifests import Stream, files_from, folder_stream, manifest_stream
 from uploader.bulk.paths import Root
+from uploader.bulk.progress import BatchProgress
 from uploader.bulk.rows import require_title_template
 from uploader.bulk.runner import Reading, read_rows
-from uploader.bulk.streams import Stream, files_from, folder_stream, manifest_stream
-from uploader.bulk.tally import Tally
 from uploader.cli import exits
 from uploader.cli.batchview import BatchView, make_batch_view
 from uploader.cli.feeding import make_url_policy
@@ -159,18 +159,18 @@ async def _perform(
     options = _batch_options(flags)
     with await in_thread(Ledger, flags.report) as ledger:
         batch = Batch(uploader, ledger, options, exit_code=exits.exit_code, on_record=view.record)
-        tally = batch.tally
+        progress = batch.progress
         try:
-            async with uploader, _seen(tally, flags, view):
+            async with uploader, _seen(progress, flags, view):
                 await batch.run(readings)
         except BaseException as error:
-            tally.stopped = tally.stopped or _why(error)
+            progress.stopped = progress.stopped or _why(error)
             raise
         finally:
-            # Interrupted or not, what ended is told.
-            _write_files(ledger, tally, flags)
-            view.summary(tally, flags.report)
-    return _code_of(tally)
+            # Interrupted or not, what ended is reported.
+            _write_files(ledger, progress, flags)
+            view.summary(progress, flags.report)
+    return _code_of(progress)
 
 
 def _why(error: BaseException) -> str:
@@ -178,11 +178,11 @@ def _why(error: BaseException) -> str:
 
 
 @asynccontextmanager
-async def _seen(tally: Tally, flags: BatchFlags, view: BatchView) -> AsyncIterator[None]:
+async def _seen(progress: BatchProgress, flags: BatchFlags, view: BatchView) -> AsyncIterator[None]:
     """Show progress while the block runs."""
     failure: Exception | None = None
-    async with _dashboard(tally, flags), asyncio.TaskGroup() as group:
-        watching = group.create_task(view.watch(tally))
+    async with _dashboard(progress, flags), asyncio.TaskGroup() as group:
+        watching = group.create_task(view.watch(progress))
         try:
             yield
         except Exception as error:
@@ -194,32 +194,32 @@ async def _seen(tally: Tally, flags: BatchFlags, view: BatchView) -> AsyncIterat
 
 
 @asynccontextmanager
-async def _dashboard(tally: Tally, flags: BatchFlags) -> AsyncIterator[None]:
+async def _dashboard(progress: BatchProgress, flags: BatchFlags) -> AsyncIterator[None]:
     if flags.dashboard is None:
         yield
         return
     from uploader.bulk.dashboard import serving
 
     port = parse_number(flags.dashboard, "--dashboard", least=0, most=65535)
-    async with serving(tally, port) as url:
+    async with serving(progress, port) as url:
         err(f"vodup: the live page is at {url}")
         yield
 
 
-def _write_files(ledger: Ledger, tally: Tally, flags: BatchFlags) -> None:
+def _write_files(ledger: Ledger, progress: BatchProgress, flags: BatchFlags) -> None:
     if flags.failed:
         ledger.write_failures(flags.failed)
     if flags.html:
-        from uploader.bulk.page import write_page
+        from uploader.bulk.report import write_report
 
-        write_page(flags.html, tally, ledger.records())
+        write_report(flags.html, progress, ledger.records())
 
 
-def _code_of(tally: Tally) -> int:
-    codes = set(tally.codes)
-    if tally.stopped is not None and not codes:
+def _code_of(progress: BatchProgress) -> int:
+    codes = set(progress.codes)
+    if progress.stopped is not None and not codes:
         codes = {exits.TEMPORARY}
-    if tally.hook_failure_count and not codes:
+    if progress.tracker.hook_failure_count and not codes:
         codes = {exits.HOOK_FAILED}
     return exits.common_code(codes)
 
@@ -238,11 +238,11 @@ def _try_out(
         vod_calls_per_s=options.vod_calls_per_s,
     )
     with Ledger() as ledger:
-        for met in read_rows(readings, ledger):
-            if (error := estimate.add(met)) is not None:
+        for checked in read_rows(readings, ledger):
+            if (error := estimate.add(checked)) is not None:
                 code = exits.exit_code(error)
                 estimate.codes[code] += 1
-                view.refused(met.row, error, code)
+                view.refused(checked.row, error, code)
     view.estimate(estimate)
     return exits.common_code(estimate.codes)
 

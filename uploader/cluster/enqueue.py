@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from uploader.bulk.ledger import Ledger, failure_record, id_of
 from uploader.bulk.rows import Row
-from uploader.bulk.runner import MetRow, Reading, read_rows
+from uploader.bulk.runner import CheckedRow, Reading, read_rows
 from uploader.cluster.database import in_our_words
 from uploader.cluster.jobs import Places, spec_of, storable
 from uploader.cluster.results import Awaited, record_of
@@ -163,23 +163,23 @@ class Enqueuer:
 
     def _lines(self, readings: Sequence[Reading]) -> Iterator[_Line | None]:
         """In a thread: read, check and write down. None for a row that is done."""
-        for met in read_rows(readings, self._ledger):
+        for checked in read_rows(readings, self._ledger):
             self.counts.read_count += 1
-            if met.earlier.is_done:
+            if checked.known.is_done:
                 self.counts.done_count += 1
                 yield None
             else:
-                yield self._line(met)
+                yield self._line(checked)
 
-    def _line(self, met: MetRow) -> _Line:
-        row, record, queue = met.row, None, None
+    def _line(self, checked: CheckedRow) -> _Line:
+        row, record, queue = checked.row, None, None
         if row.error is None:
-            queue = self._places.queue_of(met.real_path or row.path)
+            queue = self._places.queue_of(checked.real_path or row.path)
         else:
             self.counts.refused_count += 1
             code = self._exit_code(row.error)
             record = json.dumps(failure_record(row, row.error, exit_code=code, attempts=0))
-        spec = spec_of(met, overwrite=self._overwrite)
+        spec = spec_of(checked, overwrite=self._overwrite)
         return _Line(row, f"{id_of(row):016x}", queue, spec, record)
 
     # --- lines into the database ------------------------------------------------------

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from os.path import basename
 from typing import Any, Final
 
+from uploader.batch import UploadItem
 from uploader.bulk.paths import Root
 from uploader.bulk.rows import RawRow, Row, RowRules, is_url
-from uploader.bulk.runner import MetRow
+from uploader.bulk.runner import CheckedRow
 from uploader.errors import ConfigurationError, UnsupportedState
-from uploader.many import UploadItem
 from uploader.opening import default_key
 from uploader.protocol.vod import VideoMeta
 from uploader.sources import of_path, of_url
@@ -80,7 +80,7 @@ class Places:
 
         The same path on two machines is two files, and the state is shared.
         """
-        is_named = row.error is not None or row.video_id is not None or "key" in row.given
+        is_named = row.error is not None or row.video_id is not None or "key" in row.columns
         if is_named or self.queue_of(row.path) != self._local:
             return row
         key = default_key(scope, f"{self._node}:{row.path}")
@@ -93,24 +93,24 @@ class PlacedRules(RowRules):
 
     places: Places
 
-    def begun(self, raw: RawRow, manifest: str) -> Row:
+    def identify(self, raw: RawRow, manifest: str) -> Row:
         """Understand which upload a row is."""
-        return self.places.named(RowRules.begun(self, raw, manifest), self.scope)
+        return self.places.named(RowRules.identify(self, raw, manifest), self.scope)
 
 
-def spec_of(met: MetRow, *, overwrite: bool) -> str:
+def spec_of(checked: CheckedRow, *, overwrite: bool) -> str:
     """Write a row down; what `row_of` and `item_of` read."""
-    row = met.row
+    row = checked.row
     spec: dict[str, Any] = {
         "v": _VERSION,
         "key": row.key,
         "upload_key": row.upload_key,
         "path": row.path,
-        "real_path": met.real_path,
-        "size": met.size,
+        "real_path": checked.real_path,
+        "size": checked.size,
         "video_id": row.video_id,
         "meta": json.loads((row.meta or VideoMeta()).to_text()),
-        "given": dict(row.given),
+        "columns": dict(row.columns),
         "overwrite": overwrite,
     }
     return json.dumps(spec)
@@ -144,7 +144,7 @@ def row_of(spec: Mapping[str, Any], manifest: str, number: int) -> Row:
         path=spec["path"],
         video_id=spec["video_id"],
         meta=VideoMeta(**meta | {"tags": tuple(meta.get("tags", ()))}),
-        given=spec["given"],
+        columns=spec["columns"],
     )
 
 

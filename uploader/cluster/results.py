@@ -12,7 +12,7 @@ import json
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from uploader.bulk.register import Register
+from uploader.bulk.ledger import CompactMap
 from uploader.cluster.database import in_our_words
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Awaited:
     """The rows that have no record yet. Mutable."""
 
     def __init__(self) -> None:
-        self._rows = Register()
+        self._rows = CompactMap()
         self.count = 0
 
     def expect(self, ids: Iterable[str]) -> None:

@@ -11,9 +11,9 @@ import pytest
 
 from tests.engine.harness import Desk
 from uploader import Outcome, SourceUnreadable, UploadItem
+from uploader.batch import _LARGE_SIZE, upload_batch
 from uploader.errors import ConfigurationError, VodupError
 from uploader.events import UploadResult
-from uploader.many import _LARGE_SIZE, upload_all
 
 LARGE = _LARGE_SIZE
 
@@ -70,7 +70,7 @@ def items(*sizes: int) -> list[UploadItem]:
 
 async def outcomes(site: Site, given: object, **options: int) -> list[Outcome]:
     options = {"files": 2, "look_ahead": 10} | options
-    return [o async for o in upload_all(site.upload, given, **options)]  # type: ignore[arg-type]
+    return [o async for o in upload_batch(site.upload, given, **options)]  # type: ignore[arg-type]
 
 
 async def test_every_item_ends_once_and_no_more_than_so_many_are_under_way() -> None:
@@ -118,7 +118,7 @@ async def test_items_are_read_only_so_far_ahead() -> None:
             read += 1
             yield item
 
-    async with aclosing(upload_all(Site().upload, reading(), files=2, look_ahead=20)) as ending:
+    async with aclosing(upload_batch(Site().upload, reading(), files=2, look_ahead=20)) as ending:
         async for _ in ending:
             break
     assert read <= 2 + 20 + 4 + 4  # taken, waiting, ended and not yet asked for, in hand
@@ -126,7 +126,7 @@ async def test_items_are_read_only_so_far_ahead() -> None:
 
 async def test_closing_early_cancels_what_is_under_way() -> None:
     site = Site()
-    async with aclosing(upload_all(site.upload, items(*[1] * 30), files=4)) as ending:
+    async with aclosing(upload_batch(site.upload, items(*[1] * 30), files=4)) as ending:
         async for _ in ending:
             break
     assert site.under_way == 0
@@ -178,7 +178,7 @@ async def test_an_upload_that_outlives_its_cancellation_holds_nobody_up() -> Non
         raise VodupError("It failed.")
 
     items = [UploadItem(source=b"x", key="first"), *[UploadItem(source=b"x")] * 40]
-    async with asyncio.timeout(10), aclosing(upload_all(upload, items, files=4)) as outcomes:
+    async with asyncio.timeout(10), aclosing(upload_batch(upload, items, files=4)) as outcomes:
         async for outcome in outcomes:
             assert outcome.item.key == "first"
             break

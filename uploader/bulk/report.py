@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -16,9 +15,10 @@ from uploader.errors import StateUnavailable
 from uploader.units import duration, rate, size
 
 from .ledger import Record
-from .tally import Sample, Tally
+from .progress import BatchProgress, Sample
+from .rows import shown_path
 
-__all__ = ["STYLE", "bars", "line", "rates", "write_page"]
+__all__ = ["STYLE", "rates", "write_report"]
 
 _MAX_FAILURES: Final = 500
 _SLOWEST: Final = 10
@@ -43,8 +43,13 @@ dl div,svg{background:#161b22}dt,svg text{color:#9198a1;fill:#9198a1}td,th{borde
 
 
 @dataclass
-class _Seen:
-    """What the ledger's records come to. Mutable while they are read."""
+class _Summary:
+    """Counts over the ledger's records. Mutable while they are read.
+
+    Attributes:
+        sizes, durations: how many by power of two, of bytes and of milliseconds.
+        slowest: with the number of the record in between, for records cannot be compared.
+    """
 
     done_count: int = 0
     failed_count: int = 0
@@ -53,7 +58,7 @@ class _Seen:
     retry_count: int = 0
     sizes: Counter[int] = field(default_factory=Counter)
     durations: Counter[int] = field(default_factory=Counter)
-    kinds: Counter[str] = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)
     verified_by: Counter[str] = field(default_factory=Counter)
     failures: list[Record] = field(default_factory=list)
     slowest: list[tuple[float, int, Record]] = field(default_factory=list)
@@ -63,115 +68,156 @@ class _Seen:
             self._add_done(record)
             return
         self.failed_count += 1
-        self.kinds[str(record.get("error"))] += 1
+        self.errors[str(record.get("error"))] += 1
         if len(self.failures) < _MAX_FAILURES:
             self.failures.append(record)
 
     def _add_done(self, record: Record) -> None:
         self.done_count += 1
-        byte_count, seconds = _number(record, "size"), _number(record, "seconds")
-        self.byte_count += int(byte_count)
+        byte_count, seconds = int(_number(record, "size")), _number(record, "seconds")
+        self.byte_count += byte_count
         self.renewal_count += int(_number(record, "renewal_count"))
         self.retry_count += int(_number(record, "retry_count"))
-        self.sizes[_bin(byte_count, 2)] += 1
-        self.durations[_bin(seconds * 1000, 2)] += 1
+        self.sizes[max(0, byte_count.bit_length() - 1)] += 1
+        self.durations[max(0, int(seconds * 1000).bit_length() - 1)] += 1
         self.verified_by[str(record.get("verified_by"))] += 1
-        entry = (seconds, self.done_count, record)  # the number: records cannot be compared
         push = heapq.heappush if len(self.slowest) < _SLOWEST else heapq.heappushpop
-        push(self.slowest, entry)
+        push(self.slowest, (seconds, self.done_count, record))
 
 
 def _number(record: Record, name: str) -> float:
     value = record.get(name)
-    return float(value) if isinstance(value, int | float) else 0.0
+    return value if isinstance(value, int | float) else 0
 
 
-def _bin(value: float, base: int) -> int:
-    return math.floor(math.log(value, base)) if value >= 1 else 0
-
-
-def write_page(path: str | os.PathLike[str], tally: Tally, records: Iterable[Record]) -> None:
-    """Write the report; `records` are the ledger's, those of earlier runs among them.
+def write_report(
+    path: str | os.PathLike[str], progress: BatchProgress, records: Iterable[Record]
+) -> None:
+    """Write the report; `records` are the ledger's, including those of earlier runs.
 
     Raises:
         StateUnavailable: it cannot be written.
     """
-    seen = _Seen()
+    summary = _Summary()
     for record in records:
-        seen.add(record)
+        summary.add(record)
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
     try:
-        # A new one is its owner's, as the ledger is; of an old one the owner has decided.
+        # A new file is for its owner only, like the ledger; an old one keeps its mode.
         handle = os.open(path, flags, 0o600)
         with open(handle, "w", encoding="utf-8", errors="replace") as file:
-            file.write(page(tally, seen))
+            file.write(_page(progress, summary))
     except OSError as error:
         raise StateUnavailable(f"{path} cannot be written: {error.strerror}.") from error
 
 
-def page(tally: Tally, seen: _Seen) -> str:
-    """The whole document."""
+def _page(progress: BatchProgress, summary: _Summary) -> str:
     now = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+    stopped = progress.stopped
     return "\n".join(
         [
             "<!doctype html>",
             '<html lang="en"><head><meta charset="utf-8"><title>vodup batch</title>',
             '<meta name="viewport" content="width=device-width">',
-            # Even if something slipped through: nothing runs, nothing is fetched.
+            # Even markup that was not escaped could run and fetch nothing.
             '<meta http-equiv="Content-Security-Policy" '
             "content=\"default-src 'none'; style-src 'unsafe-inline'\">",
             f"<style>{STYLE}</style></head><body>",
-            f"<h1>Batch of {tally.read_count:,} rows</h1><p>Ended {escape(now)}.</p>",
-            _stop(tally),
-            _totals(tally, seen),
-            _plots(tally, seen),
-            _failures(seen),
-            _slowest(seen),
+            f"<h1>Batch of {progress.read_count:,} rows</h1><p>Ended {escape(now)}.</p>",
+            f'<p class="bad">Stopped early: {escape(stopped)}. Run the same command again to '
+            "continue.</p>"
+            if stopped
+            else "",
+            _totals(progress, summary),
+            _plots(progress.samples, summary),
+            _failures(summary),
+            _slowest(summary),
             "</body></html>",
         ]
     )
 
 
-def _stop(tally: Tally) -> str:
-    if tally.stopped is None:
-        return ""
-    return f'<p class="bad">Ended early: {escape(tally.stopped)}. Run it again to go on.</p>'
-
-
-def _totals(tally: Tally, seen: _Seen) -> str:
+def _totals(progress: BatchProgress, summary: _Summary) -> str:
+    tracker, proofs = progress.tracker, summary.verified_by.most_common()
     figures = [
-        ("stored and verified", f"{seen.done_count:,}"),
-        ("failed", f"{seen.failed_count:,}"),
-        ("stored in this run", f"{tally.done_count - tally.receipt_count:,}"),
-        ("bytes stored", size(seen.byte_count)),
-        ("sent in this run", size(tally.sent_bytes)),
-        ("this run took", duration(tally.seconds)),
-        ("mean rate", rate(tally.sent_bytes / max(tally.seconds, 0.001))),
-        ("credential renewals", f"{seen.renewal_count:,}"),
-        ("requests repeated", f"{max(seen.retry_count, tally.retry_count):,}"),
-        ("verified by", ", ".join(f"{k} {n:,}" for k, n in seen.verified_by.most_common()) or "-"),
+        ("uploaded and verified", f"{summary.done_count:,}"),
+        ("failed", f"{summary.failed_count:,}"),
+        ("uploaded in this run", f"{progress.done_count - progress.receipt_count:,}"),
+        ("bytes stored", size(summary.byte_count)),
+        ("sent in this run", size(tracker.sent_bytes)),
+        ("this run took", duration(tracker.seconds)),
+        ("mean throughput", rate(tracker.sent_bytes / max(tracker.seconds, 0.001))),
+        ("credential renewals", f"{summary.renewal_count:,}"),
+        ("requests retried", f"{max(summary.retry_count, tracker.retry_count):,}"),
+        ("verified by", ", ".join(f"{proof} {count:,}" for proof, count in proofs) or "-"),
     ]
     cells = (f"<div><dt>{escape(n)}</dt><dd>{escape(v)}</dd></div>" for n, v in figures)
     return f"<h2>Totals</h2><dl>{''.join(cells)}</dl>"
 
 
-def _plots(tally: Tally, seen: _Seen) -> str:
-    samples = tally.samples
+def _failures(summary: _Summary) -> str:
+    if not summary.failed_count:
+        return "<h2>Failures</h2><p>None.</p>"
+    kinds = ", ".join(f"{kind} {n:,}" for kind, n in summary.errors.most_common())
+    hidden = summary.failed_count - len(summary.failures)
+    more = f"<p>{hidden:,} more failures are in the ledger.</p>" if hidden else ""
+    table = _table(("row", "file", "error", "next step"), map(_failure, summary.failures))
+    return f"<h2>Failures</h2><p>{escape(kinds)}</p>{table}{more}"
+
+
+def _failure(record: Record) -> tuple[Any, ...]:
+    error = f"{record.get('error')}: {record.get('message')}"
+    if record.get("request_id"):
+        error += f" (request {record['request_id']})"
+    place = f"{os.path.basename(str(record.get('manifest')))}:{record.get('row')}"
+    return place, _file(record), error, record.get("next_step", "")
+
+
+def _slowest(summary: _Summary) -> str:
+    if not summary.slowest:
+        return ""
+    rows = (
+        (
+            _file(record),
+            record.get("video_id", ""),
+            size(_number(record, "size")),
+            duration(seconds),
+            record.get("renewal_count", 0),
+        )
+        for seconds, _, record in sorted(summary.slowest, key=lambda e: (-e[0], e[1]))
+    )
+    return f"<h2>Slowest</h2>{_table(('file', 'VideoId', 'size', 'time', 'renewals'), rows)}"
+
+
+def _file(record: Record) -> str:
+    return shown_path(str(record.get("path", "")))
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    cells = "".join(f"<th>{escape(name)}</th>" for name in head)
+    lines = (f"<tr>{''.join(f'<td>{escape(str(c))}</td>' for c in row)}</tr>" for row in rows)
+    return f"<table><tr>{cells}</tr>{''.join(lines)}</table>"
+
+
+# --- plots ----------------------------------------------------------------------------
+
+
+def _plots(samples: Sequence[Sample], summary: _Summary) -> str:
     sent = rates(samples, lambda sample: sample.sent_bytes)
     ended = rates(samples, lambda sample: sample.ended_count)
     pieces = [
-        ("Bytes a second", line(sent, rate)),
-        ("Rows a second", line(ended, lambda v: f"{v:,.1f}")),
-        ("Sizes", bars(seen.sizes, lambda power: size(2**power))),
-        ("Durations", bars(seen.durations, lambda power: duration(2**power / 1000))),
+        ("Throughput", _line(sent, rate)),
+        ("Files per second", _line(ended, lambda value: f"{value:,.1f}")),
+        ("Sizes", _bars(summary.sizes, lambda power: size(2**power))),
+        ("Durations", _bars(summary.durations, lambda power: duration(2**power / 1000))),
     ]
     return "".join(f"<h2>{escape(title)}</h2>{plot}" for title, plot in pieces)
 
 
 def rates(samples: Sequence[Sample], figure: Callable[[Sample], int]) -> list[tuple[float, float]]:
-    """A figure a second, over time.
+    """Return a figure per second over time, as (seconds, rate).
 
-    The last sample may follow its predecessor at once: what happened in between is no rate.
+    The last sample may directly follow the one before it; what happened in between is skipped.
     """
     shortest_s = (samples[-1].at_s - samples[0].at_s) / len(samples) / 2 if samples else 0.0
     points = []
@@ -184,36 +230,36 @@ def rates(samples: Sequence[Sample], figure: Callable[[Sample], int]) -> list[tu
     return points
 
 
-def line(points: Sequence[tuple[float, float]], label: Callable[[float], str]) -> str:
+def _line(points: Sequence[tuple[float, float]], label: Callable[[float], str]) -> str:
     """A curve over time, as SVG."""
     if len(points) < 2:
         return "<p>Too short to plot.</p>"
     begin, end = points[0][0], points[-1][0]
-    most = max(value for _, value in points) or 1.0
-    x_scale, y_scale = (_WIDTH - 90) / max(end - begin, 1e-9), (_HEIGHT - 40) / most
+    highest = max(value for _, value in points) or 1.0
+    x_scale, y_scale = (_WIDTH - 90) / max(end - begin, 1e-9), (_HEIGHT - 40) / highest
     path = " ".join(
         f"{80 + (at - begin) * x_scale:.1f},{_HEIGHT - 25 - value * y_scale:.1f}"
         for at, value in points
     )
     return _svg(
         f'<polyline points="{path}" fill="none" stroke="#0969da" stroke-width="1.5"/>'
-        + _text(4, 20, label(most))
+        + _text(4, 20, label(highest))
         + _text(4, _HEIGHT - 25, label(0))
         + _text(80, _HEIGHT - 8, duration(begin))
         + _text(_WIDTH - 60, _HEIGHT - 8, duration(end))
     )
 
 
-def bars(counts: Counter[int], label: Callable[[int], str]) -> str:
-    """Counts by powers of two, as SVG."""
+def _bars(counts: Counter[int], label: Callable[[int], str]) -> str:
+    """Counts by power of two, as SVG."""
     if not counts:
         return "<p>Nothing to plot.</p>"
     first, last = min(counts), max(counts)
     width = min(60.0, (_WIDTH - 20) / (last - first + 1))
-    most = max(counts.values())
+    highest = max(counts.values())
     pieces = []
     for power in range(first, last + 1):
-        height = (_HEIGHT - 55) * counts[power] / most
+        height = (_HEIGHT - 55) * counts[power] / highest
         x = 10 + (power - first) * width
         pieces.append(
             f'<rect x="{x + 1:.1f}" y="{_HEIGHT - 25 - height:.1f}" '
@@ -222,52 +268,12 @@ def bars(counts: Counter[int], label: Callable[[int], str]) -> str:
         )
         if (power - first) % max(1, round(70 / width)) == 0:
             pieces.append(_text(x, _HEIGHT - 8, label(power)))
-    return _svg("".join(pieces) + _text(10, 15, f"at most {most:,}"))
+    return _svg("".join(pieces) + _text(10, 15, f"max {highest:,}"))
 
 
 def _svg(inside: str) -> str:
     return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">{inside}</svg>'
 
 
-def _text(x: float, y: float, words: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}">{escape(words)}</text>'
-
-
-def _failures(seen: _Seen) -> str:
-    if not seen.failed_count:
-        return "<h2>Failures</h2><p>None.</p>"
-    kinds = ", ".join(f"{kind} {n:,}" for kind, n in seen.kinds.most_common())
-    rows = "".join(_failure(record) for record in seen.failures)
-    hidden = seen.failed_count - len(seen.failures)
-    more = f"<p>And {hidden:,} more; the ledger has them all.</p>" if hidden else ""
-    head = "<tr><th>row</th><th>file</th><th>what happened</th><th>next</th></tr>"
-    return f"<h2>Failures</h2><p>{escape(kinds)}</p><table>{head}{rows}</table>{more}"
-
-
-def _failure(record: Record) -> str:
-    what = f"{record.get('error')}: {record.get('message')}"
-    if record.get("request_id"):
-        what += f" (request {record['request_id']})"
-    place = f"{os.path.basename(str(record.get('manifest')))}:{record.get('row')}"
-    return _row(place, record.get("path", ""), what, record.get("next_step", ""))
-
-
-def _slowest(seen: _Seen) -> str:
-    if not seen.slowest:
-        return ""
-    head = "<tr><th>file</th><th>VideoId</th><th>size</th><th>time</th><th>renewals</th></tr>"
-    rows = "".join(
-        _row(
-            record.get("path", ""),
-            record.get("video_id", ""),
-            size(_number(record, "size")),
-            duration(seconds),
-            record.get("renewal_count", 0),
-        )
-        for seconds, _, record in sorted(seen.slowest, key=lambda e: (-e[0], e[1]))
-    )
-    return f"<h2>Slowest</h2><table>{head}{rows}</table>"
-
-
-def _row(*cells: Any) -> str:
-    return f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in cells)}</tr>"
+def _text(x: float, y: float, text: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}">{escape(text)}</text>'

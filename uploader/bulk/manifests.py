@@ -1,7 +1,7 @@
-"""Where rows come from: manifests, folders, lists of files. All of them streams.
+"""Where rows come from: manifests, folders and lists of files, all read as streams.
 
-A row of a manifest is at most 64 kB. What cannot be read is a row with a problem; only
-what makes the whole unusable (no such file, no column of paths) is raised.
+A row of a manifest is at most 64 kB. A row that cannot be read is a row with a problem; an
+error is raised only if the whole cannot be used (no such file, no column of paths).
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class Stream:
     Attributes:
         name: for people and for the ledger.
         folder: what relative paths are relative to, unless a root is given.
-        read: begins reading.
-        size: bytes, where that is known before reading; 0 elsewhere.
-        position: bytes read so far, as far as `size` is known.
+        read: starts reading.
+        size: bytes, if known before reading; else 0.
+        position: bytes read so far, if `size` is known.
     """
 
     name: str
@@ -54,16 +54,17 @@ class Stream:
 
 
 def manifest_stream(path: str, notice: Notice) -> Stream:
-    """A manifest: CSV, JSON Lines or Parquet, told apart by its name, else by its beginning.
+    """A manifest: CSV, JSON Lines or Parquet, recognized by its name, else by its beginning.
+
+    Args:
+        notice: called once about columns that are ignored.
 
     Raises:
         ConfigurationError: it cannot be used at all.
     """
     name = os.path.abspath(path)
     size = _require_file(name)
-    kind = _kind_of(name)
-    readers = {"csv": _read_csv, "jsonl": _read_json_lines, "parquet": _read_parquet}
-    reader = readers[kind]
+    reader = _reader_of(name)
 
     def read(stream: Stream) -> Iterator[RawRow]:
         return reader(stream, _Columns(name, notice))
@@ -74,49 +75,52 @@ def manifest_stream(path: str, notice: Notice) -> Stream:
 def _require_file(path: str) -> int:
     try:
         if not os.path.isfile(path):
-            raise ConfigurationError(f"{path} is not a file.")
+            raise ConfigurationError(
+                f"{path} is not a file.",
+                next_step="Check the path; to upload the files of a folder, pass -r FOLDER.",
+            )
         with open(path, "rb") as file:
             return os.fstat(file.fileno()).st_size
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}.") from error
 
 
-def _kind_of(path: str) -> str:
+def _reader_of(path: str) -> Callable[[Stream, _Columns], Iterator[RawRow]]:
     with open(path, "rb") as file:
         begin = file.read(4096)
     if begin.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise ConfigurationError(f"{path} is not UTF-8 text.", next_step=_USABLE)
     extension = os.path.splitext(path)[1].lower()
     if extension in {".parquet", ".pq"} or begin.startswith(b"PAR1"):
-        return "parquet"
+        return _read_parquet
     if extension in {".jsonl", ".ndjson", ".json"}:
-        return "jsonl"
-    if extension in {".csv", ".tsv"}:
-        return "csv"
-    return "jsonl" if begin.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{") else "csv"
+        return _read_json_lines
+    is_json = begin.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
+    return _read_json_lines if is_json and extension not in {".csv", ".tsv"} else _read_csv
 
 
 class _Columns:
-    """Complains once about columns that nobody reads. Mutable."""
+    """Reports columns that are ignored, each once. Mutable."""
 
     def __init__(self, name: str, notice: Notice) -> None:
         self._name, self._notice = name, notice
         self._known = COLUMNS | RESULT_COLUMNS
 
     def check(self, names: Any) -> None:  # noqa: ANN401 - the keys of whatever was read
-        """Look at the columns of a row."""
+        """Check the columns of a row."""
         if unknown := set(names) - self._known:
             if len(self._known) < 1000:  # a manifest of ever new columns must not fill memory
                 self._known |= unknown
             shown = ", ".join(sorted(str(name)[:60] for name in unknown))
-            self._notice(f"{self._name}: nothing is done with the columns {shown}.")
+            noun = "column" if len(unknown) == 1 else "columns"
+            self._notice(f"{self._name}: ignoring unknown {noun}: {shown}.")
 
 
 # --- lines ------------------------------------------------------------------------------
 
 
 def _lines(stream: Stream, file: IO[bytes]) -> Iterator[tuple[int, str | None]]:
-    """Lines with their numbers; None for one that is too long. Never holds more than one."""
+    """Lines with their numbers; None for one that is too long. Holds one line at a time."""
     number = 0
     while line := file.readline(MAX_ROW_SIZE + 2):
         number += 1
@@ -184,7 +188,7 @@ def _read_csv(stream: Stream, columns: _Columns) -> Iterator[RawRow]:
 
 
 def _records(lines: Iterator[tuple[int, str | None]]) -> Iterator[tuple[int, str | None]]:
-    """Join lines while a quotation is open. One that never ends costs its own line only."""
+    """Join lines while a quotation is open. One that never closes spoils its own line only."""
     pending: list[tuple[int, str | None]] = []
     while True:
         item = pending.pop(0) if pending else next(lines, None)
@@ -222,7 +226,7 @@ def _until_closed(
 
 
 def _delimiter_of(header: str) -> str:
-    """The one that makes known columns of the header: comma, semicolon (Excel) or tab."""
+    """The delimiter that yields known columns: comma, semicolon (Excel) or tab."""
     return max(",;\t", key=lambda d: len(COLUMNS.intersection(_names(_split(header, d)))))
 
 
@@ -238,11 +242,11 @@ def _header(manifest: str, fields: Sequence[str]) -> list[str]:
     names = _names(fields)
     if not {"path", "source"} & set(names):
         raise ConfigurationError(
-            f"{manifest}: there is no column path, or no header line that names it.",
+            f"{manifest} has no column 'path' (found: {', '.join(names)[:200]}).",
             next_step=_USABLE,
         )
     if twice := [name for name in names if name in COLUMNS and names.count(name) > 1]:
-        raise ConfigurationError(f"{manifest}: the column {twice[0]} is there twice.")
+        raise ConfigurationError(f"{manifest}: the column {twice[0]} appears twice.")
     return names
 
 
@@ -276,19 +280,19 @@ def _read_parquet(stream: Stream, columns: _Columns) -> Iterator[RawRow]:
             "A Parquet manifest needs pyarrow.", next_step="Run `pip install 'vodup[parquet]'`."
         ) from error
     try:
-        # Buffered: else a whole column of a row group, which may be the whole file, is held.
+        # Without a buffer it holds a whole column of a row group, which may be the whole file.
         with pq.ParquetFile(stream.name, buffer_size=_PARQUET_BUFFER) as file:
             columns.check(_names(file.schema_arrow.names))
             yield from _parquet_rows(stream, file, _known_columns(stream, file))
     except (pa.ArrowException, OSError) as error:  # OSError: also for damaged pages
         raise ConfigurationError(
-            f"{stream.name} is not a Parquet file, or damaged.",
+            f"{stream.name} is not a Parquet file, or is damaged.",
             next_step="Write it again, then run the same command; what is done stays done.",
         ) from error
 
 
 def _known_columns(stream: Stream, file: Any) -> dict[str, str]:  # noqa: ANN401
-    """What the file calls the columns that are read, and what we call them."""
+    """The columns that are read: their names in the file, and in lower case."""
     names = file.schema_arrow.names
     _header(stream.name, names)
     return {
@@ -319,7 +323,7 @@ def _length(value: object) -> int:
 
 
 def files_from(where: str) -> Stream:
-    """A list of paths, one a line; "-" is standard input.
+    """A list of paths, one per line; "-" is standard input.
 
     Raises:
         ConfigurationError: it cannot be read.
@@ -346,16 +350,16 @@ def folder_stream(
     exclude: Sequence[str] = (),
     follow_symlinks: bool = False,
 ) -> Stream:
-    """The files below a folder, by name; without `include`, those VOD takes.
+    """The files below a folder, by name; without `include`, those that VOD accepts.
 
-    A pattern with a "/" is matched with the path below the folder, another with the name.
+    A pattern with a "/" is matched against the path below the folder, another against the name.
 
     Raises:
         ConfigurationError: there is no such folder.
     """
     name = os.path.abspath(folder)
     if not os.path.isdir(name):
-        raise ConfigurationError(f"{folder} is not a folder.")
+        raise ConfigurationError(f"{folder} is not a folder.", next_step="Check the path.")
 
     def read(stream: Stream) -> Iterator[RawRow]:
         number = 0
@@ -371,7 +375,7 @@ def folder_stream(
 def _walk(
     folder: str, follow_symlinks: bool, above: frozenset[tuple[int, int]]
 ) -> Iterator[tuple[str, str | None]]:
-    """Files by name, and folders that cannot be read with the reason."""
+    """Yield files by name, and folders that cannot be read with the reason."""
     try:
         here = os.stat(folder)
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -379,21 +383,21 @@ def _walk(
         yield folder, f"{folder} cannot be read: {error.strerror}."
         return
     identity = (here.st_dev, here.st_ino)
-    if identity in above:  # a link to a folder above: it would never end
+    if identity in above:  # a link to a folder above would never end
         return
     for entry in entries:
         if entry.is_dir(follow_symlinks=follow_symlinks):
             yield from _walk(entry.path, follow_symlinks, above | {identity})
-        elif entry.is_file():  # a link to a file is one; where it leads is looked at later
+        elif entry.is_file():  # also a link to a file; where it leads is checked later
             yield entry.path, None
 
 
 def _is_wanted(relative: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
     if any(_matches(relative, pattern) for pattern in exclude):
         return False
-    if not include:
-        return not refuses_name(os.path.basename(relative))
-    return any(_matches(relative, pattern) for pattern in include)
+    if include:
+        return any(_matches(relative, pattern) for pattern in include)
+    return not refuses_name(os.path.basename(relative))
 
 
 def _matches(relative: str, pattern: str) -> bool:

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from uploader.bulk.manifests import MAX_ROW_SIZE, files_from, folder_stream, manifest_stream
 from uploader.bulk.rows import RawRow
-from uploader.bulk.streams import MAX_ROW_SIZE, files_from, folder_stream, manifest_stream
 from uploader.errors import ConfigurationError
 
 
@@ -223,14 +223,14 @@ from uploader.bulk.ledger import Ledger
 from uploader.bulk.paths import Root
 from uploader.bulk.rows import RowRules
 from uploader.bulk.runner import read_rows
-from uploader.bulk.streams import manifest_stream
+from uploader.bulk.manifests import manifest_stream
 
 stream = manifest_stream(sys.argv[1], print)
 rules = RowRules(root=Root.at(sys.argv[2]))
 count, first = 0, 0
 with Ledger() as ledger:
-    for met in read_rows([(stream, rules)], ledger):
-        assert met.row.error is None, met.row.error
+    for checked in read_rows([(stream, rules)], ledger):
+        assert checked.row.error is None, checked.row.error
         count += 1
         if count == 5_000:
             first = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,0 +1,310 @@
+"""Many uploads at once: in which order they start, and how each of them ends."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import os
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+)
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+from uploader.errors import ConfigurationError, VodupError, unexpected
+from uploader.events import UploadResult
+from uploader.log import get_logger
+from uploader.protocol.grants import UploadGrant
+from uploader.protocol.vod import VideoMeta
+from uploader.sources import AnySource
+from uploader.tasks import beside, cancel_count, one_error
+from uploader.threads import DISKS
+
+__all__ = [
+    "DEFAULT_FILES",
+    "Outcome",
+    "UploadItem",
+    "descriptor_share",
+    "require_files",
+    "upload_batch",
+]
+
+DEFAULT_FILES: Final = 32
+"""Small files are bound by round trips: as many at once as there are connections."""
+
+_LARGE_SIZE: Final = 64 * 2**20
+_MAX_LARGE: Final = 4
+"""Four files of many parts keep every connection busy. With more of them, less would be
+finished when the batch is interrupted."""
+
+_LOOK_AHEAD: Final = 5000
+"""Items of about 1 KiB. Fewer: a large file far down the list starts late, and the batch
+waits for it. More: memory, and the first upload waits until so many sizes are known."""
+
+_SIZING_BATCH: Final = 64
+_DESCRIPTOR_SHARE: Final = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadItem:
+    """One of many uploads; `source` and the rest are what `Uploader.upload` takes.
+
+    Attributes:
+        size: bytes, if the caller knows them. Large files start first; nothing else depends
+            on it.
+        tag: anything of the caller's; comes back with the outcome.
+    """
+
+    source: AnySource
+    meta: VideoMeta | None = None
+    video_id: str | None = None
+    grant: UploadGrant | None = None
+    key: str | None = None
+    overwrite: bool = False
+    size: int | None = None
+    tag: Any = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How one item ended: either `result` or `error` is set.
+
+    Attributes:
+        seconds: from its start to its end.
+    """
+
+    item: UploadItem
+    result: UploadResult | None = None
+    error: VodupError | None = None
+    seconds: float = 0.0
+
+
+Items = Iterable[UploadItem] | AsyncIterable[UploadItem]
+Upload = Callable[[UploadItem], Awaitable[UploadResult]]
+Ended = asyncio.Queue[Outcome | Exception | None]
+"""Outcomes, an error that ends the batch, or None after the last outcome."""
+
+
+async def upload_batch(
+    upload: Upload, items: Items, *, files: int, look_ahead: int = _LOOK_AHEAD
+) -> AsyncGenerator[Outcome, None]:
+    """Call `upload` for every item, `files` at a time, and yield how each ended.
+
+    Reads `look_ahead` items ahead and starts the largest of them first, so that the end of
+    the batch does not wait for one large file. Whoever stops reading early must close the
+    iterator (`contextlib.aclosing`), which cancels the uploads under way.
+
+    Raises:
+        VodupError: not every item has an outcome; a bug.
+    """
+    ahead = _LookAhead(look_ahead)
+    ended: Ended = asyncio.Queue(maxsize=2 * files)
+    ended_count = 0
+    async with beside(
+        _read(items, ahead, ended),
+        _upload_all(upload, ahead, ended, min(files, descriptor_share())),
+    ):
+        while (outcome := await ended.get()) is not None:
+            if isinstance(outcome, Exception):
+                raise outcome
+            ended_count += 1
+            yield outcome
+    if ended_count != ahead.put_count:
+        raise VodupError(
+            f"{ahead.put_count} uploads were started and {ended_count} have ended.",
+            next_step="Report it: this is a bug in vodup. Run it again; what is done stays done.",
+        )
+
+
+def descriptor_share() -> int:
+    """How many descriptors files may use, and how many connections may.
+
+    The rest is for the state and the caller.
+    """
+    with suppress(ImportError, OSError, ValueError):
+        import resource
+
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft != resource.RLIM_INFINITY:
+            return max(1, soft // _DESCRIPTOR_SHARE)
+    return 1024
+
+
+def require_files(files: int | None) -> int:
+    """Return the number of uploads at once, by default `DEFAULT_FILES`.
+
+    Raises:
+        ConfigurationError: it is below 1.
+    """
+    if files is not None and files < 1:
+        raise ConfigurationError("files must be at least 1.")
+    return files or DEFAULT_FILES
+
+
+# --- reading items --------------------------------------------------------------------
+
+
+async def _read(items: Items, ahead: _LookAhead, ended: Ended) -> None:
+    """Read all items. An error goes through the queue: raised here, it would cancel the caller."""
+    try:
+        async with aclosing(_each(items)) as reading:
+            await _put_all(reading, ahead)
+    except asyncio.CancelledError as error:
+        if cancel_count():
+            raise
+        await ended.put(unexpected(error))
+    except Exception as error:
+        await ended.put(error)
+    finally:
+        ahead.close()
+
+
+async def _each(items: Items) -> AsyncGenerator[UploadItem, None]:
+    if isinstance(items, AsyncGenerator):
+        async with aclosing(items):
+            async for item in items:
+                yield item
+    elif isinstance(items, AsyncIterable):
+        async for item in items:
+            yield item
+    else:
+        for item in items:
+            yield item
+
+
+async def _put_all(items: AsyncIterator[UploadItem], ahead: _LookAhead) -> None:
+    unsized: list[UploadItem] = []
+    async for item in items:
+        if item.size is not None:
+            await ahead.put(item, item.size)
+            continue
+        unsized.append(item)
+        if len(unsized) == _SIZING_BATCH:
+            await _put_unsized(unsized, ahead)
+            unsized.clear()
+    await _put_unsized(unsized, ahead)
+
+
+async def _put_unsized(items: list[UploadItem], ahead: _LookAhead) -> None:
+    """Look up the sizes first, in a thread: a disk may take its time."""
+    sizes = await DISKS.run(lambda: [_size_of(item.source) for item in items])
+    for item, size in zip(items, sizes, strict=True):
+        await ahead.put(item, size)
+
+
+def _size_of(source: AnySource) -> int:
+    """Bytes; 0 where it is unknown, or where the upload itself will fail."""
+    if isinstance(source, bytes):
+        return len(source)
+    if isinstance(source, str | os.PathLike):
+        with suppress(OSError, ValueError):
+            return os.stat(source).st_size
+    return 0
+
+
+# --- uploading them -------------------------------------------------------------------
+
+
+async def _upload_all(upload: Upload, ahead: _LookAhead, ended: Ended, files: int) -> None:
+    slots = asyncio.Semaphore(files)
+
+    async def upload_one(item: UploadItem, size: int) -> None:
+        try:
+            outcome = await _outcome_of(upload, item)
+            if not cancel_count():  # else it ended while the batch was being closed
+                await ended.put(outcome)
+        finally:
+            ahead.end(size)
+            slots.release()
+
+    async with one_error() as uploads:
+        while True:
+            await slots.acquire()
+            if (taken := await ahead.take()) is None:
+                break
+            uploads.create_task(upload_one(*taken))
+    await ended.put(None)
+
+
+async def _outcome_of(upload: Upload, item: UploadItem) -> Outcome:
+    loop = asyncio.get_running_loop()
+    began_s = loop.time()
+    result: UploadResult | None = None
+    error: VodupError | None = None
+    try:
+        result = await upload(item)
+    except VodupError as failure:
+        error = failure
+    except asyncio.CancelledError as stray:
+        if cancel_count():
+            raise
+        error = unexpected(stray)  # something that the upload awaited was cancelled
+    except Exception as bug:  # must not stop the other uploads
+        get_logger().exception("upload.crashed", error=type(bug).__name__)
+        error = unexpected(bug)
+    return Outcome(item=item, result=result, error=error, seconds=loop.time() - began_s)
+
+
+class _LookAhead:
+    """The items read ahead, the largest first. Mutable; one task puts and one takes.
+
+    Of large files only a few are under way at a time; smaller ones pass those that wait.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._large: list[tuple[int, int, UploadItem]] = []
+        self._small: list[tuple[int, int, UploadItem]] = []
+        self._order = itertools.count()
+        self._large_count = 0
+        self._is_closed = False
+        self._changed = asyncio.Event()
+        self.put_count = 0
+
+    def __len__(self) -> int:
+        return len(self._large) + len(self._small)
+
+    async def put(self, item: UploadItem, size: int) -> None:
+        """Add an item, once fewer than the limit wait."""
+        await self._until(lambda: len(self) < self._limit)
+        heap = self._large if size >= _LARGE_SIZE else self._small
+        heapq.heappush(heap, (-size, next(self._order), item))
+        self.put_count += 1
+        self._changed.set()
+
+    async def take(self) -> tuple[UploadItem, int] | None:
+        """Return the next item to upload and its size; None after the last one."""
+        await self._until(lambda: self._next_heap() or (self._is_closed and not len(self)))
+        if not (heap := self._next_heap()):
+            return None
+        negative_size, _, item = heapq.heappop(heap)
+        self._large_count += -negative_size >= _LARGE_SIZE
+        self._changed.set()
+        return item, -negative_size
+
+    def end(self, size: int) -> None:
+        """An item that was taken has ended."""
+        self._large_count -= size >= _LARGE_SIZE
+        self._changed.set()
+
+    def close(self) -> None:
+        """No more items will be put."""
+        self._is_closed = True
+        self._changed.set()
+
+    def _next_heap(self) -> list[tuple[int, int, UploadItem]]:
+        if self._large and self._large_count < _MAX_LARGE:
+            return self._large
+        return self._small
+
+    async def _until(self, is_true: Callable[[], object]) -> None:
+        while not is_true():
+            self._changed.clear()
+            await self._changed.wait()
