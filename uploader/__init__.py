@@ -85,7 +85,6 @@ if TYPE_CHECKING:
     from uploader.protocol.vod import AccessKey, VideoMeta
     from uploader.session import RetryPolicy
     from uploader.sources import (
-        Arrival,
         BytesSource,
         CommandReader,
         FileObjectSource,
@@ -93,6 +92,7 @@ if TYPE_CHECKING:
         FollowedFile,
         HlsPackage,
         MemoryBuffer,
+        PartStream,
         Source,
         Spool,
         StreamSource,
@@ -105,7 +105,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AccessKey",
-    "Arrival",
     "Bandwidth",
     "BlockingHandle",
     "BlockingUploader",
@@ -140,6 +139,7 @@ __all__ = [
     "Outcome",
     "OverwriteRefused",
     "PartStored",
+    "PartStream",
     "PartsAdopted",
     "PermissionDenied",
     "PlannedVideo",
@@ -225,8 +225,8 @@ _HOMES = {
     "protocol.trust": "TrustPolicy",
     "protocol.vod": "AccessKey VideoMeta",
     "session": "RetryPolicy",
-    "sources": "Arrival BytesSource CommandReader FileObjectSource FileSource FollowedFile "
-    "HlsPackage MemoryBuffer Source Spool StreamSource Until UrlPolicy",
+    "sources": "BytesSource CommandReader FileObjectSource FileSource FollowedFile HlsPackage "
+    "MemoryBuffer PartStream Source Spool StreamSource Until UrlPolicy",
     "sources.fsspec": "FsspecSource",
     "sources.urls": "UrlSource",
     "state": "MemoryState SqlState StateStore UploadRecord UploadStatus",

@@ -467,9 +467,9 @@ async def _noted(job: Job) -> AsyncIterator[None]:
 
 def _say_how_to_go_on(error: VodupError, job: Job) -> None:
     """Running the same command again is not all it takes for a source that comes once."""
-    arrival = job.source.arrival
-    if arrival is not None and isinstance(error, TransferError | CredentialError | StateError):
-        error.next_step = f"{error.next_step} {arrival.resumption.format(key=job.key)}".strip()
+    stream = job.source.stream
+    if stream is not None and isinstance(error, TransferError | CredentialError | StateError):
+        error.next_step = f"{error.next_step} {stream.resume_hint.format(key=job.key)}".strip()
 
 
 def upload_sync(

@@ -15,7 +15,7 @@ from uploader.errors import SourceChanged, SourceError, SourceUnreadable
 from uploader.evidence import Receipts
 from uploader.protocol.plan import MAX_PART_COUNT, Part
 from uploader.protocol.steps import StepPlan
-from uploader.sources import Arrival, Fingerprint, Source
+from uploader.sources import Fingerprint, PartStream, Source
 
 __all__ = ["Following"]
 
@@ -36,7 +36,7 @@ class Following:
     """
 
     source: Source
-    arrival: Arrival
+    stream: PartStream
     plan: StepPlan
     sent: Receipts
     send: Send
@@ -49,9 +49,9 @@ class Following:
             SourceChanged: it does not repeat what was sent.
             SourceUnreadable: it is longer than 10,000 parts hold.
         """
-        await self.arrival.begin(reference)
+        await self.stream.begin(reference)
         size = await self._while_it_arrives()
-        if self.arrival.is_rereadable:
+        if self.stream.is_rereadable:
             return await self._until_it_is_still()
         self._require_sent_within(size)
         return size, await self.source.fingerprint()
@@ -70,18 +70,18 @@ class Following:
     async def _read_parts(self, parts: asyncio.Queue[Part | None]) -> int:
         plan = self.plan
         for part in plan.parts:
-            there_size = await self.arrival.reached(part)
+            there_size = await self.stream.wait_for(part)
             if there_size:
                 parts.put_nowait(replace(part, size=there_size))
             if there_size < part.size:
                 return self._require_size(part.offset + there_size)
-        if plan.is_open or await self.arrival.reached(_after(plan.size)):
+        if plan.is_open or await self.stream.wait_for(_after(plan.size)):
             raise self._too_long()
         return plan.size
 
     async def _send_each(self, parts: asyncio.Queue[Part | None]) -> None:
         while (part := await parts.get()) is not None:
-            if not self.arrival.is_rereadable:
+            if not self.stream.is_rereadable:
                 await self._send_or_compare(part)
             elif part.number > 1 and part.number not in self.sent:
                 await self.send(part)  # the first one is sent last: headers are rewritten
@@ -97,7 +97,7 @@ class Following:
                 )
         else:
             await self.send(part)
-        await self.arrival.release(part)
+        await self.stream.release(part)
 
     async def _is_as_sent(self, part: Part) -> bool:
         ack = self.sent.of(part.number)

@@ -26,7 +26,7 @@ from uploader.protocol.integrity import join_crc64
 from uploader.protocol.plan import MAX_PART_COUNT, MAX_PUT_SIZE, Outlook, Part, plan_parts
 from uploader.protocol.steps import Plan, plan_steps, read_plan
 from uploader.protocol.vod import VideoMeta
-from uploader.sources import Arrival, Fingerprint, Source
+from uploader.sources import Fingerprint, PartStream, Source
 from uploader.state import Checkpoint, Phase, StateStore, UploadRecord
 
 __all__ = [
@@ -116,9 +116,9 @@ async def receipt_of(job: Job) -> UploadResult | None:
 
 async def _is_source_of(job: Job, record: UploadRecord, result: UploadResult) -> bool:
     """Whether the source holds what was uploaded; a copied or touched file is read again."""
-    arrival = job.source.arrival
-    if arrival is not None and not arrival.is_rereadable:
-        return await drained(job.source, arrival) == (result.size, result.crc64)
+    stream = job.source.stream
+    if stream is not None and not stream.is_rereadable:
+        return await drained(job.source, stream) == (result.size, result.crc64)
     await _await_end(job.source, result.size)
     now = (await job.source.fingerprint()).to_text()
     if now == record.fingerprint:
@@ -132,21 +132,21 @@ async def _is_source_of(job: Job, record: UploadRecord, result: UploadResult) ->
 
 async def _await_end(source: Source, size: int) -> None:
     """Wait until a file that may still be written can be compared with one of this size."""
-    arrival = source.arrival
-    if arrival is not None and arrival.is_rereadable and size:
-        await arrival.reached(Part(MAX_PART_COUNT, size, 1))
+    stream = source.stream
+    if stream is not None and stream.is_rereadable and size:
+        await stream.wait_for(Part(MAX_PART_COUNT, size, 1))
 
 
-async def drained(source: Source, arrival: Arrival) -> tuple[int, int]:
+async def drained(source: Source, stream: PartStream) -> tuple[int, int]:
     """Read a stream to its end and keep nothing; its size and CRC-64."""
-    await arrival.begin("")
+    await stream.begin("")
     pieces: list[tuple[int, int]] = []
-    steps = plan_steps(largest_size=arrival.largest_part)
+    steps = plan_steps(largest_size=stream.max_part_size)
     for part in steps.parts:  # pragma: no branch - a stream ends before the numbers do
-        size = await arrival.reached(part)
+        size = await stream.wait_for(part)
         if size:
             pieces.append(((await source.read_crc(part.offset, size))[0], size))
-            await arrival.release(part)
+            await stream.release(part)
         if size < part.size:
             break
     return sum(size for _, size in pieces), join_crc64(pieces)
@@ -285,11 +285,11 @@ async def _holds_acked_bytes(job: Job, record: UploadRecord) -> bool:
 def new_plan(job: Job) -> Plan:
     """The parts of an upload that has none yet."""
     options = job.options
-    if (arrival := job.source.arrival) is not None:
+    if (stream := job.source.stream) is not None:
         return plan_steps(
             part_size=options.part_size,
-            expected_size=arrival.expected_size,
-            largest_size=arrival.largest_part,
+            expected_size=stream.expected_size,
+            largest_size=stream.max_part_size,
         )
     return plan_parts(
         job.record.size,

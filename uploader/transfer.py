@@ -352,7 +352,7 @@ class Transfer:
             if is_vanished(error):
                 return  # perhaps completed: `complete` settles it
             raise
-        self._is_listed = self._source.arrival is None
+        self._is_listed = self._source.stream is None
         self._sent.drop_unlike(listed)
         if is_whole:
             self._sent.drop_unlisted(listed)
@@ -398,7 +398,7 @@ class Transfer:
 
     async def _adopt(self, listed: dict[int, ListedPart]) -> None:
         """Keep parts whose answers were lost, if the source proves to hold their bytes."""
-        if self._source.arrival is not None:
+        if self._source.stream is not None:
             return  # its bytes are not there yet; what has a receipt is compared as they come
         adopted_count = 0
         for part in self._sent.missing():
@@ -452,14 +452,14 @@ class Transfer:
 
     async def follow_source(self) -> None:
         """Send what arrives until the source has ended; most sources are there as a whole."""
-        plan, arrival = self._sent.plan, self._source.arrival
+        plan, stream = self._sent.plan, self._source.stream
         is_all_there = not plan.is_open and not self._sent.missing()
-        if arrival is None or is_all_there or not isinstance(plan, StepPlan):
+        if stream is None or is_all_there or not isinstance(plan, StepPlan):
             return
         self._progress.phase = "send"
         following = Following(
             source=self._source,
-            arrival=arrival,
+            stream=stream,
             plan=plan,
             sent=self._sent,
             send=self._send_and_keep,
@@ -512,7 +512,7 @@ class Transfer:
 
     def _is_worth_asking(self, missing_count: int) -> bool:
         """Whether many receipts are to be written of what a list could tell again."""
-        has_list = self._job.record.upload_id is not None and self._source.arrival is None
+        has_list = self._job.record.upload_id is not None and self._source.stream is None
         return has_list and missing_count > _MOST_UNKEPT
 
     async def _learn_whether_listed(self) -> None:

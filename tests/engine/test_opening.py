@@ -16,7 +16,7 @@ from uploader.opening import Job, drained, new_plan
 from uploader.protocol.integrity import crc64
 from uploader.protocol.plan import MAX_PART_COUNT, Outlook, Part, plan_parts
 from uploader.protocol.steps import plan_steps
-from uploader.sources import Arrival, Source
+from uploader.sources import PartStream, Source
 
 from .harness import content
 from .test_arguments import GRANT
@@ -36,7 +36,7 @@ def job(**changes: Any) -> Job:
     pace = SimpleNamespace(expected_concurrency=7, limit=5, connection_rate=2e6, rtt_s=1.0)
     plain: dict[str, Any] = {
         "options": UploadOptions(part_size=3 * MIB),
-        "source": SimpleNamespace(arrival=None),
+        "source": SimpleNamespace(stream=None),
         "record": SimpleNamespace(size=100 * MIB),
         "network": SimpleNamespace(pace=pace, clock=Noon()),
         "asked": SimpleNamespace(grant=None),
@@ -90,8 +90,8 @@ def test_each_of_these_changes_the_plan() -> None:
 
 @pytest.mark.parametrize(("part_size", "expected_mib"), [(None, 300_000), (3 * MIB, 900)])
 def test_a_stream_is_cut_by_what_it_may_become(part_size: int | None, expected_mib: int) -> None:
-    arrival = SimpleNamespace(expected_size=expected_mib * MIB, largest_part=40 * MIB)
-    source = SimpleNamespace(arrival=arrival)
+    stream = SimpleNamespace(expected_size=expected_mib * MIB, max_part_size=40 * MIB)
+    source = SimpleNamespace(stream=stream)
     assert new_plan(job(source=source, options=UploadOptions(part_size=part_size))) == plan_steps(
         part_size=part_size, expected_size=expected_mib * MIB, largest_size=40 * MIB
     )
@@ -102,10 +102,10 @@ def test_a_stream_is_cut_by_what_it_may_become(part_size: int | None, expected_m
 
 @dataclass
 class Coming:
-    """The arrival of bytes that are all there; remembers what it was asked. Mutable."""
+    """A stream of bytes that are all there; records its calls. Mutable."""
 
     size: int
-    largest_part: int = MIB
+    max_part_size: int = MIB
     is_rereadable: bool = False
     begun_for: list[str] = field(default_factory=list)
     reached_parts: list[Part] = field(default_factory=list)
@@ -114,7 +114,7 @@ class Coming:
     async def begin(self, fingerprint: str) -> None:
         self.begun_for.append(fingerprint)
 
-    async def reached(self, part: Part) -> int:
+    async def wait_for(self, part: Part) -> int:
         self.reached_parts.append(part)
         return max(0, min(part.size, self.size - part.offset))
 
@@ -129,7 +129,7 @@ async def test_a_stream_is_read_to_its_end_piece_by_piece(size: int) -> None:
     steps = plan_steps(largest_size=MIB)
     expected = [part for part, _ in zip(steps.parts, range(size // MIB + 1), strict=False)]
 
-    found = await drained(BytesSource(data or b"x"), cast("Arrival", coming))
+    found = await drained(BytesSource(data or b"x"), cast("PartStream", coming))
 
     assert found == (size, crc64(data))
     assert coming.begun_for == [""]
@@ -144,7 +144,7 @@ async def test_what_can_be_read_again_is_compared_once_it_has_grown_beyond(
     is_rereadable: bool, size: int, is_awaited: bool
 ) -> None:
     coming = Coming(10, is_rereadable=is_rereadable)
-    source = cast("Source", SimpleNamespace(arrival=coming))
+    source = cast("Source", SimpleNamespace(stream=coming))
     await opening._await_end(source, size)
     assert coming.reached_parts == ([Part(MAX_PART_COUNT, size, 1)] if is_awaited else [])
 

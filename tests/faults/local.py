@@ -71,7 +71,7 @@ class UnreadableSource:
         return self._file.size
 
     @property
-    def arrival(self) -> None:
+    def stream(self) -> None:
         return None
 
     async def fingerprint(self) -> Fingerprint:

@@ -198,7 +198,7 @@ class OpenFile:
         return len(self._file.data)
 
     @property
-    def arrival(self) -> None:
+    def stream(self) -> None:
         return None
 
     async def fingerprint(self) -> Fingerprint:

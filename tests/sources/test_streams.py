@@ -417,12 +417,12 @@ async def test_parts_are_given_in_order_and_once() -> None:
     async with source:
         await source.begin("")
         first, second = Part(1, 0, PART), Part(2, PART, PART)
-        assert await source.reached(first) == PART
-        assert await source.reached(first) == PART, "still kept"
-        assert await source.reached(second) == PART
+        assert await source.wait_for(first) == PART
+        assert await source.wait_for(first) == PART, "still kept"
+        assert await source.wait_for(second) == PART
         await source.release(first)
         with pytest.raises(SourceNotRepeatable):
-            await source.reached(first)
+            await source.wait_for(first)
         with pytest.raises(SourceNotRepeatable):
             source.body(0, PART)
         await source.release(second)

@@ -91,10 +91,10 @@ async def test_a_server_that_ignores_conditions_is_caught_by_its_own_words(site:
 async def test_without_a_validator_it_is_read_once_as_a_stream(site: Site) -> None:
     site.with_etag = site.with_date = False
     async with source_of(site) as source:
-        assert source.arrival is not None
+        assert source.stream is not None
     site.with_etag = True
     async with source_of(site) as source:
-        assert source.arrival is None
+        assert source.stream is None
 
 
 async def test_a_broken_answer_is_read_on_from_where_it_broke(site: Site) -> None:

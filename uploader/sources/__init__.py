@@ -11,7 +11,7 @@ from typing import cast
 
 from uploader.errors import ConfigurationError
 from uploader.sources.bytes import BytesSource
-from uploader.sources.contract import Arrival, BytesLike, Fingerprint, Source
+from uploader.sources.contract import BytesLike, Fingerprint, PartStream, Source
 from uploader.sources.file_objects import BinaryFile, FileObjectSource, of_file_object
 from uploader.sources.files import FileSource
 from uploader.sources.followed import FollowedFile, Until
@@ -24,7 +24,6 @@ from uploader.sources.url_policy import UrlPolicy
 
 __all__ = [
     "AnySource",
-    "Arrival",
     "BytesSource",
     "CommandReader",
     "DescriptorReader",
@@ -34,6 +33,7 @@ __all__ = [
     "FollowedFile",
     "HlsPackage",
     "MemoryBuffer",
+    "PartStream",
     "Source",
     "Spool",
     "StreamSource",

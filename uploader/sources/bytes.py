@@ -31,7 +31,7 @@ class BytesSource(Ranges):
         return len(self.data)
 
     @property
-    def arrival(self) -> None:
+    def stream(self) -> None:
         """None: all of it is there."""
 
     async def fingerprint(self) -> Fingerprint:

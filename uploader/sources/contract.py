@@ -1,7 +1,7 @@
 """What every source promises, and what sources share: ranges, checksums, fingerprints, errors.
 
 Most sources are complete before their upload begins. Others are still being produced, and
-their end is not known yet: those have an `Arrival`. Everything else is the same.
+their end is not known yet: those have a `PartStream`. Everything else is the same.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from uploader.protocol.wire import Body
 from uploader.threads import in_thread
 
 __all__ = [
-    "Arrival",
     "BytesLike",
     "Fingerprint",
     "NotRegular",
+    "PartStream",
     "RandomAccess",
     "RangeBody",
     "Ranges",
@@ -153,7 +153,7 @@ class Source(Ranges, Protocol):
     """Something to upload; an async context manager, open only inside its block.
 
     While it is open, every read returns the bytes that were there when it was opened, or
-    raises `SourceChanged`: never other bytes and never fewer. A source with an `Arrival`
+    raises `SourceChanged`: never other bytes and never fewer. A source with a `PartStream`
     promises the same of every part that `reached` has returned.
     """
 
@@ -170,7 +170,7 @@ class Source(Ranges, Protocol):
         """Bytes, at least 1; known once open. 0 while the end of the source is not known."""
 
     @property
-    def arrival(self) -> Arrival | None:
+    def stream(self) -> PartStream | None:
         """How its parts arrive; None if all of it is there. Known once open."""
 
     async def fingerprint(self) -> Fingerprint:
@@ -193,7 +193,7 @@ class Source(Ranges, Protocol):
         """Close the source; its bodies must not be read any more."""
 
 
-class Arrival(Protocol):
+class PartStream(Protocol):
     """The parts of a source whose end is not known yet.
 
     Parts are reached in order, one at a time, each as it is planned; a run that starts over
@@ -205,7 +205,7 @@ class Arrival(Protocol):
         """Whether parts can be read at any time, or only between `reached` and `release`."""
 
     @property
-    def largest_part(self) -> int:
+    def max_part_size(self) -> int:
         """Bytes of the largest part that it can buffer."""
 
     @property
@@ -213,7 +213,7 @@ class Arrival(Protocol):
         """An estimate of the total size in bytes; None without one."""
 
     @property
-    def resumption(self) -> str:
+    def resume_hint(self) -> str:
         """How a user resumes after a failure, as one sentence with `{key}` in it."""
 
     async def begin(self, reference: str) -> None:
@@ -223,7 +223,7 @@ class Arrival(Protocol):
         compared. Called once before the first part, and again when a run starts over.
         """
 
-    async def reached(self, part: Part) -> int:
+    async def wait_for(self, part: Part) -> int:
         """Wait until the part is there; return its size, which is smaller at the end.
 
         Waits for free buffer space as well: the producer is not read from meanwhile.

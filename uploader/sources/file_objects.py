@@ -102,7 +102,7 @@ class FileObjectSource(Ranges, RandomAccess):
         return f"bytes:{self.size}:{self._crc64:016x}"
 
     @property
-    def arrival(self) -> None:
+    def stream(self) -> None:
         """None: all of it is there."""
 
     async def fingerprint(self) -> Fingerprint:

@@ -81,7 +81,7 @@ class FileSource(Ranges):
         return self._opened().fingerprint.size
 
     @property
-    def arrival(self) -> None:
+    def stream(self) -> None:
         """None: all of it is there."""
 
     async def __aenter__(self) -> Self:

@@ -17,7 +17,7 @@ from typing import Final
 from uploader.clock import Clock, SystemClock
 from uploader.errors import ConfigurationError
 from uploader.protocol.plan import MAX_PART_SIZE, Part
-from uploader.sources.contract import Arrival, Fingerprint, empty_source
+from uploader.sources.contract import Fingerprint, PartStream, empty_source
 from uploader.sources.files import FileSource, OpenFile
 
 __all__ = ["FollowedFile", "Until"]
@@ -72,7 +72,7 @@ class FollowedFile(FileSource):
         super().__init__(path, read_timeout_s=read_timeout_s)
         self._until = until or Until()
         self._clock = clock or SystemClock()
-        self._arrival = _FollowedParts(self)
+        self._stream = _FollowedParts(self)
         self._writer: int | None = None
         self._is_finished = False
         self._has_ended = False
@@ -89,9 +89,9 @@ class FollowedFile(FileSource):
         return self._opened().fingerprint.size if self._has_ended else 0
 
     @property
-    def arrival(self) -> Arrival:  # type: ignore[override]  # a complete file has none
+    def stream(self) -> PartStream:  # type: ignore[override]  # a complete file has none
         """Its parts, which arrive as they are written."""
-        return self._arrival
+        return self._stream
 
     async def fingerprint(self) -> Fingerprint:
         """While it is being written, only which file it is; after its end, as of every file."""
@@ -100,7 +100,7 @@ class FollowedFile(FileSource):
             return now
         return Fingerprint(0, 0, 0, now.inode, now.device)
 
-    async def wait_for(self, end: int) -> int:
+    async def wait_for_size(self, end: int) -> int:
         """Wait until the file has `end` bytes or is complete; return how many it has.
 
         Raises:
@@ -158,7 +158,7 @@ class FollowedFile(FileSource):
 
 @dataclass(frozen=True, slots=True)
 class _FollowedParts:
-    """The parts of a followed file, an `Arrival`."""
+    """The parts of a followed file, a `PartStream`."""
 
     file: FollowedFile
 
@@ -168,7 +168,7 @@ class _FollowedParts:
         return True
 
     @property
-    def largest_part(self) -> int:
+    def max_part_size(self) -> int:
         """The largest that OSS takes: parts stay in the file."""
         return MAX_PART_SIZE
 
@@ -177,16 +177,16 @@ class _FollowedParts:
         """None: it is not known."""
 
     @property
-    def resumption(self) -> str:
+    def resume_hint(self) -> str:
         """Empty: the next run reads the same file."""
         return ""
 
     async def begin(self, reference: str) -> None:
         """Nothing needs to be prepared."""
 
-    async def reached(self, part: Part) -> int:
+    async def wait_for(self, part: Part) -> int:
         """Wait until the part is written."""
-        size = await self.file.wait_for(part.offset + part.size)
+        size = await self.file.wait_for_size(part.offset + part.size)
         return min(part.size, max(0, size - part.offset))
 
     async def release(self, part: Part) -> None:

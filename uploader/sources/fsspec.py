@@ -85,7 +85,7 @@ class FsspecSource(Ranges):
         return self._opened().size
 
     @property
-    def arrival(self) -> None:
+    def stream(self) -> None:
         """None: all of it is there."""
 
     async def fingerprint(self) -> Fingerprint:

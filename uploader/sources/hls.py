@@ -136,7 +136,7 @@ class HlsPackage:
         self._members = ()
 
     @property
-    def arrival(self) -> None:
+    def stream(self) -> None:
         """None: all of it is there."""
 
     async def fingerprint(self) -> Fingerprint:

@@ -47,7 +47,7 @@ class PartBuffer(Protocol):
     """Holds a limited number of bytes of one stream."""
 
     @property
-    def largest_part(self) -> int:
+    def max_part_size(self) -> int:
         """Bytes of the largest part to plan for."""
 
     @property
@@ -120,7 +120,7 @@ class MemoryBuffer:
         self._spare: list[bytearray] = []
 
     @property
-    def largest_part(self) -> int:
+    def max_part_size(self) -> int:
         """An eighth of the buffer."""
         return self._max_size // BUFFERED_PART_COUNT
 

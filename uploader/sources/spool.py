@@ -91,7 +91,7 @@ class Spool:
         return self._identity
 
     @property
-    def largest_part(self) -> int:
+    def max_part_size(self) -> int:
         """An eighth of the space."""
         return self._max_size // BUFFERED_PART_COUNT
 

@@ -60,7 +60,7 @@ class StreamSource:
     # --- as a source ----------------------------------------------------------------
 
     @property
-    def arrival(self) -> Self:
+    def stream(self) -> Self:
         """The stream itself."""
         return self
 
@@ -97,7 +97,7 @@ class StreamSource:
             self._parts.clear()
             await self._buffer.close(is_done=error is None)
 
-    # --- as an arrival --------------------------------------------------------------
+    # --- as a stream ---------------------------------------------------------------
 
     @property
     def is_rereadable(self) -> bool:
@@ -105,12 +105,12 @@ class StreamSource:
         return False
 
     @property
-    def largest_part(self) -> int:
+    def max_part_size(self) -> int:
         """As of the buffer."""
-        return self._buffer.largest_part
+        return self._buffer.max_part_size
 
     @property
-    def resumption(self) -> str:
+    def resume_hint(self) -> str:
         """How a user resumes."""
         if self._has_ended and self._buffer.identity is not None:
             return "Run the same command again: the spool has the rest, the producer is not needed."
@@ -124,7 +124,7 @@ class StreamSource:
         self._earlier_size = await self._buffer.open(reference)
         self._has_ended = self._has_ended or self._earlier_size > 0
 
-    async def reached(self, part: Part) -> int:
+    async def wait_for(self, part: Part) -> int:
         """Read the part, once there is space for it.
 
         Raises:

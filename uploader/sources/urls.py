@@ -21,8 +21,8 @@ from uploader.errors import SourceChanged, SourceUnreadable
 from uploader.protocol.integrity import crc64
 from uploader.protocol.wire import Body
 from uploader.sources.contract import (
-    Arrival,
     Fingerprint,
+    PartStream,
     RandomAccess,
     RangeBody,
     Ranges,
@@ -140,7 +140,7 @@ class UrlSource(Ranges):
         return self._stream.size if self._stream else self._pinned().size
 
     @property
-    def arrival(self) -> Arrival | None:
+    def stream(self) -> PartStream | None:
         """None, unless the server has no ranges."""
         return self._stream
 
