@@ -31,6 +31,7 @@ from uploader.pace.steering import (
     decide,
     with_first_limit,
 )
+from uploader.tasks import beside
 
 __all__ = ["Pace"]
 
@@ -180,18 +181,9 @@ class Pace:
     @asynccontextmanager
     async def steering(self, probe: LinkProbe) -> AsyncIterator[None]:
         """Adapt the slots while the block runs; any number of blocks at once."""
-        failure: Exception | None = None
         self._probe = probe
-        async with asyncio.TaskGroup() as group:
-            ticking = group.create_task(self._tick_forever(probe))
-            try:
-                yield
-            except Exception as exc:  # unwrapped below: callers catch our errors, not groups
-                failure = exc
-            finally:
-                ticking.cancel()
-        if failure is not None:
-            raise failure
+        async with beside(self._tick_forever(probe)):
+            yield
 
     async def _tick_forever(self, probe: LinkProbe) -> None:
         while True:
@@ -225,7 +217,7 @@ class Pace:
 
     def _apply(self, steering: Steering) -> None:
         self._steering = steering
-        self._slots.limit = steering.limit
+        self._slots.set_limit(steering.limit)
 
 
 def _shortest_rtt_s(samples: list[LinkSample]) -> float:

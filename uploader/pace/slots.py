@@ -18,20 +18,15 @@ class Slots:
     """
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
+        self.limit = limit
         self._waiting: dict[Hashable, deque[asyncio.Future[None]]] = {}  # longest wait first
         self._held: Counter[Hashable] = Counter()
         self.in_use = 0
         self.peak = 0
 
-    @property
-    def limit(self) -> int:
-        """How many slots may be held at once."""
-        return self._limit
-
-    @limit.setter
-    def limit(self, limit: int) -> None:
-        self._limit = limit
+    def set_limit(self, limit: int) -> None:
+        """Change how many slots may be held at once."""
+        self.limit = limit
         self._admit()
 
     async def acquire(self, owner: Hashable) -> None:
@@ -59,7 +54,7 @@ class Slots:
         return peak
 
     def _admit(self) -> None:
-        while self._waiting and self.in_use < self._limit:
+        while self._waiting and self.in_use < self.limit:
             owner = min(self._waiting, key=self._held.__getitem__)
             queue = self._waiting.pop(owner)
             turn = queue.popleft()

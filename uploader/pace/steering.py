@@ -92,6 +92,9 @@ class LinkSample:
     is_slowed_by_loss: bool = True
 
 
+_UNSEEN: Final = LinkSample(0, 0, 0.0, 0.0, 0)
+
+
 class LinkProbe(Protocol):
     """Samples the open connections."""
 
@@ -377,17 +380,14 @@ class Meter:
         before, self._before = self._before, now
         if not now:
             return Interval(seconds=seconds, acked_bytes=sent_bytes)
-        steps = [(sample, before.get(sample.connection)) for sample in now.values()]
-        moved = [new for new, old in steps if new.acked_bytes > (old.acked_bytes if old else 0)]
+        steps = [(new, before.get(new.connection, _UNSEEN)) for new in now.values()]
+        moved = [new for new, old in steps if new.acked_bytes > old.acked_bytes]
         known = [sample for sample in moved or now.values() if sample.min_rtt_s > 0]
+        slowed = [(new, old) for new, old in steps if new.is_slowed_by_loss]
         return Interval(
             seconds=seconds,
-            acked_bytes=sum(n.acked_bytes - (o.acked_bytes if o else 0) for n, o in steps),
-            retransmit_count=sum(
-                n.retransmit_count - (o.retransmit_count if o else 0)
-                for n, o in steps
-                if n.is_slowed_by_loss
-            ),
+            acked_bytes=sum(new.acked_bytes - old.acked_bytes for new, old in steps),
+            retransmit_count=sum(n.retransmit_count - o.retransmit_count for n, o in slowed),
             rtt_s=median([sample.rtt_s for sample in known]) if known else 0.0,
             min_rtt_s=median([sample.min_rtt_s for sample in known]) if known else 0.0,
             is_slowed_by_loss=any(sample.is_slowed_by_loss for sample in now.values()),
