@@ -13,7 +13,7 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import Final, Protocol, Self, TypeVar
 
 from uploader.errors import SourceChanged, SourceUnreadable
 from uploader.protocol.documents import MalformedDocument
@@ -34,10 +34,14 @@ __all__ = [
     "changed_source",
     "checksums_of",
     "empty_source",
+    "require_open",
+    "temporary_failure",
     "truncated_source",
     "unreadable_source",
 ]
 
+
+T = TypeVar("T")
 
 BytesLike = bytes | bytearray | memoryview
 
@@ -193,6 +197,13 @@ class Source(Ranges, Protocol):
         """Close the source; its bodies must not be read any more."""
 
 
+def require_open(opened: T | None) -> T:
+    """Return what a source has while it is open."""
+    if opened is None:
+        raise RuntimeError("the source is not open: use it inside `async with`")
+    return opened
+
+
 class PartStream(Protocol):
     """The parts of a source whose end is not known yet.
 
@@ -211,10 +222,12 @@ class PartStream(Protocol):
     @property
     def expected_size(self) -> int | None:
         """An estimate of the total size in bytes; None without one."""
+        return None
 
     @property
     def resume_hint(self) -> str:
-        """How a user resumes after a failure, as one sentence with `{key}` in it."""
+        """How a user resumes after a failure, as one sentence with `{key}` in it; or ""."""
+        return ""
 
     async def begin(self, reference: str) -> None:
         """Prepare for the upload with this reference; parts buffered for another are removed.
@@ -222,6 +235,7 @@ class PartStream(Protocol):
         An empty `reference` means that the upload is finished and that the bytes are only
         compared. Called once before the first part, and again when a run starts over.
         """
+        return None
 
     async def wait_for(self, part: Part) -> int:
         """Wait until the part is there; return its size, which is smaller at the end.
@@ -235,6 +249,7 @@ class PartStream(Protocol):
 
     async def release(self, part: Part) -> None:
         """OSS has the part; it need not be buffered any more."""
+        return None
 
 
 # --- fingerprints ---------------------------------------------------------------------
@@ -317,16 +332,14 @@ class NotRegular(ValueError):
 
     def __init__(self, mode: int) -> None:
         super().__init__(mode)
-        self.is_folder = stat.S_ISDIR(mode)
-        self.kind = next((word for is_kind, word in _KINDS if is_kind(mode)), "something else")
+        self.file_type = stat.S_IFMT(mode)
 
 
-_KINDS: Final = (
-    (stat.S_ISDIR, "a directory"),
-    (stat.S_ISFIFO, "a named pipe"),
-    (stat.S_ISBLK, "a device"),
-    (stat.S_ISCHR, "a device"),
-)
+def temporary_failure(message: str, next_step: str) -> SourceUnreadable:
+    """The error for a failure that may not occur again."""
+    failure = SourceUnreadable(message, next_step=next_step)
+    failure.is_temporary = True
+    return failure
 
 
 def empty_source(name: str) -> SourceUnreadable:
@@ -364,6 +377,14 @@ _REASONS: Final = {
 }
 
 
+_FILE_TYPES: Final = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFBLK: "a device",
+    stat.S_IFCHR: "a device",
+}
+
+
 def unreadable_source(name: str, exc: OSError | ValueError) -> SourceUnreadable:
     """The error for a path that the system cannot open or read."""
     if isinstance(exc, NotRegular):
@@ -377,6 +398,7 @@ def unreadable_source(name: str, exc: OSError | ValueError) -> SourceUnreadable:
 
 def _not_regular(name: str, exc: NotRegular) -> SourceUnreadable:
     next_step = "Name a regular file; for a pipe, use standard input (vodup push -)."
-    if exc.is_folder:
+    if exc.file_type == stat.S_IFDIR:
         next_step = f"Upload everything in it with `vodup ingest -r {name}`."
-    return SourceUnreadable(f"{name} is {exc.kind}, not a regular file.", next_step=next_step)
+    kind = _FILE_TYPES.get(exc.file_type, "something else")
+    return SourceUnreadable(f"{name} is {kind}, not a regular file.", next_step=next_step)

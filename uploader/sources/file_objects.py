@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import ParamSpec, Protocol, Self, TypeVar, runtime_checkable
 
 from uploader.errors import ConfigurationError, SourceUnreadable
@@ -17,10 +17,11 @@ from uploader.sources.contract import (
     Ranges,
     Source,
     empty_source,
+    require_open,
     truncated_source,
 )
 from uploader.sources.files import FileSource
-from uploader.sources.readers import FileObjectReader
+from uploader.sources.readers import READ_SIZE
 from uploader.sources.streams import StreamSource
 from uploader.threads import Threads
 
@@ -56,10 +57,27 @@ def of_file_object(file: BinaryFile) -> Source:
     seekable = getattr(file, "seekable", None)
     if seekable is None or not seekable():
         name = _name_of(file)
-        return StreamSource(FileObjectReader(file, name), name)
+        return StreamSource(_pieces_of(file, name), name)
     if (path := _path_of(file)) is not None:
         return FileSource(path)
     return FileObjectSource(file)  # type: ignore[arg-type]  # `seekable` says so
+
+
+async def _pieces_of(file: BinaryFile, name: str) -> AsyncGenerator[bytes, None]:
+    """Read a file object that cannot seek.
+
+    In a thread of its own: the producer may block it for ever, and the reads of other sources
+    must not wait behind it.
+    """
+    read_some = getattr(file, "read1", file.read)  # read() may wait for all of it
+    thread = Threads("vodup-stream", 1)
+    try:
+        while piece := await thread.run(read_some, READ_SIZE):
+            yield piece
+    except (OSError, ValueError) as error:
+        raise SourceUnreadable(f"{name} cannot be read ({error}).") from error
+    finally:
+        thread.shutdown()
 
 
 def _name_of(file: object) -> str:
@@ -147,10 +165,9 @@ class FileObjectSource(Ranges, RandomAccess):
         return await self._in_thread(self._fill, into, offset)
 
     async def _in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        if self._thread is None:
-            raise RuntimeError("the source is not open: use it inside `async with`")
+        thread = require_open(self._thread)
         try:
-            return await self._thread.run(work, *args, **kwargs)
+            return await thread.run(work, *args, **kwargs)
         except (OSError, ValueError) as error:
             raise SourceUnreadable(f"{self.name} cannot be read ({error}).") from error
 

@@ -12,7 +12,6 @@ import errno
 import functools
 import os
 import stat
-import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from contextlib import suppress
@@ -32,6 +31,7 @@ from uploader.sources.contract import (
     Ranges,
     changed_source,
     empty_source,
+    require_open,
     truncated_source,
     unreadable_source,
 )
@@ -140,9 +140,7 @@ class FileSource(Ranges):
             raise empty_source(self._path)
 
     def _opened(self) -> OpenFile:
-        if self._file is None:
-            raise RuntimeError("the source is not open: use it inside `async with`")
-        return self._file
+        return require_open(self._file)
 
 
 class OpenFile(RandomAccess):
@@ -160,10 +158,8 @@ class OpenFile(RandomAccess):
         self._handle = handle  # referenced, so that it is not closed under a blocked thread
         self._descriptor = handle.fileno()
         self._read_timeout_s = read_timeout_s
-        self._can_read_now = hasattr(os, "preadv") and hasattr(os, "RWF_NOWAIT")
-        self._read_count = 0
-        self._idle = asyncio.Event()
-        self._seeking = threading.Lock()
+        self._can_read_now = hasattr(os, "RWF_NOWAIT")  # Linux only
+        self._jobs: set[Future[Any]] = set()
         self.fingerprint = Fingerprint.of_file(os.fstat(self._descriptor))
 
     def read_now(self, into: memoryview, offset: int) -> int | None:
@@ -207,21 +203,12 @@ class OpenFile(RandomAccess):
 
     async def in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run blocking work on the descriptor in one of the threads for disks."""
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[T] = loop.create_future()
-        self._read_count += 1
-        self._idle.clear()
         job = DISKS.submit(work, *args, **kwargs)
-        # One callback on the loop counts and delivers; `wrap_future` would need a second one.
-        job.add_done_callback(
-            lambda job: _call_if_open(loop, functools.partial(self._deliver, job, answer))
-        )
+        self._jobs.add(job)
+        job.add_done_callback(self._jobs.discard)
         try:
             async with asyncio.timeout(self._read_timeout_s):
-                return await answer
-        except asyncio.CancelledError:
-            job.cancel()  # has an effect only before a thread has started it
-            raise
+                return await asyncio.wrap_future(job)
         except TimeoutError as exc:
             raise SourceUnreadable(
                 f"{self._path} cannot be read: its disk does not answer within "
@@ -233,20 +220,9 @@ class OpenFile(RandomAccess):
         """Close the file once no thread uses it; a thread that never returns keeps it open."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self._CLOSE_TIMEOUT_S):
-                if self._read_count:
-                    await self._idle.wait()
+                if running := [asyncio.wrap_future(job) for job in tuple(self._jobs)]:
+                    await asyncio.wait(running)
                 await self._handle.close()
-
-    def _deliver(self, job: Future[T], answer: asyncio.Future[T]) -> None:
-        self._read_count -= 1
-        if self._read_count == 0:
-            self._idle.set()
-        if answer.done():  # the task that waited was cancelled
-            return
-        if (error := job.exception()) is not None:
-            answer.set_exception(error)
-        else:
-            answer.set_result(job.result())
 
     def _fill(self, into: memoryview, offset: int) -> int:
         filled = 0
@@ -259,19 +235,9 @@ class OpenFile(RandomAccess):
 
     def _read_some(self, into: memoryview, offset: int) -> int:
         try:
-            if hasattr(os, "preadv"):
-                return os.preadv(self._descriptor, [into], offset)
-            return self._read_after_seek(into, offset)
+            return os.preadv(self._descriptor, [into], offset)
         except OSError as exc:
             raise unreadable_source(self._path, exc) from exc
-
-    def _read_after_seek(self, into: memoryview, offset: int) -> int:
-        """For Windows, whose descriptors have one position for all."""
-        with self._seeking:
-            os.lseek(self._descriptor, offset, os.SEEK_SET)
-            piece = os.read(self._descriptor, len(into))
-        into[: len(piece)] = piece
-        return len(piece)
 
 
 class _UninterruptedDisks(Executor):
@@ -309,20 +275,12 @@ def _close_result(job: Future[FileIO]) -> None:
         job.result().close()
 
 
-def _call_if_open(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
-    """Call back unless the loop was closed before the thread returned."""
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(callback)
-
-
 _NOWAIT_UNSUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
 
 
 def _open_descriptor(path: str, flags: int, *, follow_symlinks: bool) -> int:
     """Open only a regular file, and never wait for one: a FIFO would block until written."""
-    flags |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
-    if not follow_symlinks:
-        flags |= getattr(os, "O_NOFOLLOW", 0)
+    flags |= os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow_symlinks else os.O_NOFOLLOW)
     descriptor = os.open(path, flags)
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):

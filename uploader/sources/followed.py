@@ -157,40 +157,22 @@ class FollowedFile(FileSource):
 
 
 @dataclass(frozen=True, slots=True)
-class _FollowedParts:
-    """The parts of a followed file, a `PartStream`."""
+class _FollowedParts(PartStream):
+    """The parts of a followed file: it buffers them, and the next run reads the same file."""
 
     file: FollowedFile
 
     @property
     def is_rereadable(self) -> bool:
-        """True: it is a file."""
         return True
 
     @property
     def max_part_size(self) -> int:
-        """The largest that OSS takes: parts stay in the file."""
         return MAX_PART_SIZE
 
-    @property
-    def expected_size(self) -> None:
-        """None: it is not known."""
-
-    @property
-    def resume_hint(self) -> str:
-        """Empty: the next run reads the same file."""
-        return ""
-
-    async def begin(self, reference: str) -> None:
-        """Nothing needs to be prepared."""
-
     async def wait_for(self, part: Part) -> int:
-        """Wait until the part is written."""
         size = await self.file.wait_for_size(part.offset + part.size)
         return min(part.size, max(0, size - part.offset))
-
-    async def release(self, part: Part) -> None:
-        """Nothing was buffered."""
 
 
 # --- the writing process --------------------------------------------------------------
@@ -222,4 +204,4 @@ def _has_exited(pid: int, descriptor: int | None) -> bool:
 def _refresh(path: str) -> None:
     """Open the file, which makes a network file system ask its server for the size."""
     with suppress(OSError):
-        os.close(os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)))
+        os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))

@@ -21,6 +21,8 @@ from uploader.sources.contract import (
     Ranges,
     changed_source,
     empty_source,
+    require_open,
+    temporary_failure,
     truncated_source,
 )
 from uploader.threads import Threads
@@ -153,12 +155,10 @@ class FsspecSource(Ranges):
             raise self._temporary(type(error).__name__) from error
 
     def _temporary(self, reason: str) -> SourceUnreadable:
-        failure = SourceUnreadable(
+        return temporary_failure(
             f"{self.name} cannot be read: {reason}.",
-            next_step="Check the store and its credentials, then run the same command again.",
+            "Check the store and its credentials, then run the same command again.",
         )
-        failure.is_temporary = True
-        return failure
 
     def _connect(self) -> tuple[Any, str]:
         try:
@@ -187,9 +187,7 @@ class FsspecSource(Ranges):
         return Fingerprint.of_content(size, crc64(stable.encode()))
 
     def _opened(self) -> Fingerprint:
-        if self._opened_as is None:
-            raise RuntimeError("the source is not open: use it inside `async with`")
-        return self._opened_as
+        return require_open(self._opened_as)
 
 
 class _Blocks(RandomAccess):

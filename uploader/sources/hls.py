@@ -238,23 +238,20 @@ def _read(path: str) -> Iterator[Member]:
         offset += fingerprint.size
     for playlist in (*playlists, found.main):
         number += 1
-        data = rewritten(found.playlists[playlist], _Renaming(found, playlist, names))
+        data = _renamed(found, playlist, names)
         name = "" if playlist == found.main else names[found.relative(playlist)]
         fingerprint = Fingerprint.of_content(len(data), crc64(data))
         yield Member(number, name, offset, len(data), None, fingerprint, data)
         offset += len(data)
 
 
-@dataclass(frozen=True, slots=True)
-class _Renaming:
-    """Gives each reference of one playlist its name in the single folder of the upload."""
+def _renamed(found: _Found, playlist: str, names: Mapping[str, str]) -> bytes:
+    """Return a playlist with its references changed to the names in the upload's folder."""
 
-    found: _Found
-    playlist: str
-    names: Mapping[str, str]
+    def name_of(reference: Reference) -> str:
+        return names[found.relative(_path_of(reference, playlist))]
 
-    def __call__(self, reference: Reference) -> str:
-        return self.names[self.found.relative(_path_of(reference, self.playlist))]
+    return rewritten(found.playlists[playlist], name_of)
 
 
 def _find(path: str) -> _Found:

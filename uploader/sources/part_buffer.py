@@ -44,7 +44,7 @@ class BufferedPart(Ranges, Protocol):
 
 
 class PartBuffer(Protocol):
-    """Holds a limited number of bytes of one stream."""
+    """Holds a limited number of bytes of one stream; by default, not across runs."""
 
     @property
     def max_part_size(self) -> int:
@@ -53,6 +53,7 @@ class PartBuffer(Protocol):
     @property
     def identity(self) -> str | None:
         """Of the stream, where the buffer outlives the process; else None."""
+        return None
 
     async def open(self, reference: str) -> int:
         """Prepare for the upload with this reference; remove what belongs to another one.
@@ -62,15 +63,19 @@ class PartBuffer(Protocol):
         Returns the size of the stream if an earlier run has read it to its end, so that
         `earlier_part` returns all of it; else 0.
         """
+        return 0
 
     async def earlier_part(self, offset: int) -> BufferedPart | None:
         """Return the part that an earlier run buffered at this offset, or None."""
+        return None
 
     async def fill(self, offset: int, size: int, read: ReadInto) -> BufferedPart | None:
         """Wait for space, then read `size` bytes or up to the end; None if nothing is left."""
+        ...
 
     async def record_end(self, size: int) -> None:
         """Record that the stream has ended after so many bytes."""
+        return None
 
     async def drop(self, offset: int, part: BufferedPart) -> None:
         """Free the space of a part that is not needed any more."""
@@ -103,7 +108,7 @@ class BufferSpace:
 # --- memory ---------------------------------------------------------------------------
 
 
-class MemoryBuffer:
+class MemoryBuffer(PartBuffer):
     """Holds parts in memory, in buffers that are reused. Mutable."""
 
     def __init__(
@@ -124,18 +129,6 @@ class MemoryBuffer:
         """An eighth of the buffer."""
         return self._max_size // BUFFERED_PART_COUNT
 
-    @property
-    def identity(self) -> None:
-        """None: memory does not outlive the process."""
-
-    async def open(self, reference: str) -> int:
-        """Nothing of another run is here."""
-        return 0
-
-    async def earlier_part(self, offset: int) -> BufferedPart | None:
-        """Nothing of another run is here."""
-        return None
-
     async def fill(self, offset: int, size: int, read: ReadInto) -> BufferedPart | None:
         """Read into memory."""
         await self._space.take(size)
@@ -146,9 +139,6 @@ class MemoryBuffer:
             return part
         await self.drop(offset, part)
         return None
-
-    async def record_end(self, size: int) -> None:
-        """No later run could use it."""
 
     async def drop(self, offset: int, part: BufferedPart) -> None:
         """Keep the memory for the next part."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import signal
 import stat
@@ -12,15 +13,13 @@ from typing import Final, Protocol
 
 from uploader.errors import ConfigurationError, SourceUnreadable, VodupError
 from uploader.sources.contract import BytesLike
-from uploader.threads import DISKS, Threads
+from uploader.threads import DISKS
 
 __all__ = [
     "READ_SIZE",
     "CommandReader",
     "DescriptorReader",
-    "FileObjectReader",
     "IteratorReader",
-    "Readable",
     "Reader",
 ]
 
@@ -99,43 +98,6 @@ def _bytes_of(piece: object, name: str) -> memoryview:
     return memoryview(piece).cast("B")
 
 
-# --- a file object --------------------------------------------------------------------
-
-
-class Readable(Protocol):
-    """The part of a binary file object that a stream needs."""
-
-    def read(self, size: int, /) -> bytes | None:
-        """At most `size` bytes; b"" at the end."""
-
-
-class FileObjectReader:
-    """A file object that cannot seek, read in a thread. It is not closed.
-
-    The thread is its own: the producer may block it for ever, and the reads of other
-    sources must not wait behind it.
-    """
-
-    def __init__(self, file: Readable, name: str) -> None:
-        self._read_some = getattr(file, "read1", file.read)  # read() may wait for all of it
-        self._name = name
-        self._thread = Threads("vodup-stream", 1)
-
-    async def read(self, into: memoryview) -> int:
-        """Read in the thread."""
-        try:
-            piece = await self._thread.run(self._read_some, min(len(into), READ_SIZE))
-        except (OSError, ValueError) as error:
-            raise SourceUnreadable(f"{self._name} cannot be read ({error}).") from error
-        view = _bytes_of(piece if piece is not None else b"", self._name)
-        into[: len(view)] = view
-        return len(view)
-
-    async def close(self) -> None:
-        """End the thread; the file belongs to the caller."""
-        self._thread.shutdown()
-
-
 # --- a descriptor ---------------------------------------------------------------------
 
 
@@ -177,9 +139,7 @@ def _prepare(descriptor: int, name: str) -> bool:
     if stat.S_ISDIR(mode):
         raise SourceUnreadable(f"{name} is a directory.")
     if stat.S_ISFIFO(mode):
-        with suppress(ImportError, AttributeError, OSError):
-            import fcntl
-
+        with suppress(AttributeError, OSError):  # Linux only
             fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
     return not (stat.S_ISREG(mode) or stat.S_ISBLK(mode))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -227,13 +228,11 @@ class Spool:
 
 
 def _open_file(path: Path, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_CLOEXEC", 0), 0o600)
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
 def _locked(folder: Path) -> int:
     """Lock the folder; return the descriptor that holds the lock."""
-    import fcntl
-
     descriptor = _open_file(folder / "lock", os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -19,6 +19,7 @@ from aiohttp.resolver import ThreadedResolver
 
 from uploader.clock import Clock
 from uploader.errors import PolicyError, SourceChanged, SourceError, SourceUnreadable
+from uploader.sources.contract import require_open, temporary_failure
 from uploader.sources.url_policy import UrlPolicy
 from uploader.threads import in_thread
 from uploader.transport import tls_context
@@ -94,11 +95,13 @@ class UrlClient:
         url = self.url
         for _ in range(self.policy.max_redirects + 1):
             response = await self._request(url, headers)
-            if response.status not in _REDIRECTS:
-                return self._accepted(response)
-            location = response.headers.get("Location")
+            failure = self._failure_of(response)
+            if failure is None and response.status not in _REDIRECTS:
+                return response
             self.release(response)
-            url = self.policy.next_hop(url, location)
+            if failure is not None:
+                raise failure
+            url = self.policy.next_hop(url, response.headers.get("Location"))
         raise PolicyError(
             f"{self.name} redirects more than {self.policy.max_redirects} times.",
             next_step="Pass the last of its URLs, or allow more redirects (--max-redirects).",
@@ -137,19 +140,16 @@ class UrlClient:
 
     def temporary(self, reason: str) -> SourceUnreadable:
         """The error for a failure that may not occur again."""
-        failure = SourceUnreadable(
+        return temporary_failure(
             f"{self.name} cannot be read: {reason}.",
-            next_step="Run the same command again once its server responds.",
+            "Run the same command again once its server responds.",
         )
-        failure.is_temporary = True
-        return failure
 
     async def _request(self, url: URL, headers: dict[str, str]) -> aiohttp.ClientResponse:
-        if self._session is None:
-            raise RuntimeError("the source is not open: use it inside `async with`")
+        session = require_open(self._session)
         self._require_literal(url)
         try:
-            response = await self._session.get(
+            response = await session.get(
                 url, headers={"Accept-Encoding": "identity", **headers}, allow_redirects=False
             )
         except aiohttp.ClientConnectorError as error:
@@ -166,13 +166,6 @@ class UrlClient:
         host = url.host or ""
         if ":" in host or host.replace(".", "").isdigit():
             self.policy.require_address(host, host)
-
-    def _accepted(self, response: aiohttp.ClientResponse) -> aiohttp.ClientResponse:
-        failure = self._failure_of(response)
-        if failure is not None:
-            self.release(response)
-            raise failure
-        return response
 
     def _failure_of(self, response: aiohttp.ClientResponse) -> SourceError | None:
         status = response.status
@@ -191,6 +184,8 @@ class UrlClient:
             )
         if status in _TEMPORARY_STATUSES:
             return self.temporary(f"its server answers {status}")
+        if status in _REDIRECTS:
+            return None
         if status not in (200, 206, 416):
             return SourceUnreadable(f"{self.name} cannot be read: its server answers {status}.")
         if response.headers.get("Content-Encoding", "identity") != "identity":

@@ -8,7 +8,7 @@ server is read once, as a stream. No credential is ever sent.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -27,6 +27,8 @@ from uploader.sources.contract import (
     RangeBody,
     Ranges,
     empty_source,
+    require_open,
+    temporary_failure,
 )
 from uploader.sources.part_buffer import PartBuffer
 from uploader.sources.streams import StreamSource
@@ -157,7 +159,8 @@ class UrlSource(Ranges):
         """Return the range as a request body; it is requested when it is read."""
         if self._stream is not None:
             return self._stream.body(offset, size, on_sent)
-        return RangeBody(_Download(self, offset + size), offset, size, on_sent)
+        download = _Download(self, self._client, offset + size, self._patience_s)
+        return RangeBody(download, offset, size, on_sent)
 
     async def __aenter__(self) -> Self:
         """Request the first byte; its response describes the object.
@@ -172,7 +175,7 @@ class UrlSource(Ranges):
             self._pin = await self._client.retried(self._look_up, patience_s)
             if self._pin is None:
                 self._stream = StreamSource(
-                    _UrlReader(self), self.name, identity=self.identity, buffer=self._buffer
+                    self._download(), self.name, identity=self.identity, buffer=self._buffer
                 )
         except BaseException:
             await self._client.close()
@@ -201,17 +204,20 @@ class UrlSource(Ranges):
             headers, lambda response: self._require_range(response, offset, end)
         )
 
-    async def open_whole(self) -> aiohttp.ClientResponse:
-        """Request all of the object. Raises as `open_range`."""
-        return await self._open({}, self._require_whole)
-
-    async def retried(self, attempt: Callable[[], Awaitable[int]]) -> int:
-        """Repeat a read after temporary failures, as long as `patience_s` allows."""
-        return await self._client.retried(attempt, self._patience_s)
-
-    def release(self, response: aiohttp.ClientResponse) -> None:
-        """The response is not read any more."""
-        self._client.release(response)
+    async def _download(self) -> AsyncGenerator[bytes, None]:
+        """Request all of the object and yield it; without ranges, nothing can be repeated."""
+        response = await self._open({}, self._require_whole)
+        try:
+            while piece := await response.content.read(_READ_SIZE):
+                yield piece
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise temporary_failure(
+                f"The download of {self.name} was interrupted, and its server has no ranges "
+                f"({type(error).__name__}).",
+                "Run the same command again: what OSS has is compared and not sent again.",
+            ) from None
+        finally:
+            self._client.release(response)
 
     async def _open(
         self, headers: dict[str, str], require: Callable[[aiohttp.ClientResponse], None]
@@ -273,9 +279,7 @@ class UrlSource(Ranges):
             )
 
     def _pinned(self) -> _Pin:
-        if self._pin is None:
-            raise RuntimeError("the source is not open: use it inside `async with`")
-        return self._pin
+        return require_open(self._pin)
 
 
 # --- reading --------------------------------------------------------------------------
@@ -288,15 +292,17 @@ class _Download(RandomAccess):
     limited by the time without a byte.
     """
 
-    def __init__(self, source: UrlSource, end: int) -> None:
+    def __init__(self, source: UrlSource, client: UrlClient, end: int, patience_s: float) -> None:
         self._source = source
+        self._client = client
         self._end = end
+        self._patience_s = patience_s
         self._response: aiohttp.ClientResponse | None = None
         self._offset = 0
 
     async def read(self, into: memoryview, offset: int) -> int:
         """Continue to read, or request another offset."""
-        return await self._source.retried(lambda: self._read(into, offset))
+        return await self._client.retried(lambda: self._read(into, offset), self._patience_s)
 
     async def _read(self, into: memoryview, offset: int) -> int:
         try:
@@ -319,36 +325,4 @@ class _Download(RandomAccess):
     def _release(self) -> None:
         response, self._response = self._response, None
         if response is not None:
-            self._source.release(response)
-
-
-class _UrlReader:
-    """All of an object, read once. Mutable: the response."""
-
-    def __init__(self, source: UrlSource) -> None:
-        self._source = source
-        self._response: aiohttp.ClientResponse | None = None
-
-    async def read(self, into: memoryview) -> int:
-        """Continue to read; without ranges, nothing can be repeated."""
-        if self._response is None:
-            self._response = await self._source.open_whole()
-        try:
-            piece = await self._response.content.read(min(len(into), _READ_SIZE))
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            failure = SourceUnreadable(
-                f"The download of {self._source.name} was interrupted, and its server has no "
-                f"ranges ({type(error).__name__}).",
-                next_step="Run the same command again: what OSS has is compared and not sent "
-                "again.",
-            )
-            failure.is_temporary = True
-            raise failure from None
-        into[: len(piece)] = piece
-        return len(piece)
-
-    async def close(self) -> None:
-        """Close the connection."""
-        response, self._response = self._response, None
-        if response is not None:
-            self._source.release(response)
+            self._client.release(response)
