@@ -15,15 +15,16 @@ from uploader.errors import IntegrityError
 from uploader.evidence import ABSENT, NOTHING, PackageReceipts, Receipts, is_same_part
 from uploader.protocol.integrity import crc64
 from uploader.protocol.oss import ListedPart, ObjectFacts
-from uploader.protocol.plan import PartPlan, plan_parts
+from uploader.protocol.part_sizes import plan_file
+from uploader.protocol.plan import Plan
 from uploader.state.records import PartAck
 
 PART = 100 * 1024
 """The smallest part OSS takes."""
 
 
-def plan_of(size: int) -> PartPlan:
-    return plan_parts(size, part_size=PART, concurrency=1)
+def plan_of(size: int) -> Plan:
+    return plan_file(size, part_size=PART, concurrency=1)
 
 
 def ack_of(number: int, data: bytes, *, has_md5: bool = True) -> PartAck:

@@ -39,7 +39,8 @@ from uploader import (
 from uploader.credentials import life_s
 from uploader.protocol import oss, vod
 from uploader.protocol.documents import MalformedDocument
-from uploader.protocol.plan import Part, PartPlan
+from uploader.protocol.part_sizes import plan_file
+from uploader.protocol.plan import Part, read_plan
 from uploader.protocol.wire import BytesBody, Operation, Response, SentBody
 from uploader.sources import Fingerprint
 from uploader.state import PartAck, Phase, UploadRecord
@@ -226,8 +227,8 @@ def _trusted(data: bytes) -> None:
 
 
 def _planned(data: bytes) -> None:
-    plan = PartPlan.from_text(_text(data))
-    assert sum(part.size for part in plan.parts) == plan.size
+    plan = read_plan(_text(data))
+    assert sum(part.size for part in plan.parts) == plan.capacity
 
 
 ERROR = (
@@ -255,7 +256,7 @@ MEZZANINE = (
     b'{"RequestId":"A-1","Mezzanine":{"VideoId":"c6a2","Status":"Normal","Size":64610,"FileURL":'
     b'"https://outin-1.oss-cn-shanghai.aliyuncs.com/sv/a.mp4?Expires=1&Signature=x"}}'
 )
-PLAN = PartPlan(30 * 2**20, 2**20, 4, 2**20).to_text().encode()
+PLAN = plan_file(30 * 2**20, part_size=2 * 2**20, concurrency=4).to_text().encode()
 FINGERPRINT = Fingerprint(5, 1732266234000000000, 1732266234000000001, 4711, 2049).to_text()
 ENDPOINTS = [
     b"https://oss-cn-shanghai.aliyuncs.com",
@@ -399,7 +400,7 @@ async def _continue(**damage: str) -> None:
         "endpoint": TARGET.endpoint,
         "bucket": TARGET.bucket,
         "object_key": TARGET.object_key,
-        "plan": PartPlan(5, 102400, 0, 102400).to_text(),
+        "plan": plan_file(5).to_text(),
     }
     store = MemoryState()
     async with store.claim("film") as checkpoint:

@@ -13,8 +13,7 @@ from typing import Literal
 from uploader.errors import IntegrityError
 from uploader.protocol.integrity import join_crc64, multipart_etag, same_etag
 from uploader.protocol.oss import ListedPart, ObjectFacts
-from uploader.protocol.plan import Part
-from uploader.protocol.steps import Plan
+from uploader.protocol.plan import Part, Plan
 from uploader.state.records import PartAck
 
 __all__ = ["ABSENT", "NOTHING", "PackageReceipts", "Proof", "Receipts", "Stored", "is_same_part"]

@@ -13,8 +13,7 @@ from typing import Final
 
 from uploader.errors import SourceChanged, SourceError, SourceUnreadable
 from uploader.evidence import Receipts
-from uploader.protocol.plan import MAX_PART_COUNT, Part
-from uploader.protocol.steps import StepPlan
+from uploader.protocol.plan import MAX_PART_COUNT, Part, Plan
 from uploader.sources import Fingerprint, PartStream, Source
 
 __all__ = ["Following"]
@@ -37,7 +36,7 @@ class Following:
 
     source: Source
     stream: PartStream
-    plan: StepPlan
+    plan: Plan
     sent: Receipts
     send: Send
     concurrency: int
@@ -126,7 +125,7 @@ class Following:
         async with asyncio.TaskGroup() as group:
             for _ in range(self.concurrency):
                 group.create_task(self._send_queued(parts))
-            for part in self.plan.closed(seen.size).parts:
+            for part in self.plan.closed(self._require_size(seen.size)).parts:
                 if not await self._is_as_sent(part):
                     parts.put_nowait(part)
             for _ in range(self.concurrency):

@@ -23,8 +23,8 @@ from uploader.progress import Progress
 from uploader.protocol.documents import MalformedDocument
 from uploader.protocol.grants import UploadGrant
 from uploader.protocol.integrity import join_crc64
-from uploader.protocol.plan import MAX_PART_COUNT, MAX_PUT_SIZE, Outlook, Part, plan_parts
-from uploader.protocol.steps import Plan, plan_steps, read_plan
+from uploader.protocol.part_sizes import Outlook, plan_file, plan_stream
+from uploader.protocol.plan import MAX_PART_COUNT, MAX_PUT_SIZE, Part, Plan, read_plan
 from uploader.protocol.vod import VideoMeta
 from uploader.sources import Fingerprint, PartStream, Source
 from uploader.state import Checkpoint, Phase, StateStore, UploadRecord
@@ -141,8 +141,8 @@ async def drained(source: Source, stream: PartStream) -> tuple[int, int]:
     """Read a stream to its end and keep nothing; its size and CRC-64."""
     await stream.begin("")
     pieces: list[tuple[int, int]] = []
-    steps = plan_steps(largest_size=stream.max_part_size)
-    for part in steps.parts:  # pragma: no branch - a stream ends before the numbers do
+    plan = plan_stream(largest_size=stream.max_part_size)
+    for part in plan.parts:  # pragma: no branch - a stream ends before the numbers do
         size = await stream.wait_for(part)
         if size:
             pieces.append(((await source.read_crc(part.offset, size))[0], size))
@@ -286,12 +286,12 @@ def new_plan(job: Job) -> Plan:
     """The parts of an upload that has none yet."""
     options = job.options
     if (stream := job.source.stream) is not None:
-        return plan_steps(
+        return plan_stream(
             part_size=options.part_size,
             expected_size=stream.expected_size,
             largest_size=stream.max_part_size,
         )
-    return plan_parts(
+    return plan_file(
         job.record.size,
         part_size=options.part_size,
         concurrency=job.network.pace.expected_concurrency,

@@ -21,10 +21,9 @@ from uploader.progress import Progress
 from uploader.protocol import oss
 from uploader.protocol.grants import UploadGrant, UploadTarget
 from uploader.protocol.integrity import crc64
-from uploader.protocol.members import MemberPlan
 from uploader.protocol.oss import ObjectFacts, PartReceipt
-from uploader.protocol.plan import Part
-from uploader.protocol.steps import Plan
+from uploader.protocol.part_sizes import plan_package
+from uploader.protocol.plan import Part, Plan
 from uploader.protocol.wire import Body, Operation, SentBody
 from uploader.sources import HlsPackage, Source
 from uploader.sources.hls import Member
@@ -87,7 +86,7 @@ class PackageTransfer(Transfer):
             )
         return PackageReceipts(plan, self._checkpoint.acks.values())
 
-    def _new_plan(self) -> MemberPlan:
+    def _new_plan(self) -> Plan:
         self._require_prefix()
         return _plan_of_members(self._package)
 
@@ -272,9 +271,10 @@ class _MemberTransfer(Transfer):
         return None
 
 
-def _plan_of_members(package: HlsPackage) -> MemberPlan:
+def _plan_of_members(package: HlsPackage) -> Plan:
     names = "\n".join(member.name for member in package.members)
-    return MemberPlan(tuple(member.size for member in package.members), crc64(names.encode()))
+    sizes = (member.size for member in package.members)
+    return plan_package(sizes, names_crc64=crc64(names.encode()))
 
 
 def _text_of(ack: PartAck) -> str:

@@ -44,8 +44,7 @@ from uploader.protocol import oss
 from uploader.protocol.grants import UploadGrant, UploadTarget
 from uploader.protocol.integrity import same_etag
 from uploader.protocol.oss import ListedPart, ObjectFacts, OssDialect
-from uploader.protocol.plan import MAX_OBJECT_SIZE, Part
-from uploader.protocol.steps import Plan, StepPlan
+from uploader.protocol.plan import MAX_OBJECT_SIZE, Part, Plan
 from uploader.protocol.verdicts import is_vanished
 from uploader.protocol.vod import VideoFacts
 from uploader.protocol.wire import Body, Operation, SentBody, Signer
@@ -454,7 +453,7 @@ class Transfer:
         """Send what arrives until the source has ended; most sources are there as a whole."""
         plan, stream = self._sent.plan, self._source.stream
         is_all_there = not plan.is_open and not self._sent.missing()
-        if stream is None or is_all_there or not isinstance(plan, StepPlan):
+        if stream is None or is_all_there or self._sent.is_put:
             return
         self._progress.phase = "send"
         following = Following(
@@ -470,7 +469,7 @@ class Transfer:
         if plan.is_open:
             await self._close(plan.closed(size), sent_of)
 
-    async def _close(self, plan: StepPlan, fingerprint: Fingerprint) -> None:
+    async def _close(self, plan: Plan, fingerprint: Fingerprint) -> None:
         """Write down where the source has ended: from here on it is like any other."""
         await self._checkpoint.advance(
             plan=plan.to_text(), size=plan.size, fingerprint=fingerprint.to_text()

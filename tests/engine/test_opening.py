@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -14,14 +15,17 @@ from uploader import BytesSource, UploadOptions, opening
 from uploader.clock import SystemClock
 from uploader.opening import Job, drained, new_plan
 from uploader.protocol.integrity import crc64
-from uploader.protocol.plan import MAX_PART_COUNT, Outlook, Part, plan_parts
-from uploader.protocol.steps import plan_steps
+from uploader.protocol.part_sizes import Outlook, plan_file, plan_stream
+from uploader.protocol.plan import MAX_PART_COUNT, Part
 from uploader.sources import PartStream, Source
 
 from .harness import content
 from .test_arguments import GRANT
 
 MIB = 2**20
+
+SIZES = (100 * MIB, 1000 * MIB)
+"""A file with about as many parts as connections, and one with many more."""
 
 
 class Noon(SystemClock):
@@ -37,7 +41,7 @@ def job(**changes: Any) -> Job:
     plain: dict[str, Any] = {
         "options": UploadOptions(part_size=3 * MIB),
         "source": SimpleNamespace(stream=None),
-        "record": SimpleNamespace(size=100 * MIB),
+        "record": SimpleNamespace(size=SIZES[0]),
         "network": SimpleNamespace(pace=pace, clock=Noon()),
         "asked": SimpleNamespace(grant=None),
     }
@@ -65,10 +69,14 @@ def test_a_file_is_cut_by_what_the_network_and_the_credentials_tell(
 ) -> None:
     outlook = Outlook(connection_rate=2e6, rtt_s=1.0, credential_life_s=life_s)
     assert opening._outlook(job(asked=asked)) == outlook
-    for part_size in (None, 3 * MIB):
-        whole = job(asked=asked, options=UploadOptions(part_size=part_size))
-        assert new_plan(whole) == plan_parts(
-            100 * MIB, part_size=part_size, concurrency=7, first_concurrency=5, outlook=outlook
+    for part_size, size in itertools.product((None, 3 * MIB), SIZES):
+        whole = job(
+            asked=asked,
+            options=UploadOptions(part_size=part_size),
+            record=SimpleNamespace(size=size),
+        )
+        assert new_plan(whole) == plan_file(
+            size, part_size=part_size, concurrency=7, first_concurrency=5, outlook=outlook
         )
 
 
@@ -80,19 +88,19 @@ def test_each_of_these_changes_the_plan() -> None:
         {"part_size": 3 * MIB},
         {"concurrency": 8},
         {"first_concurrency": None},
-        {"outlook": replace(outlook, connection_rate=0.0)},
+        {"outlook": replace(outlook, connection_rate=None)},
         {"outlook": replace(outlook, rtt_s=0.0)},
         {"outlook": replace(outlook, credential_life_s=1.0)},
     ]
-    plan = plan_parts(100 * MIB, **told)
-    assert all(plan_parts(100 * MIB, **told | other) != plan for other in others)
+    for other in others:
+        assert any(plan_file(s, **told | other) != plan_file(s, **told) for s in SIZES), other
 
 
 @pytest.mark.parametrize(("part_size", "expected_mib"), [(None, 300_000), (3 * MIB, 900)])
 def test_a_stream_is_cut_by_what_it_may_become(part_size: int | None, expected_mib: int) -> None:
     stream = SimpleNamespace(expected_size=expected_mib * MIB, max_part_size=40 * MIB)
     source = SimpleNamespace(stream=stream)
-    assert new_plan(job(source=source, options=UploadOptions(part_size=part_size))) == plan_steps(
+    assert new_plan(job(source=source, options=UploadOptions(part_size=part_size))) == plan_stream(
         part_size=part_size, expected_size=expected_mib * MIB, largest_size=40 * MIB
     )
 
@@ -126,7 +134,7 @@ class Coming:
 async def test_a_stream_is_read_to_its_end_piece_by_piece(size: int) -> None:
     data = content(size)
     coming = Coming(size)
-    steps = plan_steps(largest_size=MIB)
+    steps = plan_stream(largest_size=MIB)
     expected = [part for part, _ in zip(steps.parts, range(size // MIB + 1), strict=False)]
 
     found = await drained(BytesSource(data or b"x"), cast("PartStream", coming))

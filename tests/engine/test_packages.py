@@ -25,10 +25,6 @@ from uploader import (
     decode_answer,
 )
 from uploader.devserver import Fault
-from uploader.errors import UnsupportedState
-from uploader.protocol.documents import MalformedDocument
-from uploader.protocol.members import MemberPlan
-from uploader.protocol.steps import read_plan
 from uploader.state import Phase, open_state
 
 from .harness import PART, Desk, called, content
@@ -373,33 +369,6 @@ async def test_verify_reads_every_file_again(desk: Desk) -> None:
         segment.write_bytes(content(segment.stat().st_size, seed=77))
         with pytest.raises(VodupError, match="seg3"):
             await up.verify(main)
-
-
-def test_the_plan_of_the_largest_package_can_be_read_again() -> None:
-    plan = MemberPlan(tuple(range(10_000_000, 10_100_000)), names_crc64=2**64 - 1)
-    assert read_plan(plan.to_text()) == plan
-    assert plan.part(100_000).size == 10_099_999
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        '{"members":1,"names_crc64":1}',
-        '{"members":1,"names_crc64":1,"sizes":[]}',
-        '{"members":1,"names_crc64":1,"sizes":[0]}',
-        '{"members":1,"names_crc64":"1","sizes":[1]}',
-        '{"members":true,"names_crc64":1,"sizes":[1]}',
-        '{"members":1,"names_crc64":1,"sizes":7}',
-    ],
-)
-def test_a_damaged_plan_is_not_believed(text: str) -> None:
-    with pytest.raises(MalformedDocument):
-        read_plan(text)
-
-
-def test_the_plan_of_a_newer_version_is_refused_untouched() -> None:
-    with pytest.raises(UnsupportedState):
-        read_plan('{"members":2,"sizes":"?"}')
 
 
 async def test_files_are_opened_one_by_one(desk: Desk) -> None:

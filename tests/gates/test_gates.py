@@ -84,8 +84,8 @@ def test_the_score_counts_what_no_test_reaches_as_survived() -> None:
 
 
 def test_a_survivor_is_known_by_its_function_not_by_its_number() -> None:
-    name = "uploader.protocol.plan.xǁPartPlanǁpart__mutmut_12"
-    assert mutants.function_of(name) == "uploader.protocol.plan.PartPlan.part"
+    name = "uploader.protocol.plan.xǁPlanǁpart__mutmut_12"
+    assert mutants.function_of(name) == "uploader.protocol.plan.Plan.part"
     assert mutants.function_of("uploader.session.x_retry__mutmut_1") == "uploader.session.retry"
     fix = "uploader.session.xǁSessionǁ_fix_clock__mutmut_1"
     assert mutants.function_of(fix) == "uploader.session.Session._fix_clock"

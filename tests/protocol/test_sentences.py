@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,8 @@ from uploader.errors import ServiceError, VodupError
 from uploader.protocol.documents import MalformedDocument
 from uploader.protocol.grants import UploadTarget, decode_answer, decode_grant
 from uploader.protocol.integrity import combine_crc64, multipart_etag
-from uploader.protocol.plan import PartPlan, plan_parts
+from uploader.protocol.part_sizes import plan_file
+from uploader.protocol.plan import read_plan
 from uploader.protocol.trust import TrustPolicy
 from uploader.protocol.verdicts import meaning
 
@@ -29,15 +29,6 @@ def grant(address: object = ADDRESS, auth: object = AUTH, **given: str) -> Calla
 
 def answer(told: object) -> Callable[[], object]:
     return lambda: decode_answer(told)  # type: ignore[arg-type]  # wrong: the point
-
-
-def plan(size: int, part_size: int, tail: int, tail_min: int) -> Callable[[], object]:
-    return lambda: PartPlan(size, part_size, tail, tail_min)
-
-
-def stored(**changes: object) -> Callable[[], object]:
-    numbers = {"v": 1, "size": 1, "part_size": MIB, "tail_concurrency": 0, "tail_min_size": MIB}
-    return lambda: PartPlan.from_text(json.dumps(numbers | changes))
 
 
 def target(**changes: str) -> Callable[[], object]:
@@ -106,20 +97,14 @@ SAID: dict[str, Callable[[], object]] = {
     "an error without request": answer({"Code": "Forbidden.RAM"}),
     "an error nobody can read": answer({"Code": "no code", "RequestId": "A-1"}),
     "pickled credentials": lambda: pickle.dumps(GRANT.credentials),
-    "no bytes": lambda: plan_parts(0),
-    "too many bytes": lambda: plan_parts(53_687_091_200_001),
-    "no connection": lambda: plan_parts(1, concurrency=0),
-    "a part too small": lambda: plan_parts(1, part_size=1),
-    "too many parts": lambda: plan_parts(10_000 * MIB + 1, part_size=MIB),
-    "no whole numbers": plan(1, MIB, 0, 1.5),  # type: ignore[arg-type]  # wrong: the point
-    "a plan's part too small": plan(1, 1, 0, 1),
-    "a plan's tail": plan(1, MIB, 257, MIB),
-    "a plan's smallest part": plan(1, MIB, 0, 1),
-    "a plan's number of parts": plan(20_000 * 102_400, 102_400, 0, 102_400),
-    "another part": lambda: plan_parts(3 * MIB, part_size=MIB).part(4),
-    "no plan": stored(size="1"),
-    "no plan's version": stored(v=0),
-    "a newer plan": stored(v=2),
+    "no bytes": lambda: plan_file(0),
+    "too many bytes": lambda: plan_file(53_687_091_200_001),
+    "no connection": lambda: plan_file(1, concurrency=0),
+    "a part too small": lambda: plan_file(1, part_size=1),
+    "too many parts": lambda: plan_file(10_000 * MIB + 1, part_size=MIB),
+    "another part": lambda: plan_file(3 * MIB, part_size=MIB).part(4),
+    "no plan": lambda: read_plan("v1 8M*0"),
+    "a newer plan": lambda: read_plan("v2 8M"),
     "a long endpoint": oss("a" * 2000),
     "no endpoint's form": oss("https://user@oss-cn-shanghai.aliyuncs.com"),
     "no port": oss("https://127.0.0.1:99999", allow_loopback=True),

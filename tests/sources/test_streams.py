@@ -26,8 +26,8 @@ from uploader import (
     VideoMeta,
 )
 from uploader.devserver import Fault
+from uploader.protocol.part_sizes import plan_stream
 from uploader.protocol.plan import Part
-from uploader.protocol.steps import StepPlan
 from uploader.sources import AnySource
 from uploader.sources.part_buffer import DEFAULT_MEMORY_SIZE, BufferSpace
 
@@ -378,7 +378,7 @@ async def test_a_spool_keeps_no_more_than_it_may(desk: Desk) -> None:
 
 async def test_a_stream_longer_than_ten_thousand_parts_says_so(desk: Desk) -> None:
     """With a plan that was cut for a tenth of it."""
-    small = StepPlan(PART, PART, first_count=1, step_count=1)
+    small = plan_stream(part_size=PART, largest_size=PART)
     source = StreamSource(Producer(b""), buffer=MemoryBuffer(8 * PART))
     async with source:
         await source.begin("")

@@ -26,7 +26,7 @@ from uploader.cli.options import (
 )
 from uploader.errors import ConfigurationError, SourceNotRepeatable, UnsupportedState
 from uploader.protocol.documents import MalformedDocument
-from uploader.protocol.steps import StepPlan, read_plan
+from uploader.protocol.plan import read_plan
 from uploader.sources import AnySource, DescriptorReader, UrlPolicy, of_url
 from uploader.sources.part_buffer import DEFAULT_MEMORY_SIZE, PartBuffer
 from uploader.sources.readers import Reader
@@ -176,10 +176,9 @@ def _is_arriving(record: UploadRecord) -> bool:
     if record.plan is None:
         return False
     try:
-        plan = read_plan(record.plan)
+        return read_plan(record.plan).is_open
     except (MalformedDocument, UnsupportedState):
         return False  # the upload itself says what is wrong with it
-    return isinstance(plan, StepPlan) and plan.is_open
 
 
 class _Absent:

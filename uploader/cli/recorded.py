@@ -167,7 +167,7 @@ def _done_part_count(one: UploadStatus) -> int:
 def _part_count(one: UploadStatus) -> int | None:
     """How many parts the plan has; None before there is one, and when it is not readable."""
     from uploader.protocol.documents import MalformedDocument
-    from uploader.protocol.steps import read_plan
+    from uploader.protocol.plan import read_plan
 
     if one.record.plan is None:
         return None
