@@ -49,11 +49,11 @@ async def refused(tls: ssl.SSLContext, ca_file: Path | None) -> TransportError:
     """The error of sending there; nothing of the request was seen by the server."""
     async with (
         serving(echo_checksums, tls=tls) as server,
-        AiohttpTransport(ca_file=ca_file, stall_timeout_s=2.0) as hands,
+        AiohttpTransport(ca_file=ca_file, stall_timeout_s=2.0) as transport,
     ):
         request = SignedRequest("PUT", f"{server.url}/bucket/key", {}, BytesBody(b"x"))
         with pytest.raises(TransportError) as caught:
-            await hands.send(request, answer_timeout_s=2.0)
+            await transport.send(request, answer_timeout_s=2.0)
         assert server.heads == []
     assert not caught.value.is_sent
     return caught.value
@@ -102,10 +102,10 @@ _SEND = """
     from uploader.transport import AiohttpTransport
 
     async def main(url, ca_file):
-        async with AiohttpTransport(ca_file=Path(ca_file) if ca_file else None) as hands:
+        async with AiohttpTransport(ca_file=Path(ca_file) if ca_file else None) as transport:
             request = SignedRequest("PUT", url + "/bucket/key", {}, BytesBody(b"x"))
             try:
-                answer = await hands.send(request, answer_timeout_s=5)
+                answer = await transport.send(request, answer_timeout_s=5)
             except TransportError as error:
                 print(json.dumps([error.message, error.is_sent]))
             else:
@@ -127,7 +127,7 @@ async def sent_with(env: dict[str, str], url: str, ca_file: Path | None) -> obje
     return json.loads(done.stdout)
 
 
-async def test_nothing_in_the_environment_makes_a_stranger_trusted(
+async def test_nothing_in_the_environment_adds_a_trusted_authority(
     authority: Authority, tmp_path: Path
 ) -> None:
     lax = tmp_path / "openssl.cnf"
@@ -147,22 +147,20 @@ async def test_nothing_in_the_environment_makes_a_stranger_trusted(
         "OPENSSL_CONF": str(lax),
     }
     async with serving(echo_checksums, tls=authority.server()) as server:
-        said = await sent_with(hostile, server.url, None)
+        outcome = await sent_with(hostile, server.url, None)
 
-    assert isinstance(said, list), f"it was sent: {said}"
-    assert "certificate is not trusted" in said[0]
-    assert said[1] is False
+    assert isinstance(outcome, list), f"it was sent: {outcome}"
+    assert "certificate is not trusted" in outcome[0]
+    assert outcome[1] is False
 
 
-async def test_no_variable_has_the_session_keys_written_down(
-    authority: Authority, tmp_path: Path
-) -> None:
+async def test_no_variable_makes_tls_log_its_keys(authority: Authority, tmp_path: Path) -> None:
     """Whoever has them reads the Authorization headers out of a recording of the traffic."""
     keys = tmp_path / "keys.log"
     async with serving(echo_checksums, tls=authority.server()) as server:
-        said = await sent_with({"SSLKEYLOGFILE": str(keys)}, server.url, authority.ca_file)
+        outcome = await sent_with({"SSLKEYLOGFILE": str(keys)}, server.url, authority.ca_file)
 
-    assert said == 200
+    assert outcome == 200
     # aiohttp makes contexts of its own on import: they open the file, and nobody uses them.
     assert "SECRET" not in (keys.read_text() if keys.exists() else "")
 
@@ -173,7 +171,7 @@ async def test_no_proxy_of_the_environment_sees_a_request(authority: Authority) 
         serving(echo_checksums) as proxy,
     ):
         names = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
-        said = await sent_with(dict.fromkeys(names, proxy.url), server.url, authority.ca_file)
+        outcome = await sent_with(dict.fromkeys(names, proxy.url), server.url, authority.ca_file)
 
-        assert said == 200
+        assert outcome == 200
         assert proxy.connection_count == 0

@@ -300,7 +300,7 @@ async def _says_continue_for_ever(connection: Connection) -> None:
         await asyncio.sleep(0.05)
 
 
-async def test_a_peer_that_stops_reading_is_given_up(transport: AiohttpTransport) -> None:
+async def test_a_peer_that_stops_reading_times_out(transport: AiohttpTransport) -> None:
     huge = bytes(40 * MIB)
     started_at = asyncio.get_running_loop().time()
     async with serving(_never_reads) as server:
@@ -345,13 +345,13 @@ async def test_a_slow_answer_in_time_is_taken(transport: AiohttpTransport) -> No
     assert answer.status == 200
 
 
-async def test_a_slow_disk_is_not_the_peers_fault(transport: AiohttpTransport) -> None:
+async def test_a_slow_disk_does_not_time_out(transport: AiohttpTransport) -> None:
     async with serving(echo_checksums) as server:
         answer = await send(transport, server.url, Probe(BIG[: 500 * KIB], pause_s=0.5))
     assert answer.headers["x-crc"] == str(answer.sent.crc64)
 
 
-async def test_waiting_for_bandwidth_is_not_the_peers_fault() -> None:
+async def test_waiting_for_bandwidth_does_not_time_out() -> None:
     pace = Pace(bandwidth=Bandwidth.constant(8 * KIB))
     async with serving(echo_checksums) as server, a_transport(pace=pace) as transport:
         started_at = asyncio.get_running_loop().time()
@@ -389,7 +389,7 @@ async def test_a_bandwidth_limit_holds_over_all_connections(seconds: float, leas
     assert least * rate * took_s <= carried <= 1.05 * rate * took_s
 
 
-async def test_a_slow_but_living_peer_is_not_given_up(transport: AiohttpTransport) -> None:
+async def test_a_slow_peer_does_not_time_out(transport: AiohttpTransport) -> None:
     async def sip(connection: Connection) -> None:
         head = await connection.read_head()
         left = head.content_size
@@ -454,7 +454,7 @@ ENDLESS = b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * (2 * MIB)
         pytest.param(_writes(ENDLESS), "longer than", id="endless"),
     ],
 )
-async def test_no_usable_answer_is_our_own_error(
+async def test_an_unusable_answer_is_a_transport_error(
     transport: AiohttpTransport,
     script: Callable[[Connection], Awaitable[None]],
     words: str,
@@ -481,7 +481,7 @@ async def test_head_may_describe_a_compressed_object(transport: AiohttpTransport
     assert (answer.headers["content-length"], answer.body) == ("500", b"")
 
 
-async def test_nobody_listens(transport: AiohttpTransport) -> None:
+async def test_a_refused_connection_was_certainly_not_sent_to(transport: AiohttpTransport) -> None:
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
     error = await refusal(send(transport, f"http://127.0.0.1:{port}", b"x"))
@@ -514,12 +514,12 @@ async def test_connecting_takes_bounded_time() -> None:
 
 
 @pytest.mark.parametrize("url", ["ftp://host", "http://", "nonsense", "http://[::1"])
-async def test_a_bad_url_is_our_own_error(transport: AiohttpTransport, url: str) -> None:
+async def test_a_bad_url_is_a_transport_error(transport: AiohttpTransport, url: str) -> None:
     error = await refusal(send(transport, url, b"x"))
     assert not error.is_sent
 
 
-async def test_a_header_with_a_line_break_is_our_own_error(transport: AiohttpTransport) -> None:
+async def test_a_header_with_a_line_break_is_a_transport_error(transport: AiohttpTransport) -> None:
     async with serving(echo_checksums) as server:
         bad = SignedRequest("PUT", server.url, {"x": "a\r\nb"}, BytesBody(b"x"))
         error = await refusal(transport.send(bad, answer_timeout_s=1))
@@ -533,7 +533,7 @@ def _subclasses(of: type[Exception]) -> Iterator[type[Exception]]:
 
 
 @pytest.mark.parametrize("kind", sorted(set(_subclasses(aiohttp.ClientError)), key=str))
-def test_every_error_of_aiohttp_has_words_of_ours(kind: type[Exception]) -> None:
+def test_every_error_of_aiohttp_is_translated(kind: type[Exception]) -> None:
     error = kind.__new__(kind)
     request = SignedRequest("PUT", "https://host/?signature=topsecret", {"authorization": SECRET})
     ours = transport_error(error, request)
@@ -590,7 +590,7 @@ async def test_nothing_more_is_sent_once_a_refusal_has_begun(transport: AiohttpT
     assert answer.sent.size < len(huge)
 
 
-async def test_an_early_success_tells_how_little_was_sent(transport: AiohttpTransport) -> None:
+async def test_an_early_success_reports_how_little_was_sent(transport: AiohttpTransport) -> None:
     async def flatter(connection: Connection) -> None:
         await connection.read_head()
         await connection.answer(200, b"", 'ETag: "plausible"')
@@ -605,7 +605,7 @@ async def test_an_early_success_tells_how_little_was_sent(transport: AiohttpTran
         assert transport.facts().open_socket_count == 0
 
 
-async def test_a_refusal_that_never_ends_is_given_up(transport: AiohttpTransport) -> None:
+async def test_a_refusal_that_never_ends_times_out(transport: AiohttpTransport) -> None:
     async def refuse_for_ever(connection: Connection) -> None:
         await connection.read_head()
         await connection.write(b"HTTP/1.1 403 No\r\nContent-Length: 1000\r\n\r\n")
@@ -617,7 +617,7 @@ async def test_a_refusal_that_never_ends_is_given_up(transport: AiohttpTransport
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-async def test_a_redirect_is_brought_back_and_not_followed(
+async def test_a_redirect_is_returned_and_not_followed(
     transport: AiohttpTransport, status: int
 ) -> None:
     async with serving(echo_checksums) as other:
@@ -817,7 +817,7 @@ async def test_an_old_tls_is_refused(authority: Authority) -> None:
     assert not error.is_sent
 
 
-async def test_a_peer_that_stops_reading_tls_is_given_up(authority: Authority) -> None:
+async def test_a_peer_that_stops_reading_tls_times_out(authority: Authority) -> None:
     async def stop(connection: Connection) -> None:
         await connection.read_head()
         connection.writer.transport.pause_reading()  # type: ignore[attr-defined]
@@ -860,7 +860,7 @@ async def test_a_bad_ca_file_is_named(tmp_path: Path, content: bytes | None) -> 
             await send(transport, "https://127.0.0.1:1", b"x")
 
 
-async def test_a_tls_peer_that_never_closes_does_not_hold_us(authority: Authority) -> None:
+async def test_closing_does_not_wait_for_a_tls_peer(authority: Authority) -> None:
     async def answer_and_stay(connection: Connection) -> None:
         await connection.read_body(await connection.read_head())
         await connection.answer()
@@ -922,7 +922,7 @@ async def test_a_proxy_that_is_not_there() -> None:
 # --- sockets --------------------------------------------------------------------------
 
 
-async def test_the_kernel_tells_about_open_connections(transport: AiohttpTransport) -> None:
+async def test_open_connections_are_sampled(transport: AiohttpTransport) -> None:
     assert transport.sample() == []
     async with serving(echo_checksums) as server:
         await send(transport, server.url, BIG)
@@ -936,7 +936,7 @@ async def test_the_kernel_tells_about_open_connections(transport: AiohttpTranspo
 
 
 @pytest.mark.parametrize(("wanted", "expected"), [("reno", "reno"), ("nonsense", None)])
-async def test_congestion_control_is_asked_for_and_falls_back(
+async def test_congestion_control_is_requested_and_falls_back(
     wanted: str, expected: str | None
 ) -> None:
     with socket.socket() as plain:
@@ -965,14 +965,14 @@ async def test_bbr_is_for_peers_that_are_far(
 
 
 @pytest.mark.skipif(not may_use_congestion("bbr"), reason="this kernel does not let us use bbr")
-async def test_a_connection_without_bodies_is_fitted_when_it_is_asked_for() -> None:
+async def test_facts_show_the_congestion_control_of_the_path() -> None:
     async with serving(echo_checksums) as server, a_transport(near_rtt_s=0.0) as transport:
         await send(transport, server.url, method="GET")
         assert transport.facts().congestion == "bbr"
 
 
 @pytest.mark.skipif(not may_use_congestion("bbr"), reason="this kernel does not let us use bbr")
-async def test_whoever_decides_by_a_connection_sees_it_fitted() -> None:
+async def test_a_sample_has_the_congestion_control_of_the_path() -> None:
     """Before the first body: how many connections to begin with depends on it."""
     async with serving(echo_checksums) as server, a_transport(near_rtt_s=0.0) as transport:
         await send(transport, server.url, method="GET")
@@ -1016,7 +1016,7 @@ def test_what_the_kernel_does_not_take_is_not_copied() -> None:
         assert 0 < runner.run(fill_up(loop)) <= 16 * KIB
 
 
-def test_no_request_waits_for_the_hundred() -> None:
+def test_no_request_waits_for_100_continue() -> None:
     package = Path(inspect.getfile(AiohttpTransport)).parent
     assert all("expect100" not in module.read_text() for module in package.glob("*.py"))
 
