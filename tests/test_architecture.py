@@ -387,6 +387,36 @@ def test_the_whole_package_is_read() -> None:
     assert len(sources_of(SOURCE)) == len(list(SOURCE.rglob("*.py")))
 
 
+RECORD_WRITES = frozenset({"advance", "restart_parts", "ack"})
+"""The calls of `Checkpoint` that change a record; `create` is looked for by its receiver."""
+
+
+def _record_writes(source: str) -> list[int]:
+    """The lines on which a record is written."""
+    calls = [node.func for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    return [
+        function.lineno
+        for function in calls
+        if isinstance(function, ast.Attribute)
+        and (
+            function.attr in RECORD_WRITES
+            or (function.attr == "create" and ast.unparse(function.value).endswith("checkpoint"))
+        )
+    ]
+
+
+def test_only_the_journal_writes_records() -> None:
+    found = {name for name, source in sources_of(SOURCE).items() if _record_writes(source)}
+    assert found == {"state.journal"}
+
+
+@pytest.mark.parametrize(
+    "call", ["a.checkpoint.advance(x=1)", "c.ack(p)", "c.restart_parts()", "_checkpoint.create(r)"]
+)
+def test_a_planted_write_is_caught(call: str) -> None:
+    assert _record_writes(f"async def f(): await {call}") == [1]
+
+
 def test_every_line_is_its_own() -> None:
     names = [line.name for line in LINES]
     assert len(names) == len(set(names))

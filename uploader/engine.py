@@ -47,8 +47,8 @@ from uploader.protocol.trust import TrustPolicy
 from uploader.protocol.vod import VideoMeta
 from uploader.protocol.wire import Transport
 from uploader.sources import AnySource, BytesSource, Source, as_source
-from uploader.state import Phase, StateStore, UploadRecord, open_state
-from uploader.transfer import Transfer, one_error, store
+from uploader.state import Journal, Phase, StateStore, UploadRecord, open_state
+from uploader.transfer import Transfer, store
 from uploader.transport import AiohttpTransport
 
 __all__ = ["Uploader", "upload_sync"]
@@ -325,7 +325,7 @@ class Uploader:
         progress = self._progress_of(asked, key, None)
         async with self._job(_placeholder(record), asked, key, progress) as job:
             if record.upload_id is None:
-                await job.checkpoint.advance(phase=Phase.ABORTED)
+                await job.journal.abort()
             else:
                 await Transfer(job, None).abort()
         await forget_members(self._state, key)
@@ -397,7 +397,7 @@ class Uploader:
                         key=key,
                         asked=asked,
                         source=source,
-                        checkpoint=checkpoint,
+                        journal=Journal(checkpoint),
                         network=network,
                         scope=self.scope,
                         grants=self._provider.connect(network) if self._provider else None,
@@ -440,8 +440,7 @@ async def _opened(source: Source, progress: Progress) -> AsyncIterator[None]:
 def _told(progress: Progress) -> Iterator[None]:
     """Say where an error happened, and tell whoever listens."""
     try:
-        with one_error():
-            yield
+        yield
     except VodupError as error:
         progress.failed(error.located(video_id=progress.video_id, phase=progress.phase))
         raise
@@ -454,14 +453,13 @@ def _told(progress: Progress) -> Iterator[None]:
 async def _noted(job: Job) -> AsyncIterator[None]:
     """Leave a word for `status` in the record; the failure itself matters more."""
     try:
-        with one_error():
-            yield
+        yield
     except VodupError as error:
         _say_how_to_go_on(error, job)
-        if job.checkpoint.record is not None and not isinstance(error, StateError):
+        if job.journal.record is not None and not isinstance(error, StateError):
             said = f"{type(error).__name__}: {error.message}".encode(errors="replace").decode()
             with suppress(StateError):
-                await job.checkpoint.advance(error=said)
+                await job.journal.record_error(said)
         raise
 
 

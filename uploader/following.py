@@ -15,6 +15,7 @@ from uploader.errors import SourceChanged, SourceError, SourceUnreadable
 from uploader.evidence import Receipts
 from uploader.protocol.plan import MAX_PART_COUNT, Part, Plan
 from uploader.sources import Fingerprint, PartStream, Source
+from uploader.tasks import one_error
 
 __all__ = ["Following"]
 
@@ -58,7 +59,7 @@ class Following:
     async def _while_it_arrives(self) -> int:
         """Read part after part, and send those that are there meanwhile."""
         parts: asyncio.Queue[Part | None] = asyncio.Queue()  # bounded by what the source keeps
-        async with asyncio.TaskGroup() as group:
+        async with one_error() as group:
             for _ in range(self.concurrency):
                 group.create_task(self._send_each(parts))
             size = await self._read_parts(parts)
@@ -122,7 +123,7 @@ class Following:
 
     async def _send_what_differs(self, seen: Fingerprint) -> None:
         parts = asyncio.Queue[Part | None]()
-        async with asyncio.TaskGroup() as group:
+        async with one_error() as group:
             for _ in range(self.concurrency):
                 group.create_task(self._send_queued(parts))
             for part in self.plan.closed(self._require_size(seen.size)).parts:

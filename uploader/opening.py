@@ -27,7 +27,7 @@ from uploader.protocol.part_sizes import Outlook, plan_file, plan_stream
 from uploader.protocol.plan import MAX_PART_COUNT, MAX_PUT_SIZE, Part, Plan, read_plan
 from uploader.protocol.vod import VideoMeta
 from uploader.sources import Fingerprint, PartStream, Source
-from uploader.state import Checkpoint, Phase, StateStore, UploadRecord
+from uploader.state import Journal, Phase, StateStore, UploadRecord
 
 __all__ = [
     "Asked",
@@ -63,7 +63,7 @@ class Job:
     key: str
     asked: Asked
     source: Source
-    checkpoint: Checkpoint
+    journal: Journal
     network: Network
     scope: str
     grants: GrantSource | None
@@ -74,7 +74,7 @@ class Job:
     @property
     def record(self) -> UploadRecord:
         """The record; there is one from `record_of` on."""
-        if (record := self.checkpoint.record) is None:  # pragma: no cover - it comes first
+        if (record := self.journal.record) is None:  # pragma: no cover - it comes first
             raise RuntimeError(f"upload {self.key} is not recorded yet")
         return record
 
@@ -97,7 +97,7 @@ def default_key(scope: str, identity: str) -> str:
 
 async def receipt_of(job: Job) -> UploadResult | None:
     """Return the result of an earlier run if the source is still the one it sent."""
-    record = job.checkpoint.record
+    record = job.journal.record
     if record is None or record.phase is not Phase.DONE or record.receipt is None:
         return None
     result = _result_of(record.receipt)
@@ -126,7 +126,7 @@ async def _is_source_of(job: Job, record: UploadRecord, result: UploadResult) ->
     size = job.source.size
     if size != result.size or (await job.source.read_crc(0, size))[0] != result.crc64:
         return False
-    await job.checkpoint.advance(fingerprint=now)
+    await job.journal.update_fingerprint(now)
     return True
 
 
@@ -185,7 +185,7 @@ def _not_readable(what: str, error: Exception) -> UnsupportedState:
 
 def needs_video(job: Job) -> bool:
     """Whether this run is to make a video: there is none, and nobody has named one."""
-    record, asked = job.checkpoint.record, job.asked
+    record, asked = job.journal.record, job.asked
     if asked.video_id is not None or asked.grant is not None:
         return False
     return record is None or record.phase is Phase.ABORTED or record.video_id is None
@@ -198,9 +198,9 @@ async def record_of(job: Job) -> bool:
         SourceChanged: it was begun with other bytes.
         ConfigurationError: it belongs to another video than the caller says.
     """
-    record = job.checkpoint.record
+    record = job.journal.record
     if record is None or record.phase in {Phase.DONE, Phase.ABORTED}:
-        await job.checkpoint.create(await _new_record(job, record))
+        await job.journal.create_record(await _new_record(job, record))
         return False
     _require_same_video(job, record)
     await _require_same_source(job, record)
@@ -247,7 +247,7 @@ async def _require_same_source(job: Job, record: UploadRecord) -> None:
             f"{job.source.name} is not the file this upload was begun with "
             f"({changes_of(record, now)})."
         )
-    await job.checkpoint.advance(fingerprint=now.to_text())
+    await job.journal.update_fingerprint(now.to_text())
 
 
 def changes_of(record: UploadRecord, now: Fingerprint) -> str:
@@ -268,15 +268,15 @@ async def _holds_acked_bytes(job: Job, record: UploadRecord) -> bool:
     if record.plan is None:
         return record.phase is not Phase.COMPLETING
     plan = plan_of(record.plan)
-    if plan.is_single and record.upload_id is None and not job.checkpoint.acks:
+    if plan.is_single and record.upload_id is None and not job.journal.acks:
         return True
-    for ack in job.checkpoint.acks.values():
+    for ack in job.journal.acks.values():
         if ack.number > plan.part_count:
             return False
         crc64, _ = await job.source.read_crc(plan.part(ack.number).offset, ack.size)
         if crc64 != ack.crc64:
             return False
-    return bool(job.checkpoint.acks) or record.phase is not Phase.COMPLETING
+    return bool(job.journal.acks) or record.phase is not Phase.COMPLETING
 
 
 # --- the plan ------------------------------------------------------------------------
@@ -332,16 +332,12 @@ async def grant_and_target(job: Job, plan: Plan | None, *, is_repeat: bool) -> U
     grant = job.asked.grant or await _ask_for_grant(job, video_id, is_repeat=is_repeat)
     target = job.network.trust.check_target(grant.target)
     is_put = plan is not None and is_one_request(plan)
-    await job.checkpoint.advance(
-        # One barrier for all that must be durable before the next request: for a small
-        # file that is the one which stores it.
-        phase=Phase.COMPLETING if is_put else Phase.UPLOADING,
-        plan=plan and plan.to_text(),
-        video_id=video_id or grant.video_id,
-        endpoint=target.endpoint,
+    await job.journal.set_target(
+        video_id or grant.video_id,
+        target,
         region=grant.credentials.region,
-        bucket=target.bucket,
-        object_key=target.object_key,
+        plan=plan.to_text() if plan else None,
+        one_request=is_put,
     )
     return grant
 

@@ -27,7 +27,7 @@ from uploader.protocol.plan import Part, Plan
 from uploader.protocol.wire import Body, Operation, SentBody
 from uploader.sources import HlsPackage, Source
 from uploader.sources.hls import Member
-from uploader.state import Checkpoint, PartAck, Phase, StateStore, UploadRecord
+from uploader.state import Journal, PartAck, Phase, StateStore, UploadRecord
 from uploader.transfer import Transfer, store
 
 __all__ = ["PackageTransfer", "forget_members", "plan_ahead", "transfer_of"]
@@ -84,7 +84,7 @@ class PackageTransfer(Transfer):
             raise SourceChanged(
                 f"{self._package.name} does not refer to the files this upload was begun with."
             )
-        return PackageReceipts(plan, self._checkpoint.acks.values())
+        return PackageReceipts(plan, self._journal.acks.values())
 
     def _new_plan(self) -> Plan:
         self._require_prefix()
@@ -157,26 +157,27 @@ class PackageTransfer(Transfer):
     async def _send_large(self, member: Member, source: Source) -> PartAck:
         """Send it in parts, under a record of its own, and return a receipt for the whole."""
         async with self._job.state.claim(self._key_of(member)) as checkpoint:
-            known = await self._member_record(member, checkpoint)
+            journal = Journal(checkpoint)
+            known = await self._member_record(member, journal)
             if known.phase is Phase.DONE:
                 return _ack_of(known)
-            transfer = _MemberTransfer(self._member_job(member, source, checkpoint), self._live)
+            transfer = _MemberTransfer(self._member_job(member, source, journal), self._live)
             async with transfer.under_way():
                 ack = await transfer.stored(member.number)
-            await checkpoint.advance(phase=Phase.DONE, receipt=_text_of(ack))
+            await journal.finish(_text_of(ack))
             return ack
 
     def _key_of(self, member: Member) -> str:
         return f"{self._job.key}/{member.number}"
 
-    async def _member_record(self, member: Member, checkpoint: Checkpoint) -> UploadRecord:
+    async def _member_record(self, member: Member, journal: Journal) -> UploadRecord:
         """Its record, made now or by an earlier run; a file that changed is begun anew."""
-        known, fingerprint = checkpoint.record, member.fingerprint.to_text()
+        known, fingerprint = journal.record, member.fingerprint.to_text()
         if known is not None and known.fingerprint == fingerprint and known.phase != Phase.ABORTED:
             return known
         target, record = self._target_of(member), self._job.record
         if known is None or known.phase in {Phase.DONE, Phase.ABORTED}:
-            return await checkpoint.create(
+            return await journal.create_record(
                 UploadRecord(
                     key=self._key_of(member),
                     phase=Phase.UPLOADING,
@@ -190,12 +191,9 @@ class PackageTransfer(Transfer):
                     object_key=target.object_key,
                 )
             )
-        await checkpoint.restart_parts(upload_id=None, plan=None)
-        return await checkpoint.advance(
-            fingerprint=fingerprint, size=member.size, phase=Phase.UPLOADING
-        )
+        return await journal.restart_with(size=member.size, fingerprint=fingerprint)
 
-    def _member_job(self, member: Member, source: Source, checkpoint: Checkpoint) -> Job:
+    def _member_job(self, member: Member, source: Source, journal: Journal) -> Job:
         key = self._key_of(member)
         # Where VOD moves a package to is for the package to decide.
         options = replace(self._job.options, on_target_change="fail", notification=None)
@@ -203,7 +201,7 @@ class PackageTransfer(Transfer):
             self._job,
             key=key,
             source=source,
-            checkpoint=checkpoint,
+            journal=journal,
             progress=_MemberProgress(key, member.number, self._progress),
             options=options,
         )

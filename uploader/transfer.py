@@ -50,9 +50,10 @@ from uploader.protocol.vod import VideoFacts
 from uploader.protocol.wire import Body, Operation, SentBody, Signer
 from uploader.session import Session
 from uploader.sources import Fingerprint
-from uploader.state import Checkpoint, PartAck, Phase
+from uploader.state import Journal, PartAck, Phase
+from uploader.tasks import beside, one_error
 
-__all__ = ["Transfer", "Vanished", "one_error", "store"]
+__all__ = ["Transfer", "Vanished", "store"]
 
 T = TypeVar("T")
 
@@ -79,9 +80,10 @@ _REPAIRABLE = frozenset(
 class Vanished(Exception):
     """The multipart upload is not there any more; all parts must be sent again."""
 
-    def __init__(self, reason: str, failure: VodupError) -> None:
+    def __init__(self, reason: str, failure: VodupError, *, is_damaged: bool = False) -> None:
+        """`is_damaged`: it was completed, and its object is not what was sent."""
         super().__init__(reason)
-        self.reason, self.failure = reason, failure
+        self.reason, self.failure, self.is_damaged = reason, failure, is_damaged
 
 
 class _Fenced:
@@ -91,19 +93,19 @@ class _Fenced:
     another one has gone on with the upload, which a late Abort would destroy.
     """
 
-    def __init__(self, signer: Signer, checkpoint: Checkpoint) -> None:
-        self._signer, self._checkpoint = signer, checkpoint
+    def __init__(self, signer: Signer, journal: Journal) -> None:
+        self._signer, self._journal = signer, journal
         self.sign, self.accepted = signer.sign, signer.accepted
         self.is_aged, self.renew = signer.is_aged, signer.renew
 
     async def prepare(self) -> None:
         """As the signer does; then make sure that the upload is ours."""
         await self._signer.prepare()
-        await self._checkpoint.confirm()
+        await self._journal.confirm()
 
     def is_ready(self) -> bool:
         """Whether both still hold, now that there is a slot."""
-        return self._checkpoint.is_certainly_ours and self._signer.is_ready()
+        return self._journal.is_certainly_ours and self._signer.is_ready()
 
 
 class Transfer:
@@ -120,13 +122,13 @@ class Transfer:
         `is_new`: it is this run that wrote the target down, so nothing has been sent yet.
         """
         self._job, self._clock = job, job.network.clock
-        self._checkpoint, self._progress, self._source = job.checkpoint, job.progress, job.source
+        self._journal, self._progress, self._source = job.journal, job.progress, job.source
         self._began_s = self._clock.elapsed_s()
         self._is_new = is_new
         self._target = _target_of(job)
         self._live = self._live_grant(grant)
         self._oss = self._session(self._live)
-        self._oss_for_good = self._session(_Fenced(self._live, self._checkpoint))
+        self._oss_for_good = self._session(_Fenced(self._live, self._journal))
         self._receipts = self._known_receipts()
         self._resumed_part_count = 0
         self._needs_md5 = False
@@ -179,7 +181,7 @@ class Transfer:
             return None
         plan = plan_of(record.plan)
         is_put = is_one_request(plan) and record.upload_id is None
-        return Receipts(plan, self._checkpoint.acks.values(), is_put=is_put)
+        return Receipts(plan, self._journal.acks.values(), is_put=is_put)
 
     @property
     def _sent(self) -> Receipts:
@@ -203,15 +205,8 @@ class Transfer:
         if self._sent_at_once():
             yield
             return
-        with one_error():
-            async with asyncio.TaskGroup() as companions:
-                tasks = [
-                    companions.create_task(self._live.keep_fresh()),
-                    companions.create_task(self._report_progress()),
-                ]
-                yield
-                for task in tasks:
-                    task.cancel()
+        async with beside(self._live.keep_fresh(), self._report_progress()):
+            yield
 
     def _sent_at_once(self) -> bool:
         sent = self._receipts
@@ -306,7 +301,7 @@ class Transfer:
         self._progress.phase = "start"
         is_resumed = self._receipts is not None and not self._is_new
         if self._receipts is None:
-            await self._checkpoint.advance(plan=self._new_plan().to_text())
+            await self._journal.set_plan(self._new_plan().to_text())
             self._receipts = self._known_receipts()
         if self._sent.is_put:
             if is_resumed:
@@ -324,7 +319,7 @@ class Transfer:
     async def _record_upload(self, upload_id: str) -> None:
         """Parts cost money from here on: the UploadId is durable before the first of them."""
         try:
-            await self._checkpoint.advance(upload_id=upload_id)
+            await self._journal.set_upload_id(upload_id)
         except StateError:
             # Nobody else knows it, so nobody could remove it later.
             with suppress(VodupError):
@@ -367,12 +362,11 @@ class Transfer:
         listed, begun = await self._list_page(0)
         if begun is None or begun >= end:
             return listed, True
-        with one_error():
-            async with asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(self._list_range(start, min(start + oss.LIST_PAGE_SIZE, end)))
-                    for start in range(begun, end, oss.LIST_PAGE_SIZE)
-                ]
+        async with one_error() as group:
+            tasks = [
+                group.create_task(self._list_range(start, min(start + oss.LIST_PAGE_SIZE, end)))
+                for start in range(begun, end, oss.LIST_PAGE_SIZE)
+            ]
         for task in tasks:
             listed |= task.result()[0]
         return listed, all(task.result()[1] for task in tasks)
@@ -464,15 +458,15 @@ class Transfer:
             send=self._send_and_keep,
             concurrency=self._job.network.pace.max_concurrency,
         )
-        with self._target_watched(), one_error():
+        with self._target_watched():
             size, sent_of = await following.to_the_end(self._job.record.reference_id or "")
         if plan.is_open:
             await self._close(plan.closed(size), sent_of)
 
     async def _close(self, plan: Plan, fingerprint: Fingerprint) -> None:
         """Write down where the source has ended: from here on it is like any other."""
-        await self._checkpoint.advance(
-            plan=plan.to_text(), size=plan.size, fingerprint=fingerprint.to_text()
+        await self._journal.close_stream(
+            plan.to_text(), size=plan.size, fingerprint=fingerprint.to_text()
         )
         self._receipts = self._sent.under(plan)
 
@@ -502,8 +496,8 @@ class Transfer:
                 if len(receipts) > _MOST_UNKEPT:
                     await asyncio.wait([receipts.popleft()])
 
-        with self._target_watched(), one_error():  # in this order: it knows single errors only
-            async with asyncio.TaskGroup() as workers:
+        with self._target_watched():
+            async with one_error() as workers:
                 if self._is_listed is None and self._is_worth_asking(len(missing)):
                     workers.create_task(self._learn_whether_listed())
                 for _ in range(min(len(missing), self._job.network.pace.max_concurrency)):
@@ -570,7 +564,7 @@ class Transfer:
         """Count a receipt and make it durable: this bounds rework."""
         self._sent.keep(ack)
         self._progress.arrived(ack.number)
-        await self._checkpoint.ack(ack, patience_s=patience_s)
+        await self._journal.add_part(ack, patience_s=patience_s)
 
     @contextmanager
     def _target_watched(self) -> Iterator[None]:
@@ -623,7 +617,7 @@ class Transfer:
 
     async def _join(self) -> Stored:
         etags = [(ack.number, ack.etag) for ack in self._sent.in_order()]
-        await self._checkpoint.advance(phase=Phase.COMPLETING)
+        await self._journal.start_completing()
         headers = self._headers()
         return Stored(
             await self._call_for_good(
@@ -633,7 +627,7 @@ class Transfer:
 
     async def _repair(self, failure: ServiceError) -> Stored:
         """Send again what OSS lists otherwise than we do, then complete once more."""
-        await self._checkpoint.advance(phase=Phase.UPLOADING)
+        await self._journal.stop_completing()
         await self._reconcile()
         if not self._sent.missing():
             raise Vanished(f"OSS cannot join the parts ({failure.code})", failure)
@@ -647,7 +641,7 @@ class Transfer:
             known = self._sent.in_order()[-1]
             return Stored(ObjectFacts(known.etag or None, known.crc64, known.size, ""), "-head")
         if self._job.record.phase is not Phase.COMPLETING:
-            await self._checkpoint.advance(phase=Phase.COMPLETING)
+            await self._journal.start_completing()
         began_s = self._clock.elapsed_s()
         ack: PartAck | None = None
         while ack is None:
@@ -660,7 +654,7 @@ class Transfer:
                     receipt, sent = await self._call_for_good(operation)
             except IntegrityError:
                 # What is there now is no earlier run's success: the next one sends it again.
-                await self._checkpoint.advance(phase=Phase.UPLOADING, is_overwrite=True)
+                await self._journal.restart(overwrite=True)
                 raise
             except ServiceError as error:
                 if error.code != "CallbackFailed":
@@ -684,10 +678,9 @@ class Transfer:
             stored = await self._look_at_vod()
         if stored is not None and (stored.facts == NOTHING or self._sent.describe(stored.facts)):
             return stored
-        if stored is not None and stored.facts != ABSENT:
-            # Completed, and damaged: whichever run sends it again replaces what is there.
-            await self._checkpoint.advance(is_overwrite=True)
-        raise Vanished("the upload was gone before it was completed", failure)
+        is_damaged = stored is not None and stored.facts != ABSENT
+        reason = "the upload was gone before it was completed"
+        raise Vanished(reason, failure, is_damaged=is_damaged)
 
     async def _look(self) -> Stored | None:
         """HEAD the object; None where we may not."""
@@ -715,11 +708,11 @@ class Transfer:
     async def restart(self, gone: Vanished) -> None:
         """Begin a new multipart upload under the same VideoId."""
         lost_bytes = self._sent.size
-        await self._checkpoint.restart_parts(upload_id=None, plan=None)
-        await self._checkpoint.advance(phase=Phase.UPLOADING)
-        self._receipts = None
         if self._live.moved_to is not None and _is_target_refused(gone.failure):
             await self._move(self._live.moved_to)
+        else:
+            await self._journal.restart(overwrite=gone.is_damaged)
+        self._receipts = None
         progress = self._progress
         progress.tell(
             UploadRestarted(
@@ -730,14 +723,15 @@ class Transfer:
             )
         )
 
+    async def forget_damaged(self, gone: Vanished) -> None:
+        """Let the next run replace an object of ours that is not what was sent."""
+        if gone.is_damaged:
+            await self._journal.restart(overwrite=True)
+
     async def _move(self, target: UploadTarget) -> None:
         """Follow VOD to another bucket or key; only ever with all parts sent anew."""
         self._target = self._job.network.trust.check_target(target)
-        await self._checkpoint.advance(
-            endpoint=self._target.endpoint,
-            bucket=self._target.bucket,
-            object_key=self._target.object_key,
-        )
+        await self._journal.change_target(self._target)
         self._live.move(self._target)
 
     # --- verify -------------------------------------------------------------------------
@@ -754,7 +748,7 @@ class Transfer:
         result = self._result(stored, proof)
         receipt = asdict(result)
         del receipt["hook_failures"]  # of a run, not of the object
-        await self._checkpoint.advance(phase=Phase.DONE, receipt=json.dumps(receipt), error=None)
+        await self._journal.finish(json.dumps(receipt))
         self._progress.tell(UploadFinished(key=result.key, video_id=result.video_id, result=result))
         return result
 
@@ -763,9 +757,7 @@ class Transfer:
         try:
             proof = self._sent.proof(stored.facts)
         except IntegrityError:
-            await self._checkpoint.restart_parts(upload_id=None, plan=None)
-            # VOD may have taken the damaged object for the film: sending again replaces it.
-            await self._checkpoint.advance(phase=Phase.UPLOADING, is_overwrite=True)
+            await self._journal.restart(overwrite=True)
             raise
         if proof is None:
             raise UnverifiedCompletion(
@@ -871,15 +863,15 @@ class Transfer:
         try:
             if await self._is_finished():
                 # An earlier Complete may have done that, and our parts still be there.
-                await self._checkpoint.restart_parts(upload_id=None, plan=None)
-            else:
-                await self._call_for_good(oss.abort_multipart_upload(self._target, self._upload_id))
+                await self._journal.abort_later()
+                return
+            await self._call_for_good(oss.abort_multipart_upload(self._target, self._upload_id))
         except VideoGone as error:
             get_logger(key=self._job.key).warning("parts.not_removed", reason=error.message)
         except ServiceError as error:
             if not is_vanished(error):
                 raise
-        await self._checkpoint.advance(phase=Phase.ABORTED)
+        await self._journal.abort()
 
     async def _is_finished(self) -> bool:
         """Whether VOD has the file after all: credentials would then be for overwriting it."""
@@ -924,6 +916,7 @@ async def store(transfer: Transfer) -> Stored:
             return await transfer.complete()
         except Vanished as gone:
             if restart_count == _MAX_RESTARTS:
+                await transfer.forget_damaged(gone)
                 raise gone.failure from None
             await transfer.restart(gone)
             restart_count += 1
@@ -943,19 +936,3 @@ def _target_of(job: Job) -> UploadTarget:
     # Checked again: the store may be shared, and what it says decides who gets credentials.
     target = UploadTarget(record.endpoint, record.bucket, record.object_key)
     return job.network.trust.check_target(target)
-
-
-@contextmanager
-def one_error() -> Iterator[None]:
-    """Raise the one error that matters instead of a task group's bundle.
-
-    A task group cancels its other tasks at the first failure, so that is the cause; the
-    rest, if any, failed while going down.
-    """
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        leaf: BaseException = group
-        while isinstance(leaf, BaseExceptionGroup):
-            leaf = leaf.exceptions[0]
-        raise leaf from leaf.__cause__

@@ -204,8 +204,8 @@ class _FailingCheckpoint:
         with self._failing("ack" if part.number == 3 else ""):
             await self._inner.ack(part)
 
-    async def restart_parts(self, *, upload_id: str | None, plan: str | None) -> UploadRecord:
-        return await self._inner.restart_parts(upload_id=upload_id, plan=plan)
+    async def restart_parts(self, **changes: Any) -> UploadRecord:
+        return await self._inner.restart_parts(**changes)
 
     @property
     def is_certainly_ours(self) -> bool:

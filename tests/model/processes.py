@@ -137,9 +137,9 @@ class Stepwise:
         self.acks[part.number] = part
         await asyncio.sleep(0)
 
-    async def restart_parts(self, *, upload_id: str | None, plan: str | None) -> UploadRecord:
+    async def restart_parts(self, **changes: Any) -> UploadRecord:
         self.acks.clear()
-        return await self._keep(self._inner.restart_parts(upload_id=upload_id, plan=plan))
+        return await self._keep(self._inner.restart_parts(**changes))
 
     @property
     def is_certainly_ours(self) -> bool:

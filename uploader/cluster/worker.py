@@ -44,7 +44,7 @@ from uploader.errors import (
 )
 from uploader.log import get_logger
 from uploader.sources.url_policy import UrlPolicy
-from uploader.transfer import one_error
+from uploader.tasks import beside
 
 if TYPE_CHECKING:
     from procrastinate import App, JobContext
@@ -231,7 +231,7 @@ class Worker:
         """
         app, queue = make_queue(self._options.patience_s)
         app.task(name=TASK, pass_context=True, retry=_AlwaysAgain())(self._task(queue))
-        with in_our_words(), one_error():
+        with in_our_words():
             await app.connector.open_async(self._pool)
             worker = self._procrastinate(app)
             async with self._beside(worker, queue):
@@ -333,22 +333,12 @@ class Worker:
 
         Not as jobs: long uploads in all places would keep a job that sweeps from running.
         """
-        failure: BaseException | None = None
-        async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(self._beat(worker, queue)),
-                group.create_task(self._sweep(worker, queue)),
-                group.create_task(self._stop_when_due(worker, queue)),
-            ]
-            try:
-                yield
-            except (Exception, asyncio.CancelledError) as error:
-                failure = error  # raised below, where the group cannot wrap it
-            finally:
-                for task in tasks:
-                    task.cancel()
-        if failure is not None:
-            raise failure
+        async with beside(
+            self._beat(worker, queue),
+            self._sweep(worker, queue),
+            self._stop_when_due(worker, queue),
+        ):
+            yield
 
     async def _beat(self, worker: ProcrastinateWorker, queue: Queue) -> None:
         while True:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 
+from uploader.state.journal import Journal
 from uploader.state.memory import MemoryState
 from uploader.state.records import Orphan, PartAck, Phase, UploadRecord, UploadStatus
 from uploader.state.sql import SqlState
@@ -14,6 +15,7 @@ from uploader.state.store import Checkpoint, StateStore
 
 __all__ = [
     "Checkpoint",
+    "Journal",
     "MemoryState",
     "Orphan",
     "PartAck",

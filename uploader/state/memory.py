@@ -178,14 +178,16 @@ class _MemoryCheckpoint:
         assert self._entry is not None  # noqa: S101 - has a record
         self._entry.acks[part.number] = part
 
-    async def restart_parts(self, *, upload_id: str | None, plan: str | None) -> UploadRecord:
-        """Forget all receipts and set UploadId and plan, in one step."""
+    async def restart_parts(
+        self, *, upload_id: str | None, plan: str | None, **changes: Any
+    ) -> UploadRecord:
+        """Forget all receipts, set UploadId and plan, and change other fields, in one commit."""
         self._require_held()
         record = require_known(self.record)
         self._state._note_orphan(orphan_left_by(record, upload_id))
         assert self._entry is not None  # noqa: S101 - has a record
         self._entry.acks.clear()
-        return self._put(with_changes(record, {"upload_id": upload_id, "plan": plan}))
+        return self._put(with_changes(record, {**changes, "upload_id": upload_id, "plan": plan}))
 
     @property
     def is_certainly_ours(self) -> bool:

@@ -471,11 +471,14 @@ class _SqlCheckpoint:
             raise self._lease.lose("another process took it over")
         self._acks[part.number] = part
 
-    async def restart_parts(self, *, upload_id: str | None, plan: str | None) -> UploadRecord:
-        """Forget all receipts and set UploadId and plan, in one step."""
+    async def restart_parts(
+        self, *, upload_id: str | None, plan: str | None, **changes: Any
+    ) -> UploadRecord:
+        """Forget all receipts, set UploadId and plan, and change other fields, in one commit."""
         from uploader.state import transactions as tx
 
-        record = await self._change(tx.restart_parts, {"upload_id": upload_id, "plan": plan})
+        changes |= {"upload_id": upload_id, "plan": plan}
+        record = await self._change(tx.restart_parts, changes)
         self._acks.clear()
         return record
 

@@ -55,10 +55,13 @@ class Checkpoint(Protocol):
         before they are safe from that too.
         """
 
-    async def restart_parts(self, *, upload_id: str | None, plan: str | None) -> UploadRecord:
-        """Forget all receipts and set UploadId and plan, in one step.
+    async def restart_parts(
+        self, *, upload_id: str | None, plan: str | None, **changes: Any
+    ) -> UploadRecord:
+        """Forget all receipts, set UploadId and plan, and change other fields, in one commit.
 
-        The former UploadId, if any, is kept as an `Orphan` until it is aborted.
+        Durable on return, as `advance`. The former UploadId, if any, is kept as an `Orphan`
+        until it is aborted.
         """
 
     @property

@@ -1,0 +1,260 @@
+"""What is on the disk after a crash: every durable step of an upload, one commit each.
+
+Nothing else in the package changes a record. Each method is one commit, so a crash leaves the
+record either before the step or after it, never between the two. A method returns when its
+commit is durable against a loss of power; `add_part` returns when its commit is durable against
+the end of the process (`Checkpoint.ack`).
+
+    method              phase after  durable because               the next run after a crash here
+    ------------------  -----------  ----------------------------  -------------------------------
+    create_record       NEW (1)      CreateUploadVideo may follow  finds the video by ReferenceId,
+                                                                   or creates it
+    set_target          UPLOADING    credentials were issued for   renews them and starts
+                                     this video and this object
+      (one_request)     COMPLETING   and PutObject may follow      reads the object and compares
+    set_plan            UPLOADING    later runs must send the      cuts the source in the same way
+                                     same parts
+    set_upload_id       UPLOADING    stored parts cost money from  lists the parts, sends what is
+                                     here on                       missing
+    add_part            unchanged    it bounds what is sent twice  does not send the part again
+    close_stream        UPLOADING    the end of the source is      compares the bytes as they
+                                     known                         arrive
+    start_completing    COMPLETING   CompleteMultipartUpload or    finds out what happened: HEAD,
+                                     PutObject may follow          VOD's URL, VOD's record
+    stop_completing     UPLOADING    OSS refused to complete: the  lists the parts, sends what is
+                                     object does not exist         missing
+    restart             UPLOADING    the multipart upload is gone  sends all parts, to the same
+                                                                   video and object
+      (overwrite)       UPLOADING    the object at OSS is ours     the same, and replaces the
+                                     and is damaged                damaged object
+    restart_with        UPLOADING    the source was replaced       sends all parts of the new one
+    change_target       UPLOADING    VOD moved the upload, and     sends all parts to the new
+                                     the caller allowed that       object, same video
+    finish              DONE         the object is verified        returns the result, sends nothing
+    abort               ABORTED      the parts are removed         starts a new upload
+    abort_later         ABORTED      VOD has the video: what is    starts a new upload; the parts
+                                     left cannot be removed now    are an orphan
+    record_error        unchanged    people read it                does what the phase says
+    update_fingerprint  unchanged    the source proved to be the   compares with the new fingerprint
+                                     same under another one
+
+    (1) UPLOADING for a file of a package: its target is known, and it has no video of its own.
+
+`create_record`, `restart`, `restart_with`, `change_target` and `abort_later` also remove all acks.
+An UploadId that is replaced without an abort stays in the store as an `Orphan` until then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from uploader.errors import StateError
+from uploader.protocol.grants import UploadTarget
+from uploader.state.records import PartAck, Phase, UploadRecord
+from uploader.state.store import Checkpoint
+
+__all__ = ["Journal"]
+
+_STARTED: Final = frozenset({Phase.UPLOADING, Phase.COMPLETING})
+
+_PHASES_BEFORE: Final[Mapping[str, frozenset[Phase | None]]] = {
+    "create_record": frozenset({None, Phase.DONE, Phase.ABORTED}),
+    "set_target": frozenset({Phase.NEW}),
+    "set_plan": frozenset({Phase.UPLOADING}),
+    "set_upload_id": frozenset({Phase.UPLOADING}),
+    # A run that finds COMPLETING may find parts missing, and must not forget that Complete
+    # may have been sent.
+    "add_part": _STARTED,
+    "close_stream": frozenset({Phase.UPLOADING}),
+    "start_completing": _STARTED,
+    "stop_completing": frozenset({Phase.COMPLETING}),
+    "restart": _STARTED,
+    "restart_with": _STARTED,
+    "change_target": _STARTED,
+    "finish": frozenset({Phase.COMPLETING}),
+    "abort": frozenset({Phase.NEW, *_STARTED, Phase.ABORTED}),
+    "abort_later": _STARTED,
+    "record_error": frozenset(Phase),
+    "update_fingerprint": frozenset({Phase.NEW, *_STARTED, Phase.DONE}),
+}
+"""The phases in which a method may be called; None: there is no record yet."""
+
+
+class Journal:
+    """The record of one claimed upload, and every change of it.
+
+    Mutable through its checkpoint alone. Every method raises `LeaseLost` when another process
+    took the upload over, `StateUnavailable` when the store does not answer, and `StateError`
+    when the recorded phase does not allow the step.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self.confirm = checkpoint.confirm
+
+    @property
+    def record(self) -> UploadRecord | None:
+        """The record as last written; None before the first `create_record`."""
+        return self._checkpoint.record
+
+    @property
+    def acks(self) -> Mapping[int, PartAck]:
+        """The acked parts by part number."""
+        return self._checkpoint.acks
+
+    @property
+    def is_certainly_ours(self) -> bool:
+        """Whether nobody can have taken the upload over by now; reads no store."""
+        return self._checkpoint.is_certainly_ours
+
+    # --- before the first byte ------------------------------------------------------------
+
+    async def create_record(self, record: UploadRecord) -> UploadRecord:
+        """Write the first record of the key, or replace a finished or aborted one.
+
+        Raises:
+            StateError: the VideoId belongs to another key.
+        """
+        self._require("create_record")
+        return await self._checkpoint.create(record)
+
+    async def set_target(
+        self,
+        video_id: str | None,
+        target: UploadTarget,
+        *,
+        region: str | None,
+        plan: str | None,
+        one_request: bool,
+    ) -> None:
+        """Fix the video and the object for good.
+
+        `plan` is recorded in the same commit where it is known by now. `one_request`: the plan
+        is a single PutObject, so this is the last commit before the object may exist, and a
+        small file waits for the disk once.
+
+        Raises:
+            StateError: the VideoId belongs to another key.
+        """
+        self._require("set_target")
+        await self._checkpoint.advance(
+            phase=Phase.COMPLETING if one_request else Phase.UPLOADING,
+            plan=plan,
+            video_id=video_id,
+            endpoint=target.endpoint,
+            region=region,
+            bucket=target.bucket,
+            object_key=target.object_key,
+        )
+
+    async def set_plan(self, plan: str) -> None:
+        """Fix how the source is cut into parts."""
+        self._require("set_plan")
+        await self._checkpoint.advance(plan=plan)
+
+    async def set_upload_id(self, upload_id: str) -> None:
+        """Record the multipart upload that the parts will belong to."""
+        self._require("set_upload_id")
+        await self._checkpoint.advance(upload_id=upload_id)
+
+    # --- parts ----------------------------------------------------------------------------
+
+    async def add_part(self, ack: PartAck, *, patience_s: float = 0.0) -> None:
+        """Record OSS's answer for a part; concurrent calls share one commit.
+
+        `patience_s` is how long it may wait for other parts to share the commit with.
+        """
+        self._require("add_part")
+        await self._checkpoint.ack(ack, patience_s=patience_s)
+
+    async def close_stream(self, plan: str, *, size: int, fingerprint: str) -> None:
+        """Record where a source ended whose size was not known."""
+        self._require("close_stream")
+        await self._checkpoint.advance(plan=plan, size=size, fingerprint=fingerprint)
+
+    # --- the object -----------------------------------------------------------------------
+
+    async def start_completing(self) -> None:
+        """Record that the next request may make the object."""
+        self._require("start_completing")
+        await self._checkpoint.advance(phase=Phase.COMPLETING)
+
+    async def stop_completing(self) -> None:
+        """Return to sending parts after OSS answered that the object was not made.
+
+        Without this step a NoSuchUpload would have to be read as a possible success.
+        """
+        self._require("stop_completing")
+        await self._checkpoint.advance(phase=Phase.UPLOADING)
+
+    async def restart(self, *, overwrite: bool = False) -> None:
+        """Forget plan, UploadId and acks, and send everything again to the same object.
+
+        `overwrite`: the object at OSS is a damaged one of ours. VOD may take it for the film,
+        and the next run may replace it without being asked to overwrite.
+        """
+        self._require("restart")
+        changes = {"is_overwrite": True} if overwrite else {}
+        await self._forget_parts(phase=Phase.UPLOADING, **changes)
+
+    async def restart_with(self, *, size: int, fingerprint: str) -> UploadRecord:
+        """As `restart`, for a source that was replaced: a file of a package."""
+        self._require("restart_with")
+        return await self._forget_parts(phase=Phase.UPLOADING, size=size, fingerprint=fingerprint)
+
+    async def change_target(self, target: UploadTarget) -> None:
+        """As `restart`, to another object, which VOD names for the same video."""
+        self._require("change_target")
+        await self._forget_parts(
+            phase=Phase.UPLOADING,
+            endpoint=target.endpoint,
+            bucket=target.bucket,
+            object_key=target.object_key,
+        )
+
+    # --- the end --------------------------------------------------------------------------
+
+    async def finish(self, result: str) -> None:
+        """Record the result of a verified upload."""
+        self._require("finish")
+        await self._checkpoint.advance(phase=Phase.DONE, receipt=result, error=None)
+
+    async def abort(self) -> None:
+        """Record that the upload was given up and its parts are removed."""
+        self._require("abort")
+        await self._checkpoint.advance(phase=Phase.ABORTED)
+
+    async def abort_later(self) -> None:
+        """As `abort`, while the parts may still be there: the UploadId becomes an orphan."""
+        self._require("abort_later")
+        await self._forget_parts(phase=Phase.ABORTED)
+
+    # --- beside the steps -----------------------------------------------------------------
+
+    async def record_error(self, error: str) -> None:
+        """Keep the last failure in words, for `vodup status`."""
+        self._require("record_error")
+        await self._checkpoint.advance(error=error)
+
+    async def update_fingerprint(self, fingerprint: str) -> None:
+        """Replace the fingerprint of a source that proved to hold the recorded bytes."""
+        self._require("update_fingerprint")
+        await self._checkpoint.advance(fingerprint=fingerprint)
+
+    async def _forget_parts(self, **changes: object) -> UploadRecord:
+        return await self._checkpoint.restart_parts(upload_id=None, plan=None, **changes)
+
+    def _require(self, method: str) -> None:
+        """Refuse a step that does not follow from the recorded phase.
+
+        Only a damaged record, or a mistake of ours, comes here.
+        """
+        record = self._checkpoint.record
+        phase = record.phase if record is not None else None
+        if phase not in _PHASES_BEFORE[method]:
+            raise StateError(
+                f"The checkpoint does not allow {method} in phase {phase or 'none'}.",
+                next_step="`vodup clean` removes the record, and --video-id continues the video.",
+                video_id=record.video_id if record is not None else None,
+            )
