@@ -32,6 +32,7 @@ __all__ = [
     "Outcome",
     "UploadItem",
     "descriptor_share",
+    "outcome_of",
     "require_files",
     "upload_batch",
 ]
@@ -217,7 +218,7 @@ async def _upload_all(upload: Upload, ahead: _LookAhead, ended: Ended, files: in
 
     async def upload_one(item: UploadItem, size: int) -> None:
         try:
-            outcome = await _outcome_of(upload, item)
+            outcome = await outcome_of(upload, item)
             if not cancel_count():  # else it ended while the batch was being closed
                 await ended.put(outcome)
         finally:
@@ -233,7 +234,8 @@ async def _upload_all(upload: Upload, ahead: _LookAhead, ended: Ended, files: in
     await ended.put(None)
 
 
-async def _outcome_of(upload: Upload, item: UploadItem) -> Outcome:
+async def outcome_of(upload: Upload, item: UploadItem) -> Outcome:
+    """Return how an upload ends; only a cancellation of the calling task is raised."""
     loop = asyncio.get_running_loop()
     began_s = loop.time()
     result: UploadResult | None = None

@@ -17,9 +17,9 @@ import pytest
 from tests.cluster.conftest import PART, Cluster, until_under_way
 from tests.postgres import is_removed, temporary_postgres
 from tests.waiting import wait_until
-from uploader.cluster.budget import SharedBudget
 from uploader.cluster.database import open_pool
 from uploader.cluster.embedded import EmbeddedPostgres
+from uploader.cluster.worker import SharedBudget
 from uploader.devserver import DevServer
 
 SIZE = 12 * PART

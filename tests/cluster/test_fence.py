@@ -79,7 +79,7 @@ async def desk(queued: Cluster) -> AsyncIterator[Desk]:
         cluster.execute(
             "UPDATE procrastinate_workers SET last_heartbeat = 'epoch' WHERE id = %s", first
         )
-        assert await right.sweep(second, silent_s=30, ghosts=[]) == [old.id]
+        assert await right.sweep(silent_s=30) == [old.id]
         new = await taken(right, second)
         assert new.id == old.id
         yield Desk(cluster, frozen, right, old, new)
@@ -123,14 +123,21 @@ async def test_the_same_worker_in_an_earlier_attempt_is_another(desk: Desk) -> N
 
 
 async def test_a_worker_that_lives_is_not_swept(desk: Desk) -> None:
-    assert await desk.frozen.sweep(0, silent_s=30, ghosts=[]) == []
-    assert await desk.frozen.sweep(0, silent_s=30, ghosts=[desk.new.id or 0]) == []
+    assert await desk.frozen.sweep(silent_s=30) == []
+    assert await desk.frozen.sweep(silent_s=30, lost=[desk.old]) == []
+
+
+async def test_a_lost_job_of_a_worker_that_lives_is_given_back(desk: Desk) -> None:
+    held = await desk.right.held_jobs(desk.new.worker_id or 0)
+    assert [job.id for job in held] == [desk.new.id]
+    assert await desk.right.sweep(silent_s=30, lost=held) == [desk.new.id]
+    assert await desk.right.held_jobs(desk.new.worker_id or 0) == []
 
 
 async def test_a_worker_that_was_struck_off_may_go_on(desk: Desk) -> None:
     """Whoever starts removes silent workers; one that was frozen takes jobs again."""
     worker = desk.old.worker_id or 0
     desk.cluster.execute("DELETE FROM procrastinate_workers WHERE id = %s", worker)
-    await desk.frozen.beat(worker)
+    await desk.frozen.update_heartbeat(worker)
     await desk.right.retry_job(desk.new)
     assert (await taken(desk.frozen, worker)).id == desk.old.id

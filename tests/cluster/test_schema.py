@@ -9,7 +9,7 @@ import pytest
 
 from tests.cli.conftest import VODUP
 from tests.cluster.conftest import Cluster
-from uploader.cluster import schema
+from uploader.cluster import database
 from uploader.errors import ConfigurationError, UnsupportedState
 
 
@@ -42,7 +42,7 @@ def test_upgrades_at_once_make_the_tables_once(cluster: Cluster) -> None:
     command = [*VODUP, "db", "upgrade"]
     running = [subprocess.Popen(command, env=cluster.env()) for _ in range(3)]
     assert [process.wait(60) for process in running] == [0, 0, 0]
-    schema.require_current(cluster.url)
+    database.require_current(cluster.url)
 
 
 @pytest.mark.parametrize(
@@ -66,16 +66,16 @@ def test_a_newer_schema_is_refused_untouched(cluster: Cluster, newer: str) -> No
 def test_an_older_procrastinate_is_migrated(postgres_url: str) -> None:
     """As made by the release before its last migrations."""
     with psycopg.connect(postgres_url, autocommit=True) as connection:
-        files = schema._migration_files()
+        files = database._migration_files()
         older, newer = files[:-2], files[-2:]
         for path in older:
             connection.execute(path.read_bytes())
-        connection.execute(schema._TABLES.encode())
+        connection.execute(database._TABLES.encode())
         connection.execute("INSERT INTO vodup_cluster VALUES (1, 1, %s)", [older[-1].name])
     with pytest.raises(ConfigurationError, match="older"):
-        schema.require_current(postgres_url)
-    assert schema.upgrade(postgres_url)
-    schema.require_current(postgres_url)
+        database.require_current(postgres_url)
+    assert database.upgrade(postgres_url)
+    database.require_current(postgres_url)
     with psycopg.connect(postgres_url) as connection:
         row = connection.execute("SELECT procrastinate FROM vodup_cluster").fetchone()
         assert row == (newer[-1].name,)
@@ -85,16 +85,16 @@ def test_an_older_procrastinate_is_migrated(postgres_url: str) -> None:
 def test_an_upgrade_that_fails_leaves_nothing(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(schema, "_TABLES", "CREATE TABLE half (); SELECT 1/0")
+    monkeypatch.setattr(database, "_TABLES", "CREATE TABLE half (); SELECT 1/0")
     with pytest.raises(Exception, match="division"):
-        schema.upgrade(postgres_url)
+        database.upgrade(postgres_url)
     assert tables(postgres_url) == []
 
 
 def test_tables_of_another_procrastinate_are_left_alone(postgres_url: str) -> None:
     execute(postgres_url, "CREATE TABLE procrastinate_jobs ()")
     with pytest.raises(ConfigurationError, match="not vodup's"):
-        schema.upgrade(postgres_url)
+        database.upgrade(postgres_url)
     assert [name for name, _, _ in tables(postgres_url)] == ["procrastinate_jobs"]
 
 
@@ -113,4 +113,4 @@ def test_a_database_that_was_not_upgraded_says_what_to_run(
 def test_a_newer_queue_is_a_typed_error(cluster: Cluster) -> None:
     execute(cluster.url, "UPDATE vodup_cluster SET schema_version = 99")
     with pytest.raises(UnsupportedState, match="schema 99"):
-        schema.require_current(cluster.url)
+        database.require_current(cluster.url)

@@ -14,8 +14,11 @@ from procrastinate.exceptions import ConnectorException
 from tests.cluster.conftest import Cluster
 from tests.cluster.test_fence import queue_on
 from tests.postgres import temporary_postgres
+from uploader.bulk.ledger import KnownRow
 from uploader.bulk.rows import Row
-from uploader.cluster.worker import WorkerOptions, _judge, _Taken
+from uploader.bulk.runner import CheckedRow
+from uploader.cluster.database import upgrade
+from uploader.cluster.worker import WorkerOptions, _decide, _TakenRow
 from uploader.errors import (
     CallerNotAuthenticated,
     IntegrityError,
@@ -32,10 +35,11 @@ from uploader.errors import (
 OPTIONS = WorkerOptions(heartbeat_s=10, tries=10)
 
 
-def judged(error: VodupError, **taken: Any) -> tuple[float | None, bool]:
+def decided(error: VodupError, **taken: Any) -> tuple[float | None, bool]:
     values: dict[str, Any] = {"failure_count": 0, "is_shared": True}
-    verdict = _judge(error, _Taken("00", {}, Row("m", 1), **values | taken), OPTIONS)
-    return verdict.wait_s, verdict.is_failure
+    row = _TakenRow("00", CheckedRow(Row("m", 1), KnownRow()), **values | taken)
+    decision = _decide(error, row, OPTIONS)
+    return decision.wait_s, decision.is_failure
 
 
 @pytest.mark.parametrize("kind", [UploadLocked, LeaseLost])
@@ -43,19 +47,19 @@ def judged(error: VodupError, **taken: Any) -> tuple[float | None, bool]:
 def test_what_another_one_works_on_is_given_back_and_never_fails(
     kind: type[VodupError], failures: int
 ) -> None:
-    wait_s, is_failure = judged(kind("x"), failure_count=failures)
+    wait_s, is_failure = decided(kind("x"), failure_count=failures)
     assert wait_s == OPTIONS.heartbeat_s
     assert not is_failure
 
 
 @pytest.mark.parametrize("kind", [CallerNotAuthenticated, UnsupportedState])
 def test_what_would_meet_every_row_here_fails_none(kind: type[VodupError]) -> None:
-    assert judged(kind("x"), failure_count=500) == (0, False)
+    assert decided(kind("x"), failure_count=500) == (0, False)
 
 
 @pytest.mark.parametrize("error", [TransportError("x", is_sent=True), StateUnavailable("x")])
 def test_what_may_pass_is_tried_again_ever_later_and_fails_in_the_end(error: VodupError) -> None:
-    waits = [judged(error, failure_count=count)[0] for count in range(10)]
+    waits = [decided(error, failure_count=count)[0] for count in range(10)]
     assert waits[-1] is None
     times = [wait for wait in waits if wait is not None]
     assert len(times) == 9
@@ -66,17 +70,18 @@ def test_what_may_pass_is_tried_again_ever_later_and_fails_in_the_end(error: Vod
 
 @pytest.mark.parametrize("error", [SourceChanged("x"), IntegrityError("x"), VodupError("x")])
 def test_what_stays_ends_the_row_at_once(error: VodupError) -> None:
-    assert judged(error)[0] is None
+    assert decided(error)[0] is None
 
 
 def test_a_shared_file_that_is_missing_here_is_left_to_others_twice() -> None:
     missing = SourceUnreadable("x")
-    assert [judged(missing, failure_count=n)[0] is None for n in range(3)] == [False, False, True]
-    assert judged(missing, is_shared=False)[0] is None
+    assert [decided(missing, failure_count=n)[0] is None for n in range(3)] == [False, False, True]
+    assert decided(missing, is_shared=False)[0] is None
 
 
 async def test_a_question_during_which_the_database_dies_is_asked_again() -> None:
     with temporary_postgres(restart_pause_s=0.1) as database:
+        upgrade(database.url)
         async with AsyncExitStack() as stack:
             queue = await queue_on(database.url, stack)
             ask = queue.connector.execute_query_all_async
@@ -89,6 +94,7 @@ async def test_a_question_during_which_the_database_dies_is_asked_again() -> Non
 
 async def test_a_wrong_question_is_not_asked_again() -> None:
     with temporary_postgres() as database:
+        upgrade(database.url)
         async with AsyncExitStack() as stack:
             queue = await queue_on(database.url, stack)
             async with asyncio.timeout(4):  # less than its patience

@@ -6,8 +6,8 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
@@ -41,10 +41,9 @@ from uploader.cli.options import (
 from uploader.cli.pushing import make_meta
 from uploader.cli.running import Interrupted
 from uploader.cli.text import err, out
-from uploader.cluster.database import conninfo_of, in_our_words, open_pool
+from uploader.cluster.database import conninfo_of, open_pool, refuse_newer
+from uploader.cluster.database import upgrade as upgrade_queue
 from uploader.cluster.embedded import EmbeddedPostgres
-from uploader.cluster.schema import refuse_newer, require_current
-from uploader.cluster.schema import upgrade as upgrade_queue
 from uploader.errors import CallerNotAuthenticated, ConfigurationError
 from uploader.events import Event, HookFailed, Listener
 from uploader.state import SqlState
@@ -52,8 +51,7 @@ from uploader.threads import in_thread
 from uploader.units import count
 
 if TYPE_CHECKING:
-    from uploader.cluster.database import Pool
-    from uploader.cluster.enqueue import Enqueued
+    from uploader.cluster.enqueue import EnqueueCounts
     from uploader.cluster.worker import WorkerOptions
 
 __all__ = ["enqueue", "place_of", "results", "upgrade", "worker"]
@@ -111,20 +109,6 @@ def upgrade(store: Store, cluster: ClusterFlags, output: Output) -> int:
     return exits.DONE
 
 
-@asynccontextmanager
-async def _connected(url: str, *, wait_s: float = 10.0) -> AsyncIterator[Pool]:
-    """A pool on a database that is known to be up to date."""
-    conninfo = conninfo_of(url)
-    await in_thread(require_current, conninfo)
-    with in_our_words():
-        pool = open_pool(conninfo, wait_s=wait_s)
-        await pool.open(wait=True)
-    try:
-        yield pool
-    finally:
-        await pool.close()
-
-
 # --- enqueue ----------------------------------------------------------------------------
 
 
@@ -168,7 +152,7 @@ async def _enqueued(
     url: str, readings: Sequence[Reading], flags: EnqueueFlags, output: Output
 ) -> int:
     from uploader.cluster.enqueue import Enqueuer
-    from uploader.cluster.results import Awaited, Results
+    from uploader.cluster.results import AwaitedRows, Results
 
     view = make_batch_view(output)
     codes: Counter[int] = Counter()
@@ -179,8 +163,8 @@ async def _enqueued(
             view.record(record)
             codes[record.get("exit_code", exits.DONE)] += 1
 
-        async with _connected(url) as pool:
-            awaited, coming = Awaited(), Results(pool)
+        async with open_pool(conninfo_of(url)) as pool:
+            awaited, coming = AwaitedRows(), Results(pool)
             await coming.skip_past()
             enqueuer = Enqueuer(
                 pool,
@@ -198,7 +182,7 @@ async def _enqueued(
                 read = [stream.name for stream, _ in readings]
                 _tell(enqueuer.counts, output)
                 if flags.is_waiting:
-                    async for record in coming.until_met(awaited):
+                    async for record in coming.until_all(awaited):
                         ended(record)
             finally:
                 _settle(ledger, flags, read)  # what was not read keeps its records
@@ -220,7 +204,7 @@ def _settle(ledger: Ledger, flags: EnqueueFlags, manifests: Sequence[str]) -> No
         ledger.write_failures(flags.failed)
 
 
-def _tell(counts: Enqueued, output: Output) -> None:
+def _tell(counts: EnqueueCounts, output: Output) -> None:
     if output.json:
         import json
 
@@ -259,7 +243,7 @@ async def _written(
     statuses: Counter[str] = Counter()
     codes: Counter[int] = Counter()
     with await in_thread(Ledger, report) as ledger:
-        async with _connected(url) as pool:
+        async with open_pool(conninfo_of(url)) as pool:
             found = Results(pool, names)
             async for record in found.new():
                 ledger.add(record, replaces=True)
@@ -301,11 +285,11 @@ def worker(
         raise ConfigurationError("A worker needs somebody who hands out grants.")
 
     async def work(url: str, listener: Listener | None) -> int:
-        from uploader.cluster.budget import SharedBudget
-        from uploader.cluster.worker import Worker
+        from uploader.cluster.worker import QueueWorker, SharedBudget
 
         view = _WorkerView(make_batch_view(output), output, listener)
-        async with _connected(url, wait_s=min(10, settings.patience_s / 2)) as pool:
+        wait_s = min(10, settings.patience_s / 2)
+        async with open_pool(conninfo_of(url), wait_s=wait_s) as pool:
             uploader = Uploader(
                 provider,
                 state=SqlState(url, lease_ttl_s=settings.silent_s),
@@ -316,7 +300,7 @@ def worker(
             )
             async with uploader:
                 view.started(settings.node)
-                await Worker(
+                await QueueWorker(
                     uploader,
                     pool,
                     settings,

@@ -87,7 +87,7 @@ def _queue_facts(state: str | None) -> dict[str, Any] | None:
     conninfo = _queue_conninfo(state)
     if conninfo is None:
         return None
-    from uploader.cluster.status import queue_facts
+    from uploader.cluster.queue import queue_facts
 
     return queue_facts(conninfo)
 
@@ -264,9 +264,9 @@ def _withdrawn(state: str | None, key: str) -> bool:
     conninfo = _queue_conninfo(state)
     if conninfo is None:
         return False
-    from uploader.cluster.withdraw import withdraw
+    from uploader.cluster.queue import cancel_row
 
-    return withdraw(conninfo, key)
+    return cancel_row(conninfo, key)
 
 
 def _tell_given_up(output: Output, key: str, record: UploadRecord | None) -> None:

@@ -1,67 +1,118 @@
-"""The way to the database: from what `--state` says to connections, and errors in our words."""
+"""The queue's database: connections, errors and tables.
+
+The tables of the queue stand beside procrastinate's own and the checkpoints'. `vodup db
+upgrade` makes and migrates them in one transaction under an advisory lock: of two upgrades at
+once only one does the work, and one that is killed changes nothing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from uploader.errors import ConfigurationError, StateUnavailable
+from uploader.errors import ConfigurationError, StateUnavailable, UnsupportedState
 from uploader.state.locations import PostgresDatabase, locate
+from uploader.threads import in_thread
 
 if TYPE_CHECKING:
-    from psycopg import AsyncConnection
+    from psycopg import AsyncConnection, Connection
     from psycopg_pool import AsyncConnectionPool
 
     Pool = AsyncConnectionPool[AsyncConnection[tuple[Any, ...]]]
 
-__all__ = ["connection_options", "conninfo_of", "in_our_words", "open_pool"]
+__all__ = [
+    "as_state_errors",
+    "borrowed",
+    "connected",
+    "conninfo_of",
+    "has_queue",
+    "open_pool",
+    "refuse_newer",
+    "require_current",
+    "upgrade",
+]
+
+SCHEMA_VERSION: Final = 1
 
 _SILENCE_S: Final = 20  # until a server that does not answer counts as gone
 _POOL_SIZE: Final = 4
+_ADVISORY_LOCK: Final = 0x766F6476  # the next after the state's
+
+_TABLES: Final = """
+CREATE TABLE vodup_cluster (
+    id integer PRIMARY KEY CHECK (id = 1),
+    schema_version integer NOT NULL,
+    procrastinate text NOT NULL      -- the newest of its migrations that is applied
+);
+-- One row for each row of a manifest, whatever became of it. json, not jsonb: a record is
+-- returned as it was written, and a path may hold bytes that are not UTF-8.
+CREATE TABLE vodup_job (
+    id text PRIMARY KEY,             -- as in a ledger
+    manifest text NOT NULL,
+    number bigint NOT NULL,
+    run text NOT NULL,               -- of the enqueue that named it last
+    queue text,                      -- NULL for a row that was refused
+    spec json NOT NULL,
+    job_id bigint,                   -- procrastinate's, while there is one
+    status text NOT NULL CHECK (status IN ('queued', 'done', 'failed')),
+    failure_count integer NOT NULL DEFAULT 0,
+    problem text,                    -- why the last attempt did not end it
+    record json,                     -- the final one
+    ended_xid xid8,                  -- the transaction that ended it: readers follow these
+    enqueued_at timestamptz NOT NULL DEFAULT now(),
+    ended_at timestamptz
+);
+CREATE INDEX vodup_job_ended ON vodup_job (ended_xid) WHERE ended_xid IS NOT NULL;
+CREATE INDEX vodup_job_manifest ON vodup_job (manifest);
+CREATE TABLE vodup_budget (
+    name text PRIMARY KEY,
+    next_at double precision NOT NULL  -- seconds since 1970 on this database's clock
+);
+"""
+
+_MIGRATIONS: Final[dict[int, str]] = {}
+"""SQL that brings the schema of the version before to each version from 2 on."""
+
+
+# --- connections ----------------------------------------------------------------------
 
 
 def conninfo_of(state: str | None) -> str:
-    """What libpq is told. It may hold a password and is never shown.
+    """Return the connection string for libpq. It may hold a password and is never shown.
 
     Raises:
-        ConfigurationError: the state is not in PostgreSQL, or the driver is missing.
+        ConfigurationError: the state is not in PostgreSQL, or a package is missing.
     """
     location = locate(state)
     if not isinstance(location, PostgresDatabase):
         raise ConfigurationError(
-            "A cluster needs a PostgreSQL that all its machines reach.",
-            next_step="Pass --state postgresql://USER@HOST/DATABASE (or VODUP_STATE), "
-            "or try it with --embedded FOLDER.",
+            "This command needs PostgreSQL.",
+            next_step="Pass --state postgresql://USER@HOST/DATABASE (or set VODUP_STATE), "
+            "or try it on one machine with --embedded FOLDER.",
         )
-    _require_driver()
+    try:
+        import procrastinate  # noqa: F401 - is it installed?
+        import psycopg
+        import psycopg_pool  # noqa: F401
+        from psycopg.conninfo import conninfo_to_dict
+    except ImportError as error:
+        raise ConfigurationError(
+            f"The cluster commands need an optional package ({error.name}).",
+            next_step="Run `pip install 'vodup[cluster]'`.",
+        ) from error
     _, _, rest = location.url.partition("://")
     conninfo = f"postgresql://{rest}"
-    import psycopg
-    from psycopg.conninfo import conninfo_to_dict
-
     try:
         conninfo_to_dict(conninfo)
     except psycopg.Error:
-        # Neither the URL nor libpq's words: both may quote a password.
-        raise ConfigurationError("the state URL cannot be understood.") from None
+        # Neither the URL nor libpq's message is shown: both may quote a password.
+        raise ConfigurationError("The state URL cannot be parsed.") from None
     return conninfo
 
 
-def _require_driver() -> None:
-    try:
-        import procrastinate
-        import psycopg_pool
-    except ImportError as error:
-        raise ConfigurationError(
-            f"A cluster needs packages that are not here ({error.name}).",
-            next_step="Run `pip install 'vodup[cluster]'`.",
-        ) from error
-    del procrastinate, psycopg_pool
-
-
-def connection_options() -> dict[str, Any]:
-    """What every connection is opened with."""
+def _options() -> dict[str, Any]:
     return {
         "application_name": "vodup-queue",
         "connect_timeout": _SILENCE_S // 2,
@@ -82,17 +133,22 @@ async def _configure(connection: AsyncConnection[tuple[Any, ...]]) -> None:
     )
 
 
-def open_pool(conninfo: str, *, wait_s: float = _SILENCE_S / 2) -> Pool:
-    """Return the connections that queue, budget and results share; not opened yet.
+@asynccontextmanager
+async def open_pool(conninfo: str, *, wait_s: float = _SILENCE_S / 2) -> AsyncIterator[Pool]:
+    """Open connections for queue, budget and results, if the tables are up to date.
 
     Args:
-        wait_s: for a connection, before the database counts as away.
+        wait_s: for a connection, before the database counts as unreachable.
+
+    Raises:
+        ConfigurationError, UnsupportedState, StateUnavailable: as `require_current`.
     """
     from psycopg_pool import AsyncConnectionPool
 
-    return AsyncConnectionPool(
+    await in_thread(require_current, conninfo)
+    pool = AsyncConnectionPool(
         conninfo,
-        kwargs=connection_options(),
+        kwargs=_options(),
         min_size=1,
         max_size=_POOL_SIZE,
         timeout=wait_s,
@@ -101,11 +157,38 @@ def open_pool(conninfo: str, *, wait_s: float = _SILENCE_S / 2) -> Pool:
         check=AsyncConnectionPool.check_connection,
         open=False,
     )
+    with as_state_errors():
+        await pool.open(wait=True)
+    try:
+        yield pool
+    finally:
+        await pool.close()
+
+
+@asynccontextmanager
+async def borrowed(pool: Pool) -> AsyncIterator[AsyncConnection[tuple[Any, ...]]]:
+    """Borrow a connection; raises `StateUnavailable` when the database fails."""
+    with as_state_errors():
+        async with pool.connection() as connection:
+            yield connection
 
 
 @contextmanager
-def in_our_words() -> Iterator[None]:
-    """Say what the driver says as one of our errors.
+def connected(conninfo: str) -> Iterator[Connection[tuple[Any, ...]]]:
+    """Open one connection with one transaction. Blocks.
+
+    Raises:
+        StateUnavailable: the database fails.
+    """
+    import psycopg
+
+    with as_state_errors(), psycopg.connect(conninfo, **_options()) as connection:
+        yield connection
+
+
+@contextmanager
+def as_state_errors() -> Iterator[None]:
+    """Translate errors of the driver and of procrastinate.
 
     Raises:
         StateUnavailable: the database cannot be used.
@@ -119,6 +202,117 @@ def in_our_words() -> Iterator[None]:
         cause = error.__cause__ if isinstance(error, ConnectorException) else error
         reason = " ".join(str(cause or error).split())[:300]
         raise StateUnavailable(
-            f"the state database cannot be used ({type(cause or error).__name__}: {reason}).",
-            next_step="Make it reachable, then run the same command again.",
+            f"The state database cannot be used ({type(cause or error).__name__}: {reason}).",
+            next_step="Check that it is running and reachable, then run the same command again.",
         ) from error
+
+
+# --- tables ---------------------------------------------------------------------------
+
+
+def upgrade(conninfo: str) -> bool:
+    """Make or migrate the tables; returns whether anything changed. Blocks.
+
+    Raises:
+        UnsupportedState: a newer vodup, or procrastinate, made them; they are unchanged.
+        ConfigurationError: the database has tables of a procrastinate that is not ours.
+        StateUnavailable: the database cannot be used.
+    """
+    with connected(conninfo) as connection:
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", [_ADVISORY_LOCK])
+        found = _version_of(connection)
+        if found is None:
+            _create(connection)
+            return True
+        _refuse_if_newer(*found)
+        return _migrate(connection, *found)
+
+
+def refuse_newer(conninfo: str) -> None:
+    """Raise what `upgrade` would raise about a newer schema, without changing anything. Blocks."""
+    with connected(conninfo) as connection:
+        found = _version_of(connection)
+    if found is not None:
+        _refuse_if_newer(*found)
+
+
+def require_current(conninfo: str) -> None:
+    """Make sure that this vodup can work with the tables. Blocks.
+
+    Raises:
+        ConfigurationError: `vodup db upgrade` has to be run first.
+        UnsupportedState: they are newer than this vodup.
+        StateUnavailable: the database cannot be used.
+    """
+    with connected(conninfo) as connection:
+        found = _version_of(connection)
+    if found is not None:
+        _refuse_if_newer(*found)
+    if found != (SCHEMA_VERSION, _newest_migration()):
+        problem = "has no queue yet" if found is None else "has a queue of an older vodup"
+        raise ConfigurationError(
+            f"The state database {problem}.",
+            next_step="Run `vodup db upgrade` with the same --state, once, then this again.",
+        )
+
+
+def has_queue(connection: Connection[tuple[Any, ...]]) -> bool:
+    """Whether the tables of the queue exist."""
+    row = connection.execute("SELECT to_regclass('vodup_cluster') IS NOT NULL").fetchone()
+    return row is not None and bool(row[0])
+
+
+def _version_of(connection: Connection[tuple[Any, ...]]) -> tuple[int, str] | None:
+    if not has_queue(connection):
+        return None
+    row = connection.execute("SELECT schema_version, procrastinate FROM vodup_cluster").fetchone()
+    return None if row is None else (row[0], row[1])
+
+
+def _refuse_if_newer(version: int, migration: str) -> None:
+    newest = _newest_migration()
+    if version > SCHEMA_VERSION or migration > newest:
+        raise UnsupportedState(
+            f"The queue in the state database is newer (schema {version}, {migration}) than this "
+            f"vodup supports (schema {SCHEMA_VERSION}, {newest}).",
+            next_step="Use the vodup and procrastinate that made it, or newer ones.",
+        )
+
+
+def _create(connection: Connection[tuple[Any, ...]]) -> None:
+    from procrastinate.schema import SchemaManager
+
+    row = connection.execute("SELECT to_regclass('procrastinate_jobs') IS NOT NULL").fetchone()
+    if row is not None and row[0]:
+        raise ConfigurationError(
+            "The state database has a procrastinate queue that is not vodup's.",
+            next_step="Create a database for vodup alone, and pass its URL.",
+        )
+    connection.execute(SchemaManager.get_schema())
+    connection.execute(_TABLES)
+    connection.execute(
+        "INSERT INTO vodup_cluster VALUES (1, %s, %s)", [SCHEMA_VERSION, _newest_migration()]
+    )
+
+
+def _migrate(connection: Connection[tuple[Any, ...]], version: int, migration: str) -> bool:
+    pending = [path for path in _migration_files() if path.name > migration]
+    for path in pending:
+        connection.execute(path.read_bytes())
+    for step in range(version + 1, SCHEMA_VERSION + 1):
+        connection.execute(_MIGRATIONS[step].encode())
+    connection.execute(
+        "UPDATE vodup_cluster SET schema_version = %s, procrastinate = %s",
+        [SCHEMA_VERSION, _newest_migration()],
+    )
+    return bool(pending) or version < SCHEMA_VERSION
+
+
+def _migration_files() -> list[Path]:
+    from procrastinate.schema import SchemaManager
+
+    return sorted(Path(SchemaManager.get_migrations_path()).glob("*.sql"))
+
+
+def _newest_migration() -> str:
+    return _migration_files()[-1].name

@@ -9,39 +9,40 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
+from procrastinate import PsycopgConnector
+from procrastinate.jobs import Job
+from procrastinate.manager import JobManager
+
 from uploader.bulk.ledger import Ledger, failure_record, id_of
-from uploader.bulk.rows import Row
 from uploader.bulk.runner import CheckedRow, Reading, read_rows
-from uploader.cluster.database import in_our_words
-from uploader.cluster.jobs import Places, spec_of, storable
-from uploader.cluster.results import Awaited, record_of
+from uploader.cluster.database import borrowed
+from uploader.cluster.jobs import TASK, Places, spec_of, storable
+from uploader.cluster.results import AwaitedRows, record_of
 from uploader.errors import VodupError
 from uploader.threads import in_thread
 
 if TYPE_CHECKING:
+    from psycopg import AsyncConnection
+
     from uploader.cluster.database import Pool
 
-__all__ = ["Enqueued", "Enqueuer"]
+__all__ = ["EnqueueCounts", "Enqueuer"]
 
 _BATCH: Final = 1000
-_TASK: Final = "vodup.upload"
 
-# The rows of a batch, in one order everywhere: two enqueues at once never wait in a circle.
-_ROWS: Final = """
-SELECT * FROM unnest(
-    %(ids)s::text[], %(manifests)s::text[], %(numbers)s::bigint[], %(queues)s::text[],
-    %(specs)s::json[], %(records)s::json[]
-) AS row (id, manifest, number, queue, spec, record) ORDER BY id
-"""
-
-_UPSERT: Final = f"""
+# All enqueues write rows in the order of their ids: two at once never wait in a circle.
+_UPSERT: Final = """
 INSERT INTO vodup_job AS job
     (id, manifest, number, run, queue, spec, status, record, ended_xid, ended_at)
 SELECT id, manifest, number, %(run)s, queue, spec,
        CASE WHEN record IS NULL THEN 'queued' ELSE 'failed' END, record,
        CASE WHEN record IS NOT NULL THEN pg_current_xact_id() END,
        CASE WHEN record IS NOT NULL THEN clock_timestamp() END
-FROM ({_ROWS}) AS row
+FROM unnest(
+    %(ids)s::text[], %(manifests)s::text[], %(numbers)s::bigint[], %(queues)s::text[],
+    %(specs)s::json[], %(records)s::json[]
+) AS row (id, manifest, number, queue, spec, record)
+ORDER BY id
 ON CONFLICT (id) DO UPDATE SET
     manifest = excluded.manifest, number = excluded.number, run = excluded.run,
     queue = CASE WHEN job.status = 'done' THEN job.queue ELSE excluded.queue END,
@@ -52,23 +53,14 @@ ON CONFLICT (id) DO UPDATE SET
     record = CASE WHEN job.status = 'done' THEN job.record ELSE excluded.record END,
     ended_xid = CASE WHEN job.status = 'done' THEN job.ended_xid ELSE excluded.ended_xid END,
     ended_at = CASE WHEN job.status = 'done' THEN job.ended_at ELSE excluded.ended_at END
-"""  # noqa: S608  # nosec B608 - of constants
+"""
 
-# A row that waits for a job and has none: new, failed before, or its job was deleted.
+# A queued row without a job: it is new, or failed before, or its job was deleted.
 _JOBLESS: Final = """
 SELECT job.id, job.queue FROM vodup_job AS job
 WHERE job.id = ANY(%(ids)s) AND job.status = 'queued'
   AND NOT EXISTS (SELECT 1 FROM procrastinate_jobs AS queued WHERE queued.id = job.job_id)
 ORDER BY job.id
-"""
-
-_DEFER: Final = """
-SELECT procrastinate_defer_jobs_v1(ARRAY(
-    SELECT ROW(queue, %(task)s, %(priority)s, NULL, NULL, jsonb_build_object('id', id), NULL)
-           ::procrastinate_job_to_defer_v1
-    FROM unnest(%(ids)s::text[], %(queues)s::text[]) WITH ORDINALITY AS row (id, queue, place)
-    ORDER BY place
-))
 """
 
 _LINK: Final = """
@@ -89,7 +81,7 @@ WHERE manifest = ANY(%(manifests)s) AND status = 'failed' AND run <> %(run)s
 
 
 @dataclass(slots=True)
-class Enqueued:
+class EnqueueCounts:
     """What became of the rows. Mutable while they are read."""
 
     read_count: int = 0
@@ -99,16 +91,17 @@ class Enqueued:
     refused_count: int = 0
 
     def figures(self) -> dict[str, int]:
-        """For programs."""
+        """Return all counts as JSON values."""
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
 class _Line:
-    """A row as it goes to the database."""
+    """A row as it goes to the database; `queue` is None for a refused row."""
 
-    row: Row
     id: str
+    manifest: str
+    number: int
     queue: str | None
     spec: str
     record: str | None
@@ -118,10 +111,10 @@ class Enqueuer:
     """One enqueueing of some streams. Mutable: its counts.
 
     Args:
-        ledger: tells which rows ended already, and which come twice.
+        ledger: knows which rows ended already, and which come twice.
         exit_code: goes into the records of refused rows.
-        on_ended: told the records of rows that have one already.
-        awaited: told the rows that have none yet.
+        on_ended: called with the records of rows that have one already.
+        awaited: gets the rows that have none yet.
     """
 
     def __init__(
@@ -134,16 +127,17 @@ class Enqueuer:
         overwrite: bool = False,
         exit_code: Callable[[VodupError], int] = lambda _: 1,
         on_ended: Callable[[Mapping[str, Any]], None] = lambda _: None,
-        awaited: Awaited | None = None,
+        awaited: AwaitedRows | None = None,
     ) -> None:
         self._pool, self._ledger, self._places = pool, ledger, places
         self._priority, self._overwrite = priority, overwrite
         self._exit_code, self._on_ended = exit_code, on_ended
-        self._awaited = awaited
+        self._awaited = awaited or AwaitedRows()
+        self._jobs = JobManager(PsycopgConnector())
         self._run = uuid4().hex
-        self.counts = Enqueued()
+        self.counts = EnqueueCounts()
 
-    async def run(self, readings: Sequence[Reading]) -> Enqueued:
+    async def run(self, readings: Sequence[Reading]) -> EnqueueCounts:
         """Queue every row that has not ended. May be repeated after anything.
 
         Raises:
@@ -151,25 +145,21 @@ class Enqueuer:
         """
         rows = self._lines(readings)
         while batch := await in_thread(list, islice(rows, _BATCH)):
-            await self._queue([line for line in batch if line is not None])
+            if lines := {line.id: line for line in batch if line is not None}:
+                await self._queue(lines)
         manifests = [storable(stream.name) for stream, _ in readings]
-        with in_our_words():
-            async with self._pool.connection() as connection:
-                values = {"manifests": manifests, "run": self._run}
-                await connection.execute(_FORGET_ABSENT, values)
+        async with borrowed(self._pool) as connection:
+            await connection.execute(_FORGET_ABSENT, {"manifests": manifests, "run": self._run})
         return self.counts
 
     # --- rows into lines --------------------------------------------------------------
 
     def _lines(self, readings: Sequence[Reading]) -> Iterator[_Line | None]:
-        """In a thread: read, check and write down. None for a row that is done."""
+        """In a thread: read and check rows. None for a row that is done."""
         for checked in read_rows(readings, self._ledger):
             self.counts.read_count += 1
-            if checked.known.is_done:
-                self.counts.done_count += 1
-                yield None
-            else:
-                yield self._line(checked)
+            self.counts.done_count += checked.known.is_done
+            yield None if checked.known.is_done else self._line(checked)
 
     def _line(self, checked: CheckedRow) -> _Line:
         row, record, queue = checked.row, None, None
@@ -179,48 +169,55 @@ class Enqueuer:
             self.counts.refused_count += 1
             code = self._exit_code(row.error)
             record = json.dumps(failure_record(row, row.error, exit_code=code, attempts=0))
-        spec = spec_of(checked, overwrite=self._overwrite)
-        return _Line(row, f"{id_of(row):016x}", queue, spec, record)
+        return _Line(
+            id=f"{id_of(row):016x}",
+            manifest=storable(row.manifest),
+            number=row.number,
+            queue=queue,
+            spec=spec_of(checked, overwrite=self._overwrite),
+            record=record,
+        )
 
     # --- lines into the database ------------------------------------------------------
 
-    async def _queue(self, lines: Sequence[_Line]) -> None:
-        """One transaction for a batch: a row is never known without being queued."""
-        if not lines:
-            return
-        lines = list({line.id: line for line in lines}.values())
-        ids = [line.id for line in lines]
-        with in_our_words():
-            async with self._pool.connection() as connection, connection.transaction():
-                await connection.execute(_UPSERT, self._values(lines))
-                cursor = await connection.execute(_JOBLESS, {"ids": ids})
-                jobless = await cursor.fetchall()
-                if jobless:
-                    deferred = await connection.execute(_DEFER, self._deferral(jobless))
-                    row = await deferred.fetchone()
-                    await connection.execute(_LINK, {"jobs": row[0] if row else []})
-                cursor = await connection.execute(_ENDED, {"ids": ids})
-                ended = await cursor.fetchall()
+    async def _queue(self, lines: Mapping[str, _Line]) -> None:
+        """Write a batch in one transaction: no row is known without being queued."""
+        ids = list(lines)
+        async with borrowed(self._pool) as connection, connection.transaction():
+            await connection.execute(_UPSERT, self._values(list(lines.values())))
+            jobless = await (await connection.execute(_JOBLESS, {"ids": ids})).fetchall()
+            if jobless:
+                await self._defer(connection, jobless)
+            ended = await (await connection.execute(_ENDED, {"ids": ids})).fetchall()
         self._count(ids, len(jobless), [record_of(*row) for row in ended])
 
     def _values(self, lines: Sequence[_Line]) -> dict[str, Any]:
         return {
             "run": self._run,
             "ids": [line.id for line in lines],
-            "manifests": [storable(line.row.manifest) for line in lines],
-            "numbers": [line.row.number for line in lines],
+            "manifests": [line.manifest for line in lines],
+            "numbers": [line.number for line in lines],
             "queues": [line.queue for line in lines],
             "specs": [line.spec for line in lines],
             "records": [line.record for line in lines],
         }
 
-    def _deferral(self, jobless: Sequence[tuple[Any, ...]]) -> dict[str, Any]:
-        return {
-            "task": _TASK,
-            "priority": self._priority,
-            "ids": [row[0] for row in jobless],
-            "queues": [row[1] for row in jobless],
-        }
+    async def _defer(
+        self, connection: AsyncConnection[tuple[Any, ...]], jobless: Sequence[tuple[Any, ...]]
+    ) -> None:
+        jobs = [
+            Job(
+                queue=queue,
+                priority=self._priority,
+                lock=None,
+                queueing_lock=None,
+                task_name=TASK,
+                task_kwargs={"id": row_id},
+            )
+            for row_id, queue in jobless
+        ]
+        deferred = await self._jobs.batch_defer_jobs_async(jobs, connection=connection)
+        await connection.execute(_LINK, {"jobs": [job.id for job in deferred]})
 
     def _count(self, ids: Sequence[str], queued: int, ended: Sequence[Mapping[str, Any]]) -> None:
         self.counts.queued_count += queued
@@ -228,5 +225,4 @@ class Enqueuer:
         for record in ended:
             self.counts.done_count += record["status"] == "done"
             self._on_ended(record)
-        if self._awaited is not None:
-            self._awaited.expect(set(ids) - {str(record["id"]) for record in ended})
+        self._awaited.add(set(ids) - {str(record["id"]) for record in ended})

@@ -1,7 +1,7 @@
-"""One worker: takes rows from the queue, uploads them, and says how each ended.
+"""One worker: takes rows from the queue, uploads them, and records how each ended.
 
-The queue may hand one row to two workers (one of them frozen, or cut off). The lease on
-the checkpoint decides who sends; who loses it gives the row back, whatever it believes.
+The queue may hand one row to two workers (one of them frozen, or cut off). The lease on the
+checkpoint decides who sends; the worker that loses it gives the row back.
 """
 
 from __future__ import annotations
@@ -9,31 +9,23 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from procrastinate.retry import BaseRetryStrategy, RetryDecision
-from procrastinate.worker import Worker as ProcrastinateWorker
+from procrastinate.worker import Worker
 
+from uploader.batch import UploadItem, outcome_of
 from uploader.bulk.ledger import Record, failure_record, success_record
 from uploader.bulk.rows import Row
-from uploader.cluster.database import in_our_words
-from uploader.cluster.jobs import (
-    QUEUE,
-    item_of,
-    queue_at,
-    require_known,
-    row_of,
-    storable,
-    this_node,
-)
-from uploader.cluster.queue import TASK, Ending, Queue, make_queue
+from uploader.bulk.runner import STOPS_ALL, CheckedRow
+from uploader.cluster.database import as_state_errors, borrowed
+from uploader.cluster.jobs import QUEUE, TASK, checked_row, queue_at, storable, this_node
+from uploader.cluster.queue import Ending, Queue, make_queue
 from uploader.engine import Uploader
 from uploader.errors import (
-    CallerNotAuthenticated,
     LeaseLost,
     SourceUnreadable,
     StateUnavailable,
@@ -42,6 +34,7 @@ from uploader.errors import (
     UploadLocked,
     VodupError,
 )
+from uploader.events import UploadResult
 from uploader.log import get_logger
 from uploader.sources.url_policy import UrlPolicy
 from uploader.tasks import beside
@@ -52,15 +45,12 @@ if TYPE_CHECKING:
 
     from uploader.cluster.database import Pool
 
-__all__ = ["Worker", "WorkerOptions"]
-
-_HOPELESS: Final = (CallerNotAuthenticated, UnsupportedState)
-"""What meets one row here would meet all of them: this worker had better stop."""
+__all__ = ["QueueWorker", "SharedBudget", "WorkerOptions"]
 
 _BUG_WAIT_S: Final = 5.0
-_LONGEST_WAIT_S: Final = 600.0
+_MAX_WAIT_S: Final = 600.0
 _SOURCE_TRIES: Final = 3
-_DRAIN_LOOK_S: Final = 0.5
+_STOP_POLL_S: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,18 +60,17 @@ class WorkerOptions:
     Attributes:
         files: rows at once. Too few: small files wait for each other's round trips. Too
             many: more is unfinished when the worker dies.
-        node: this machine, for what only it can read.
-        heartbeat_s: how often the worker says that it lives. A worker that was silent for
-            three of these loses its rows to others. Too small: a short freeze is taken
-            for a death. Too large: rows of a machine that died wait that long. The same
-            for all workers.
-        grace_s: how long rows under way may go on when the worker is to stop. What has not
-            ended by then is given back, its parts kept.
+        node: this machine, for rows that only it can read.
+        heartbeat_s: how often the worker records that it is alive; the same for all workers.
+            A worker that is silent for three of these loses its rows to others. Too small: a
+            short freeze is taken for a death. Too large: rows of a machine that died wait.
+        grace_s: how long uploads may go on when the worker is to stop. Rows that have not
+            ended by then are given back; their parts are kept.
         tries: after how many temporary failures a row has failed.
         is_draining: end when no row is left that this worker could take.
         urls: which addresses sources may be read from.
-        roots: real folders that files have to lie in; none allows all. Whoever may write to
-            the queue names files that this machine reads and sends away.
+        roots: real folders that files have to be in; none allows all. Whoever may write to
+            the queue names files that this machine reads and sends.
     """
 
     files: int = 8
@@ -95,17 +84,17 @@ class WorkerOptions:
 
     @property
     def silent_s(self) -> float:
-        """After so much silence a worker counts as dead; also how long a lease lives."""
+        """After this much silence a worker counts as dead; also the life of a lease."""
         return 3 * self.heartbeat_s
 
     @property
     def patience_s(self) -> float:
-        """How long the queue waits for a database that is away, before the worker ends."""
+        """How long the queue waits for an unreachable database, before the worker ends."""
         return 6 * self.heartbeat_s
 
     @property
     def first_wait_s(self) -> float:
-        """How long a row rests after its first failure that may pass; then ever longer."""
+        """How long a row waits after its first temporary failure; then twice as long each time."""
         return self.heartbeat_s / 2
 
     @property
@@ -113,22 +102,19 @@ class WorkerOptions:
         """How often the rows of silent workers are looked for."""
         return 1.5 * self.heartbeat_s
 
+    def require_below_roots(self, path: str) -> None:
+        """Refuse a file outside of all roots.
 
-@dataclass(frozen=True, slots=True)
-class _Verdict:
-    """What becomes of a row that failed.
-
-    Attributes:
-        wait_s: give it back, to be taken again no sooner; None ends it.
-        is_failure: whether that counts against its tries.
-    """
-
-    wait_s: float | None
-    is_failure: bool = True
+        Raises:
+            UnsafePath: it is.
+        """
+        roots = tuple(f"{root.rstrip('/')}/" for root in self.roots)
+        if path and roots and not path.startswith(roots):
+            raise UnsafePath(f"{path} is in no folder that this worker may read (--root).")
 
 
 @dataclass(frozen=True, slots=True)
-class _Taken:
+class _TakenRow:
     """A row that this worker took from the queue.
 
     Attributes:
@@ -136,43 +122,50 @@ class _Taken:
     """
 
     id: str
-    spec: Mapping[str, Any]
-    row: Row
+    checked: CheckedRow
     failure_count: int
     is_shared: bool
+    overwrite: bool = False
 
     @classmethod
-    def of(cls, found: Mapping[str, Any], row_id: str, *, is_shared: bool) -> _Taken:
-        """Read what the database has of it."""
+    def read(cls, found: Mapping[str, Any], row_id: str, *, is_shared: bool) -> _TakenRow:
+        """Read a row of `vodup_job`."""
         spec = json.loads(found["spec"])
-        require_known(spec)
-        row = row_of(spec, found["manifest"], found["number"])
-        return cls(row_id, spec, row, found["failure_count"], is_shared)
+        checked = checked_row(spec, found["manifest"], found["number"])
+        return cls(row_id, checked, found["failure_count"], is_shared, spec["overwrite"])
 
 
-def _judge(error: VodupError, taken: _Taken, options: WorkerOptions) -> _Verdict:
-    """Decide whether a row that failed may be tried again."""
-    if isinstance(error, (UploadLocked, LeaseLost)):
-        return _Verdict(options.heartbeat_s, is_failure=False)
-    if isinstance(error, _HOPELESS):
-        return _Verdict(0, is_failure=False)
+@dataclass(frozen=True, slots=True)
+class _Decision:
+    """What becomes of a row that failed.
+
+    Attributes:
+        wait_s: give it back, to be taken again no sooner; None ends it.
+        is_failure: whether this counts against its tries.
+    """
+
+    wait_s: float | None
+    is_failure: bool = True
+
+
+def _decide(error: VodupError, taken: _TakenRow, options: WorkerOptions) -> _Decision:
+    """Decide whether a row that failed is tried again."""
+    if isinstance(error, UploadLocked | LeaseLost):
+        return _Decision(options.heartbeat_s, is_failure=False)
+    if isinstance(error, STOPS_ALL):
+        return _Decision(0, is_failure=False)
     tries = 1
     if error.is_temporary:
         tries = options.tries
     elif isinstance(error, SourceUnreadable) and taken.is_shared:
-        tries = _SOURCE_TRIES  # this machine may lack the mount; another has a chance
+        tries = _SOURCE_TRIES  # this machine may lack the mount; another may have it
     if taken.failure_count + 1 >= tries:
-        return _Verdict(None)
-    wait_s = min(_LONGEST_WAIT_S, options.first_wait_s * 2**taken.failure_count)
-    return _Verdict(wait_s * random.uniform(0.75, 1.25))
+        return _Decision(None)
+    wait_s = min(_MAX_WAIT_S, options.first_wait_s * 2**taken.failure_count)
+    return _Decision(wait_s * random.uniform(0.75, 1.25))
 
 
-def _require_below(roots: Sequence[str], path: str) -> None:
-    if path and roots and not any(path.startswith(f"{root.rstrip('/')}/") for root in roots):
-        raise UnsafePath(f"{path} is in no folder that this worker may read (--root).")
-
-
-class _Again(Exception):
+class _GiveBack(Exception):
     """The row goes back to the queue."""
 
     def __init__(self, wait_s: float) -> None:
@@ -180,25 +173,25 @@ class _Again(Exception):
         self.wait_s = wait_s
 
 
-class _AlwaysAgain(BaseRetryStrategy):
-    """Nothing but a record ends a row: not a bug, not a cancellation, not a shutdown."""
+class _AlwaysRetry(BaseRetryStrategy):
+    """Only a record ends a row: not a bug, not a cancellation, not a shutdown."""
 
     def get_retry_decision(self, *, exception: BaseException, job: Job) -> RetryDecision:
-        if isinstance(exception, _Again):
+        if isinstance(exception, _GiveBack):
             wait_s = exception.wait_s
         else:
             wait_s = 0.0 if isinstance(exception, asyncio.CancelledError) else _BUG_WAIT_S
         return RetryDecision(retry_at=datetime.now(UTC) + timedelta(seconds=wait_s))
 
 
-class Worker:
-    """Rows from the queue to their ends. Mutable: what is running, and why it has to stop.
+class QueueWorker:
+    """Uploads rows of the queue. Mutable: what is running, and why it has to stop.
 
     Args:
         uploader: open, on the state in the same database.
         exit_code: goes into the records of failures.
-        on_record: told each terminal record that this worker wrote.
-        on_given_back: told a row and why it was given back.
+        on_record: called with each final record that this worker wrote.
+        on_given_back: called with a row and the reason why it was given back.
     """
 
     def __init__(
@@ -222,36 +215,44 @@ class Worker:
     async def run(self) -> None:
         """Work until cancelled, or until nothing is left to do.
 
-        Cancelling it stops gracefully: nothing new is taken, what is under way may end
+        Cancelling stops gracefully: no row is taken any more, uploads under way may end
         within the grace time, the rest is given back.
 
         Raises:
-            StateUnavailable: the database was away for too long. Nothing is lost.
+            StateUnavailable: the database was unreachable for too long. Nothing is lost.
             CallerNotAuthenticated, UnsupportedState: this worker can upload nothing.
         """
         app, queue = make_queue(self._options.patience_s)
-        app.task(name=TASK, pass_context=True, retry=_AlwaysAgain())(self._task(queue))
-        with in_our_words():
-            await app.connector.open_async(self._pool)
-            worker = self._procrastinate(app)
-            async with self._beside(worker, queue):
+        app.task(name=TASK, pass_context=True, retry=_AlwaysRetry())(self._task(queue))
+        with as_state_errors():
+            await app.open_async(self._pool)
+            worker = self._procrastinate_worker(app)
+            # Beside the jobs, not as jobs: long uploads in all places would keep a job from
+            # running. And until the block ends, so that a stopping worker counts as alive.
+            async with beside(
+                self._beat(worker, queue),
+                self._sweep(worker, queue),
+                self._stop_when_due(worker, queue),
+            ):
                 await worker.run()  # type: ignore[no-untyped-call]
         if self._fatal is not None:
             raise self._fatal
         if not self._is_drained:
-            raise StateUnavailable("the queue could not be read any longer.")
+            raise StateUnavailable(
+                "The queue cannot be read any longer.",
+                next_step="Check the database, then run the same command again.",
+            )
 
-    def _procrastinate(self, app: App) -> ProcrastinateWorker:
+    def _procrastinate_worker(self, app: App) -> Worker:
         options = self._options
-        return ProcrastinateWorker(
+        return Worker(
             app,
             queues=self._queues,
             name=options.node,
             concurrency=options.files,
-            fetch_job_polling_interval=options.heartbeat_s / 2,  # it is told of new rows at once
+            fetch_job_polling_interval=options.heartbeat_s / 2,  # new rows are notified at once
             stalled_worker_timeout=options.silent_s,
-            # We say it ourselves: also while stopping, and after the database was away.
-            update_heartbeat_interval=86_400.0,
+            update_heartbeat_interval=86_400.0,  # it ends with the first step of a shutdown
             shutdown_graceful_timeout=options.grace_s,
             install_signal_handlers=False,
         )
@@ -264,12 +265,13 @@ class Worker:
             job_id = job.id or 0
             self._running.add(job_id)
             try:
-                if (found := await queue.row(id, job_id)) is not None:
-                    # Else the row was queued again meanwhile, and that job is the one that counts.
-                    queue.endings[job_id] = Ending(id, problem="its worker was stopped")
-                    taken = _Taken.of(found, id, is_shared=job.queue == QUEUE)
-                    queue.endings[job_id] = await self._carried_out(taken)
-                    self._raise_if_given_back(queue.endings[job_id])
+                if (found := await queue.row(id, job_id)) is None:
+                    return  # the row was queued again meanwhile, and that job counts
+                queue.endings[job_id] = Ending(id, problem="its worker was stopped")
+                taken = _TakenRow.read(found, id, is_shared=job.queue == QUEUE)
+                ending = queue.endings[job_id] = await self._ended(taken)
+                if ending.wait_s is not None:
+                    raise _GiveBack(ending.wait_s)
             except UnsupportedState as error:
                 self._fatal = error
                 raise
@@ -278,97 +280,137 @@ class Worker:
 
         return upload
 
-    def _raise_if_given_back(self, ending: Ending) -> None:
-        if ending.wait_s is not None:
-            raise _Again(ending.wait_s)
-
-    async def _carried_out(self, taken: _Taken) -> Ending:
-        """Upload a row; how its job is to end."""
+    async def _ended(self, taken: _TakenRow) -> Ending:
+        """Upload a row; returns how its job ends."""
+        row = taken.checked.row
         try:
-            record = await self._uploaded(taken)
+            record = success_record(row, await self._uploaded(taken))
         except VodupError as error:
-            verdict = _judge(error, taken, self._options)
-            if verdict.wait_s is not None:
-                return self._given_back(taken, error, verdict)
+            decision = _decide(error, taken, self._options)
+            if decision.wait_s is not None:
+                return self._given_back(taken, error, decision)
             code, attempts = self._exit_code(error), taken.failure_count + 1
-            record = failure_record(taken.row, error, exit_code=code, attempts=attempts)
+            record = failure_record(row, error, exit_code=code, attempts=attempts)
         self._on_record(record)
         return Ending(taken.id, record)
 
-    async def _uploaded(self, taken: _Taken) -> Record:
-        _require_below(self._options.roots, taken.spec["real_path"])
-        item = item_of(taken.spec, taken.row, self._options.urls)
-        try:
-            result = await self._uploader.upload(
-                item.source,
-                meta=item.meta,
-                video_id=item.video_id,
-                key=item.key,
-                overwrite=item.overwrite,
-            )
-        except VodupError:
-            raise
-        except Exception as bug:
-            get_logger().exception("upload.crashed", error=type(bug).__name__)
-            raise VodupError(
-                f"Something unexpected happened ({type(bug).__name__}).",
-                next_step="Report it: this is a bug in vodup. The checkpoint is kept.",
-            ) from bug
-        return success_record(taken.row, result)
+    async def _uploaded(self, taken: _TakenRow) -> UploadResult:
+        self._options.require_below_roots(taken.checked.real_path)
+        item = taken.checked.item(self._options.urls, overwrite=taken.overwrite)
+        outcome = await outcome_of(self._upload, item)
+        if outcome.result is not None:
+            return outcome.result
+        raise outcome.error or VodupError("The upload ended without a result.")
 
-    def _given_back(self, taken: _Taken, error: VodupError, verdict: _Verdict) -> Ending:
+    async def _upload(self, item: UploadItem) -> UploadResult:
+        return await self._uploader.upload(
+            item.source,
+            meta=item.meta,
+            video_id=item.video_id,
+            key=item.key,
+            overwrite=item.overwrite,
+        )
+
+    def _given_back(self, taken: _TakenRow, error: VodupError, decision: _Decision) -> Ending:
         problem = storable(f"{type(error).__name__}: {error.message}")
-        self._on_given_back(taken.row, problem)
-        if isinstance(error, _HOPELESS):
+        self._on_given_back(taken.checked.row, problem)
+        if isinstance(error, STOPS_ALL):
             self._fatal = error
         return Ending(
-            taken.id, problem=problem, is_failure=verdict.is_failure, wait_s=verdict.wait_s
+            taken.id, problem=problem, is_failure=decision.is_failure, wait_s=decision.wait_s
         )
 
     # --- beside the rows --------------------------------------------------------------
 
-    @asynccontextmanager
-    async def _beside(self, worker: ProcrastinateWorker, queue: Queue) -> AsyncIterator[None]:
-        """Beat and sweep as long as the block runs, also while it is stopping.
-
-        Not as jobs: long uploads in all places would keep a job that sweeps from running.
-        """
-        async with beside(
-            self._beat(worker, queue),
-            self._sweep(worker, queue),
-            self._stop_when_due(worker, queue),
-        ):
-            yield
-
-    async def _beat(self, worker: ProcrastinateWorker, queue: Queue) -> None:
+    async def _beat(self, worker: Worker, queue: Queue) -> None:
         while True:
             if worker.worker_id is not None:
-                await queue.beat(worker.worker_id)
+                await queue.update_heartbeat(worker.worker_id)
             await asyncio.sleep(self._options.heartbeat_s)
 
-    async def _sweep(self, worker: ProcrastinateWorker, queue: Queue) -> None:
-        """Give back what silent workers hold, and what the database wrongly calls ours.
+    async def _sweep(self, worker: Worker, queue: Queue) -> None:
+        """Give back the jobs of silent workers, and lost ones that the database assigns to us.
 
-        The second happens when the answer to a fetch was lost, or a row could not be given
-        back: a job that we do not run at two sweeps in a row.
+        A job is lost when the answer to a fetch was lost, or it could not be given back: it
+        does not run here at two sweeps in a row.
         """
-        suspects: set[int] = set()
+        suspects: set[int | None] = set()
         while True:
             await asyncio.sleep(self._options.sweep_s)
             if (worker_id := worker.worker_id) is None:
                 continue
-            idle = await queue.doing(worker_id) - self._running
-            ghosts = sorted(idle & suspects)
-            suspects = idle
-            silent_s = self._options.silent_s
-            if taken := await queue.sweep(worker_id, silent_s=silent_s, ghosts=ghosts):
-                get_logger().warning("jobs.swept", count=len(taken))
+            held = await queue.held_jobs(worker_id)
+            idle = [job for job in held if job.id not in self._running]
+            lost = [job for job in idle if job.id in suspects]
+            suspects = {job.id for job in idle}
+            if swept := await queue.sweep(silent_s=self._options.silent_s, lost=lost):
+                get_logger().warning("jobs.swept", count=len(swept))
 
-    async def _stop_when_due(self, worker: ProcrastinateWorker, queue: Queue) -> None:
+    async def _stop_when_due(self, worker: Worker, queue: Queue) -> None:
         while True:
-            await asyncio.sleep(_DRAIN_LOOK_S)
+            await asyncio.sleep(_STOP_POLL_S)
             if self._fatal is not None:
                 worker.stop()  # type: ignore[no-untyped-call]
-            elif self._options.is_draining and not await queue.left_count(self._queues):
+            elif self._options.is_draining and not await queue.has_jobs(self._queues):
                 self._is_drained = True
                 worker.stop()  # type: ignore[no-untyped-call]
+
+
+# --- the account's quota --------------------------------------------------------------
+
+_AHEAD_S: Final = 2.0
+"""How far ahead turns are given out. Too little: many workers ask again and again. Too much:
+turns of a worker that died are missing for that long."""
+
+_MIN_BURST_S: Final = 0.05  # of turns that nobody took: a late caller may still use them
+
+_TAKE_TURN: Final = """
+INSERT INTO vodup_budget AS budget (name, next_at)
+VALUES (%(name)s, extract(epoch FROM clock_timestamp())::float8 + %(gap)s)
+ON CONFLICT (name) DO UPDATE
+SET next_at = greatest(
+        budget.next_at, extract(epoch FROM clock_timestamp())::float8 - %(burst)s
+    ) + %(gap)s
+WHERE budget.next_at < extract(epoch FROM clock_timestamp())::float8 + %(ahead)s
+RETURNING next_at - %(gap)s - extract(epoch FROM clock_timestamp())::float8
+"""
+
+
+class SharedBudget:
+    """Calls to VOD per second, shared by all workers: VOD's quotas are for an account.
+
+    One row holds the time of the next call, on the database's clock. A caller moves it ahead
+    by the time between two calls and waits for its turn by itself. The row is locked for one
+    statement only, and a worker that dies leaves at most the turns within `_AHEAD_S` unused.
+
+    Args:
+        name: of the quota; all workers with the same name share it.
+        calls_per_s: the same for all of them.
+    """
+
+    def __init__(self, pool: Pool, name: str, calls_per_s: float) -> None:
+        self._pool = pool
+        self._values = {
+            "name": name,
+            "gap": 1 / calls_per_s,
+            "burst": _MIN_BURST_S,
+            "ahead": _AHEAD_S,
+        }
+
+    async def __call__(self) -> None:
+        """Return when a call may be made.
+
+        Raises:
+            StateUnavailable: the database cannot be used.
+        """
+        while (wait_s := await self._take_turn()) is None:  # noqa: ASYNC110 - no event for a row
+            # At random times, or all who were turned away would come back at once.
+            await asyncio.sleep(_AHEAD_S * random.uniform(0.2, 0.5))
+        if wait_s > 0:
+            await asyncio.sleep(wait_s)
+
+    async def _take_turn(self) -> float | None:
+        """Seconds until our turn; None when too many wait already."""
+        async with borrowed(self._pool) as connection:
+            row = await (await connection.execute(_TAKE_TURN, self._values)).fetchone()
+        return None if row is None else float(row[0])
