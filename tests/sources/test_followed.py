@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -163,6 +164,25 @@ async def test_a_writer_that_is_gone_has_finished(desk: Desk, path: Path) -> Non
     process = await asyncio.create_subprocess_exec("true")
     await process.wait()
     result = await desk.push(FollowedFile(path, Until(pid=process.pid)))
+    await desk.assert_stored(result, DATA)
+
+
+async def test_a_writer_is_watched_where_many_files_are_open(desk: Desk, path: Path) -> None:
+    """`select` takes no descriptor above 1,023."""
+    append(path, DATA)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 2048)), hard))
+    opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(1024)]
+    ending, end = writer(path)
+    try:
+        async with uploading(desk, FollowedFile(path, ending)) as task:
+            await sent_at_least(desk, 4)
+            await asyncio.to_thread(end)
+            result = await task
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     await desk.assert_stored(result, DATA)
 
 

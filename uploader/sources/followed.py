@@ -191,7 +191,9 @@ def _open_process(pid: int | None) -> int | None:
 
 def _has_exited(pid: int, descriptor: int | None) -> bool:
     if descriptor is not None:
-        return bool(select.select([descriptor], [], [], 0)[0])
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        return bool(poll.poll(0))
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
