@@ -212,9 +212,9 @@ def steered(
     """Ours, or ours with another judgement."""
     state = Steering.automatic(ceiling)
 
-    def tick(seen: Interval) -> None:
+    def tick(interval: Interval) -> None:
         nonlocal state
-        state = judge(state, seen)
+        state = judge(state, interval)
 
     def refuse() -> None:
         nonlocal state
@@ -231,7 +231,7 @@ def constant(limit: int) -> Controller:
 def goodput_only() -> Controller:
     """Ours, blind to queues and losses."""
 
-    def judge(state: Steering, seen: Interval) -> Steering:
-        return decide(state, replace(seen, retransmit_count=0, rtt_s=0.0, min_rtt_s=0.0))
+    def judge(state: Steering, interval: Interval) -> Steering:
+        return decide(state, replace(interval, retransmit_count=0, rtt_s=0.0, min_rtt_s=0.0))
 
     return steered(judge=judge)

@@ -1,11 +1,11 @@
-"""What can be known of the project's safety without running it.
+"""Checks of the project's safety that do not run it.
 
     python -m tests.gates.audit
 
 bandit over what is distributed, a bill of materials (CycloneDX) in build/sbom.json, known
 vulnerabilities of what the locks name, the licences of what a user installs, and the locks:
-hashes for everything, and no place named. Only the vulnerabilities need a network: where
-there is none, that is said, and is no failure.
+hashes for everything, and no place named. Only the vulnerabilities need a network; without
+one, the audit reports that they were not checked and does not fail.
 """
 
 from __future__ import annotations
@@ -62,11 +62,11 @@ def check_locks() -> bool:
         for line in (*misplaced(lock.read_text()), *unhashed(lock.read_text()))
     ]
     counts = ", ".join(f"{lock.name} {sum(1 for _ in _pins(lock))}" for lock in LOCKS)
-    _tell("locks", wrong or [f"{counts}: every package hashed, no place named"])
+    _report("locks", wrong or [f"{counts}: every package hashed, no place named"])
     return not wrong
 
 
-def _tell(topic: str, lines: Iterable[str]) -> None:
+def _report(topic: str, lines: Iterable[str]) -> None:
     for line in lines:
         print(f"audit: {topic}: {line}")
 
@@ -114,14 +114,14 @@ def check_vulnerabilities() -> bool:
         silent = sum("skip_reason" in package for package in packages)
         known = [
             f"{package['name']} {package['version']}: {found['id']}, "
-            f"mended in {', '.join(found['fix_versions']) or 'no version'}"
+            f"fixed in {', '.join(found['fix_versions']) or 'no version'}"
             for package in packages
             for found in package.get("vulns", [])
         ]
-        asked = f"{len(packages)} packages, {len(known)} vulnerable"
-        told = f", {silent} of which the index tells nothing" if silent else ""
-        print(f"audit: vulnerabilities: {lock.name}: {asked}{told}")
-        _tell("vulnerabilities", known)
+        checked = f"{len(packages)} packages, {len(known)} vulnerable"
+        rest = f", {silent} unknown to the index" if silent else ""
+        print(f"audit: vulnerabilities: {lock.name}: {checked}{rest}")
+        _report("vulnerabilities", known)
         # Old versions are the point of the lowest lock: what is known of them is a reason to
         # raise a floor, or to say in pyproject.toml why it stays.
         is_well = is_well and (not known or lock.stem.endswith("lowest"))

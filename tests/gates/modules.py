@@ -72,7 +72,7 @@ def tests_of(module: str) -> list[str]:
 
 
 def main(argv: list[str]) -> int:
-    """Print what was asked for."""
+    """Print one of the lists."""
     match argv:
         case ["core"]:
             print(",".join(core_patterns()))

@@ -5,7 +5,7 @@
 A Python version has the locked packages; `lowest` is Python 3.11 with the floors of
 pyproject.toml (requirements-lowest.lock), `latest` Python 3.13 with the newest versions that
 they allow today. Each has an environment of its own, `.venv-<name>`. A Python that is not on
-this machine is skipped, and said.
+this machine is skipped with a message.
 """
 
 from __future__ import annotations
@@ -85,9 +85,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="tests.gates.versions")
     parser.add_argument("names", nargs="+")
     parser.add_argument("--jobs", type=int, default=2)
-    ours, _, theirs = " ".join(sys.argv[1:]).partition(" -- ")
-    asked = parser.parse_args(ours.removesuffix(" --").split())
-    outcomes = {name: _tested(name, asked.jobs, theirs.split()) for name in asked.names}
+    own, _, passed = " ".join(sys.argv[1:]).partition(" -- ")
+    options = parser.parse_args(own.removesuffix(" --").split())
+    outcomes = {name: _tested(name, options.jobs, passed.split()) for name in options.names}
     for name, outcome in outcomes.items():
         print(f"versions: {name}: {outcome}")
     return 1 if any(outcome.startswith("failed") for outcome in outcomes.values()) else 0
