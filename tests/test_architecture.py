@@ -71,6 +71,7 @@ LINES = (
     _hand("log", "structlog"),
     _hand("tasks"),
     _hand("threads"),
+    _hand("commands"),
     _hand("tracker"),
     _hand("pace.bandwidth"),
     _hand("pace.slots"),

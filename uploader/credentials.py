@@ -17,6 +17,12 @@ from typing import Any, NoReturn, Protocol, TypeVar, runtime_checkable
 from urllib.parse import quote, urlsplit
 
 from uploader.clock import Clock
+from uploader.commands import (
+    CommandNotStarted,
+    CommandOutputTooLong,
+    describe_status,
+    run_command,
+)
 from uploader.errors import (
     CallerNotAuthenticated,
     ConfigurationError,
@@ -62,6 +68,12 @@ DOCUMENTED_LIFE_S = 3000.0
 _RENEW_AHEAD_S = 300.0
 _MAX_REFUSED_IN_A_ROW = 2
 _RENEWAL_PAUSE_S = 10.0
+
+_COMMAND_GRACE_S = 1.0
+"""Renewals of the upload wait while a command ends. Too short: it cannot remove its files."""
+
+_ANSWER_LIMIT = 1024 * 1024
+"""Bytes; an answer has about two thousand."""
 
 Answer = UploadGrant | str | bytes | Mapping[str, Any]
 
@@ -767,43 +779,38 @@ class _CommandSource:
             argv = [*argv, video_id]
         variables = {f"VODUP_{name.upper()}": value for name, value in told.items()}
         variables |= {"VODUP_ACTION": action, "VODUP_VIDEO_ID": video_id}
-        code, output = await _output_of(argv, variables, self.provider.timeout_s)
-        if code != 0:
+        return await self._output_of(argv, variables)
+
+    async def _output_of(self, argv: Sequence[str], variables: Mapping[str, str]) -> bytes:
+        """What the command prints; its standard error goes where ours goes."""
+        name = f"The auth command {argv[0]}"
+        timeout_s = self.provider.timeout_s
+        try:
+            ended = await run_command(
+                argv,
+                timeout_s=timeout_s,
+                grace_s=_COMMAND_GRACE_S,
+                environment={**os.environ, **variables},
+                output_limit=_ANSWER_LIMIT,
+            )
+        except CommandNotStarted as error:
+            message = f"{name} cannot be started ({error})."
+            if error.is_temporary:
+                raise TransportError(message, is_sent=False) from error
+            raise ConfigurationError(message) from error
+        except CommandOutputTooLong as error:
+            raise InvalidGrant(f"{name} was ended: {error}.") from error
+        except TimeoutError:
             raise TransportError(
-                f"The auth command {argv[0]} failed with exit status {code}.",
+                f"{name} did not finish within {timeout_s:g} s.", is_sent=True
+            ) from None
+        if ended.status != 0:
+            raise TransportError(
+                f"{name} {describe_status(ended.status)}.",
                 is_sent=True,
                 next_step="Run it by hand to see why, then run the same command again.",
             )
-        return output
-
-
-async def _output_of(
-    argv: Sequence[str], variables: Mapping[str, str], timeout_s: float
-) -> tuple[int, bytes]:
-    """Run a command; its stderr goes where ours goes, its stdout is the answer."""
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *argv,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            env={**os.environ, **variables},
-        )
-    except OSError as error:
-        raise ConfigurationError(
-            f"The auth command {argv[0]} cannot be started: {error.strerror}."
-        ) from error
-    try:
-        async with asyncio.timeout(timeout_s):
-            output, _ = await process.communicate()
-    except TimeoutError:
-        raise TransportError(
-            f"The auth command {argv[0]} did not finish within {timeout_s:g} s.", is_sent=True
-        ) from None
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    return process.returncode or 0, output
+        return ended.output
 
 
 def _told_of(video: NewVideo) -> dict[str, str]:

@@ -11,15 +11,14 @@ import contextvars
 import json
 import os
 import shlex
-import signal
 import threading
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from inspect import isawaitable, iscoroutinefunction
 from typing import TYPE_CHECKING, Any, Final
 
+from uploader.commands import CommandNotStarted, describe_status, run_command
 from uploader.errors import ConfigurationError, HookError, VodupError
 from uploader.events import UploadResult
 from uploader.protocol.documents import clean_text
@@ -70,8 +69,6 @@ _VARIABLES: Final = (
 """What a command is told in its environment, after "VODUP_"."""
 
 _COMMAND_TIMEOUT_S: Final = 600.0
-_GRACE_S: Final = 5.0
-_STDERR: Final = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -318,34 +315,13 @@ def _argv(command: str | Sequence[str]) -> list[str]:
 
 async def _run_command(argv: Sequence[str], ended: EndedUpload) -> None:
     told = _told(ended)
+    line = json.dumps(told).encode() + b"\n"
     try:
-        process = await asyncio.create_subprocess_exec(
-            *argv,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=_STDERR,
-            env=_environment(told),
-            start_new_session=True,
-        )
-    except (OSError, ValueError) as error:
+        command = await run_command(argv, environment=_environment(told), stdin=line)
+    except CommandNotStarted as error:
         raise HookError(f"{argv[0]} cannot be started ({error})") from error
-    try:
-        await process.communicate(json.dumps(told).encode() + b"\n")
-    finally:
-        if process.returncode is None:
-            await _stop(process)
-    if process.returncode:
-        raise HookError(f"{argv[0]} ended with exit status {process.returncode}")
-
-
-async def _stop(process: asyncio.subprocess.Process) -> None:
-    """With everything it started; asked first, then killed."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_GRACE_S):
-                await process.wait()
-                return
+    if command.status != 0:
+        raise HookError(f"{argv[0]} {describe_status(command.status)}")
 
 
 def _told(ended: EndedUpload) -> dict[str, Any]:

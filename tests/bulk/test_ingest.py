@@ -108,7 +108,7 @@ def test_a_command_that_fails_after_good_rows_is_9_and_told(cli: Cli) -> None:
     assert ended.code == 9
     assert "3 of 3 rows stored" in ended.out
     assert "hooks failed 3 times" in ended.err
-    assert "false ended with exit status 1" in ended.err
+    assert "false failed with exit status 1" in ended.err
     assert {record["status"] for record in records(cli)} == {"done"}
     assert all("exit status 1" in record["hook_failures"][0] for record in records(cli))
     told = cli.run("ingest", "m.csv", "--on-finished", "false", "--json")

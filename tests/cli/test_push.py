@@ -377,7 +377,7 @@ def test_a_command_that_fails_after_an_upload_is_9(cli: Cli) -> None:
     ended = cli.run("push", "movie.mp4", "--on-finished", "false")
     assert ended.code == 9
     assert "is stored as video" in ended.out
-    assert "false ended with exit status 1" in ended.err
+    assert "false failed with exit status 1" in ended.err
     _assert_failed(cli.run("push", "movie.mp4", "--on-finished", "'"), 2, "--on-finished")
 
 

@@ -111,7 +111,7 @@ def test_a_command_runs_after_each_row_and_says_so_when_it_fails(cluster: Cluste
     worker = cluster.worker("--drain", "--on-finished", "sh note.sh")
 
     assert worker.ended() == 0
-    assert worker.said.count("sh ended with exit status 7") == 3
+    assert worker.said.count("sh failed with exit status 7") == 3
     cluster.check(3, size=1000, resent=0)
     noted = (cluster.folder / "notes").read_text().splitlines()
     assert sorted(noted) == sorted(f"verified {r['video_id']}" for r in cluster.records())

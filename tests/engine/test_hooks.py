@@ -455,7 +455,7 @@ def test_what_is_no_command_is_refused(command: str | list[str], words: str) -> 
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["false"], "false ended with exit status 1"),
+        (["false"], "false failed with exit status 1"),
         (["no-such-command"], "no-such-command cannot be started"),
         (["true"], None),  # reads nothing of what it is told
     ],

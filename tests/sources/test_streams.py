@@ -156,7 +156,7 @@ async def test_a_cancelled_upload_stops_its_command_with_all_it_started(desk: De
     async with desk.uploader() as up:
         task = asyncio.create_task(up.upload(source))
         await until(lambda: desk.server.stats.parts_stored > 2)
-        group = source._reader._process.pid  # type: ignore[attr-defined]
+        group = source._reader._command._process.pid  # type: ignore[attr-defined]
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

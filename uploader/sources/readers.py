@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import os
-import signal
 import stat
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from contextlib import suppress
 from typing import Final, Protocol
 
+from uploader.commands import (
+    CommandNotStarted,
+    RunningCommand,
+    describe_status,
+    wait_readable,
+)
 from uploader.errors import ConfigurationError, SourceUnreadable, VodupError
 from uploader.sources.contract import BytesLike
 from uploader.threads import DISKS
@@ -118,7 +122,7 @@ class DescriptorReader:
             if not self._can_wait:
                 return await DISKS.run(os.readv, self._descriptor, [into[:READ_SIZE]])
             while True:
-                await _wait_readable(self._descriptor)
+                await wait_readable(self._descriptor)
                 with suppress(BlockingIOError):
                     return os.readv(self._descriptor, [into[:READ_SIZE]])
         except OSError as error:
@@ -144,25 +148,6 @@ def _prepare(descriptor: int, name: str) -> bool:
     return not (stat.S_ISREG(mode) or stat.S_ISBLK(mode))
 
 
-async def _wait_readable(descriptor: int) -> None:
-    """Wait until there is something to read, or the end."""
-    loop = asyncio.get_running_loop()
-    ready: asyncio.Future[None] = loop.create_future()
-    try:
-        loop.add_reader(descriptor, _set_ready, ready)
-    except PermissionError:
-        return  # /dev/null and the like are always ready
-    try:
-        await ready
-    finally:
-        loop.remove_reader(descriptor)
-
-
-def _set_ready(ready: asyncio.Future[None]) -> None:
-    if not ready.done():
-        ready.set_result(None)
-
-
 # --- a command ------------------------------------------------------------------------
 
 
@@ -177,73 +162,34 @@ class CommandReader:
 
     def __init__(self, argv: Sequence[str]) -> None:
         self._argv = list(argv)
-        self._process: asyncio.subprocess.Process | None = None
-        self._output: int | None = None
+        self._command: RunningCommand | None = None
         self._reader: DescriptorReader | None = None
 
     async def read(self, into: memoryview) -> int:
         """Start the command on the first call; check its exit status at the end."""
-        if self._reader is None:
-            self._reader = await self._start()
+        if self._command is None or self._reader is None:
+            self._command, self._reader = self._start()
         count = await self._reader.read(into)
-        if count == 0 and self._process is not None:
-            status = await self._process.wait()
-            if status != 0:
-                raise SourceUnreadable(
-                    f"The command {self._argv[0]} {_ending(status)}, so its output is incomplete; "
-                    "nothing was completed.",
-                    next_step="Fix the command and run the same again: it starts from its first "
-                    "byte, and what OSS has is compared and not sent again.",
-                )
+        if count == 0 and (status := await self._command.wait()) != 0:
+            raise SourceUnreadable(
+                f"The command {self._argv[0]} {describe_status(status)}, so its output is "
+                "incomplete; nothing was completed.",
+                next_step="Fix the command and run the same again: it starts from its first "
+                "byte, and what OSS has is compared and not sent again.",
+            )
         return count
 
     async def close(self) -> None:
         """Stop the command, with everything it started, and wait for it."""
-        self._close_output()
-        process = self._process
-        if process is None or process.returncode is not None:
-            return
-        _signal(process.pid, signal.SIGTERM)
-        try:
-            async with asyncio.timeout(self._GRACE_S):
-                await process.wait()
-        except TimeoutError:
-            _signal(process.pid, signal.SIGKILL)
-            await process.wait()
+        command, self._command = self._command, None
+        if command is not None:
+            await command.stop()
 
-    async def _start(self) -> DescriptorReader:
-        self._output, theirs = os.pipe()
+    def _start(self) -> tuple[RunningCommand, DescriptorReader]:
         try:
-            self._process = await asyncio.create_subprocess_exec(
-                *self._argv,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=theirs,
-                start_new_session=True,
-            )
-        except (OSError, ValueError) as error:
-            self._close_output()
-            reason = error.strerror if isinstance(error, OSError) else str(error)
+            command = RunningCommand(self._argv)
+        except CommandNotStarted as error:
             raise SourceUnreadable(
-                f"The command {self._argv[0]} cannot be started ({reason})."
+                f"The command {self._argv[0]} cannot be started ({error})."
             ) from error
-        finally:
-            os.close(theirs)
-        return DescriptorReader(self._output, f"the output of {self._argv[0]}")
-
-    def _close_output(self) -> None:
-        output, self._output = self._output, None
-        if output is not None:
-            os.close(output)
-
-
-def _ending(status: int) -> str:
-    if status > 0:
-        return f"failed with exit status {status}"
-    with suppress(ValueError):
-        return f"was ended by {signal.Signals(-status).name}"
-    return f"was ended by signal {-status}"
-
-
-def _signal(pid: int, number: signal.Signals) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(pid, number)
+        return command, DescriptorReader(command.output, f"the output of {self._argv[0]}")

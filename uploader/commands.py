@@ -1,0 +1,342 @@
+"""Commands of the caller's: run without a shell, in a session of their own, and always ended.
+
+What a command starts belongs to its process group. The group gets SIGTERM, and SIGKILL if it is
+still there after some grace, when the command's time is over, when the task that waits for it is
+cancelled, and when it prints too much. What a command leaves running when it ends by itself is left
+alone. A process that has left the group is neither ended nor waited for.
+
+These are not asyncio's subprocesses: with those, `wait` returns only when every pipe is closed
+(until Python 3.13), and a grandchild may keep one open for hours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+from uploader.tasks import beside
+from uploader.threads import Threads, in_thread
+
+__all__ = [
+    "CommandNotStarted",
+    "CommandOutputTooLong",
+    "CommandResult",
+    "RunningCommand",
+    "describe_status",
+    "run_command",
+    "wait_readable",
+]
+
+_GRACE_S: Final = 5.0
+_KILL_S: Final = 1.0
+"""How long after SIGKILL a process may take to end. Longer: it waits for a dead disk."""
+
+_LAST_OUTPUT_S: Final = 1.0
+"""How long what is left in the pipe is waited for once the command has ended."""
+
+_LONGEST_PAUSE_S: Final = 0.1
+_PIECE_SIZE: Final = 64 * 1024
+_STDERR: Final = 2
+
+_TEMPORARY: Final = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+
+_HAS_PROC: Final = os.path.exists("/proc/self/stat")
+
+_REAPERS: Final = Threads("vodup-reap", 4)
+"""For processes that do not end when killed. They may wait for each other."""
+
+
+class CommandNotStarted(Exception):
+    """The command could not be started; the text says why.
+
+    Attributes:
+        is_temporary: it is not the command's fault: memory, processes or descriptors ran out.
+    """
+
+    def __init__(self, reason: str, *, is_temporary: bool = False) -> None:
+        super().__init__(reason)
+        self.is_temporary = is_temporary
+
+
+class CommandOutputTooLong(Exception):
+    """The command printed more than it may, and was ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class CommandResult:
+    """How a command ended.
+
+    Attributes:
+        status: its exit status, negative for a signal; None if it cannot be known (this process
+            ignores SIGCHLD, or other code has taken it). Only 0 is a success.
+        output: what it printed; empty if that was not captured.
+    """
+
+    status: int | None
+    output: bytes
+
+
+async def run_command(
+    argv: Sequence[str],
+    *,
+    timeout_s: float | None = None,
+    grace_s: float = _GRACE_S,
+    environment: Mapping[str, str] | None = None,
+    stdin: bytes = b"",
+    output_limit: int | None = None,
+) -> CommandResult:
+    """Run a command to its end.
+
+    Args:
+        timeout_s: when to end it; None leaves that to the caller's cancellation.
+        grace_s: how long its process group may take to end after SIGTERM, in seconds.
+        environment: None is ours.
+        stdin: what it may read. It need not.
+        output_limit: how many bytes it may print; what it prints is captured. None: its output
+            goes to our standard error, unlimited.
+
+    Raises:
+        CommandNotStarted: it cannot be started.
+        CommandOutputTooLong: it printed more than `output_limit`.
+        TimeoutError: it has not ended within `timeout_s`. It has by now, at most `grace_s` later.
+    """
+    stdout = _STDERR if output_limit is None else subprocess.PIPE
+    command = RunningCommand(
+        argv, grace_s=grace_s, environment=environment, has_stdin=bool(stdin), stdout=stdout
+    )
+    output = bytearray()
+    is_whole = asyncio.Event()
+
+    async def collect() -> None:
+        if output_limit is not None:
+            await command.collect(output, output_limit)
+        is_whole.set()
+
+    try:
+        async with asyncio.timeout(timeout_s), beside(command.feed(stdin), collect()):
+            status = await command.wait()
+            with suppress(TimeoutError):  # somebody else has the pipe, and may keep it
+                async with asyncio.timeout(_LAST_OUTPUT_S):
+                    await is_whole.wait()
+    finally:
+        await command.stop()
+    return CommandResult(status, bytes(output))
+
+
+class RunningCommand:
+    """A command that has been started. Mutable: its status, and our ends of its pipes.
+
+    Whoever starts it must `stop` it, also after it has ended.
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        *,
+        grace_s: float = _GRACE_S,
+        environment: Mapping[str, str] | None = None,
+        has_stdin: bool = False,
+        stdout: int = subprocess.PIPE,
+    ) -> None:
+        """Start it; like asyncio's, this waits for `exec`, which takes a millisecond.
+
+        Raises:
+            CommandNotStarted: it cannot be started.
+        """
+        self._grace_s = grace_s
+        self._status: int | None = None
+        self._has_ended = False
+        try:
+            self._process = subprocess.Popen(  # noqa: S603 - the caller's own
+                argv,
+                bufsize=0,
+                stdin=subprocess.PIPE if has_stdin else subprocess.DEVNULL,
+                stdout=stdout,
+                env=environment,
+                start_new_session=True,
+            )
+        except (OSError, ValueError) as error:
+            is_temporary = isinstance(error, OSError) and error.errno in _TEMPORARY
+            raise CommandNotStarted(_reason(argv[0], error), is_temporary=is_temporary) from error
+        for pipe in self._pipes():
+            os.set_blocking(pipe.fileno(), False)
+
+    @property
+    def output(self) -> int:
+        """The descriptor to read its output from, until `stop`. It does not block."""
+        if self._process.stdout is None:
+            raise RuntimeError("the output of this command is not captured")
+        return self._process.stdout.fileno()
+
+    async def feed(self, data: bytes) -> None:
+        """Write to its standard input, as far as it reads, and close that."""
+        pipe = self._process.stdin
+        if pipe is None:
+            return
+        left = memoryview(data)
+        with suppress(BrokenPipeError):
+            while left:
+                await _wait_writable(pipe.fileno())
+                with suppress(BlockingIOError):
+                    left = left[os.write(pipe.fileno(), left[:_PIECE_SIZE]) :]
+        pipe.close()
+
+    async def collect(self, output: bytearray, limit: int) -> None:
+        """Add what it prints to `output`, until everybody has closed the pipe.
+
+        Raises:
+            CommandOutputTooLong: it is more than `limit` bytes.
+        """
+        is_open = True
+        while is_open:
+            await wait_readable(self.output)
+            with suppress(BlockingIOError):
+                piece = os.read(self.output, _PIECE_SIZE)
+                is_open = len(piece) > 0
+                output += piece
+            if len(output) > limit:
+                raise CommandOutputTooLong(f"it printed more than {limit} bytes")
+
+    async def wait(self) -> int | None:
+        """Wait for its end; returns `CommandResult.status`."""
+        pause_s = 0.001  # there is no other way on all systems and loops
+        while not self._is_reaped():
+            await asyncio.sleep(pause_s)
+            pause_s = min(1.5 * pause_s, _LONGEST_PAUSE_S)
+        return self._status
+
+    async def stop(self) -> None:
+        """End it with all that is in its group, unless it has ended by itself, and close our pipes.
+
+        A cancellation meanwhile takes the rest of the grace from it.
+        """
+        for pipe in self._pipes():
+            pipe.close()
+        if self._is_reaped():
+            return
+        cancelled: asyncio.CancelledError | None = None
+        for number, patience_s in ((signal.SIGTERM, self._grace_s), (signal.SIGKILL, _KILL_S)):
+            self._signal(number)
+            try:
+                async with asyncio.timeout(patience_s):
+                    await self._group_end()
+                break
+            except TimeoutError:
+                pass
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if not self._has_ended:
+            _REAPERS.submit(self._process.wait)
+        if cancelled is not None:
+            raise cancelled
+
+    def _pipes(self) -> list[Any]:
+        return [pipe for pipe in (self._process.stdin, self._process.stdout) if pipe is not None]
+
+    def _signal(self, number: int) -> None:
+        # Its number stays taken as long as the group has a member, be it one that ended.
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, number)
+
+    def _is_reaped(self) -> bool:
+        """Not `Popen.poll`, which calls an end that nobody knows a success."""
+        if self._has_ended:
+            return True
+        try:
+            pid, status = os.waitpid(self._process.pid, os.WNOHANG)
+        except ChildProcessError:
+            self._process.returncode = -1
+        else:
+            if pid == 0:
+                return False
+            self._status = self._process.returncode = os.waitstatus_to_exitcode(status)
+        self._has_ended = True
+        return True
+
+    async def _group_end(self) -> None:
+        await self.wait()
+        pause_s = 0.001
+        while await in_thread(_is_group_alive, self._process.pid):
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+
+def describe_status(status: int | None) -> str:
+    """What became of a command that did not succeed, to follow its name."""
+    if status is None:
+        return "has ended, but how is not known: something in this process discards exit statuses"
+    if status >= 0:
+        return f"failed with exit status {status}"
+    with suppress(ValueError):
+        return f"was ended by {signal.Signals(-status).name}"
+    return f"was ended by signal {-status}"
+
+
+def _reason(name: str, error: OSError | ValueError) -> str:
+    if not isinstance(error, OSError):
+        return str(error)
+    reason = error.strerror or str(error)
+    if error.errno == errno.ENOENT and os.path.isfile(name):
+        return f"{reason}: the interpreter that its first line names"
+    if error.errno == errno.ENOEXEC:
+        return f"{reason}: it is no program, and its first line names no interpreter"
+    return reason
+
+
+def _is_group_alive(group: int) -> bool:
+    """Whether it has a member that has not ended. In a container nobody may reap its orphans."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    processes = [name for name in os.listdir("/proc") if name.isdigit()] if _HAS_PROC else []
+    return not processes or any(_is_alive_in(group, process) for process in processes)
+
+
+def _is_alive_in(group: int, process: str) -> bool:
+    try:
+        with open(f"/proc/{process}/stat", "rb") as file:
+            # proc(5): "pid (comm) state ppid pgrp …"; comm may hold anything.
+            state, _, its_group = file.read().rpartition(b")")[2].split()[:3]
+    except (OSError, ValueError):
+        return False
+    return int(its_group) == group and state not in {b"Z", b"X"}
+
+
+async def wait_readable(descriptor: int) -> None:
+    """Wait until there is something to read, or the end."""
+    loop = asyncio.get_running_loop()
+    await _ready(descriptor, loop.add_reader, loop.remove_reader)
+
+
+async def _wait_writable(descriptor: int) -> None:
+    loop = asyncio.get_running_loop()
+    await _ready(descriptor, loop.add_writer, loop.remove_writer)
+
+
+async def _ready(
+    descriptor: int, add: Callable[..., object], remove: Callable[[int], object]
+) -> None:
+    ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    try:
+        add(descriptor, _mark, ready)
+    except PermissionError:
+        return  # files, /dev/null and their like are always ready
+    try:
+        await ready
+    finally:
+        remove(descriptor)
+
+
+def _mark(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)
