@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.harness import Desk
-from uploader import Outcome, SourceUnreadable, UploadItem
+from tests.engine.harness import Desk, created
+from uploader import Outcome, SourceUnreadable, UploadGrant, UploadItem, decode_answer
 from uploader.batch import _LARGE_SIZE, upload_batch
 from uploader.errors import ConfigurationError, VodupError
 from uploader.events import UploadResult
@@ -182,3 +182,74 @@ async def test_an_upload_that_outlives_its_cancellation_holds_nobody_up() -> Non
         async for outcome in outcomes:
             assert outcome.item.key == "first"
             break
+
+
+# --- cancellations that nobody asked for ------------------------------------------------
+
+
+async def cancelled_by_itself() -> None:
+    """Await something that was cancelled, as a careless callback may."""
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    future.cancel()
+    await future
+
+
+async def test_a_stray_cancellation_is_the_failure_of_its_item() -> None:
+    async def upload(item: UploadItem) -> UploadResult:
+        if item.key == "stray":
+            await cancelled_by_itself()
+        return result_of(item)
+
+    given = [UploadItem(source="x", key=key, size=1) for key in ("a", "stray", "b", "c", "d")]
+    ended = {o.item.key: o async for o in upload_batch(upload, given, files=2)}
+
+    assert len(ended) == 5
+    assert "Internal error (CancelledError)" in str(ended.pop("stray").error)
+    assert all(outcome.result is not None for outcome in ended.values())
+
+
+async def test_a_stray_cancellation_while_reading_items_is_raised() -> None:
+    async def reading() -> AsyncIterator[UploadItem]:
+        yield UploadItem(source="x", key="one", size=1)
+        await cancelled_by_itself()
+
+    with pytest.raises(VodupError, match="Internal error"):
+        await outcomes(Site(), reading())
+
+
+async def test_a_cancellation_of_the_caller_is_no_failure() -> None:
+    under_way = asyncio.Event()
+
+    async def upload(item: UploadItem) -> UploadResult:
+        under_way.set()
+        await asyncio.sleep(3600)
+        return result_of(item)
+
+    async def consume() -> list[Outcome]:
+        return [o async for o in upload_batch(upload, items(1, 1, 1), files=2)]
+
+    consumer = asyncio.create_task(consume())
+    await under_way.wait()
+    consumer.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await consumer
+
+
+async def test_a_provider_that_awaits_something_cancelled_fails_each_item_alone(
+    desk: Desk, tmp_path: Path
+) -> None:
+    async def renew(video_id: str) -> UploadGrant:
+        await cancelled_by_itself()
+        raise AssertionError
+
+    good = tmp_path / "good.mp4"
+    good.write_bytes(b"x" * 1000)
+    grant = decode_answer(await created(desk.server))
+    async with desk.uploader(provider=renew) as up:
+        given = [
+            UploadItem(source=good, key="bad", video_id="v1"),
+            UploadItem(source=good, key="good", grant=grant),
+        ]
+        ended = {o.item.key: o async for o in up.upload_many(given)}
+    assert ended["bad"].error is not None
+    assert ended["good"].result is not None

@@ -199,6 +199,43 @@ def test_folders_and_lists(cli: Cli, server: DevServer) -> None:
     assert server.stats.creates == 3
 
 
+BAD_PATHS = (
+    "s3://bucket/a.mp4",
+    "file:///etc/passwd",
+    "http://",
+    "http://[::1",
+    "http://films.example:99999/a.mp4",
+    "https://user:s3cret@films.example/a.mp4",
+    "://",
+    "\ud800.mp4",
+    "https://films.example/\udfff.mp4",
+    "a\0.mp4",
+    "/" * 5000,
+)
+
+
+@pytest.mark.parametrize("shown", [("--json",), ()])
+def test_a_bad_path_fails_its_own_row_only(quick: Quick, shown: tuple[str, ...]) -> None:
+    (good,) = files(quick, 1)
+    rows: list[dict[str, Any]] = [{"path": path} for path in (*BAD_PATHS, good)]
+    rows += [{"path": good, "key": "\ud800"}, {"path": good, "key": "k", "title": "\udfff"}]
+    rows += [{"path": good, "key": "t", "tags": ["\ud800"]}]
+    (quick.folder / "m.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    words = ("--report", "r.jsonl", "--failed", "f.jsonl", "--html", "r.html", *shown)
+
+    ended = quick.run("ingest", "m.jsonl", *words)
+
+    assert ended.code not in (0, 9), ended.err
+    assert "Traceback" not in ended.err
+    statuses = {record["row"]: record["status"] for record in records(quick)}
+    done = len(BAD_PATHS) + 1
+    assert statuses == {n: "done" if n == done else "failed" for n in range(1, len(rows) + 1)}
+    assert len(records(quick, "f.jsonl")) == len(rows) - 1
+    assert "s3cret" not in ended.err + (quick.folder / "r.html").read_text()
+    assert quick.run("ingest", "m.jsonl", "--dry-run", *shown).code not in (0, 9)
+    assert quick.run("ingest", "f.jsonl", *shown).code not in (0, 9)
+
+
 def test_stop_on_error_leaves_the_rest_for_later(quick: Quick, server: DevServer) -> None:
     names = files(quick, 10)
     manifest(quick, [{"path": "none.mp4"}, *({"path": name} for name in names)])
