@@ -62,7 +62,7 @@ LINES = (
     _value("protocol.ims"),
     _value("protocol.limits"),
     _value("protocol.hls"),
-    _value("protocol.verdicts"),
+    _value("protocol.failures"),
     _value("protocol"),
     _value("events"),
     _value("pace.steering"),

@@ -17,7 +17,7 @@ from uploader.events import (
     UploadFailed,
 )
 from uploader.progress import Progress
-from uploader.protocol.verdicts import Verdict
+from uploader.protocol.failures import Meaning
 from uploader.session import Retried
 
 WHOSE: dict[str, Any] = {"key": "movie.mp4", "video_id": "v-1"}
@@ -64,7 +64,7 @@ def test_a_stored_part(progress: Progress, told: list[Event]) -> None:
 
 def test_a_repeated_request(progress: Progress, told: list[Event]) -> None:
     for _ in range(2):
-        progress.retried(Retried("UploadPart", 3, REFUSAL, Verdict.SLOW_DOWN, 1.23456))
+        progress.retried(Retried("UploadPart", 3, REFUSAL, Meaning.SLOW_DOWN, 1.23456))
     assert progress.retry_count == 2
     expected = RequestRetried(
         **WHOSE,
@@ -73,7 +73,7 @@ def test_a_repeated_request(progress: Progress, told: list[Event]) -> None:
         reason="OSS is busy.",
         code="SlowDown",
         request_id="5C3D",
-        verdict="SLOW_DOWN",
+        action="SLOW_DOWN",
         pause_s=1.235,
     )
     assert told == [expected, expected]

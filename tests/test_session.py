@@ -26,7 +26,7 @@ from uploader.errors import (
     VideoGone,
     VodupError,
 )
-from uploader.protocol.verdicts import Verdict
+from uploader.protocol.failures import OSS, VOD, Meaning, Service
 from uploader.protocol.wire import Operation, Request, Response, SignedRequest
 from uploader.session import Retried, RetryPolicy, Session
 
@@ -143,7 +143,7 @@ class Rig:
         self,
         answers: Sequence[Answer],
         *,
-        is_vod: bool = False,
+        service: Service = OSS,
         draw: float = 0.5,
         wrong_by_s: float = 0.0,
         seconds_per_answer: float = 0.0,
@@ -160,7 +160,7 @@ class Rig:
             self,
             self.signer,
             clock=self.clock,
-            is_vod=is_vod,
+            service=service,
             slot=self.slots.slot,
             slow_down=self._slow_down,
             on_retry=self.retried.append,
@@ -193,11 +193,11 @@ class Rig:
         assert self.slots.held == 0
         return caught.value
 
-    def verdicts(self) -> list[Verdict]:
-        return [retried.verdict for retried in self.retried]
+    def meanings(self) -> list[Meaning]:
+        return [retried.meaning for retried in self.retried]
 
 
-async def test_a_success_is_returned_and_noted() -> None:
+async def test_a_success_is_returned_and_reported_to_the_signer() -> None:
     rig = Rig([OK])
     assert await rig.call() == "done"
     assert rig.signer.accepted_generations == [1]
@@ -268,7 +268,7 @@ async def test_what_a_broken_body_hides_is_asked_for_and_mended() -> None:
     assert await rig.call(PROBED) == "done"
     assert rig.signer.signed_for == [PROBED, PROBED, PROBE, PROBED]
     assert [request.generation for request in rig.signer.refused] == [1]
-    assert rig.verdicts() == [Verdict.RETRY, Verdict.RETRY, Verdict.RENEW]
+    assert rig.meanings() == [Meaning.RETRY, Meaning.RETRY, Meaning.RENEW]
     assert rig.retried[-1].operation == "ListParts"
 
 
@@ -378,6 +378,23 @@ async def test_waiting_longer_than_patience_is_not_begun() -> None:
     assert rig.clock.pauses == []
 
 
+@pytest.mark.parametrize("failure", [BROKEN, refused(500, "InternalError"), refused(503, "")])
+async def test_an_operation_may_have_a_number_of_attempts(failure: Answer) -> None:
+    three = replace(OPERATION, max_attempts=3)
+    assert await Rig([failure, failure, OK]).call(three) == "done"
+    rig = Rig([failure, failure, failure, OK])
+    with pytest.raises((TransportError, ServiceError)) as caught:
+        await rig.call(three)
+    assert len(rig.sent) == 3
+    assert caught.value.is_temporary
+
+
+async def test_renewals_are_no_attempts() -> None:
+    expired = refused(403, "SecurityTokenExpired")
+    rig = Rig([expired, expired, refused(500, "InternalError"), OK])
+    assert await rig.call(replace(OPERATION, max_attempts=2)) == "done"
+
+
 async def test_every_call_has_patience_of_its_own() -> None:
     failures = [refused(500, "InternalError")] * 40
     rig = Rig([*failures, OK, *failures, OK])
@@ -389,19 +406,19 @@ async def test_every_call_has_patience_of_its_own() -> None:
 # --- slowing down --------------------------------------------------------------------
 
 
-async def test_a_busy_service_is_told_on_each_time() -> None:
+async def test_a_busy_service_slows_down_each_time() -> None:
     rig = Rig([refused(503, "SlowDown"), refused(503, ""), refused(429, ""), OK])
     await rig.call()
     assert rig.slow_down_count == 3
-    assert rig.verdicts() == [Verdict.SLOW_DOWN] * 3
+    assert rig.meanings() == [Meaning.SLOW_DOWN] * 3
 
 
-async def test_waiting_in_vain_slows_down_whoever_it_was_that_waited() -> None:
+async def test_a_timeout_of_either_side_slows_down() -> None:
     late = TransportError("The server took no byte for 30 s.", is_sent=True, is_timeout=True)
     rig = Rig([late, refused(400, "RequestTimeout"), OK])
     await rig.call()
     assert rig.slow_down_count == 2
-    assert rig.verdicts() == [Verdict.RETRY] * 2
+    assert rig.meanings() == [Meaning.SLOW_DOWN] * 2
 
 
 async def test_a_mere_failure_does_not_slow_down() -> None:
@@ -420,7 +437,7 @@ async def test_expired_credentials_are_renewed_and_the_request_repeated_at_once(
     assert [request.generation for request in rig.sent] == [1, 2]
     assert rig.signer.accepted_generations == [2]
     assert rig.clock.pauses == []
-    assert rig.verdicts() == [Verdict.RENEW]
+    assert rig.meanings() == [Meaning.RENEW]
 
 
 async def test_a_vague_403_of_fresh_credentials_is_final() -> None:
@@ -445,14 +462,14 @@ async def test_renewals_of_one_call_have_an_end() -> None:
     assert (error.code, error.request_id) == ("SecurityTokenExpired", "5C3D")
 
 
-async def test_a_caller_whose_every_key_is_refused_is_told_about_keys() -> None:
-    rig = Rig([refused(400, "InvalidSecurityToken.Expired")], is_vod=True)
+async def test_a_caller_whose_every_key_is_refused_gets_advice_about_keys() -> None:
+    rig = Rig([refused(400, "InvalidSecurityToken.Expired")], service=VOD)
     error = await rig.fails(CallerNotAuthenticated)
     assert rig.signer.renewal_count == 5
     assert "ALIBABA_CLOUD_ACCESS_KEY_ID" in error.next_step
 
 
-async def test_a_failed_renewal_tells_which_refusal_led_to_it() -> None:
+async def test_a_failed_renewal_names_the_refusal_that_led_to_it() -> None:
     def fail() -> None:
         raise CredentialsRejected("No more credentials.")
 
@@ -485,7 +502,7 @@ async def test_the_servers_clock_is_learned_and_kept() -> None:
     await rig.call()
     assert rig.signer.offsets_s == [0.0, -3600.0, -3600.0]
     assert rig.clock.pauses == []
-    assert rig.verdicts() == [Verdict.FIX_CLOCK]
+    assert rig.meanings() == [Meaning.FIX_CLOCK]
 
 
 async def test_the_clock_is_fixed_once_a_call() -> None:
@@ -528,7 +545,7 @@ async def test_a_clock_a_day_away_is_believed(sign: int) -> None:
 
 @pytest.mark.parametrize("failure", [BROKEN, refused(500, "InternalError"), refused(504, "")])
 async def test_what_must_not_happen_twice_is_not_repeated_in_doubt(failure: Answer) -> None:
-    rig = Rig([failure, OK], is_vod=True)
+    rig = Rig([failure, OK], service=VOD)
     with pytest.raises((TransportError, ServiceError)):
         await rig.call(ONCE)
     assert len(rig.sent) == 1
@@ -544,7 +561,7 @@ async def test_what_must_not_happen_twice_is_not_repeated_in_doubt(failure: Answ
     ],
 )
 async def test_what_certainly_did_not_happen_is_repeated(failure: Answer) -> None:
-    rig = Rig([failure, OK], is_vod=True)
+    rig = Rig([failure, OK], service=VOD)
     assert await rig.call(ONCE) == "done"
     assert len(rig.sent) == 2
 
@@ -553,7 +570,7 @@ async def test_what_certainly_did_not_happen_is_repeated(failure: Answer) -> Non
 
 
 async def test_giving_up_raises_what_callers_catch_apart() -> None:
-    error = await Rig([refused(404, "InvalidVideo.NotFound")], is_vod=True).fails(VideoGone)
+    error = await Rig([refused(404, "InvalidVideo.NotFound")], service=VOD).fails(VideoGone)
     assert (error.code, error.request_id) == ("InvalidVideo.NotFound", "5C3D")
 
 
@@ -580,32 +597,30 @@ async def test_cancellation_passes_through_and_frees_the_slot() -> None:
     assert rig.slots.held == 0
 
 
-async def test_listeners_hear_what_was_mended() -> None:
+async def test_retries_are_reported() -> None:
     part = Operation(
         name="UploadPart", request=Request("PUT", "https://h"), parse=parse, part_number=17
     )
     rig = Rig([refused(500, "InternalError"), OK])
     await rig.call(part)
-    (told,) = rig.retried
-    assert (told.operation, told.part_number, told.pause_s) == ("UploadPart", 17, 0.5)
-    assert told.failure.code == "InternalError"
+    (retried,) = rig.retried
+    assert (retried.operation, retried.part_number, retried.pause_s) == ("UploadPart", 17, 0.5)
+    assert retried.failure.code == "InternalError"
 
 
 @pytest.mark.parametrize(
-    ("answer", "verdict"),
+    ("answer", "meaning"),
     [
-        (refused(403, "SecurityTokenExpired"), Verdict.RENEW),
-        (skewed(server_ahead_s=0), Verdict.FIX_CLOCK),
+        (refused(403, "SecurityTokenExpired"), Meaning.RENEW),
+        (skewed(server_ahead_s=0), Meaning.FIX_CLOCK),
     ],
 )
-async def test_listeners_hear_what_is_mended_without_a_pause(
-    answer: Response, verdict: Verdict
-) -> None:
+async def test_retries_without_a_pause_are_reported(answer: Response, meaning: Meaning) -> None:
     rig = Rig([answer, OK])
     await rig.call()
-    (told,) = rig.retried
-    assert (told.verdict, told.pause_s) == (verdict, 0.0)
-    assert told.failure.code == answer.headers["x-code"]
+    (retried,) = rig.retried
+    assert (retried.meaning, retried.pause_s) == (meaning, 0.0)
+    assert retried.failure.code == answer.headers["x-code"]
 
 
 async def test_the_refused_request_is_what_is_renewed_for() -> None:
@@ -622,7 +637,7 @@ async def test_the_operation_is_what_is_signed_and_how_long_it_is_waited_for() -
     assert rig.answer_timeouts_s == [77.0, 77.0]
 
 
-async def test_credentials_in_vain_are_told_with_what_would_help() -> None:
+async def test_credentials_refused_again_and_again_come_with_advice() -> None:
     error = await Rig([refused(403, "SecurityTokenExpired")]).fails(CredentialsRejected)
     assert str(error) == (
         "Refused with SecurityTokenExpired. So were 5 credentials in a row. "
@@ -631,7 +646,7 @@ async def test_credentials_in_vain_are_told_with_what_would_help() -> None:
     )
 
 
-async def test_a_clock_nobody_can_fix_is_told_with_what_would_help() -> None:
+async def test_a_clock_that_cannot_be_fixed_comes_with_advice() -> None:
     error = await Rig([refused(403, "RequestTimeTooSkewed")]).fails(ServiceError)
     assert error.next_step == "Set the clock of this machine, then run the same command again."
 
@@ -642,7 +657,7 @@ async def test_patience_that_is_just_enough_is_enough() -> None:
         rig,
         rig.signer,
         clock=rig.clock,
-        is_vod=False,
+        service=OSS,
         slot=rig.slots.slot,
         retry=RetryPolicy(patience_s=60.0),
     )

@@ -40,9 +40,9 @@ from uploader.errors import (
 from uploader.pace import Pace
 from uploader.protocol import oss, vod
 from uploader.protocol.documents import clean_text
+from uploader.protocol.failures import APP_SERVER, VOD, Meaning, is_outcome_known
 from uploader.protocol.grants import StsCredentials, UploadGrant, UploadTarget, decode_answer
 from uploader.protocol.trust import TrustPolicy
-from uploader.protocol.verdicts import is_outcome_known
 from uploader.protocol.vod import AccessKey, VideoFacts, VideoMeta
 from uploader.protocol.wire import BytesBody, Operation, Request, Response, SignedRequest, Transport
 from uploader.session import Retried, RetryPolicy, Session
@@ -555,7 +555,7 @@ class _VodSource:
             network.transport,
             CallerSigner(access_key, network.clock),
             clock=network.clock,
-            is_vod=True,
+            service=VOD,
             slot=lambda: vod_call(network.pace),
             retry=network.retry,
             on_retry=network.on_retry,
@@ -599,7 +599,7 @@ class _VodSource:
         except VideoGone:
             return None
         except VodupError as error:
-            if error.code.startswith(("MissingParameter", "InvalidParameter")):
+            if VOD.meaning(error) is Meaning.BAD_PARAMETER:
                 error.next_step = _LOOK_YOURSELF
             raise
         if grant.video_id is None:
@@ -874,7 +874,7 @@ class _UrlSource:
             network.transport,
             PlainSigner(),
             clock=network.clock,
-            is_vod=True,
+            service=APP_SERVER,
             slot=lambda: vod_call(network.pace),
             retry=network.retry,
             on_retry=network.on_retry,

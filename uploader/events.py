@@ -166,7 +166,11 @@ class CredentialsRenewed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestRetried(Event):
-    """A request failed and is mended: `verdict` says how, after `pause_s` seconds."""
+    """A request failed and will be sent again after `pause_s` seconds.
+
+    `action` is what comes first: RETRY (nothing), SLOW_DOWN (send fewer requests at a time), RENEW
+    (get new credentials) or FIX_CLOCK (sign for the service's clock).
+    """
 
     type: ClassVar[str] = "request.retried"
     operation: str
@@ -174,7 +178,7 @@ class RequestRetried(Event):
     reason: str
     code: str
     request_id: str
-    verdict: str
+    action: str
     pause_s: float
 
 

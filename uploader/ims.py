@@ -18,8 +18,8 @@ from uploader.credentials import (
 )
 from uploader.errors import ConfigurationError, VodupError
 from uploader.protocol import ims
+from uploader.protocol.failures import IMS, is_outcome_known
 from uploader.protocol.grants import UploadGrant
-from uploader.protocol.verdicts import is_outcome_known
 from uploader.protocol.vod import AccessKey, VideoFacts
 from uploader.session import Session
 
@@ -83,7 +83,7 @@ class _ImsSource:
             network.transport,
             CallerSigner(access_key, network.clock),
             clock=network.clock,
-            is_vod=True,
+            service=IMS,
             slot=lambda: vod_call(network.pace),
             retry=network.retry,
             on_retry=network.on_retry,

@@ -88,7 +88,7 @@ class Metrics:
         for name, (value, help_) in counts.items():
             yield CounterMetricFamily(f"vodup_{name}", help_, value=value)
         retries = CounterMetricFamily(
-            "vodup_request_retries", "Requests repeated.", labels=("operation", "verdict")
+            "vodup_request_retries", "Requests repeated.", labels=("operation", "action")
         )
         for labels, value in list(of.retries.items()):
             retries.add_metric(labels, value)

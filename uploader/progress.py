@@ -91,7 +91,7 @@ class Progress:
                 reason=failure.message,
                 code=failure.code,
                 request_id=failure.request_id,
-                verdict=retried.verdict.name,
+                action=retried.meaning.name,
                 pause_s=round(retried.pause_s, 3),
             )
         )

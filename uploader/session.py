@@ -11,14 +11,13 @@ from typing import TypeVar
 from uploader.clock import Clock
 from uploader.errors import (
     CredentialError,
-    CredentialsRejected,
     IntegrityError,
     ServiceError,
     TransportError,
     VodupError,
     without_frames,
 )
-from uploader.protocol.verdicts import Verdict, classify, is_outcome_known, meaning
+from uploader.protocol.failures import Meaning, Service, is_outcome_known
 from uploader.protocol.wire import Operation, SignedRequest, Signer, Transport
 
 __all__ = ["Retried", "RetryPolicy", "Session"]
@@ -32,22 +31,24 @@ _MAX_CLOCK_OFFSET_S = 24 * 3600.0
 
 _MAX_RENEWALS_A_CALL = 5
 
-_BREAKS_TO_PROBE = 2
-"""Connections broken in a row by one request before it is asked what stands behind that."""
+_RESETS_BEFORE_PROBE = 2
+"""Connections reset in a row by one request before its probe is sent."""
 
-_PROBED_FOR = frozenset({Verdict.RENEW, Verdict.FIX_CLOCK, Verdict.RESTART_UPLOAD})
+_PROBED_FOR = frozenset({Meaning.RENEW, Meaning.FIX_CLOCK, Meaning.VANISHED})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
     """How long and how often failed requests are repeated.
 
+    `Operation.max_attempts` limits the requests of one API.
+
     Attributes:
         patience_s: for how long one request may go on failing, in seconds from its
             first failure. Too small: an outage at night ends the upload (it resumes, but
-            somebody has to run it). Too large: a real breakdown is told late.
+            somebody has to run it). Too large: a real breakdown is reported late.
         first_contact_patience_s: the same while the service has never answered: a
-            wrong endpoint or no network should be told soon.
+            wrong endpoint or no network should be reported soon.
         base_s, cap_s: pause n is drawn from 0 to min(cap_s, base_s × 2^n) seconds.
     """
 
@@ -63,12 +64,12 @@ class RetryPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Retried:
-    """Something went wrong and is being mended; for events and logs."""
+    """A request failed and is about to be sent again; for events and logs."""
 
     operation: str
     part_number: int | None
     failure: VodupError
-    verdict: Verdict
+    meaning: Meaning
     pause_s: float
 
 
@@ -84,7 +85,7 @@ class Session:
         signer: Signer,
         *,
         clock: Clock,
-        is_vod: bool,
+        service: Service,
         slot: Callable[[], AbstractAsyncContextManager[object]],
         slow_down: Callable[[], None] = lambda: None,
         retry: RetryPolicy | None = None,
@@ -93,10 +94,10 @@ class Session:
     ) -> None:
         """`slot` is held during each attempt.
 
-        `slow_down` is told when a service is busy, or was waited for in vain.
+        `slow_down` is called when the service is busy, and when it did not answer in time.
         """
         self._transport, self._signer, self._clock = transport, signer, clock
-        self._is_vod, self._slot, self._slow_down = is_vod, slot, slow_down
+        self._service, self._slot, self._slow_down = service, slot, slow_down
         self._retry = retry or RetryPolicy()
         self._on_retry, self._draw = on_retry, draw
         self._clock_offset_s = 0.0
@@ -111,12 +112,12 @@ class Session:
                 is not repeatable raises the first failure with an unknown outcome.
             SourceError: the body could not be read.
         """
-        attempts = _Attempts(self._retry, self._clock, self._draw)
+        attempts = _Attempts(self._retry, self._clock, self._draw, operation.max_attempts)
         while True:
             await self._signer.prepare()
             async with self._slot():
                 if not self._signer.is_ready():
-                    continue  # they were refused while this call waited for its slot
+                    continue  # the credentials were refused while this call waited for its slot
                 signed = self._signer.sign(operation, clock_offset_s=self._clock_offset_s)
                 try:
                     answer = await self._send(operation, signed)
@@ -125,7 +126,7 @@ class Session:
                 else:
                     self._signer.accepted(signed)
                     return answer
-            await self._mend(operation, signed, failure, attempts)
+            await self._prepare_retry(operation, signed, failure, attempts)
 
     async def _send(self, operation: Operation[T], signed: SignedRequest) -> T:
         response = await self._transport.send(signed, answer_timeout_s=operation.answer_timeout_s)
@@ -136,7 +137,7 @@ class Session:
             failure = error
         raise without_frames(failure)
 
-    async def _mend(
+    async def _prepare_retry(
         self,
         operation: Operation[T],
         signed: SignedRequest,
@@ -144,40 +145,42 @@ class Session:
         attempts: _Attempts,
     ) -> None:
         """Do what makes another attempt worthwhile, or raise."""
-        is_aged = self._signer.is_aged(signed)
-        verdict = classify(failure, is_vod=self._is_vod, is_aged=is_aged)
+        meaning = self._service.meaning(failure, is_aged=self._signer.is_aged(signed))
         if not operation.is_repeatable and not is_outcome_known(failure):
             raise failure
-        match verdict:
-            case Verdict.RENEW:
-                if not attempts.may_renew():
-                    raise self._renewed_in_vain(failure)
-                self._tell(operation, failure, verdict, 0.0)
+        match meaning:
+            case Meaning.RENEW:
+                if attempts.renewal_count == _MAX_RENEWALS_A_CALL:
+                    raise self._service.rejected_error(
+                        failure, renewal_count=attempts.renewal_count
+                    )
+                attempts.renewal_count += 1
+                self._report(operation, failure, meaning)
                 await self._renew(signed, failure)
-            case Verdict.FIX_CLOCK:
+            case Meaning.FIX_CLOCK:
                 self._fix_clock(failure, attempts)
-                self._tell(operation, failure, verdict, 0.0)
-            case Verdict.RETRY | Verdict.SLOW_DOWN:
-                if verdict is Verdict.SLOW_DOWN or _is_timeout(failure):
+                self._report(operation, failure, meaning)
+            case Meaning.RETRY | Meaning.SLOW_DOWN:
+                if meaning is Meaning.SLOW_DOWN:
                     self._slow_down()
                 pause_s = attempts.next_pause_s(failure, has_answered=self._has_answered)
-                self._tell(operation, failure, verdict, pause_s)
+                self._report(operation, failure, meaning, pause_s)
                 await self._clock.sleep(pause_s)
-                if operation.probe is not None and attempts.breaks_in_a_row >= _BREAKS_TO_PROBE:
+                if operation.probe is not None and attempts.reset_count >= _RESETS_BEFORE_PROBE:
                     await self._probe(operation.probe, attempts)
-            case Verdict.RESTART_UPLOAD | Verdict.GIVE_UP:  # pragma: no branch - there is no other
-                raise meaning(failure, is_vod=self._is_vod) from failure.__cause__
+            case _:
+                raise self._service.final_error(failure) from failure.__cause__
 
     async def _probe(self, probe: Operation[object], attempts: _Attempts) -> None:
-        """Ask once with a request whose refusal cannot get lost, and mend what that tells.
+        """Send a request whose refusal cannot get lost, once, and do what the refusal asks for.
 
         Raises:
-            ServiceError: what was broken off again and again cannot succeed.
+            ServiceError: what was reset again and again cannot succeed.
         """
         await self._signer.prepare()
         async with self._slot():
             if not self._signer.is_ready():
-                return  # somebody else has found out
+                return  # another call has found out
             signed = self._signer.sign(probe, clock_offset_s=self._clock_offset_s)
             try:
                 await self._send(probe, signed)
@@ -188,9 +191,9 @@ class Session:
             else:
                 self._signer.accepted(signed)
                 return
-        # What gives up is left alone: one may be allowed to send parts and not to list them.
-        if classify(refusal, is_vod=self._is_vod) in _PROBED_FOR:
-            await self._mend(probe, signed, refusal, attempts)
+        # A final refusal is ignored: one may be allowed to send parts and not to list them.
+        if self._service.meaning(refusal) in _PROBED_FOR:
+            await self._prepare_retry(probe, signed, refusal, attempts)
 
     async def _renew(self, signed: SignedRequest, failure: _Failure) -> None:
         try:
@@ -200,21 +203,6 @@ class Session:
             error.code = error.code or failure.code
             error.request_id = error.request_id or failure.request_id
             raise
-
-    def _renewed_in_vain(self, failure: _Failure) -> VodupError:
-        """What to raise when one request is refused with ever newer credentials.
-
-        To OSS it may take longer than credentials live; a smaller part would get through.
-        """
-        if self._is_vod:
-            return meaning(failure, is_vod=True)
-        return CredentialsRejected(
-            f"{failure.message} So were {_MAX_RENEWALS_A_CALL} credentials in a row.",
-            next_step="Use a smaller --part-size or more bandwidth: a part must be sent "
-            "within the life of one credential. Then run the same command again.",
-            code=failure.code,
-            request_id=failure.request_id,
-        )
 
     def _fix_clock(self, failure: VodupError, attempts: _Attempts) -> None:
         """Learn the server's clock from its answer; once a call, for it must help."""
@@ -226,39 +214,34 @@ class Session:
         self._clock_offset_s = offset_s
         attempts.is_clock_fixed = True
 
-    def _tell(
-        self, operation: Operation[T], failure: VodupError, verdict: Verdict, pause_s: float
+    def _report(
+        self,
+        operation: Operation[T],
+        failure: VodupError,
+        meaning: Meaning,
+        pause_s: float = 0.0,
     ) -> None:
-        self._on_retry(Retried(operation.name, operation.part_number, failure, verdict, pause_s))
-
-
-def _is_timeout(failure: _Failure) -> bool:
-    """Whether nobody took or gave a byte for too long, as we see it or as OSS does."""
-    if isinstance(failure, TransportError):
-        return failure.is_timeout
-    return isinstance(failure, ServiceError) and failure.code == "RequestTimeout"
-
-
-def _is_break(failure: _Failure) -> bool:
-    """Whether the peer broke the connection off with the request under way."""
-    return isinstance(failure, TransportError) and failure.is_sent and not failure.is_timeout
+        self._on_retry(Retried(operation.name, operation.part_number, failure, meaning, pause_s))
 
 
 class _Attempts:
-    """How patient one call still is. Mutable, local to the call."""
+    """What the attempts of one call have come to. Mutable, local to the call."""
 
-    def __init__(self, policy: RetryPolicy, clock: Clock, draw: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        policy: RetryPolicy,
+        clock: Clock,
+        draw: Callable[[], float],
+        max_count: int | None,
+    ) -> None:
         self._policy, self._clock, self._draw = policy, clock, draw
+        self._max_count = max_count
         self._failure_count = 0
-        self._renewal_count = 0
         self._first_failure_s: float | None = None
+        self.renewal_count = 0
         self.is_clock_fixed = False
-        self.breaks_in_a_row = 0
-
-    def may_renew(self) -> bool:
-        """Count one more renewal for this request, if there may be one."""
-        self._renewal_count += 1
-        return self._renewal_count <= _MAX_RENEWALS_A_CALL
+        self.reset_count = 0
+        """Connections in a row that the peer reset with the request under way."""
 
     def next_pause_s(self, failure: _Failure, *, has_answered: bool) -> float:
         """Return how long to wait before the next attempt, or raise `failure`."""
@@ -266,14 +249,20 @@ class _Attempts:
         if self._first_failure_s is None:
             self._first_failure_s = now_s
         self._failure_count += 1
-        self.breaks_in_a_row = self.breaks_in_a_row + 1 if _is_break(failure) else 0
+        self.reset_count = self.reset_count + 1 if _is_reset(failure) else 0
         policy = self._policy
         patience_s = policy.patience_s if has_answered else policy.first_contact_patience_s
         is_first_break = self._failure_count == 1 and isinstance(failure, TransportError)
         # A kept-alive connection that the server has just closed is no sign of trouble.
         pause_s = 0.0 if is_first_break else policy.pause_s(self._failure_count, draw=self._draw())
         pause_s = max(pause_s, getattr(failure, "retry_after_s", None) or 0.0)
-        if now_s + pause_s - self._first_failure_s > patience_s:
+        is_last = self._failure_count == self._max_count
+        if is_last or now_s + pause_s - self._first_failure_s > patience_s:
             failure.is_temporary = True
             raise failure
         return pause_s
+
+
+def _is_reset(failure: _Failure) -> bool:
+    """Whether the peer broke the connection off with the request under way."""
+    return isinstance(failure, TransportError) and failure.is_sent and not failure.is_timeout

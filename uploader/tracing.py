@@ -62,7 +62,7 @@ class Tracing:
                 attributes = _attributes(event, "renewal_count")
                 self._add_span(event.key, "renewal", event.seconds, attributes)
             case RequestRetried():
-                self._add_event(event, "operation", "verdict")
+                self._add_event(event, "operation", "action")
             case PartsAdopted():
                 self._add_event(event, "part_count")
             case UploadRestarted():

@@ -184,7 +184,7 @@ class Tracker:
                 self.renewal_count += 1
                 self._update(event)
             case RequestRetried():
-                self.retries[event.operation, event.verdict] += 1
+                self.retries[event.operation, event.action] += 1
                 self._update(event)
             case PartsAdopted():
                 self.adopted_part_count += event.part_count

@@ -41,11 +41,11 @@ from uploader.following import Following
 from uploader.log import get_logger
 from uploader.opening import Job, changes_of, is_one_request, new_plan, plan_of
 from uploader.protocol import oss
+from uploader.protocol.failures import OSS, Meaning, is_target_refused, is_vanished
 from uploader.protocol.grants import UploadGrant, UploadTarget
 from uploader.protocol.integrity import same_etag
 from uploader.protocol.oss import ListedPart, ObjectFacts, OssDialect
 from uploader.protocol.plan import MAX_OBJECT_SIZE, Part, Plan
-from uploader.protocol.verdicts import is_vanished
 from uploader.protocol.vod import VideoFacts
 from uploader.protocol.wire import Body, Operation, SentBody, Signer
 from uploader.session import Session
@@ -70,11 +70,6 @@ _MOST_UNKEPT = 64
 
 _PIECE_SIZE = 512 * 1024
 """What the transport hands to the network at once."""
-
-_REPAIRABLE = frozenset(
-    # At Complete: what OSS holds is not what we list. OSS API: CompleteMultipartUpload.
-    {"InvalidPart", "InvalidPartOrder", "EntityTooSmall", "FilePartNotExist", "FilePartStale"}
-)
 
 
 class Vanished(Exception):
@@ -161,7 +156,7 @@ class Transfer:
             network.transport,
             signer,
             clock=self._clock,
-            is_vod=False,
+            service=OSS,
             slot=partial(network.pace.slot, self._job.key, going=self._job.asked.going),
             slow_down=network.pace.slow_down,
             retry=network.retry,
@@ -573,7 +568,7 @@ class Transfer:
             yield
         except (PermissionDenied, ServiceError) as error:
             moved_to = self._live.moved_to
-            if moved_to is None or not _is_target_refused(error):
+            if moved_to is None or not is_target_refused(error):
                 raise
             if self._job.options.on_target_change == "restart":
                 raise Vanished(f"VOD moved the upload to {moved_to.bucket}", error) from None
@@ -598,9 +593,9 @@ class Transfer:
         except ServiceError as error:
             if is_vanished(error):
                 return await self._settle_vanished(error)
-            if error.code in _REPAIRABLE:
+            if OSS.meaning(error) is Meaning.REPAIR:
                 return await self._repair(error)
-            if error.code == "CallbackFailed":  # 203: the object is there all the same
+            if OSS.meaning(error) is Meaning.STORED:
                 return await self._look() or Stored(NOTHING)
             raise
 
@@ -657,9 +652,9 @@ class Transfer:
                 await self._journal.restart(overwrite=True)
                 raise
             except ServiceError as error:
-                if error.code != "CallbackFailed":
+                if OSS.meaning(error) is not Meaning.STORED:
                     raise
-                await self._read_put_receipt()  # 203: the object is there all the same
+                await self._read_put_receipt()
                 return await self._look() or Stored(NOTHING)
             ack = await self._accept(part, receipt, sent)
         # Not written down by itself: `verify` follows at once, and its receipt says it all.
@@ -689,7 +684,7 @@ class Transfer:
         except PermissionDenied:
             return None
         except ServiceError as error:
-            if error.code == "NoSuchKey":
+            if OSS.meaning(error) is Meaning.ABSENT:
                 return Stored(ABSENT, "-head")
             raise
 
@@ -708,7 +703,7 @@ class Transfer:
     async def restart(self, gone: Vanished) -> None:
         """Begin a new multipart upload under the same VideoId."""
         lost_bytes = self._sent.size
-        if self._live.moved_to is not None and _is_target_refused(gone.failure):
+        if self._live.moved_to is not None and is_target_refused(gone.failure):
             await self._move(self._live.moved_to)
         else:
             await self._journal.restart(overwrite=gone.is_damaged)
@@ -920,11 +915,6 @@ async def store(transfer: Transfer) -> Stored:
                 raise gone.failure from None
             await transfer.restart(gone)
             restart_count += 1
-
-
-def _is_target_refused(failure: VodupError) -> bool:
-    """Whether OSS does not take our bucket or key, rather than this request."""
-    return isinstance(failure, PermissionDenied) or failure.code == "NoSuchBucket"
 
 
 def _target_of(job: Job) -> UploadTarget:

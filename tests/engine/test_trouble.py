@@ -66,7 +66,7 @@ async def test_a_busy_oss_is_asked_less_and_served_all_the_same(desk: Desk) -> N
     result = await desk.push(movie, concurrency=8)
 
     await desk.assert_stored(result, movie)
-    assert {retry.verdict for retry in desk.told(RequestRetried)} == {"SLOW_DOWN"}
+    assert {retry.action for retry in desk.told(RequestRetried)} == {"SLOW_DOWN"}
     assert result.retry_count == 15
 
 
@@ -152,7 +152,7 @@ async def test_a_clock_that_is_wrong_is_corrected(desk: Desk, offset_s: int) -> 
     await desk.assert_stored(result, movie)
     codes = {retry.code for retry in desk.told(RequestRetried)}
     assert codes == {"InvalidTimeStamp.Expired", "RequestTimeTooSkewed"}
-    assert {retry.verdict for retry in desk.told(RequestRetried)} == {"FIX_CLOCK"}
+    assert {retry.action for retry in desk.told(RequestRetried)} == {"FIX_CLOCK"}
     assert desk.server.stats.refreshes <= 1
 
 

@@ -88,7 +88,7 @@ async def test_an_upload_with_its_parts_retries_and_renewals(desk: Desk) -> None
     assert value(metrics, "part_seconds_count") == 5
     assert value(metrics, "upload_seconds_count") == 1
     assert value(metrics, "credential_renewals_total") == 1
-    assert value(metrics, "request_retries_total", operation="UploadPart", verdict="RETRY") == 1
+    assert value(metrics, "request_retries_total", operation="UploadPart", action="RETRY") == 1
 
 
 async def test_a_file_of_one_request_is_a_part_as_well(desk: Desk) -> None:
@@ -197,7 +197,7 @@ def test_labels_the_dashboard_groups_by_exist() -> None:
         for found in re.findall(r"sum by \(([^)]*)\)", text)
         for word in found.split(",")
     }
-    assert grouped <= {"instance", "le", "error", "operation", "verdict"}
+    assert grouped <= {"instance", "le", "error", "operation", "action"}
 
 
 def test_the_table_of_metrics_is_whole() -> None:

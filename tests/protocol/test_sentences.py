@@ -10,12 +10,12 @@ import pytest
 
 from uploader.errors import ServiceError, VodupError
 from uploader.protocol.documents import MalformedDocument
+from uploader.protocol.failures import OSS, VOD, Service
 from uploader.protocol.grants import UploadTarget, decode_answer, decode_grant
 from uploader.protocol.integrity import combine_crc64, multipart_etag
 from uploader.protocol.part_sizes import plan_file
 from uploader.protocol.plan import read_plan
 from uploader.protocol.trust import TrustPolicy
-from uploader.protocol.verdicts import meaning
 
 from .test_grants import ADDRESS, AUTH, GRANT, b64, without
 
@@ -40,13 +40,13 @@ def oss(endpoint: str, **policy: bool) -> Callable[[], object]:
     return lambda: TrustPolicy(**policy).check_oss_endpoint(endpoint)  # type: ignore[arg-type]
 
 
-def refused(code: str, *, is_vod: bool, ec: str = "") -> Callable[[], object]:
+def refused(code: str, *, by: Service, ec: str = "") -> Callable[[], object]:
     failure = ServiceError(
         "OSS said no.", operation="UploadPart", status=403, code=code, request_id="5C3D", ec=ec
     )
 
     def raise_it() -> None:
-        raise meaning(failure, is_vod=is_vod)
+        raise by.final_error(failure)
 
     return raise_it
 
@@ -124,17 +124,17 @@ SAID: dict[str, Callable[[], object]] = {
     "a host with a port": lambda: TrustPolicy(allowed_hosts=frozenset({"a.example:80"})),
     "a negative size": lambda: combine_crc64(1, 1, -1),
     "no MD5s": lambda: multipart_etag([]),
-    "denied by OSS": refused("AccessDenied", is_vod=False),
-    "signature at OSS": refused("SignatureDoesNotMatch", is_vod=False),
-    "argument at OSS": refused("InvalidArgument", is_vod=False),
-    "disabled": refused("UserDisable", is_vod=False),
-    "V1 switched off": refused("AccessDenied", is_vod=False, ec="0002-00000080"),
-    "video gone": refused("InvalidVideo.NotFound", is_vod=True),
-    "video damaged": refused("InvalidVideo.Damaged", is_vod=True),
-    "signature at VOD": refused("SignatureDoesNotMatch", is_vod=True),
-    "no rights at VOD": refused("Forbidden.RAM", is_vod=True),
-    "suspended": refused("OperationDenied.Suspended", is_vod=True),
-    "a wrong name": refused("InvalidFileName.Extension", is_vod=True),
+    "denied by OSS": refused("AccessDenied", by=OSS),
+    "signature at OSS": refused("SignatureDoesNotMatch", by=OSS),
+    "argument at OSS": refused("InvalidArgument", by=OSS),
+    "disabled": refused("UserDisable", by=OSS),
+    "V1 switched off": refused("AccessDenied", by=OSS, ec="0002-00000080"),
+    "video gone": refused("InvalidVideo.NotFound", by=VOD),
+    "video damaged": refused("InvalidVideo.Damaged", by=VOD),
+    "signature at VOD": refused("SignatureDoesNotMatch", by=VOD),
+    "no rights at VOD": refused("Forbidden.RAM", by=VOD),
+    "suspended": refused("OperationDenied.Suspended", by=VOD),
+    "a wrong name": refused("InvalidFileName.Extension", by=VOD),
 }
 
 

@@ -83,20 +83,14 @@ TABLE: Final[dict[type[VodupError], int]] = {
 
 def exit_code(error: VodupError) -> int:
     """Return the exit code of an error."""
-    if isinstance(error, ServiceError) and _passes(error):
+    from uploader.protocol.failures import is_temporary
+
+    if isinstance(error, ServiceError) and is_temporary(error):
         return TEMPORARY
     if isinstance(error, SourceError) and error.is_temporary:
         return TEMPORARY
     kinds = (kind for kind in type(error).__mro__ if kind in TABLE)
     return TABLE[next(kinds)]
-
-
-def _passes(error: ServiceError) -> bool:
-    """Whether the service was only busy or broken when patience ended."""
-    from uploader.protocol.verdicts import Verdict, classify
-
-    passing = {Verdict.RETRY, Verdict.SLOW_DOWN}
-    return any(classify(error, is_vod=is_vod) in passing for is_vod in (True, False))
 
 
 def common_code(codes: Iterable[int]) -> int:

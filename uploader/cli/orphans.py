@@ -15,7 +15,7 @@ from uploader.credentials import GrantSource, LiveGrant, Network
 from uploader.errors import ConfigurationError, OverwriteRefused, ServiceError, VodupError
 from uploader.pace import Pace
 from uploader.protocol import oss
-from uploader.protocol.verdicts import is_vanished
+from uploader.protocol.failures import OSS, is_vanished
 from uploader.session import RetryPolicy, Session
 from uploader.state import Orphan
 from uploader.transport import AiohttpTransport
@@ -93,7 +93,7 @@ def _session(target: UploadTarget, video_id: str, grants: GrantSource, network: 
         network.transport,
         live,
         clock=network.clock,
-        is_vod=False,
+        service=OSS,
         slot=network.pace.slot,
         retry=network.retry,
     )

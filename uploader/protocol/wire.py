@@ -172,6 +172,8 @@ class Operation(Generic[T]):
         is_repeatable: whether sending it again after an unknown outcome is harmless.
             CreateUploadVideo is not: it would make a second video.
         answer_timeout_s: how long the answer may take once the request is sent.
+        max_attempts: how often it may fail with something that passes, as a busy service does;
+            None: for as long as `RetryPolicy` allows. Too small: a short outage ends the upload.
         needs_md5: whether the body's MD5 is wanted in `Response.sent`.
         probe: a request without a body that the same refusal would meet, if there is one.
             A peer that refuses a body on its way and resets the connection may take its own
@@ -184,6 +186,7 @@ class Operation(Generic[T]):
     part_number: int | None = None
     is_repeatable: bool = True
     answer_timeout_s: float = 30.0
+    max_attempts: int | None = None
     needs_md5: bool = False
     probe: Operation[Any] | None = None
 
