@@ -1,7 +1,7 @@
 """Every kind of source, as a table: where it comes from, and what it promises.
 
-An `Origin` holds bytes and gives out a new source of them as often as a new run would
-open one. The suite in test_every_source.py asks the same of all of them.
+An `Origin` holds bytes and returns a new source of them as often as a new run would
+open one. The suite in test_every_source.py tests all of them alike.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from uploader.sources import AnySource, DescriptorReader
 from ..engine.harness import PART
 from .web import Site, serving
 
-WINDOW = 12 * PART
-"""What streams keep in these tests: less than they have."""
+BUFFER_SIZE = 12 * PART
+"""Of streams in these tests: less than they have."""
 
 
 @dataclass
@@ -42,9 +42,9 @@ class Origin:
 
     Attributes:
         data: what it holds; `put` changes it.
-        is_stream: whether its bytes come once, so that a run that fails must be followed
-            by one that begins at the first byte.
-        may_change: whether other bytes are taken for a later state of the same thing.
+        is_stream: whether its bytes can be read only once, so that a failed run must be
+            followed by one that starts from the first byte.
+        may_change: whether other bytes count as a later state of the same file.
     """
 
     data: bytes = b""
@@ -159,7 +159,7 @@ async def pieces(data: bytes, size: int = 70_001) -> AsyncGenerator[bytes, None]
 async def of_iterator(folder: Path) -> AsyncIterator[Origin]:
     origin = Origin(is_stream=True)
     origin.source = lambda: StreamSource(
-        pieces(origin.data), "movie.mp4", buffer=MemoryBuffer(WINDOW)
+        pieces(origin.data), "movie.mp4", buffer=MemoryBuffer(BUFFER_SIZE)
     )
     yield origin
 
@@ -168,7 +168,7 @@ async def of_iterator(folder: Path) -> AsyncIterator[Origin]:
 async def of_spooled_iterator(folder: Path) -> AsyncIterator[Origin]:
     origin = Origin(is_stream=True)
     origin.source = lambda: StreamSource(
-        pieces(origin.data), "movie.mp4", buffer=Spool(folder, "movie.mp4", WINDOW)
+        pieces(origin.data), "movie.mp4", buffer=Spool(folder, "movie.mp4", BUFFER_SIZE)
     )
     yield origin
 
@@ -208,7 +208,7 @@ async def of_pipe(folder: Path) -> AsyncIterator[Origin]:
         origin.threads.append(thread)
         thread.start()
         return StreamSource(
-            DescriptorReader(reading, "a pipe"), "movie.mp4", buffer=MemoryBuffer(WINDOW)
+            DescriptorReader(reading, "a pipe"), "movie.mp4", buffer=MemoryBuffer(BUFFER_SIZE)
         )
 
     origin.source = source
@@ -249,7 +249,7 @@ async def of_url_without_ranges(folder: Path) -> AsyncIterator[Origin]:
         yield Origin(
             is_stream=True,
             put=site.put,
-            source=lambda: UrlSource(site.url, policy=PRIVATE, buffer=MemoryBuffer(WINDOW)),
+            source=lambda: UrlSource(site.url, policy=PRIVATE, buffer=MemoryBuffer(BUFFER_SIZE)),
         )
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from tests.pages import commands, free_port, run
 
 
-def test_the_commands_of_the_page_store_what_they_say(tmp_path: Path) -> None:
+def test_the_commands_of_the_page_upload_what_they_claim(tmp_path: Path) -> None:
     port = str(free_port())
     lines = [line.replace("8765", port) for line in commands("sources.md")]
     printed = run(lines, tmp_path)
     pushes = [line for line in lines if "vodup push" in line]
-    told = [line for line in printed.splitlines() if "stored" in line]
-    assert len(told) == len(pushes) >= 7, printed
-    assert len([line for line in told if "nothing was sent" in line]) == 1
-    assert all("verified by crc64" in line for line in told if "nothing was sent" not in line)
+    reports = [line for line in printed.splitlines() if "stored" in line]
+    assert len(reports) == len(pushes) >= 7, printed
+    assert len([line for line in reports if "nothing was sent" in line]) == 1
+    assert all("verified by crc64" in line for line in reports if "nothing was sent" not in line)

@@ -72,9 +72,7 @@ async def test_an_empty_one_is_refused_and_nothing_is_completed(desk: Desk, orig
     assert desk.server.stats.completes == desk.server.stats.puts == 0
 
 
-async def test_a_second_run_goes_on_and_sends_what_was_under_way(
-    desk: Desk, origin: Origin
-) -> None:
+async def test_a_second_run_resumes_and_sends_the_missing_parts(desk: Desk, origin: Origin) -> None:
     """Two connections: while one part is refused, another may be stored and not heard of."""
     data = origin.holds(content(SIZE))
     acked = await interrupted(desk, origin)
@@ -97,7 +95,9 @@ async def test_a_finished_upload_is_not_sent_again(desk: Desk, origin: Origin) -
     assert (again.is_receipt, again.video_id, again.sent_bytes) == (True, first.video_id, 0)
 
 
-async def test_other_bytes_are_not_taken_for_a_finished_upload(desk: Desk, origin: Origin) -> None:
+async def test_other_bytes_are_not_mistaken_for_a_finished_upload(
+    desk: Desk, origin: Origin
+) -> None:
     origin.holds(content(SIZE))
     await desk.push(origin.source(), key=KEY, meta=META)
     origin.holds(content(SIZE, seed=1))
@@ -108,7 +108,7 @@ async def test_other_bytes_are_not_taken_for_a_finished_upload(desk: Desk, origi
     assert desk.server.stats.completes == 1
 
 
-async def test_other_bytes_do_not_go_on_with_the_upload(desk: Desk, origin: Origin) -> None:
+async def test_other_bytes_do_not_resume_the_upload(desk: Desk, origin: Origin) -> None:
     origin.holds(content(SIZE))
     await interrupted(desk, origin)
     other = origin.holds(content(SIZE, seed=1))
@@ -123,7 +123,7 @@ async def test_other_bytes_do_not_go_on_with_the_upload(desk: Desk, origin: Orig
     assert desk.server.stats.completes == 0
 
 
-async def test_fewer_bytes_than_were_sent_are_noticed(desk: Desk, origin: Origin) -> None:
+async def test_fewer_bytes_than_were_sent_are_detected(desk: Desk, origin: Origin) -> None:
     data = origin.holds(content(SIZE))
     await interrupted(desk, origin)
     shorter = origin.holds(data[: 3 * PART + 5])
@@ -138,7 +138,7 @@ async def test_fewer_bytes_than_were_sent_are_noticed(desk: Desk, origin: Origin
     assert desk.server.stats.completes == 0
 
 
-async def test_credentials_that_run_out_are_renewed_once(desk: Desk, origin: Origin) -> None:
+async def test_expired_credentials_are_renewed_once(desk: Desk, origin: Origin) -> None:
     data = origin.holds(content(SIZE))
     desk.order(Fault(action="expire_credentials", operation="UploadPart", part=7, attempt=1))
 
@@ -172,9 +172,7 @@ async def test_a_part_that_fails_is_sent_again(desk: Desk, origin: Origin, fault
     await desk.assert_stored(result, data)
 
 
-async def test_without_any_crc_the_etag_over_our_md5s_is_the_proof(
-    desk: Desk, origin: Origin
-) -> None:
+async def test_without_any_crc_the_etag_of_our_md5s_verifies(desk: Desk, origin: Origin) -> None:
     desk.server.set_options(crc_headers=False, list_crc=False)
     data = origin.holds(content(SIZE))
 
@@ -184,7 +182,7 @@ async def test_without_any_crc_the_etag_over_our_md5s_is_the_proof(
     assert result.verified_by == "etag"
 
 
-async def test_without_any_proof_it_is_no_success(desk: Desk, origin: Origin) -> None:
+async def test_an_unverified_upload_is_an_error(desk: Desk, origin: Origin) -> None:
     desk.server.set_options(crc_headers=False, denied_operations=["HeadObject"])
     desk.order(Fault(action="missing_etag", operation="CompleteMultipartUpload"))
     origin.holds(content(SIZE))
@@ -193,7 +191,7 @@ async def test_without_any_proof_it_is_no_success(desk: Desk, origin: Origin) ->
     assert (await desk.record()).phase is not Phase.DONE
 
 
-async def test_a_lost_answer_to_complete_is_settled_without_the_source(
+async def test_a_lost_complete_response_is_settled_without_the_source(
     desk: Desk, origin: Origin
 ) -> None:
     data = origin.holds(content(SIZE))
@@ -212,7 +210,7 @@ async def test_a_lost_answer_to_complete_is_settled_without_the_source(
     assert (desk.server.stats.completes, desk.server.stats.parts_sent_twice) == (1, 0)
 
 
-async def test_cancelling_leaves_nothing_open_and_the_next_run_goes_on(
+async def test_cancelling_leaves_nothing_open_and_the_next_run_resumes(
     desk: Desk, origin: Origin
 ) -> None:
     data = origin.holds(content(SIZE))
@@ -240,7 +238,7 @@ async def test_cancelling_leaves_nothing_open_and_the_next_run_goes_on(
     assert result.resumed_part_count >= 4
 
 
-async def test_an_upload_that_vanished_begins_anew_or_says_that_it_cannot(
+async def test_an_upload_lost_by_oss_restarts_or_reports_that_it_cannot(
     desk: Desk, origin: Origin
 ) -> None:
     data = origin.holds(content(SIZE))

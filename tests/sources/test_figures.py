@@ -1,4 +1,4 @@
-"""The figures that docs/sources.md tells, measured against a server in a process of its own.
+"""The figures that docs/sources.md quotes, measured against a server in a process of its own.
 
 python -m pytest -s tests/sources/test_figures.py
 """
@@ -44,7 +44,7 @@ def env() -> Iterator[dict[str, str]]:
         server.terminate()
 
 
-def told(done: subprocess.CompletedProcess[str] | str) -> dict[str, Any]:
+def figures_of(done: subprocess.CompletedProcess[str] | str) -> dict[str, Any]:
     figures: dict[str, Any] = json.loads(done if isinstance(done, str) else done.stdout)
     print(json.dumps(figures))
     return figures
@@ -60,7 +60,7 @@ def test_five_gigabytes_of_a_pipe_take_less_than_128_mib(env: dict[str, str]) ->
     assert producer.stdout is not None
     producer.stdout.close()
     assert producer.wait() == 0
-    figures = told(done)
+    figures = figures_of(done)
     assert (figures["size"], figures["verified_by"]) == (size, "crc64")
     assert figures["above_import_mib"] <= 128
 
@@ -77,7 +77,7 @@ def test_a_file_at_20_mb_a_second_is_verified_within_3_s_of_its_last_byte(
         [*FIGURES, "follow", str(path), str(writer.pid)], env=env, stdout=subprocess.PIPE, text=True
     )
     last_byte_at = float(writer.communicate()[0])
-    figures = told(follower.communicate()[0])
+    figures = figures_of(follower.communicate()[0])
     after_s = figures["verified_at"] - last_byte_at
     print(f"verified {after_s:.2f} s after the last byte")
     assert (figures["size"], figures["verified_by"]) == (600_000_000, "crc64")

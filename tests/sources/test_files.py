@@ -92,16 +92,16 @@ async def test_checksums_of_a_range(source: Source) -> None:
     assert await source.read_crc(5, 2 * MIB, with_md5=True) == (crc64(expected), md5)
 
 
-async def test_whoever_asks_is_told_what_was_sent(source: Source) -> None:
-    told: list[int] = []
-    body = source.body(0, 100, told.append)
+async def test_the_callback_gets_the_bytes_sent(source: Source) -> None:
+    sent: list[int] = []
+    body = source.body(0, 100, sent.append)
     body.sent(50)
     body.sent(100)
-    assert told == [50, 100]
+    assert sent == [50, 100]
     source.body(0, 100).sent(100)
 
 
-async def test_a_fingerprint_stays_the_same_and_survives_as_text(source: Source) -> None:
+async def test_a_fingerprint_is_stable_and_round_trips_as_text(source: Source) -> None:
     fingerprint = await source.fingerprint()
     assert fingerprint == await source.fingerprint()
     assert fingerprint.size == source.size == len(CONTENT)
@@ -115,7 +115,7 @@ fingerprints = st.builds(Fingerprint, numbers, numbers, numbers, numbers, number
 
 
 @given(fingerprints)
-def test_any_fingerprint_survives_as_text(fingerprint: Fingerprint) -> None:
+def test_any_fingerprint_round_trips_as_text(fingerprint: Fingerprint) -> None:
     assert Fingerprint.from_text(fingerprint.to_text()) == fingerprint
 
 
@@ -136,18 +136,18 @@ def test_exactly_the_changed_fields_are_named(fingerprint: Fingerprint, names: s
 
 
 @given(st.text())
-def test_other_text_is_no_fingerprint(text: str) -> None:
+def test_other_text_is_not_a_fingerprint(text: str) -> None:
     with pytest.raises(ValueError, match="fingerprint"):
         Fingerprint.from_text(text)
 
 
 @pytest.mark.parametrize("text", ["size=1", "size=1 mtime_ns=2 ctime_ns=3 inode=4 device=x"])
-def test_half_a_fingerprint_is_none(text: str) -> None:
+def test_an_incomplete_fingerprint_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"fingerprint|invalid literal"):
         Fingerprint.from_text(text)
 
 
-async def test_bytes_are_known_by_their_content() -> None:
+async def test_bytes_are_identified_by_their_content() -> None:
     one, other = BytesSource(b"abc"), BytesSource(b"abd")
     assert (await one.fingerprint()).changes(await other.fingerprint()) == ["content"]
 
@@ -199,7 +199,7 @@ async def test_a_device() -> None:
     assert "is a device, not a regular file" in await refusal("/dev/zero")
 
 
-async def test_a_link_is_followed_unless_told_not_to(tmp_path: Path, path: Path) -> None:
+async def test_a_link_is_followed_unless_forbidden(tmp_path: Path, path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(path)
     async with FileSource(link) as source:
@@ -209,7 +209,7 @@ async def test_a_link_is_followed_unless_told_not_to(tmp_path: Path, path: Path)
     assert "symbolic link" in await refusal(tmp_path / "loop")
 
 
-async def test_a_path_that_is_none() -> None:
+async def test_a_malformed_path() -> None:
     assert "is not a path" in await refusal("a\0b")
 
 
@@ -251,7 +251,7 @@ def test_a_file_without_permission(path: Path) -> None:
         (errno.EFBIG, "cannot be read (File too large)"),
     ],
 )
-def test_what_the_system_refuses_is_put_into_words(number: int, words: str) -> None:
+def test_errors_of_the_system_are_explained(number: int, words: str) -> None:
     error = unreadable_source("movie.mp4", OSError(number, os.strerror(number)))
     assert error.message.startswith("movie.mp4 ")
     assert words in error.message
@@ -305,7 +305,7 @@ CHANGES: dict[Callable[[Path], None], str] = {
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 @pytest.mark.parametrize("is_cold", [False, True], ids=["cached", "cold"])
-async def test_a_change_before_the_last_byte_is_noticed(
+async def test_a_change_before_the_last_byte_is_detected(
     path: Path, change: Callable[[Path], None], is_cold: bool
 ) -> None:
     async with FileSource(path) as source:
@@ -321,7 +321,7 @@ async def test_a_change_before_the_last_byte_is_noticed(
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-async def test_a_change_is_noticed_when_reading_for_a_checksum(
+async def test_a_change_is_detected_when_reading_for_a_checksum(
     path: Path, change: Callable[[Path], None]
 ) -> None:
     async with FileSource(path) as source:
@@ -350,7 +350,7 @@ async def test_the_fingerprint_shows_a_change(path: Path, change: Callable[[Path
         assert ", ".join(before.changes(await source.fingerprint())) == CHANGES[change]
 
 
-async def test_a_file_replaced_under_its_name_is_noticed(path: Path) -> None:
+async def test_a_file_replaced_under_its_name_is_detected(path: Path) -> None:
     async with FileSource(path) as source:
         other = path.with_suffix(".new")
         other.write_bytes(CONTENT)
@@ -359,7 +359,7 @@ async def test_a_file_replaced_under_its_name_is_noticed(path: Path) -> None:
             await source.fingerprint()
 
 
-async def test_a_file_that_was_deleted_is_noticed(path: Path) -> None:
+async def test_a_deleted_file_is_detected(path: Path) -> None:
     async with FileSource(path) as source:
         os.unlink(path)
         with pytest.raises(SourceChanged, match="does not exist any more"):
@@ -377,7 +377,7 @@ async def test_cached_pages_need_no_thread(path: Path) -> None:
     assert bytes(into) == CONTENT[:MIB]
 
 
-async def test_a_cold_file_is_read_in_threads_of_our_own(path: Path) -> None:
+async def test_an_uncached_file_is_read_in_our_own_threads(path: Path) -> None:
     make_cold(path)
     before = set(threading.enumerate())  # other tests may have left theirs
     async with FileSource(path) as source:
@@ -425,7 +425,7 @@ async def test_blocked_disks_do_not_delay_names(path: Path) -> None:
     assert len(threads) <= 8
 
 
-async def test_a_disk_that_never_answers_is_given_up(path: Path) -> None:
+async def test_a_disk_that_never_answers_times_out(path: Path) -> None:
     gate = threading.Event()
     async with FileSource(path, read_timeout_s=0.1) as source:
         with pytest.raises(SourceUnreadable, match="does not answer within"):

@@ -44,7 +44,7 @@ def overwrite(path: Path, offset: int, data: bytes) -> None:
 async def uploading(
     desk: Desk, source: FollowedFile, **given: Any
 ) -> AsyncIterator[asyncio.Task[UploadResult]]:
-    """An upload that goes on while the block writes."""
+    """An upload that runs while the block writes."""
     async with desk.uploader(**given) as up:
         task = asyncio.create_task(up.upload(source))
         try:
@@ -105,7 +105,7 @@ async def test_a_change_while_the_changes_are_sent_is_not_missed(desk: Desk, pat
     await desk.assert_stored(result, DATA[: 3 * PART] + b"late" + DATA[3 * PART + 4 :])
 
 
-async def test_a_file_that_never_is_still_completes_nothing(desk: Desk, path: Path) -> None:
+async def test_a_file_that_never_stops_changing_completes_nothing(desk: Desk, path: Path) -> None:
     append(path, DATA)
     source = FollowedFile(path, Until(marker=path))
     stopped = asyncio.Event()
@@ -143,7 +143,7 @@ def writer(path: Path) -> tuple[Until, Callable[[], object]]:
 
 
 @pytest.mark.parametrize("make", [marker, idle, writer])
-async def test_its_end_is_known_by(
+async def test_its_end_is_recognized_by(
     desk: Desk, path: Path, make: Callable[[Path], tuple[Until, Callable[[], object]]]
 ) -> None:
     ending, end = make(path)
@@ -159,7 +159,7 @@ async def test_its_end_is_known_by(
     await desk.assert_stored(result, DATA)
 
 
-async def test_a_writer_that_is_gone_has_finished(desk: Desk, path: Path) -> None:
+async def test_a_writer_that_does_not_exist_has_finished(desk: Desk, path: Path) -> None:
     append(path, DATA)
     process = await asyncio.create_subprocess_exec("true")
     await process.wait()
@@ -192,7 +192,7 @@ async def test_a_file_that_stays_empty_is_refused_at_its_end(desk: Desk, path: P
     assert "empty" in error.message
 
 
-async def test_a_file_that_is_not_there_is_said_at_once(desk: Desk, tmp_path: Path) -> None:
+async def test_a_missing_file_is_reported_at_once(desk: Desk, tmp_path: Path) -> None:
     error = await desk.fail(FollowedFile(tmp_path / "gone.mp4", Until(idle_s=60)))
     assert isinstance(error, SourceUnreadable)
 
@@ -200,7 +200,7 @@ async def test_a_file_that_is_not_there_is_said_at_once(desk: Desk, tmp_path: Pa
 # --- a later run ----------------------------------------------------------------------
 
 
-async def test_an_interrupted_upload_follows_on(desk: Desk, path: Path) -> None:
+async def test_an_interrupted_upload_resumes(desk: Desk, path: Path) -> None:
     append(path, DATA[: 8 * PART])
     async with uploading(desk, FollowedFile(path)) as task:
         await until(lambda: len(sent_numbers(desk)) >= 7)
@@ -216,7 +216,7 @@ async def test_an_interrupted_upload_follows_on(desk: Desk, path: Path) -> None:
     assert desk.server.stats.bytes_sent_twice == 0
 
 
-async def test_a_finished_file_is_an_ordinary_one_afterwards(desk: Desk, path: Path) -> None:
+async def test_a_complete_file_is_an_ordinary_file_afterwards(desk: Desk, path: Path) -> None:
     append(path, DATA)
     first = await desk.push(FollowedFile(path, Until(marker=path)))
     again = await desk.push(path)
@@ -239,9 +239,7 @@ async def test_another_file_under_its_name_is_another_upload(desk: Desk, path: P
     assert desk.server.stats.completes == 0
 
 
-async def test_one_that_went_on_after_its_end_is_noticed_before_it_completes(
-    desk: Desk, path: Path
-) -> None:
+async def test_data_after_the_end_is_detected_before_completing(desk: Desk, path: Path) -> None:
     append(path, DATA)
     desk.order(Fault(action="error", operation="CompleteMultipartUpload", count=None, status=400))
     await desk.fail(FollowedFile(path, Until(marker=path)))

@@ -69,7 +69,7 @@ async def test_ranges_are_read_in_blocks(store: type[Shaky]) -> None:
         assert await read_all(source.body(0, 1)) == DATA[:1]
 
 
-async def test_a_change_is_noticed_at_the_end_of_a_range(store: type[Shaky]) -> None:
+async def test_a_change_is_detected_at_the_end_of_a_range(store: type[Shaky]) -> None:
     async with FsspecSource(URL) as source:
         body = source.body(0, PART)
         assert await body.read(memoryview(bytearray(10)), 0) == 10
@@ -85,7 +85,7 @@ async def test_a_short_answer_never_yields_a_short_body(store: type[Shaky]) -> N
             await read_all(source.body(0, PART))
 
 
-async def test_errors_of_a_store_become_ours(desk: Desk, store: type[Shaky]) -> None:
+async def test_errors_of_a_store_are_translated(desk: Desk, store: type[Shaky]) -> None:
     store.failure = RuntimeError("token of the store: SECRET")
     error = await desk.fail(FsspecSource(URL))
     assert isinstance(error, SourceUnreadable)
@@ -98,7 +98,7 @@ async def test_errors_of_a_store_become_ours(desk: Desk, store: type[Shaky]) -> 
     assert "does not exist" in (await refusal(FsspecSource("shaky://shaky/gone.mp4"))).message
 
 
-async def test_a_store_that_does_not_answer_is_given_up(store: type[Shaky]) -> None:
+async def test_a_store_that_does_not_answer_times_out(store: type[Shaky]) -> None:
     store.is_slow = True
     async with asyncio.timeout(10):
         error = await refusal(FsspecSource(URL, read_timeout_s=0.1))
@@ -112,11 +112,11 @@ async def test_another_web_server_is_a_store_too(desk: Desk) -> None:
     await desk.assert_stored(result, DATA)
 
 
-async def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+async def test_a_folder_is_refused(tmp_path: Path) -> None:
     assert "is not a file" in (await refusal(FsspecSource(f"file://{tmp_path}"))).message
 
 
-async def test_a_kind_of_url_nobody_knows() -> None:
+async def test_an_unknown_kind_of_url() -> None:
     error = await refusal(FsspecSource("nonsense://a/b.mp4"))
     assert isinstance(error, ConfigurationError)
     assert "vodup[fsspec]" in error.next_step
@@ -132,7 +132,7 @@ def test_other_urls_are_sources_of_fsspec() -> None:
     assert isinstance(as_source("s3://bucket/movie.mp4"), FsspecSource)
 
 
-def test_without_fsspec_it_says_what_to_install() -> None:
+def test_without_fsspec_the_error_names_what_to_install() -> None:
     script = (
         "import asyncio, sys; sys.modules['fsspec'] = None\n"
         "from uploader import ConfigurationError, FsspecSource\n"

@@ -1,4 +1,4 @@
-"""Streams: what is kept, who waits, what a producer's end means, and what a later run needs."""
+"""Streams: buffers, back-pressure, the end of a producer, and what a later run needs."""
 
 from __future__ import annotations
 
@@ -62,16 +62,16 @@ class Producer:
 # --- back-pressure --------------------------------------------------------------------
 
 
-async def test_a_producer_is_not_read_from_while_there_is_no_room(desk: Desk) -> None:
-    window = 8 * PART
+async def test_a_producer_is_not_read_from_while_the_buffer_is_full(desk: Desk) -> None:
+    buffer_size = 8 * PART
     producer = Producer(content(40 * PART))
     desk.order(Fault(action="slow", operation="UploadPart", count=None, delay_s=30))
     async with desk.uploader(concurrency=4) as up:
-        source = StreamSource(producer, buffer=MemoryBuffer(window))
+        source = StreamSource(producer, buffer=MemoryBuffer(buffer_size))
         task = asyncio.create_task(up.upload(source, key=KEY, meta=META))
-        await until(lambda: producer.given >= window)
+        await until(lambda: producer.given >= buffer_size)
         await asyncio.sleep(0.1)
-        assert producer.given <= window + PART // 4
+        assert producer.given <= buffer_size + PART // 4
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -105,7 +105,7 @@ async def test_a_producer_that_fails_completes_nothing(desk: Desk) -> None:
     assert result.resumed_part_count > 0
 
 
-async def test_what_is_no_bytes_is_refused(desk: Desk) -> None:
+async def test_pieces_that_are_not_bytes_are_refused(desk: Desk) -> None:
     async def words() -> AsyncGenerator[str, None]:
         yield "text"
 
@@ -121,7 +121,7 @@ def command(script: str) -> StreamSource:
 WRITES = "import sys; sys.stdout.buffer.write(bytes(range(256)) * 4000); sys.stdout.flush(); "
 
 
-async def test_a_command_that_ends_well_is_stored(desk: Desk) -> None:
+async def test_a_command_with_exit_status_0_is_stored(desk: Desk) -> None:
     result = await desk.push(command(WRITES))
     await desk.assert_stored(result, bytes(range(256)) * 4000)
 
@@ -140,7 +140,7 @@ async def test_a_command_that_fails_completes_nothing(desk: Desk, end: str, word
     assert desk.server.stats.completes == 0
 
 
-async def test_a_command_that_is_not_there(desk: Desk) -> None:
+async def test_a_missing_command(desk: Desk) -> None:
     error = await desk.fail(StreamSource(CommandReader(["no-such-command-here"]), "movie.mp4"))
     assert "cannot be started (No such file or directory)" in error.message
 
@@ -174,7 +174,7 @@ def _is_alive(group: int) -> bool:
 # --- what a later run needs -----------------------------------------------------------
 
 
-async def test_a_stream_without_a_name_for_it_is_an_upload_of_its_own(desk: Desk) -> None:
+async def test_a_stream_without_a_key_is_a_separate_upload(desk: Desk) -> None:
     """Two recordings from one pipe must never be taken for the same one."""
     first = await desk.push(pieces(content(2 * PART)), meta=META)
     other = await desk.push(pieces(content(2 * PART, seed=1)), meta=META)
@@ -182,7 +182,7 @@ async def test_a_stream_without_a_name_for_it_is_an_upload_of_its_own(desk: Desk
     assert desk.server.stats.creates == 2
 
 
-async def test_a_failure_says_how_to_go_on(desk: Desk) -> None:
+async def test_a_failure_names_how_to_resume(desk: Desk) -> None:
     desk.order(Fault(action="reset", operation="UploadPart", part=3, count=None))
     error = await desk.fail(pieces(content(6 * PART)), meta=META)
     assert isinstance(error, TransportError)
@@ -195,7 +195,7 @@ async def test_a_failure_says_how_to_go_on(desk: Desk) -> None:
     assert desk.server.stats.creates == 1
 
 
-async def test_a_longer_stream_than_before_is_another_one(desk: Desk) -> None:
+async def test_a_longer_stream_than_before_is_refused(desk: Desk) -> None:
     data = content(6 * PART)
     desk.order(Fault(action="error", operation="CompleteMultipartUpload", count=None, status=400))
     await desk.fail(pieces(data), key=KEY, meta=META)
@@ -207,7 +207,7 @@ async def test_a_longer_stream_than_before_is_another_one(desk: Desk) -> None:
     assert desk.server.stats.completes == 0
 
 
-async def test_a_stream_that_ends_before_what_was_sent_of_it_is_another_one(desk: Desk) -> None:
+async def test_a_stream_that_ends_before_what_was_sent_is_refused(desk: Desk) -> None:
     """At the edge of a part, so that no part differs."""
     data = content(12 * PART)
     desk.order(
@@ -226,15 +226,15 @@ async def test_a_stream_that_ends_before_what_was_sent_of_it_is_another_one(desk
     assert desk.server.stats.completes == 0
 
 
-async def test_streams_that_share_a_room_keep_no_more_than_it_has(desk: Desk) -> None:
+async def test_streams_that_share_buffer_space_stay_within_it(desk: Desk) -> None:
     desk.server.set_options(bandwidth=20e6)
     space = BufferSpace(10 * PART)
     data = [content(30 * PART, seed=seed) for seed in range(3)]
-    kept: list[int] = []
+    used: list[int] = []
 
     async def watched(one: bytes) -> AsyncGenerator[bytes, None]:
         async for piece in pieces(one):
-            kept.append(space.used)
+            used.append(space.used)
             yield piece
 
     async with desk.uploader() as up, asyncio.TaskGroup() as group:
@@ -242,7 +242,7 @@ async def test_streams_that_share_a_room_keep_no_more_than_it_has(desk: Desk) ->
             source = StreamSource(watched(one), buffer=MemoryBuffer(8 * PART, space=space))
             group.create_task(up.upload(source, key=f"stream-{number}", meta=META))
     assert desk.server.stats.completes == 3
-    assert 0 < max(kept) <= 10 * PART
+    assert 0 < max(used) <= 10 * PART
     assert space.used == 0
 
 
@@ -262,13 +262,13 @@ async def spooled_to_the_end(desk: Desk, folder: Path, data: bytes) -> None:
 
 
 def nothing_more(folder: Path) -> StreamSource:
-    """The same spool, and a producer that must not be asked."""
+    """The same spool, and a producer that must not be used."""
     return StreamSource(
         Producer(b"x" * PART, fails_after=0), "movie.mp4", buffer=Spool(folder, "movie.mp4")
     )
 
 
-async def test_a_spool_that_has_the_end_needs_no_producer(desk: Desk) -> None:
+async def test_a_spool_with_the_end_needs_no_producer(desk: Desk) -> None:
     data, folder = content(12 * PART + 1), desk.folder / "spool"
     await spooled_to_the_end(desk, folder, data)
     acked = await desk.acked_part_numbers()
@@ -282,7 +282,7 @@ async def test_a_spool_that_has_the_end_needs_no_producer(desk: Desk) -> None:
     assert list(folder.iterdir()) == [], "a finished upload leaves no spool"
 
 
-async def test_a_spool_without_the_end_makes_the_producer_come_again(desk: Desk) -> None:
+async def test_a_spool_without_the_end_needs_the_producer_again(desk: Desk) -> None:
     data, folder = content(12 * PART), desk.folder / "spool"
     producer = Producer(data, fails_after=8 * PART)
     producer.waits_for = lambda: desk.server.stats.parts_stored >= 4
@@ -296,7 +296,7 @@ async def test_a_spool_without_the_end_makes_the_producer_come_again(desk: Desk)
     assert result.resumed_part_count > 0
 
 
-async def test_a_spool_of_an_upload_given_up_is_not_taken_for_a_new_one(desk: Desk) -> None:
+async def test_the_spool_of_an_aborted_upload_is_not_used_for_a_new_one(desk: Desk) -> None:
     folder = desk.folder / "spool"
     await spooled_to_the_end(desk, folder, content(12 * PART))
     async with desk.uploader() as up:
@@ -309,7 +309,7 @@ async def test_a_spool_of_an_upload_given_up_is_not_taken_for_a_new_one(desk: De
     await desk.assert_stored(result, fresh)
 
 
-async def test_a_spool_that_a_crash_left_of_a_finished_upload_hides_no_new_stream(
+async def test_a_spool_left_by_a_crash_after_the_upload_hides_no_new_stream(
     desk: Desk,
 ) -> None:
     """The process ended between the receipt and the removal of the folder."""
@@ -329,10 +329,10 @@ async def test_a_spool_that_a_crash_left_of_a_finished_upload_hides_no_new_strea
             await desk.assert_stored(await desk.push(source, meta=META), fresh)
             break
     else:
-        raise AssertionError("the folder goes on standing for the finished upload")
+        raise AssertionError("the folder still belongs to the finished upload")
 
 
-async def test_a_damaged_spool_is_emptied_and_the_producer_asked_for(desk: Desk) -> None:
+async def test_a_damaged_spool_is_emptied_and_needs_the_producer(desk: Desk) -> None:
     data, folder = content(12 * PART), desk.folder / "spool"
     await spooled_to_the_end(desk, folder, data)
     damaged = max(folder.rglob("*.part"))
@@ -357,7 +357,7 @@ async def test_two_processes_do_not_share_a_spool(tmp_path: Path) -> None:
     await second.close(is_done=True)
 
 
-async def test_a_spool_keeps_no_more_than_it_may(desk: Desk) -> None:
+async def test_a_spool_stays_within_its_size(desk: Desk) -> None:
     most, folder = 8 * PART, desk.folder / "spool"
     desk.order(Fault(action="slow", operation="UploadPart", count=None, delay_s=30))
     producer = Producer(content(40 * PART))
@@ -376,7 +376,7 @@ async def test_a_spool_keeps_no_more_than_it_may(desk: Desk) -> None:
 # --- limits ---------------------------------------------------------------------------
 
 
-async def test_a_stream_longer_than_ten_thousand_parts_says_so(desk: Desk) -> None:
+async def test_a_stream_longer_than_ten_thousand_parts_is_refused(desk: Desk) -> None:
     """With a plan that was cut for a tenth of it."""
     small = plan_stream(part_size=PART, largest_size=PART)
     source = StreamSource(Producer(b""), buffer=MemoryBuffer(8 * PART))
@@ -396,12 +396,12 @@ def test_a_buffer_too_small_for_parts_is_refused(make: type) -> None:
         make(8 * PART - 1)
 
 
-def test_sixteen_connections_have_parts_in_the_usual_memory() -> None:
+def test_sixteen_connections_have_parts_in_the_default_memory() -> None:
     assert DEFAULT_MEMORY_SIZE > 16 * 5 * 1024 * 1024
 
 
 @pytest.mark.parametrize("given", [3, object()])
-async def test_what_is_no_source_is_refused(desk: Desk, given: AnySource) -> None:
+async def test_other_objects_are_not_sources(desk: Desk, given: AnySource) -> None:
     assert isinstance(await desk.fail(given), ConfigurationError)
 
 
@@ -412,13 +412,13 @@ async def test_text_files_are_refused(desk: Desk) -> None:
     assert "open as text" in error.message
 
 
-async def test_parts_are_given_in_order_and_once() -> None:
+async def test_parts_come_in_order_and_once() -> None:
     source = StreamSource(pieces(content(3 * PART)), buffer=MemoryBuffer(8 * PART))
     async with source:
         await source.begin("")
         first, second = Part(1, 0, PART), Part(2, PART, PART)
         assert await source.wait_for(first) == PART
-        assert await source.wait_for(first) == PART, "still kept"
+        assert await source.wait_for(first) == PART, "still buffered"
         assert await source.wait_for(second) == PART
         await source.release(first)
         with pytest.raises(SourceNotRepeatable):
@@ -431,7 +431,7 @@ async def test_parts_are_given_in_order_and_once() -> None:
 # --- what a stream cannot give again ------------------------------------------------------
 
 
-async def test_a_stream_that_fills_its_last_part_is_known_again(desk: Desk) -> None:
+async def test_a_stream_that_fills_its_last_part_is_recognized(desk: Desk) -> None:
     data = content(5 << 20)  # the first step of a stream whose size nobody knows
     first = await desk.push(Producer(data), key=KEY, meta=META)
 
@@ -440,7 +440,7 @@ async def test_a_stream_that_fills_its_last_part_is_known_again(desk: Desk) -> N
     assert (again.is_receipt, again.crc64) == (True, first.crc64)
 
 
-async def test_parts_that_only_an_etag_could_prove_and_nobody_can_read_again(desk: Desk) -> None:
+async def test_parts_that_need_an_md5_and_cannot_be_read_again(desk: Desk) -> None:
     """An earlier run's parts have a CRC-64 and no MD5; this run's OSS tells ETags only."""
     producer = Producer(content(12 * PART), fails_after=8 * PART)
     producer.waits_for = lambda: desk.server.stats.parts_stored >= 4
@@ -453,7 +453,7 @@ async def test_parts_that_only_an_etag_could_prove_and_nobody_can_read_again(des
     assert desk.server.stats.completes == 1
 
 
-async def test_a_part_oss_does_not_list_any_more_comes_from_the_producer_again(desk: Desk) -> None:
+async def test_a_part_oss_no_longer_lists_is_read_from_the_producer_again(desk: Desk) -> None:
     data = content(8 * PART + 7)
     desk.order(
         Fault(

@@ -1,4 +1,4 @@
-"""A web server that gives bytes, and misbehaves when told to."""
+"""A web server that serves bytes, and misbehaves on request."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class Site:
             assert request.transport is not None
             request.transport.abort()
             return response
-        with suppress(ConnectionResetError):  # whoever asked has gone
+        with suppress(ConnectionResetError):  # the client has gone
             await response.write(piece)
         return response
 

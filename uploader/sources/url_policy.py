@@ -1,7 +1,7 @@
 """Which URLs a source may be read from: no address that only this machine or its network reaches.
 
-A URL may come from a manifest, and whoever wrote that must not make this machine ask its
-neighbours, or a cloud's metadata service, and send the answer to a bucket (SSRF).
+A URL may come from a manifest, whose author must not make this machine send requests to its
+network or to a cloud's metadata service and upload the response (SSRF).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052
 _V4_COMPATIBLE: Final = ipaddress.ip_network("::/96")  # RFC 4291, deprecated
 
 _SIGNED: Final = frozenset(
-    # What presigned URLs carry beside what names the object; differs each time one is made.
+    # Parameters of presigned URLs that do not name the object; each new URL has other values.
     """
     ossaccesskeyid signature expires security-token x-oss-signature x-oss-signature-version
     x-oss-credential x-oss-date x-oss-expires x-oss-security-token x-amz-algorithm
@@ -34,19 +34,19 @@ _SIGNED: Final = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UrlPolicy:
-    """What may be read from a URL. Comes from code or flags, never from data.
+    """Which URLs may be read. Comes from code or flags, never from data.
 
     Attributes:
-        allow_private: addresses of this machine and of private networks, too.
-        max_redirects: hops that are followed; each is held to the same rules, and none
-            leads from https to http.
+        allow_private: also addresses of this machine and of private networks.
+        max_redirects: how many redirects are followed; the same rules apply to each, and
+            none may lead from https to http.
     """
 
     allow_private: bool = False
     max_redirects: int = 5
 
     def require_address(self, address: str, host: str) -> None:
-        """Refuse an address that a host's name stands for.
+        """Check an address of a host.
 
         Raises:
             PolicyError: it is not public.
@@ -54,34 +54,41 @@ class UrlPolicy:
         if not self.allow_private and not is_public(address):
             named = host if host == address else f"{host} ({address})"
             raise PolicyError(
-                f"{named} is not a public address, and a source may not lead there.",
-                next_step="If that is meant, pass --allow-private-sources "
+                f"{named} is not a public address, so the source may not be read from it.",
+                next_step="If you trust this URL, pass --allow-private-sources "
                 "(UrlPolicy(allow_private=True) in code).",
             )
 
     def next_hop(self, url: URL, location: str | None) -> URL:
-        """Where a redirect leads.
+        """Return the target of a redirect.
 
         Raises:
-            PolicyError: nowhere it may lead.
+            PolicyError: the target may not be read.
         """
         if location is None:
-            raise PolicyError(f"{shown(url)} redirects without saying where.")
+            raise _redirect_refused(url, "without a target")
         try:
-            following = url.join(URL(location))
+            target = url.join(URL(location))
         except ValueError:
-            raise PolicyError(f"{shown(url)} redirects to what is no URL.") from None
-        if following.scheme not in ("http", "https") or not following.host:
-            raise PolicyError(f"{shown(url)} redirects to another kind of place.")
-        if url.scheme == "https" and following.scheme == "http":
-            raise PolicyError(f"{shown(url)} redirects from https to http.")
-        if following.user is not None or following.password is not None:
-            raise PolicyError(f"{shown(url)} redirects to a URL with a password in it.")
-        return following
+            raise _redirect_refused(url, "to a malformed URL") from None
+        if target.scheme not in ("http", "https") or not target.host:
+            raise _redirect_refused(url, "to a URL that is not http or https")
+        if url.scheme == "https" and target.scheme == "http":
+            raise _redirect_refused(url, "from https to http")
+        if target.user is not None or target.password is not None:
+            raise _redirect_refused(url, "to a URL with a password")
+        return target
+
+
+def _redirect_refused(url: URL, how: str) -> PolicyError:
+    return PolicyError(
+        f"{shown(url)} redirects {how}.",
+        next_step="Check the URL; if its target is right, pass the target itself.",
+    )
 
 
 def is_public(address: str) -> bool:
-    """Whether the whole internet reaches an IP address; of one inside another, both."""
+    """Whether an IP address is public; if another one is embedded in it, both must be."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -98,7 +105,7 @@ def _is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
 
 
 def _embedded(address: ipaddress.IPv6Address) -> list[ipaddress.IPv4Address]:
-    """IPv4 addresses that a gateway would take out of an IPv6 address."""
+    """IPv4 addresses that a gateway would extract from an IPv6 address."""
     found = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
     if address in _NAT64 or address in _V4_COMPATIBLE:
         found.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
@@ -106,20 +113,20 @@ def _embedded(address: ipaddress.IPv6Address) -> list[ipaddress.IPv4Address]:
 
 
 def parsed_url(text: str) -> URL:
-    """Read a URL of a source.
+    """Parse the URL of a source.
 
     Raises:
-        ConfigurationError: it is none, or it has a password in it.
+        ConfigurationError: it is malformed, not http or https, or contains a password.
     """
     try:
         url = URL(text)
     except ValueError:
-        raise ConfigurationError("The source is not a URL.") from None
+        raise ConfigurationError("The source is a malformed URL.") from None
     if url.scheme not in ("http", "https") or not url.host:
         raise ConfigurationError(f"{shown(url)} is not an http or https URL with a host.")
     if url.user is not None or url.password is not None:
         raise ConfigurationError(
-            f"{shown(url)} has a name or a password in it.",
+            f"{shown(url)} contains a user name or password.",
             next_step="vodup sends no credentials to a source: use a presigned URL, or "
             "vodup[fsspec] for the store's own protocol.",
         )
@@ -127,13 +134,13 @@ def parsed_url(text: str) -> URL:
 
 
 def shown(url: URL) -> str:
-    """A URL without what may be secret: name, password, query and fragment."""
+    """A URL without what may be secret: user name, password, query and fragment."""
     if not url.host:
         return f"{url.scheme}:…" if url.scheme else "The source"
     return str(url.with_user(None).with_query(None).with_fragment(None))
 
 
 def identity_of(url: URL) -> str:
-    """What names the object: the URL without a presigner's parameters."""
-    kept = [(name, value) for name, value in url.query.items() if name.lower() not in _SIGNED]
-    return str(url.with_query(kept))
+    """The URL without the parameters of a presigned one: what names the object."""
+    query = [(name, value) for name, value in url.query.items() if name.lower() not in _SIGNED]
+    return str(url.with_query(query))
