@@ -20,10 +20,12 @@ from uploader import (
     PolicyError,
     SourceChanged,
     SourceUnreadable,
+    Spool,
     UrlPolicy,
     UrlSource,
     VodupError,
 )
+from uploader.devserver import Fault
 from uploader.sources import as_source
 from uploader.sources.url_client import CheckedResolver, checked_socket
 from uploader.sources.url_policy import identity_of, is_public
@@ -124,6 +126,25 @@ async def test_an_interrupted_stream_completes_nothing(desk: Desk, site: Site) -
     result = await desk.push(source_of(site))
     await desk.assert_stored(result, DATA)
     assert desk.server.stats.creates == 1, "a URL names its upload, so that it resumes"
+
+
+async def test_a_url_without_ranges_resumes_from_its_spool(desk: Desk, site: Site) -> None:
+    """Parts that OSS has are not in the spool any more; their CRC-64s are."""
+    site.with_ranges = False
+    desk.order(
+        Fault(action="error", operation="UploadPart", part=5, count=None, status=400,
+              code="InvalidArgument"),
+        Fault(action="delay", operation="UploadPart", part=5, delay_s=0.3, count=None),
+    )  # fmt: skip
+    await desk.fail(source_of(site, buffer=Spool(desk.folder / "spool", "movie.mp4")))
+    desk.order()
+    site.data = b"not needed any more"
+
+    source = source_of(site, buffer=Spool(desk.folder / "spool", "movie.mp4"))
+    result = await desk.push(source)
+
+    await desk.assert_stored(result, DATA)
+    assert result.resumed_part_count >= 3
 
 
 async def test_a_stream_in_chunks_has_an_end(desk: Desk, site: Site) -> None:

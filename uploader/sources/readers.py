@@ -158,8 +158,6 @@ class CommandReader:
     the end of the stream only if the exit status is 0.
     """
 
-    _GRACE_S: Final = 5.0
-
     def __init__(self, argv: Sequence[str]) -> None:
         self._argv = list(argv)
         self._command: RunningCommand | None = None

@@ -162,6 +162,14 @@ class UrlSource(Ranges):
         download = _Download(self, self._client, offset + size, self._patience_s)
         return RangeBody(download, offset, size, on_sent)
 
+    async def read_crc(
+        self, offset: int, size: int, *, with_md5: bool = False
+    ) -> tuple[int, str | None]:
+        """Read the range again, or return what the buffer knows of a part."""
+        if self._stream is not None:
+            return await self._stream.read_crc(offset, size, with_md5=with_md5)
+        return await super().read_crc(offset, size, with_md5=with_md5)
+
     async def __aenter__(self) -> Self:
         """Request the first byte; its response describes the object.
 
