@@ -228,7 +228,7 @@ async def test_the_limit_may_change_while_bytes_wait() -> None:
         pace.set_bandwidth(None)
         await clock.run()
     assert clock.now_s < 1011
-    assert pace.bytes_per_s is None
+    assert pace.connection_rate is None
 
 
 async def test_the_limit_follows_the_time_of_day() -> None:

@@ -279,7 +279,7 @@ async def test_vod_calls_and_bandwidth_are_limited_as_asked() -> None:
     network = await network_of(Nowhere(), options=opts, shared_vod_budget=shared)
     await network.pace.vod_call()
     assert waited == 1
-    assert network.pace.bytes_per_s == 12345
+    assert network.pace.connection_rate == 12345 / network.pace.limit
 
 
 # --- what is written down ------------------------------------------------------------------

@@ -124,11 +124,6 @@ class Pace:
             self._rtt_s = _shortest_rtt_s(self._probe.sample())
         return self._rtt_s
 
-    @property
-    def bytes_per_s(self) -> int | None:
-        """The bandwidth limit at this moment; None without one."""
-        return self._limiter.rate()
-
     @asynccontextmanager
     async def slot(
         self, owner: Hashable = None, *, going: asyncio.Event | None = None
