@@ -160,6 +160,11 @@ TOO_LONG = frozenset(
     }
 )
 
+# Classes that stand in two modules today, and will get names of their own.
+SHARED_NAMES = frozenset(
+    "Batch Entry GiveBack Job Journal Row Run Stored Transfer UrlSource".split()
+)
+
 # What a value has no use for: each of these waits, asks the clock, rolls dice or touches a device.
 # `http` itself is not among them: HTTPStatus is a table of numbers.
 IMPURE_MODULES = frozenset(
@@ -372,6 +377,37 @@ def test_a_planted_long_definition_is_caught() -> None:
         "clock": f"class A:\n{body[10:]}\ndef f():\n{body[:490]}",
     }
     assert list(too_long(house)) == ["pace:A", "pace:f", "events"]
+
+
+def shared_names(sources: Mapping[str, str]) -> dict[str, str]:
+    """Classes of one name in several modules, by name: a search should find one thing."""
+    homes: dict[str, list[str]] = {}
+    for module, source in sources.items():
+        if module.partition(".")[0] == "devserver":
+            continue  # it shares no code with the rest, so its names are its own
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name.lstrip("_"), []).append(module)
+    return {
+        name: f"class {name} stands in {' and '.join(modules)}"
+        for name, modules in homes.items()
+        if len(modules) > 1
+    }
+
+
+def test_a_class_name_stands_for_one_thing() -> None:
+    found = shared_names(sources_of(SOURCE))
+    assert [sentence for name, sentence in found.items() if name not in SHARED_NAMES] == []
+    assert SHARED_NAMES - found.keys() == set(), "no longer shared: remove it from SHARED_NAMES"
+
+
+def test_a_planted_shared_name_is_caught() -> None:
+    house = {
+        "pace": "class Job: pass",
+        "session": "class _Job: pass",
+        "devserver.vod": "class Job: pass",
+    }
+    assert shared_names(house) == {"Job": "class Job stands in pace and session"}
 
 
 def test_the_core_is_in_the_plan() -> None:
