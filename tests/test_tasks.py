@@ -7,7 +7,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any
 
 import anyio
 import pytest
@@ -250,21 +251,43 @@ async def wait_and_fail_when_cancelled() -> None:
         await asyncio.Event().wait()
 
 
-async def be_cancelled_while_a_failure_ends_the_others() -> None:
-    async def end_slowly() -> None:
-        try:
-            await asyncio.Event().wait()
-        finally:
-            await asyncio.sleep(0.2)
+async def end_slowly() -> None:
+    try:
+        await asyncio.Event().wait()
+    finally:
+        await asyncio.sleep(0.2)
 
+
+async def be_cancelled_while_a_failure_ends_the_others() -> None:
     async with one_error() as group:
         group.create_task(end_slowly())
         group.create_task(fail())
 
 
+async def be_cancelled_while_a_failure_of_the_block_ends_the_others() -> None:
+    async with one_error() as group:
+        group.create_task(end_slowly())
+        await asyncio.sleep(0)
+        raise Boom
+
+
+async def fail_while_it_is_cancelled() -> None:
+    async with beside(forever()):
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise Boom
+
+
 WAITING = pytest.mark.parametrize(
     "waiting",
-    [wait_in_a_group, wait_and_fail_when_cancelled, be_cancelled_while_a_failure_ends_the_others],
+    [
+        wait_in_a_group,
+        wait_and_fail_when_cancelled,
+        be_cancelled_while_a_failure_ends_the_others,
+        be_cancelled_while_a_failure_of_the_block_ends_the_others,
+        fail_while_it_is_cancelled,
+    ],
 )
 
 
@@ -307,6 +330,30 @@ async def test_a_cancellation_that_somebody_swallowed_before_does_not_count() ->
     asyncio.current_task().uncancel()  # type: ignore[union-attr]
 
 
+async def use_a_plain_group() -> None:
+    """Somebody else's code; on Python 3.11 and 3.12 it leaves a count of one."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(forever())
+            group.create_task(fail(0.001))
+    except* Boom:
+        pass
+
+
+async def test_what_a_plain_group_in_the_block_leaves_behind_is_no_cancellation() -> None:
+    async with beside(forever()):
+        await use_a_plain_group()
+    with pytest.raises(KeyError):
+        async with beside(forever()):
+            await use_a_plain_group()
+            raise KeyError
+    with pytest.raises(Boom):
+        async with one_error() as group:
+            group.create_task(forever())
+            await use_a_plain_group()
+            await fail()
+
+
 async def wait_for_something_cancelled() -> None:
     future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     future.cancel()
@@ -321,6 +368,53 @@ async def test_a_task_that_nobody_cancelled_has_failed() -> None:
     with pytest.raises(RuntimeError, match="nobody has cancelled it"):
         async with beside(wait_for_something_cancelled()):
             await asyncio.Event().wait()
+
+
+async def test_others_may_clean_up_without_being_cancelled_again() -> None:
+    cleaned: list[str] = []
+
+    async def clean_up(delay_s: float) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(delay_s)
+            cleaned.append("cleaned")
+            raise ZeroDivisionError
+
+    with pytest.raises(Boom):
+        async with beside(clean_up(0.01), clean_up(0.02), clean_up(0.03)):
+            await fail(0.001)
+    with pytest.raises(Boom):
+        async with one_error() as group:
+            for delay in range(3):
+                group.create_task(clean_up(delay / 100))
+            group.create_task(fail(0.001))
+    assert len(cleaned) == 6
+
+
+async def test_a_cancellation_and_a_failure_in_the_same_moment_is_a_cancellation() -> None:
+    for cancel_first in (False, True):
+        begin = asyncio.Event()
+
+        async def fail_now(begin: asyncio.Event = begin) -> None:
+            await begin.wait()
+            raise Boom
+
+        async def wait(work: Callable[[], Coroutine[Any, Any, None]] = fail_now) -> None:
+            async with one_error() as group:
+                group.create_task(work())
+                await asyncio.Event().wait()
+
+        task = asyncio.ensure_future(wait())
+        await settled()
+        if cancel_first:
+            task.cancel()
+        begin.set()
+        await asyncio.sleep(0)
+        if not cancel_first:
+            task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
 
 
 async def test_a_task_that_the_block_cancels_has_not_failed() -> None:

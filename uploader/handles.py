@@ -7,8 +7,9 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager
 
-from uploader.errors import ConfigurationError
+from uploader.errors import ConfigurationError, unexpected
 from uploader.events import Event, Listener, UploadProgress, UploadResult
+from uploader.tasks import cancel_count, one_error
 
 __all__ = ["Submissions", "UploadHandle"]
 
@@ -128,6 +129,10 @@ class UploadHandle:
     async def _run(self) -> None:
         try:
             self._result = await self._begin(self._going, self._hear)
+        except asyncio.CancelledError as stray:
+            if cancel_count():
+                raise
+            self._failure = unexpected(stray)  # something that the upload awaited was cancelled
         except Exception as exc:  # one upload's failure is its result, and stops no other
             self._failure = exc
 
@@ -195,18 +200,13 @@ class Submissions:
         Its end waits for all of it, and raises the first failure that nobody asked for. An
         error in the block cancels what is under way.
         """
-        failure: Exception | None = None
-        async with asyncio.TaskGroup() as group:
+        async with one_error() as group:
             self._group = group
             try:
                 yield
-            except Exception as exc:  # raised below: callers catch our errors, not groups
-                failure = exc
-                for handle in self._under_way:
-                    handle.stop()
             finally:
                 self._group = None
-        failure = failure or next(filter(None, (h.unheard for h in self._failed)), None)
+        failure = next(filter(None, (handle.unheard for handle in self._failed)), None)
         if failure is not None:
             raise failure
 

@@ -114,21 +114,36 @@ class _OneErrorGroup(asyncio.TaskGroup):
             # Tasks end while this is still the block for TaskGroup: see the module's docstring.
             while self._running and error is None:
                 await asyncio.wait(self._running)
-        except asyncio.CancelledError as cancelled:
-            error = cancelled
-        if error is not None and not isinstance(error, asyncio.CancelledError):
+        except asyncio.CancelledError as cancellation:
+            error = cancellation
+        cancelled = _cancellation_in(error)
+        if error is not None and error is not cancelled:
             self._add_failure(error)
+        is_balanced = getattr(self, "_parent_cancel_requested", False)
+        expected_count = cancel_count() - is_balanced
         with suppress(BaseExceptionGroup):  # its first error is raised below
             await super().__aexit__(type(error) if error else None, error, trace)
         failure, self._first = self._first, None
+        if cancel_count() > expected_count:
+            cancelled = cancelled or asyncio.CancelledError()
         if cancel_count():  # a group of Python 3.13 that failed has cancelled its caller again
-            with suppress(asyncio.CancelledError):
+            try:
                 await asyncio.sleep(0)
-        if cancel_count() > self._cancel_count:
+            except asyncio.CancelledError as again:
+                cancelled = cancelled or again
+        # Both: a plain TaskGroup in the block may have left a count without a cancellation.
+        if cancelled is not None and cancel_count() > self._cancel_count:
             await asyncio.sleep(0)  # anyio's scopes cancel again, and know theirs by its message
-            raise error if isinstance(error, asyncio.CancelledError) else asyncio.CancelledError
+            raise cancelled
         if failure is not None and failure is not error:
             _raise_again(failure)
+
+
+def _cancellation_in(error: BaseException | None) -> asyncio.CancelledError | None:
+    """The cancellation that `error` is, or that was being handled when it was raised."""
+    while error is not None and not isinstance(error, asyncio.CancelledError):
+        error = error.__context__
+    return error
 
 
 def _raise_again(error: BaseException) -> NoReturn:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from uploader import (
     UploadItem,
     UploadProgress,
     UploadStarted,
+    VodupError,
 )
 from uploader.devserver import DevServer, Fault, ThreadedDevServer
 from uploader.state import Phase
@@ -95,6 +96,21 @@ async def test_a_failure_that_was_asked_for_is_not_raised_again(desk: Desk) -> N
         handle = await up.submit(desk.folder / "missing.mp4")
         with pytest.raises(SourceUnreadable):
             await handle
+
+
+async def test_an_upload_that_ends_as_cancelled_by_nobody_has_failed(desk: Desk) -> None:
+    async def producer() -> AsyncIterator[bytes]:
+        yield bytes(PART)
+        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        future.cancel()
+        yield await future
+
+    movie = desk.file(2 * PART)
+    async with desk.uploader() as up:
+        stray, good = await up.submit(producer()), await up.submit(movie)
+        with pytest.raises(VodupError, match="CancelledError"):
+            await stray
+        await desk.assert_stored(await good, movie)
 
 
 async def test_cancelling_keeps_the_checkpoint_and_leaves_nothing_running(desk: Desk) -> None:

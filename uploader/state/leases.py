@@ -16,12 +16,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Final, Self
+from typing import ClassVar, Final, NoReturn, Self
 from uuid import uuid4
 from weakref import WeakSet
 
 from uploader.clock import SystemClock
 from uploader.errors import LeaseLost, StateUnavailable
+from uploader.tasks import beside
 
 __all__ = ["FileLock", "Lease", "Owner", "OwnerLock", "kept_alive"]
 
@@ -230,30 +231,20 @@ async def kept_alive(
     What the block raises comes out as it is; a lost lease comes out as `LeaseLost`, even
     out of the block's own exception groups; a cancellation from outside stays one.
     """
-    failure: BaseException | None = None
-    async with asyncio.TaskGroup() as group:
-        beat: asyncio.Task[None] | None = None
-        try:
-            # A timeout without a deadline is the one primitive that cancels a block from
-            # outside and keeps that apart from other cancellations.
-            async with asyncio.timeout(None) as end:
-                beat = group.create_task(_renew_until_lost(lease, renew, ttl_s, end))
-                yield
-        except (Exception, asyncio.CancelledError) as error:
-            failure = error  # raised below, where the group cannot wrap it
-        finally:
-            if beat is not None:  # pragma: no branch - the timeout opens without waiting
-                beat.cancel()
-    if failure is None:
-        return
-    if lease.lost is not None and not isinstance(failure, (LeaseLost, asyncio.CancelledError)):
-        raise lease.lost from failure
-    raise failure
+    try:
+        async with beside(_renew_until_lost(lease, renew, ttl_s)):
+            yield
+    except LeaseLost:
+        raise
+    except Exception as error:
+        if lease.lost is not None:
+            raise lease.lost from error
+        raise
 
 
 async def _renew_until_lost(
-    lease: Lease, renew: Callable[[], Awaitable[bool]], ttl_s: float, end: asyncio.Timeout
-) -> None:
+    lease: Lease, renew: Callable[[], Awaitable[bool]], ttl_s: float
+) -> NoReturn:
     """Ask for another term every third of `ttl_s`; more often while the database is away."""
     pause_s = ttl_s / 3
     while lease.lost is None:
@@ -269,4 +260,4 @@ async def _renew_until_lost(
             pause_s = ttl_s / 3
             if not is_ours:
                 lease.lose("another process took it over")
-    end.reschedule(asyncio.get_running_loop().time())
+    raise lease.lost
