@@ -5,6 +5,11 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from ssl import SSLContext
+
+import trustme
 
 from uploader.protocol.integrity import crc64
 
@@ -85,7 +90,7 @@ class RawServer:
 
 @asynccontextmanager
 async def serving(
-    script: Script, *, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1"
+    script: Script, *, tls: SSLContext | None = None, host: str = "127.0.0.1"
 ) -> AsyncIterator[RawServer]:
     """Run `script` for each connection; what it still does at the end is cancelled."""
     server = RawServer()
@@ -116,6 +121,26 @@ async def serving(
         if tasks:
             await asyncio.wait(tasks, timeout=2)
         await asyncio.sleep(0)
+
+
+@dataclass(frozen=True)
+class Authority:
+    """A certificate authority and the file that holds its certificate."""
+
+    ca: trustme.CA
+    ca_file: Path
+
+    @classmethod
+    def in_folder(cls, folder: Path) -> "Authority":
+        ca, ca_file = trustme.CA(), folder / "ca.pem"
+        ca.cert_pem.write_to_path(str(ca_file))
+        return cls(ca, ca_file)
+
+    def server(self, name: str = "127.0.0.1", *, not_after: datetime | None = None) -> SSLContext:
+        """The context of a server that has a certificate for `name`."""
+        context = SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.ca.issue_cert(name, not_after=not_after).configure_cert(context)
+        return context
 
 
 async def echo_checksums(connection: Connection) -> None:

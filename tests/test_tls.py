@@ -11,13 +11,12 @@ import subprocess
 import sys
 import textwrap
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import trustme
 
-from tests.rawserver import echo_checksums, serving
+from tests.rawserver import Authority, echo_checksums, serving
 from uploader.errors import TransportError
 from uploader.protocol.wire import BytesBody, SignedRequest
 from uploader.transport import AiohttpTransport
@@ -25,24 +24,9 @@ from uploader.transport import AiohttpTransport
 ROOT = Path(__file__).parents[1]
 
 
-@dataclass(frozen=True)
-class Authority:
-    """A certificate authority and the file that holds its certificate."""
-
-    ca: trustme.CA
-    ca_file: Path
-
-    def server(self, *, not_after: datetime.datetime | None = None) -> ssl.SSLContext:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.ca.issue_cert("127.0.0.1", not_after=not_after).configure_cert(context)
-        return context
-
-
 @pytest.fixture
 def authority(tmp_path: Path) -> Authority:
-    ca, ca_file = trustme.CA(), tmp_path / "ca.pem"
-    ca.cert_pem.write_to_path(str(ca_file))
-    return Authority(ca, ca_file)
+    return Authority.in_folder(tmp_path)
 
 
 async def refused(tls: ssl.SSLContext, ca_file: Path | None) -> TransportError:

@@ -22,12 +22,11 @@ from typing import Any
 
 import aiohttp
 import pytest
-import trustme
 import uvloop
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.rawserver import Connection, echo_checksums, serving
+from tests.rawserver import Authority, Connection, echo_checksums, serving
 from uploader.errors import ConfigurationError, SourceChanged, TransportError
 from uploader.pace import Bandwidth, Pace
 from uploader.protocol.integrity import crc64
@@ -236,12 +235,12 @@ async def _read_slowly(connection: Connection) -> None:
 @pytest.mark.parametrize("make_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
 @pytest.mark.parametrize("is_tls", [False, True])
 def test_no_byte_changes_after_its_checksum(
-    make_loop: Callable[[], asyncio.AbstractEventLoop], is_tls: bool, authority: "Authority"
+    make_loop: Callable[[], asyncio.AbstractEventLoop], is_tls: bool, authority: Authority
 ) -> None:
     """Four bodies share two buffers' worth of memory while the peer is slow to take them."""
 
     async def exchange() -> list[Response]:
-        tls = authority.server("127.0.0.1") if is_tls else None
+        tls = authority.server() if is_tls else None
         options = {"unit_size": 256 * KIB, "ca_file": authority.ca_file, "stall_timeout_s": 5}
         async with serving(_read_slowly, tls=tls) as server, a_transport(**options) as transport:
             answers = []
@@ -750,30 +749,14 @@ async def test_closing_is_quick_and_final(progress_s: float) -> None:
 # --- TLS ------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Authority:
-    """A certificate authority and the file that holds its certificate."""
-
-    ca: trustme.CA
-    ca_file: Path
-
-    def server(self, name: str) -> ssl.SSLContext:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.ca.issue_cert(name).configure_cert(context)
-        return context
-
-
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    ca = trustme.CA()
-    ca_file = tmp_path_factory.mktemp("ca") / "ca.pem"
-    ca.cert_pem.write_to_path(str(ca_file))
-    return Authority(ca, ca_file)
+    return Authority.in_folder(tmp_path_factory.mktemp("ca"))
 
 
 async def test_an_extra_authority_is_trusted(authority: Authority) -> None:
     async with (
-        serving(echo_checksums, tls=authority.server("127.0.0.1")) as server,
+        serving(echo_checksums, tls=authority.server()) as server,
         a_transport(ca_file=authority.ca_file) as transport,
     ):
         answers = [await send(transport, server.url, BIG) for _ in range(2)]
@@ -783,7 +766,7 @@ async def test_an_extra_authority_is_trusted(authority: Authority) -> None:
 
 async def test_an_unknown_authority_is_refused(authority: Authority) -> None:
     async with (
-        serving(echo_checksums, tls=authority.server("127.0.0.1")) as server,
+        serving(echo_checksums, tls=authority.server()) as server,
         a_transport() as transport,
     ):
         error = await refusal(send(transport, server.url, BIG))
@@ -803,7 +786,7 @@ async def test_a_certificate_for_another_name_is_refused(authority: Authority) -
 
 
 async def test_an_old_tls_is_refused(authority: Authority) -> None:
-    old = authority.server("127.0.0.1")
+    old = authority.server()
     old.set_ciphers("ALL:@SECLEVEL=0")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -824,7 +807,7 @@ async def test_a_peer_that_stops_reading_tls_times_out(authority: Authority) -> 
         await connection.idle()
 
     async with (
-        serving(stop, tls=authority.server("127.0.0.1")) as server,
+        serving(stop, tls=authority.server()) as server,
         a_transport(ca_file=authority.ca_file) as transport,
         asyncio.timeout(2),
     ):
@@ -842,7 +825,7 @@ async def test_an_early_refusal_over_tls_is_delivered(authority: Authority) -> N
         await asyncio.sleep(0.05)
 
     async with (
-        serving(refuse, tls=authority.server("127.0.0.1")) as server,
+        serving(refuse, tls=authority.server()) as server,
         a_transport(ca_file=authority.ca_file) as transport,
     ):
         answer = await send(transport, server.url, bytes(40 * MIB))
@@ -867,7 +850,7 @@ async def test_closing_does_not_wait_for_a_tls_peer(authority: Authority) -> Non
         connection.writer.transport.pause_reading()  # type: ignore[attr-defined]
         await connection.idle()
 
-    async with serving(answer_and_stay, tls=authority.server("127.0.0.1")) as server:
+    async with serving(answer_and_stay, tls=authority.server()) as server:
         transport = a_transport(ca_file=authority.ca_file)
         await send(transport, server.url, b"x")
         async with asyncio.timeout(0.5):
@@ -952,7 +935,7 @@ async def test_congestion_control_is_requested_and_falls_back(
 async def test_bbr_is_for_peers_that_are_far(
     authority: Authority, is_tls: bool, near_rtt_s: float, expected: str
 ) -> None:
-    tls = authority.server("127.0.0.1") if is_tls else None
+    tls = authority.server() if is_tls else None
     async with (
         serving(echo_checksums, tls=tls) as server,
         a_transport(near_rtt_s=near_rtt_s, ca_file=authority.ca_file) as transport,
