@@ -49,6 +49,7 @@ from uploader.errors import (
 from uploader.pace import Pace
 from uploader.protocol import oss
 from uploader.protocol.grants import StsCredentials, UploadGrant, UploadTarget
+from uploader.protocol.signing import OssDialect
 from uploader.protocol.trust import TrustPolicy
 from uploader.protocol.vod import AccessKey, VideoMeta
 from uploader.protocol.wire import Response, SignedRequest
@@ -153,7 +154,7 @@ class Desk:
             TARGET,
             issuer.renew if issuer else None,
             clock=self.clock,
-            dialect=oss.OssDialect(),
+            dialect=OssDialect(),
             grant=given,
             on_renewed=self.renewed.append,
             draw=lambda: draw,

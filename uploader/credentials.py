@@ -38,10 +38,11 @@ from uploader.errors import (
     VodupError,
 )
 from uploader.pace import Pace
-from uploader.protocol import oss, vod
+from uploader.protocol import vod
 from uploader.protocol.documents import clean_text
 from uploader.protocol.failures import APP_SERVER, VOD, Meaning, is_outcome_known
 from uploader.protocol.grants import StsCredentials, UploadGrant, UploadTarget, decode_answer
+from uploader.protocol.signing import OssDialect, sign_oss, sign_rpc
 from uploader.protocol.trust import TrustPolicy
 from uploader.protocol.vod import AccessKey, VideoFacts, VideoMeta
 from uploader.protocol.wire import BytesBody, Operation, Request, Response, SignedRequest, Transport
@@ -186,7 +187,7 @@ class LiveGrant:
         renew: Callable[[], Awaitable[UploadGrant]] | None,
         *,
         clock: Clock,
-        dialect: oss.OssDialect,
+        dialect: OssDialect,
         grant: UploadGrant | None = None,
         on_renewed: Callable[[int], None] = lambda _: None,
         draw: Callable[[], float] = random.random,
@@ -248,7 +249,7 @@ class LiveGrant:
         held = self._held
         if held is None:
             raise RuntimeError("prepare() comes first")
-        return oss.sign(
+        return sign_oss(
             operation,
             held.credentials,
             at=self._clock.utc_now() + timedelta(seconds=clock_offset_s),
@@ -524,7 +525,7 @@ class CallerSigner:
             raise RuntimeError("prepare() comes first")
         at = self._clock.utc_now() + timedelta(seconds=clock_offset_s)
         nonce = secrets.token_hex(16)
-        return vod.sign(operation, self._key, at=at, nonce=nonce, generation=self._generation)
+        return sign_rpc(operation, self._key, at=at, nonce=nonce, generation=self._generation)
 
     def is_aged(self, signed: SignedRequest) -> bool:
         """Whether it was replaced since."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any, Final
 
 from uploader.errors import ConfigurationError
-from uploader.protocol.limits import refuses_name
+from uploader.protocol.vod import refuses_name
 
 from .rows import COLUMNS, RESULT_COLUMNS, RawRow
 

@@ -38,7 +38,7 @@ from uploader.cli.store import open_store
 from uploader.cli.text import err
 from uploader.errors import CallerNotAuthenticated, ConfigurationError, VodupError
 from uploader.options import UploadOptions
-from uploader.protocol.limits import problem_of
+from uploader.protocol.vod import problem_of
 from uploader.threads import in_thread
 
 __all__ = ["ingest", "make_readings", "make_rules", "make_streams", "refuse_overwriting"]
