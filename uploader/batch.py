@@ -214,23 +214,20 @@ def _size_of(source: AnySource) -> int:
 
 
 async def _upload_all(upload: Upload, ahead: _LookAhead, ended: Ended, files: int) -> None:
-    slots = asyncio.Semaphore(files)
-
-    async def upload_one(item: UploadItem, size: int) -> None:
-        try:
-            outcome = await outcome_of(upload, item)
-            if not cancel_count():  # else it ended while the batch was being closed
+    async def upload_each() -> None:
+        while (taken := await ahead.take()) is not None:
+            item, size = taken
+            try:
+                outcome = await outcome_of(upload, item)
+                if cancel_count():  # it ended while the batch was being closed
+                    return
                 await ended.put(outcome)
-        finally:
-            ahead.end(size)
-            slots.release()
+            finally:
+                ahead.end(size)
 
-    async with one_error() as uploads:
-        while True:
-            await slots.acquire()
-            if (taken := await ahead.take()) is None:
-                break
-            uploads.create_task(upload_one(*taken))
+    async with one_error() as group:
+        for _ in range(files):
+            group.create_task(upload_each())
     await ended.put(None)
 
 
@@ -255,7 +252,7 @@ async def outcome_of(upload: Upload, item: UploadItem) -> Outcome:
 
 
 class _LookAhead:
-    """The items read ahead, the largest first. Mutable; one task puts and one takes.
+    """The items read ahead, the largest first. Mutable; one task puts, many take.
 
     Of large files only a few are under way at a time; smaller ones pass those that wait.
     """
@@ -268,6 +265,7 @@ class _LookAhead:
         self._large_count = 0
         self._is_closed = False
         self._changed = asyncio.Event()
+        self._taking = asyncio.Lock()  # one waits at a time: a change wakes one task, not all
         self.put_count = 0
 
     def __len__(self) -> int:
@@ -283,7 +281,8 @@ class _LookAhead:
 
     async def take(self) -> tuple[UploadItem, int] | None:
         """Return the next item to upload and its size; None after the last one."""
-        await self._until(lambda: self._next_heap() or (self._is_closed and not len(self)))
+        async with self._taking:
+            await self._until(lambda: self._next_heap() or (self._is_closed and not len(self)))
         if not (heap := self._next_heap()):
             return None
         negative_size, _, item = heapq.heappop(heap)
