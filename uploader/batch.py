@@ -112,11 +112,14 @@ async def upload_batch(
         _read(items, ahead, ended),
         _upload_all(upload, ahead, ended, min(files, descriptor_share())),
     ):
-        while (outcome := await ended.get()) is not None:
-            if isinstance(outcome, Exception):
-                raise outcome
-            ended_count += 1
-            yield outcome
+        try:
+            while (outcome := await ended.get()) is not None:
+                if isinstance(outcome, Exception):
+                    raise outcome
+                ended_count += 1
+                yield outcome
+        finally:
+            ahead.is_abandoned = True
     if ended_count != ahead.put_count:
         raise VodupError(
             f"{ahead.put_count} uploads were started and {ended_count} have ended.",
@@ -219,7 +222,7 @@ async def _upload_all(upload: Upload, ahead: _LookAhead, ended: Ended, files: in
             item, size = taken
             try:
                 outcome = await outcome_of(upload, item)
-                if cancel_count():  # it ended while the batch was being closed
+                if ahead.is_abandoned:  # nobody reads outcomes any more
                     return
                 await ended.put(outcome)
             finally:
@@ -234,7 +237,7 @@ async def _upload_all(upload: Upload, ahead: _LookAhead, ended: Ended, files: in
 async def outcome_of(upload: Upload, item: UploadItem) -> Outcome:
     """Return how an upload ends; only a cancellation of the calling task is raised."""
     loop = asyncio.get_running_loop()
-    began_s = loop.time()
+    began_s, cancels = loop.time(), cancel_count()
     result: UploadResult | None = None
     error: VodupError | None = None
     try:
@@ -242,7 +245,7 @@ async def outcome_of(upload: Upload, item: UploadItem) -> Outcome:
     except VodupError as failure:
         error = failure
     except asyncio.CancelledError as stray:
-        if cancel_count():
+        if cancel_count() > cancels:
             raise
         error = unexpected(stray)  # something that the upload awaited was cancelled
     except Exception as bug:  # must not stop the other uploads
@@ -267,6 +270,7 @@ class _LookAhead:
         self._changed = asyncio.Event()
         self._taking = asyncio.Lock()  # one waits at a time: a change wakes one task, not all
         self.put_count = 0
+        self.is_abandoned = False
 
     def __len__(self) -> int:
         return len(self._large) + len(self._small)
