@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         CommandProvider,
         GrantProvider,
         GrantSource,
+        ImsProvider,
         NewVideo,
         UrlProvider,
         VodProvider,
@@ -70,7 +71,6 @@ if TYPE_CHECKING:
     )
     from uploader.handles import UploadHandle
     from uploader.hooks import EndedUpload, Hooks, PlannedVideo, command_hooks, installed_hooks
-    from uploader.ims import ImsProvider
     from uploader.options import UploadOptions
     from uploader.pace import Bandwidth, parse_bandwidth
     from uploader.protocol.grants import (
@@ -202,8 +202,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "credentials": "CallbackProvider CommandProvider GrantProvider GrantSource NewVideo "
-    "UrlProvider VodProvider",
+    "credentials": "CallbackProvider CommandProvider GrantProvider GrantSource ImsProvider "
+    "NewVideo UrlProvider VodProvider",
     "blocking": "BlockingHandle BlockingUploader",
     "engine": "Uploader upload_sync",
     "handles": "UploadHandle",
@@ -216,7 +216,6 @@ _HOMES = {
     "UploadCancelled UploadFailed UploadFinished UploadProgress UploadRestarted UploadResult "
     "UploadStarted",
     "hooks": "EndedUpload Hooks PlannedVideo command_hooks installed_hooks",
-    "ims": "ImsProvider",
     "batch": "Outcome UploadItem",
     "options": "UploadOptions",
     "pace": "Bandwidth parse_bandwidth",

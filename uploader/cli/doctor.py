@@ -24,9 +24,8 @@ from uploader.cli.options import Access, Output, Store
 from uploader.cli.orphans import open_network
 from uploader.cli.store import open_store
 from uploader.cli.text import out
-from uploader.credentials import GrantProvider, Network, VodProvider
+from uploader.credentials import GrantProvider, ImsProvider, Network, VodProvider
 from uploader.errors import StateError, VideoGone, VodupError
-from uploader.ims import ImsProvider
 from uploader.protocol.wire import Response, SignedRequest
 from uploader.state import Phase
 from uploader.state.locations import SqliteFile, locate
