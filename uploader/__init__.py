@@ -73,14 +73,8 @@ if TYPE_CHECKING:
     from uploader.hooks import EndedUpload, Hooks, PlannedVideo, command_hooks, installed_hooks
     from uploader.options import UploadOptions
     from uploader.pace import Bandwidth, parse_bandwidth
-    from uploader.protocol.grants import (
-        StsCredentials,
-        UploadGrant,
-        UploadTarget,
-        decode_answer,
-        decode_grant,
-        encode_answer,
-    )
+    from uploader.protocol.decode import decode_answer, decode_grant, encode_answer
+    from uploader.protocol.grants import StsCredentials, UploadGrant, UploadTarget
     from uploader.protocol.trust import TrustPolicy
     from uploader.protocol.vod import AccessKey, VideoMeta
     from uploader.session import RetryPolicy
@@ -219,8 +213,8 @@ _HOMES = {
     "batch": "Outcome UploadItem",
     "options": "UploadOptions",
     "pace": "Bandwidth parse_bandwidth",
-    "protocol.grants": "StsCredentials UploadGrant UploadTarget decode_answer decode_grant "
-    "encode_answer",
+    "protocol.decode": "decode_answer decode_grant encode_answer",
+    "protocol.grants": "StsCredentials UploadGrant UploadTarget",
     "protocol.trust": "TrustPolicy",
     "protocol.vod": "AccessKey VideoMeta",
     "session": "RetryPolicy",

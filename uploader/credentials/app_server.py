@@ -28,9 +28,10 @@ from uploader.errors import (
     UntrustedEndpoint,
     VodupError,
 )
+from uploader.protocol.decode import decode_answer
 from uploader.protocol.documents import clean_text
 from uploader.protocol.failures import APP_SERVER
-from uploader.protocol.grants import UploadGrant, decode_answer
+from uploader.protocol.grants import UploadGrant
 from uploader.protocol.trust import TrustPolicy
 from uploader.protocol.vod import VideoFacts
 from uploader.protocol.wire import BytesBody, Operation, Request, Response

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from uploader.errors import InvalidGrant
+from uploader.protocol.decode import decode_answer
 from uploader.protocol.documents import (
     MalformedDocument,
     clean_text,
@@ -17,7 +18,7 @@ from uploader.protocol.documents import (
     parse_json,
     parse_xml,
 )
-from uploader.protocol.grants import UploadGrant, decode_answer
+from uploader.protocol.grants import UploadGrant
 from uploader.protocol.wire import Operation, Request, Response, refusal, unusable
 
 __all__ = [
