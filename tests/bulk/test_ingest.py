@@ -106,7 +106,7 @@ def test_a_command_that_fails_after_good_rows_is_9_and_told(cli: Cli) -> None:
     ended = cli.run("ingest", "m.csv", "--report", "r.jsonl", "--on-finished", "false")
 
     assert ended.code == 9
-    assert "3 of 3 rows stored" in ended.out
+    assert "3 of 3 files uploaded" in ended.out
     assert "hooks failed 3 times" in ended.err
     assert "false failed with exit status 1" in ended.err
     assert {record["status"] for record in records(cli)} == {"done"}
@@ -356,7 +356,7 @@ def test_a_dry_run_needs_no_key(quick: Quick) -> None:
     manifest(quick, [{"path": name} for name in files(quick, 2)])
     ended = quick.run("ingest", "m.csv", "-n", env={"ALIBABA_CLOUD_ACCESS_KEY_ID": ""})
     assert ended.code == 0, ended.err
-    assert "Nothing was sent" in ended.out
+    assert "(Dry run: nothing sent.)" in ended.out
 
 
 class Seen(HTMLParser):

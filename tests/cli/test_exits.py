@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from uploader import errors
-from uploader.cli import exits
+from uploader.cli import run
 from uploader.errors import ServiceError, VodupError
 
 CLASSES = [
@@ -38,19 +38,19 @@ DOCUMENTED = {
 
 @pytest.mark.parametrize("kind", CLASSES)
 def test_every_error_has_an_exit_code(kind: type[VodupError]) -> None:
-    assert 1 <= exits.TABLE[kind] <= 8
+    assert 1 <= run.EXIT_CODES[kind] <= 8
 
 
 @pytest.mark.parametrize(("kind", "code"), DOCUMENTED.items())
 def test_the_documented_codes(kind: type[VodupError], code: int) -> None:
-    assert exits.TABLE[kind] == code
+    assert run.EXIT_CODES[kind] == code
 
 
 def test_an_error_of_another_module_takes_the_code_of_its_base() -> None:
     class Special(errors.SourceChanged):
         """Somebody's own."""
 
-    assert exits.exit_code(Special("it changed")) == 4
+    assert run.exit_code(Special("it changed")) == 4
 
 
 @pytest.mark.parametrize(
@@ -68,16 +68,16 @@ def test_a_busy_service_is_temporary_and_a_plain_no_is_not(
 ) -> None:
     error = ServiceError("no", operation="UploadPart", status=status, code=code)
 
-    assert exits.exit_code(error) == expected
+    assert run.exit_code(error) == expected
 
 
 @pytest.mark.parametrize(
     ("codes", "expected"), [([], 0), ([0, 0], 0), ([0, 4, 4], 4), ([4, 5], 1), ([3], 3)]
 )
 def test_several_files_share_a_code_only_if_they_agree(codes: list[int], expected: int) -> None:
-    assert exits.common_code(codes) == expected
+    assert run.common_code(codes) == expected
 
 
 def test_signals_end_as_shells_count_them() -> None:
-    assert exits.interrupted_code(signal.SIGINT) == 130
-    assert exits.interrupted_code(signal.SIGTERM) == 143
+    assert run.interrupted_code(signal.SIGINT) == 130
+    assert run.interrupted_code(signal.SIGTERM) == 143

@@ -4,11 +4,28 @@ from __future__ import annotations
 
 import pytest
 
-from uploader.cli.opening import make_options, make_provider
-from uploader.cli.options import Access, Transfer, parse_duration_s, parse_number, parse_size
-from uploader.cli.text import printable
+from uploader import parse_bandwidth, units
+from uploader.cli.flags import AccessFlags, OutputFlags, TransferFlags
+from uploader.cli.options import (
+    BANDWIDTH,
+    COMMAND,
+    CONCURRENCY,
+    DURATION,
+    PART_SIZE,
+    SIZE,
+    Kind,
+    number,
+    one_of,
+    parameters_of,
+    values_of,
+)
+from uploader.cli.printing import printable
+from uploader.cli.settings import make_options, make_provider
 from uploader.errors import ConfigurationError
-from uploader.units import count, duration, size
+
+
+def read(kind: Kind, text: str) -> object:
+    return kind.parser("--flag", "VODUP_FLAG")(text)
 
 
 @pytest.mark.parametrize(
@@ -24,49 +41,69 @@ from uploader.units import count, duration, size
     ],
 )
 def test_sizes_are_powers_of_1024(text: str, expected: int) -> None:
-    assert parse_size(text, "--part-size") == expected
-
-
-@pytest.mark.parametrize("text", ["", "M", "8X", "-8M", "8MiBs", "1e9", "8,5M"])
-def test_what_is_no_size_is_refused_by_name(text: str) -> None:
-    with pytest.raises(ConfigurationError, match="--part-size"):
-        parse_size(text, "--part-size")
+    assert read(SIZE, text) == expected
 
 
 @pytest.mark.parametrize(
     ("text", "expected"), [("90", 90), ("1.5m", 90), ("2h", 7200), ("30d", 2592000), ("1w", 604800)]
 )
 def test_durations(text: str, expected: float) -> None:
-    assert parse_duration_s(text, "--older-than") == expected
-
-
-@pytest.mark.parametrize("text", ["0", "257", "-1", "four", "1.5", "9" * 30])
-def test_a_number_out_of_range_is_refused_with_the_range(text: str) -> None:
-    with pytest.raises(ConfigurationError, match="from 1 to 256"):
-        parse_number(text, "--concurrency", least=1, most=256)
+    assert read(DURATION, text) == expected
 
 
 @pytest.mark.parametrize(
-    "transfer",
+    ("kind", "texts"),
     [
-        Transfer(part_size="1K"),
-        Transfer(part_size="6G"),
-        Transfer(concurrency="0"),
-        Transfer(concurrency="many"),
-        Transfer(bwlimit="100"),
-        Transfer(signature="v2"),
-        Transfer(on_target_change="maybe"),
-        Transfer(retry_for="soon"),
+        (SIZE, ["", "M", "8X", "-8M", "8MiBs", "1e9", "8,5M"]),
+        (PART_SIZE, ["1K", "6G", "big"]),
+        (DURATION, ["", "soon", "1y", "-3"]),
+        (number(1, 256), ["0", "257", "-1", "four", "1.5", "1_0", "9" * 30, "\u0663"]),
+        (CONCURRENCY, ["0", "257", "many", ""]),
+        (BANDWIDTH, ["100", "fast", "25:00,1M"]),
+        (COMMAND, ["'", "", " "]),
+        (one_of("v4", "v1"), ["v2", ""]),
     ],
 )
-def test_flags_that_make_no_sense_are_usage_errors(transfer: Transfer) -> None:
-    with pytest.raises(ConfigurationError):
-        make_options(transfer)
+def test_a_wrong_text_is_refused_with_what_to_write(kind: Kind, texts: list[str]) -> None:
+    for text in texts:
+        with pytest.raises(ConfigurationError) as caught:
+            read(kind, text)
+        assert caught.value.message == f"--flag: expected {kind.expected}, got {text!r}."
+        assert "VODUP_FLAG" in caught.value.next_step
+
+
+def test_texts_become_values() -> None:
+    assert read(CONCURRENCY, "auto") == "auto"
+    assert read(CONCURRENCY, "3") == 3
+    assert read(number(-100, 100), "-5") == -5
+    assert read(one_of("debug", "info"), "INFO") == "info"
+    assert read(COMMAND, "sh -c 'exit 1'") == ["sh", "-c", "exit 1"]
+    assert read(number(0, 20), 5) == 5, "a default is a value already"  # type: ignore[arg-type]
+
+
+def test_the_flags_of_a_command_come_before_those_it_shares() -> None:
+    names = [parameter.name for parameter in parameters_of(AccessFlags)]
+    assert names[:2] == ["region", "service"]
+    assert len(names) == len(set(names))
+
+
+def test_what_typer_read_becomes_the_flags() -> None:
+    given = {name: None for name in AccessFlags.__dataclass_fields__}
+    flags = values_of(AccessFlags, {**given, "allow_host": ["a.example", "b.example"]})
+    assert flags.allow_host == ("a.example", "b.example")
+    assert values_of(AccessFlags, given).allow_host == ()
+    assert OutputFlags().log_level == "critical"
 
 
 def test_flags_become_options() -> None:
     options = make_options(
-        Transfer(part_size="4M", concurrency="3", bwlimit="1M", signature="v1", retry_for="10")
+        TransferFlags(
+            part_size=4 << 20,
+            concurrency=3,
+            bwlimit=parse_bandwidth("1M"),
+            signature="v1",
+            retry_for=10,
+        )
     )
 
     assert (options.part_size, options.concurrency, options.signature) == (4 << 20, 3, "v1")
@@ -75,18 +112,18 @@ def test_flags_become_options() -> None:
 
 
 def test_two_ways_of_getting_grants_exclude_each_other() -> None:
-    with pytest.raises(ConfigurationError, match="exclude"):
-        make_provider(Access(auth_command="x", auth_url="https://x"), is_optional=True)
+    with pytest.raises(ConfigurationError, match="cannot be used together"):
+        make_provider(AccessFlags(auth_command="x", auth_url="https://x"))
 
 
 def test_figures_for_people() -> None:
-    assert [size(0), size(1023), size(1536), size(200 << 20)] == [
+    assert [units.size(n) for n in (0, 1023, 1536, 200 << 20)] == [
         "0 bytes",
         "1023 bytes",
         "1.5 KiB",
         "200 MiB",
     ]
-    assert [duration(s) for s in (0, 0.012, 1.25, 250, 12000, 5 * 86400)] == [
+    assert [units.duration(s) for s in (0, 0.012, 1.25, 250, 12000, 5 * 86400)] == [
         "0.0 s",
         "12 ms",
         "1.2 s",
@@ -94,7 +131,9 @@ def test_figures_for_people() -> None:
         "3 h 20 min",
         "5 days",
     ]
-    assert [count(1, "part"), count(1200, "part")] == ["1 part", "1,200 parts"]
+    assert units.share(12 << 20, 30 << 20) == "12.0 of 30.0 MiB"
+    assert units.share(1000, 30 << 20) == "1000 bytes of 30.0 MiB"
+    assert [units.count(n, "part") for n in (1, 1200)] == ["1 part", "1,200 parts"]
 
 
 def test_what_is_printed_cannot_steer_a_terminal_nor_show_a_token() -> None:

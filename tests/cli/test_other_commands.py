@@ -17,11 +17,10 @@ from typing import cast
 import pytest
 
 from tests.devserver.clients import Vod
-from uploader.cli.demo import demo
 from uploader.cli.doctor import _congestion
-from uploader.cli.options import Access, Output, Store, Transfer, Urls
-from uploader.cli.pushing import resume
-from uploader.cli.recorded import Choice, clean
+from uploader.cli.flags import CleanFlags, ResumeFlags
+from uploader.cli.push import resume
+from uploader.cli.records import clean
 from uploader.credentials import Network
 from uploader.devserver import DevServer
 from uploader.errors import ConfigurationError
@@ -59,10 +58,10 @@ def test_an_unfinished_upload_through_its_life(cli: Cli, stopped: str) -> None:
     assert verified.code == 0, verified.err
     assert str(resumed.last["crc64"]) in verified.out
 
-    assert "would forget film" in cli.run("clean", "--done", "--dry-run").out
-    assert cli.run("clean", "--done", "--older-than=1h").out == ""
-    assert "forgot film" in cli.run("clean", "--done").out
-    assert cli.run("status").out.strip() == "Nothing is recorded."
+    assert "Would remove the record film" in cli.run("clean", "--done", "--dry-run").out
+    assert cli.run("clean", "--done", "--older-than=1h").out == "Nothing to clean.\n"
+    assert "Removed the record film" in cli.run("clean", "--done").out
+    assert cli.run("status").out.startswith("No uploads recorded")
 
 
 def test_abort_removes_the_parts(cli: Cli, stopped: str) -> None:
@@ -85,7 +84,7 @@ def test_a_forgotten_upload_is_an_orphan_until_it_is_aborted(cli: Cli, stopped: 
 
     assert ended.code == 0, ended.err
     assert cli.server.stats.aborts == before + 1
-    assert cli.run("clean", "--orphans").out == ""
+    assert cli.run("clean", "--orphans").out == "Nothing to clean.\n"
 
 
 def test_names_that_nobody_recorded_are_2_with_a_sentence(cli: Cli) -> None:
@@ -93,27 +92,16 @@ def test_names_that_nobody_recorded_are_2_with_a_sentence(cli: Cli) -> None:
         ended = cli.run(command, "nobody")
 
         assert ended.code == 2, ended.err
-        assert "vodup: There is no upload 'nobody'" in ended.err
+        assert "vodup: No upload 'nobody' is recorded." in ended.err
         assert "next: " in ended.err
         assert "Traceback" not in ended.err
 
 
 def test_a_command_that_was_told_too_little_is_a_usage_error() -> None:
-    nothing = Choice(
-        names=(),
-        is_done=False,
-        is_aborted=False,
-        older_than=None,
-        with_orphans=False,
-        is_forced=False,
-        is_dry=False,
-    )
-    with pytest.raises(ConfigurationError, match="Nothing was chosen"):
-        clean(nothing, Store(), Access(), Output())
+    with pytest.raises(ConfigurationError, match="Nothing selected"):
+        clean(CleanFlags())
     with pytest.raises(ConfigurationError, match="Name the uploads"):
-        resume([], False, Urls(), Store(), Access(), Transfer(), Output())
-    with pytest.raises(ConfigurationError, match="--size"):
-        demo("1M", False, False)
+        resume(ResumeFlags())
 
 
 def test_verify_tells_a_changed_file(cli: Cli) -> None:

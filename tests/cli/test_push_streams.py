@@ -120,7 +120,7 @@ def test_a_file_on_standard_input_is_one_too(cli: Cli) -> None:
 def test_without_a_name_it_is_a_mistake_of_usage(cli: Cli) -> None:
     ended = piped(cli, "push", "-")
     assert ended.code == 2
-    assert "Pass --file-name, with a video's extension" in ended.err
+    assert "Add --file-name" in ended.err
 
 
 def test_nothing_at_all_is_a_mistake_of_usage(cli: Cli) -> None:
@@ -182,7 +182,7 @@ def test_an_interrupted_pipe_says_what_it_takes_to_go_on(cli: Cli, slow_server: 
     ended = running.ended()
     running.producer.wait(10)  # type: ignore[attr-defined]
     assert ended.code == 130
-    found = re.search(r"its producer from the start, and --key (\S+)\.", ended.last["message"])
+    found = re.search(r"with --key (\S+), and send the data from its start", ended.last["message"])
     assert found is not None, ended.last["message"]
     slow_server.set_options(bandwidth=None)
 

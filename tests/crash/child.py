@@ -35,7 +35,7 @@ from aliyunsdkcore.auth.composer import rpc_signature_composer  # noqa: F401
 import uploader.bulk
 import uploader.cli.app
 import uploader.cli.ingest
-import uploader.cli.pushing
+import uploader.cli.push
 import uploader.state.transactions  # noqa: F401
 from tests.engine.harness import LOOPBACK, options
 from uploader import AccessKey, Uploader, UploadItem, VideoMeta, VodProvider, VodupError

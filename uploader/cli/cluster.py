@@ -16,31 +16,29 @@ from uploader import Uploader, UploadOptions
 from uploader.bulk import Ledger, Row, RowRules
 from uploader.bulk.rows import shown_path
 from uploader.bulk.runner import Reading
-from uploader.cli import exits
-from uploader.cli.batchview import BatchView, make_batch_view
-from uploader.cli.feeding import make_url_policy
-from uploader.cli.ingest import make_readings, make_rules, make_streams, refuse_overwriting
-from uploader.cli.loop import run_async
-from uploader.cli.measuring import measured
-from uploader.cli.opening import api_origin, make_options, make_provider, make_trust
-from uploader.cli.options import (
-    Access,
+from uploader.cli import run
+from uploader.cli.batch_views import BatchView, make_batch_view
+from uploader.cli.flags import (
+    AccessFlags,
     ClusterFlags,
-    DescribeAll,
     EnqueueFlags,
-    Output,
-    Rows,
-    Store,
-    Transfer,
-    Urls,
+    OutputFlags,
+    ResultsFlags,
+    StateFlags,
+    UpgradeFlags,
     WorkerFlags,
-    parse_duration_s,
-    parse_number,
-    parse_size,
 )
-from uploader.cli.pushing import make_meta
-from uploader.cli.running import Interrupted
-from uploader.cli.text import err, out
+from uploader.cli.ingest import make_readings, make_rules, make_streams, refuse_overwriting
+from uploader.cli.printing import err, out
+from uploader.cli.settings import (
+    api_origin,
+    make_options,
+    make_provider,
+    make_trust,
+    make_url_policy,
+    require_provider,
+    serve_metrics,
+)
 from uploader.cluster.database import conninfo_of, open_pool, refuse_newer
 from uploader.cluster.database import upgrade as upgrade_queue
 from uploader.cluster.embedded import EmbeddedPostgres
@@ -56,7 +54,6 @@ if TYPE_CHECKING:
 
 __all__ = ["enqueue", "place_of", "results", "upgrade", "worker"]
 
-_MAX_FILES: Final = 1024
 _UNIT_SIZE: Final = 1024 * 1024
 """What a connection holds of a body: a buffer of 512 KiB, and as much in the kernel."""
 _MAX_AUTO: Final = 32
@@ -66,19 +63,19 @@ _MAX_AUTO: Final = 32
 
 
 @contextmanager
-def place_of(store: Store, cluster: ClusterFlags) -> Iterator[str]:
+def place_of(flags: ClusterFlags) -> Iterator[str]:
     """The state's URL; an embedded server runs for as long as the block."""
-    if cluster.embedded is None:
-        _warn_of_password(store)
-        yield store.state or ""
+    if flags.embedded is None:
+        _warn_of_password(flags)
+        yield flags.state or ""
         return
-    with EmbeddedPostgres(cluster.embedded) as server:
+    with EmbeddedPostgres(flags.embedded) as server:
         _upgrade(server.url)
         yield server.url
 
 
-def _warn_of_password(store: Store) -> None:
-    url = store.state or ""
+def _warn_of_password(flags: StateFlags) -> None:
+    url = flags.state or ""
     if any(url and url in word for word in sys.argv) and "@" in url and urlsplit(url).password:
         err(
             "vodup: everybody on this machine can read the password in --state. Put the URL into "
@@ -95,73 +92,62 @@ def _upgrade(url: str) -> bool:
 
     conninfo = conninfo_of(url)
     refuse_newer(conninfo)
-    run_async(make_state())
+    run.run_async(make_state())
     return upgrade_queue(conninfo)
 
 
-def upgrade(store: Store, cluster: ClusterFlags, output: Output) -> int:
-    """Make or migrate the tables."""
-    with place_of(store, cluster) as url:
+def upgrade(flags: UpgradeFlags) -> int:
+    """Create or migrate the tables."""
+    with place_of(flags) as url:
         conninfo_of(url)
         is_changed = _upgrade(url)
-    if not output.quiet:
-        err("vodup: the database is up to date" + ("." if is_changed else " already."))
-    return exits.DONE
+    if not flags.quiet:
+        err("vodup: the database is " + ("now" if is_changed else "already") + " up to date.")
+    return run.DONE
 
 
 # --- enqueue ----------------------------------------------------------------------------
 
 
-def enqueue(
-    manifests: Sequence[str],
-    rows: Rows,
-    flags: EnqueueFlags,
-    describe: DescribeAll,
-    access: Access,
-    store: Store,
-    cluster: ClusterFlags,
-    output: Output,
-) -> int:
+def enqueue(flags: EnqueueFlags) -> int:
     """Queue rows, wait for them if asked to, and return the exit code."""
-    streams = make_streams(manifests, rows)
-    refuse_overwriting(streams, flags.report, flags.failed)
-    rules = _placed(make_rules(rows, make_meta(describe)), flags)
-    readings = make_readings(streams, rows, rules, _scope(access))
-    with place_of(store, cluster) as url:
-        return run_async(_enqueued(url, readings, flags, output))
+    streams = make_streams(flags)
+    refuse_overwriting(streams, {"--report": flags.report, "--failed": flags.failed})
+    rules = _placed(make_rules(flags, flags), flags)
+    readings = make_readings(streams, flags, rules, _scope(flags))
+    with place_of(flags) as url:
+        return run.run_async(_enqueued(url, readings, flags))
 
 
 def _placed(rules: RowRules, flags: EnqueueFlags) -> RowRules:
     from uploader.cluster.jobs import PlacedRules, Places, this_node
 
-    places = Places(flags.node or this_node(), flags.shared or ())
+    places = Places(flags.node or this_node(), flags.shared)
     return PlacedRules(**{f.name: getattr(rules, f.name) for f in fields(rules)}, places=places)
 
 
-def _scope(access: Access) -> str:
+def _scope(flags: AccessFlags) -> str:
     """Which videos: the same on a machine that only queues and has no AccessKey."""
     try:
-        if (provider := make_provider(access, is_optional=True)) is not None:
+        if (provider := make_provider(flags)) is not None:
             return provider.scope
     except CallerNotAuthenticated:
         pass
-    return api_origin(access)
+    return api_origin(flags)
 
 
-async def _enqueued(
-    url: str, readings: Sequence[Reading], flags: EnqueueFlags, output: Output
-) -> int:
+async def _enqueued(url: str, readings: Sequence[Reading], flags: EnqueueFlags) -> int:
     from uploader.cluster.enqueue import Enqueuer
     from uploader.cluster.results import AwaitedRows, Results
 
-    view = make_batch_view(output)
+    view = make_batch_view(flags)
     codes: Counter[int] = Counter()
     with await in_thread(Ledger, flags.report) as ledger:
 
         def ended(record: Mapping[str, Any]) -> None:
             ledger.add(record, replaces=True)
             view.record(record)
-            codes[record.get("exit_code", exits.DONE)] += 1
+            codes[record.get("exit_code", run.DONE)] += 1
 
         async with open_pool(conninfo_of(url)) as pool:
             awaited, coming = AwaitedRows(), Results(pool)
@@ -170,9 +156,9 @@ async def _enqueued(
                 pool,
                 ledger,
                 _places_of(readings),
-                priority=_priority(flags.priority),
+                priority=flags.priority,
                 overwrite=flags.overwrite,
-                exit_code=exits.exit_code,
+                exit_code=run.exit_code,
                 on_ended=ended,
                 awaited=awaited,
             )
@@ -180,22 +166,17 @@ async def _enqueued(
             try:
                 await enqueuer.run(readings)
                 read = [stream.name for stream, _ in readings]
-                _tell(enqueuer.counts, output)
-                if flags.is_waiting:
+                _tell(enqueuer.counts, flags)
+                if flags.wait:
                     async for record in coming.until_all(awaited):
                         ended(record)
             finally:
                 _settle(ledger, flags, read)  # what was not read keeps its records
-    return exits.common_code(codes)
+    return run.common_code(codes)
 
 
 def _places_of(readings: Sequence[Reading]) -> Any:  # noqa: ANN401 - see PlacedRules
     return readings[0][1].places  # type: ignore[attr-defined]
-
-
-def _priority(text: str) -> int:
-    sign = -1 if text.startswith("-") else 1
-    return sign * parse_number(text.removeprefix("-"), "--priority", least=0, most=100)
 
 
 def _settle(ledger: Ledger, flags: EnqueueFlags, manifests: Sequence[str]) -> None:
@@ -204,12 +185,12 @@ def _settle(ledger: Ledger, flags: EnqueueFlags, manifests: Sequence[str]) -> No
         ledger.write_failures(flags.failed)
 
 
-def _tell(counts: EnqueueCounts, output: Output) -> None:
-    if output.json:
+def _tell(counts: EnqueueCounts, flags: OutputFlags) -> None:
+    if flags.json:
         import json
 
         out(json.dumps({"type": "batch.queued", **counts.figures()}))
-    elif not output.quiet:
+    elif not flags.quiet:
         err(
             f"vodup: {count(counts.read_count, 'row')}: {counts.queued_count:,} queued, "
             f"{counts.waiting_count:,} queued before, {counts.done_count:,} done, "
@@ -220,81 +201,62 @@ def _tell(counts: EnqueueCounts, output: Output) -> None:
 # --- results ----------------------------------------------------------------------------
 
 
-def results(
-    manifests: Sequence[str],
-    report: str | None,
-    failed: str | None,
-    store: Store,
-    cluster: ClusterFlags,
-    output: Output,
-) -> int:
+def results(flags: ResultsFlags) -> int:
     """Write the ledger of what is queued, and return the exit code."""
-    names = [os.path.abspath(path) for path in manifests] or None
-    with place_of(store, cluster) as url:
-        return run_async(_written(url, names, report, failed, output))
+    with place_of(flags) as url:
+        names = [os.path.abspath(path) for path in flags.manifests] or None
+        return run.run_async(_written(url, names, flags))
 
 
-async def _written(
-    url: str, names: list[str] | None, report: str | None, failed: str | None, output: Output
-) -> int:
+async def _written(url: str, names: list[str] | None, flags: ResultsFlags) -> int:
     from uploader.cluster.results import Results
 
-    view = make_batch_view(output)
+    view = make_batch_view(flags)
     statuses: Counter[str] = Counter()
     codes: Counter[int] = Counter()
-    with await in_thread(Ledger, report) as ledger:
+    with await in_thread(Ledger, flags.report) as ledger:
         async with open_pool(conninfo_of(url)) as pool:
             found = Results(pool, names)
             async for record in found.new():
                 ledger.add(record, replaces=True)
                 view.record(record)
                 statuses[record["status"]] += 1
-                codes[record.get("exit_code", exits.DONE)] += 1
+                codes[record.get("exit_code", run.DONE)] += 1
             queued = await found.queued_count()
         ledger.compact()
-        if failed:
-            ledger.write_failures(failed)
+        if flags.failed:
+            ledger.write_failures(flags.failed)
     if queued:
-        codes[exits.TEMPORARY] += 1
-    if not output.quiet and not output.json:
+        codes[run.TEMPORARY] += 1
+    if not flags.quiet and not flags.json:
         err(
             f"vodup: {statuses['done']:,} done, {statuses['failed']:,} failed, "
             f"{queued:,} not ended yet."
         )
-    return exits.common_code(codes)
+    return run.common_code(codes)
 
 
 # --- worker -----------------------------------------------------------------------------
 
 
-def worker(
-    flags: WorkerFlags,
-    urls: Urls,
-    transfer: Transfer,
-    access: Access,
-    store: Store,
-    cluster: ClusterFlags,
-    output: Output,
-) -> int:
+def worker(flags: WorkerFlags) -> int:
     """Work until stopped. A worker that SIGTERM stopped has done what it should: 0."""
-    rate = float(parse_number(flags.api_rate, "--api-rate", least=1, most=1000))
-    options = replace(_within_memory(make_options(transfer), flags.memory), vod_calls_per_s=rate)
-    settings = _worker_options(flags, urls)
-    provider = make_provider(access, is_optional=False)
-    if provider is None:
-        raise ConfigurationError("A worker needs somebody who hands out grants.")
+    rate = float(flags.api_rate)
+    options = replace(_within_memory(make_options(flags), flags.memory), vod_calls_per_s=rate)
+    settings = _worker_options(flags)
+    provider = require_provider(flags)
 
     async def work(url: str, listener: Listener | None) -> int:
         from uploader.cluster.worker import QueueWorker, SharedBudget
 
-        view = _WorkerView(make_batch_view(output), output, listener)
+        view = _WorkerView(make_batch_view(flags), flags, listener)
         wait_s = min(10, settings.patience_s / 2)
         async with open_pool(conninfo_of(url), wait_s=wait_s) as pool:
             uploader = Uploader(
                 provider,
                 state=SqlState(url, lease_ttl_s=settings.silent_s),
                 options=options,
-                trust=make_trust(access),
+                trust=make_trust(flags),
                 on_event=view.told,
                 shared_vod_budget=SharedBudget(pool, provider.scope, rate),
             )
@@ -304,49 +266,49 @@ def worker(
                     uploader,
                     pool,
                     settings,
-                    exit_code=exits.exit_code,
+                    exit_code=run.exit_code,
                     on_record=view.record,
                     on_given_back=view.given_back,
                 ).run()
-        return exits.DONE
+        return run.DONE
 
-    with place_of(store, cluster) as url, measured(transfer.metrics_port) as listener:
+    with place_of(flags) as url, serve_metrics(flags.metrics_port) as listener:
         try:
-            return run_async(work(url, listener))
-        except Interrupted as interrupted:
-            if interrupted.code != exits.interrupted_code(signal.SIGTERM):
+            return run.run_async(work(url, listener))
+        except run.Interrupted as interrupted:
+            if interrupted.code != run.interrupted_code(signal.SIGTERM):
                 raise
-            return exits.DONE
+            return run.DONE
 
 
-def _worker_options(flags: WorkerFlags, urls: Urls) -> WorkerOptions:
+def _worker_options(flags: WorkerFlags) -> WorkerOptions:
     from uploader.cluster.jobs import queue_at, this_node
     from uploader.cluster.worker import WorkerOptions
 
-    heartbeat_s = parse_duration_s(flags.heartbeat, "--heartbeat")
-    if not 0.1 <= heartbeat_s <= 3600:
-        raise ConfigurationError("--heartbeat: it must be between 0.1 s and one hour.")
+    if not 0.1 <= flags.heartbeat <= 3600:
+        raise ConfigurationError(
+            f"--heartbeat: expected 0.1 s to 1 hour, got {flags.heartbeat} s.",
+            next_step="Pass a duration such as 10s.",
+        )
     node = flags.node or this_node()
     queue_at(node)
     return WorkerOptions(
-        files=parse_number(flags.files, "--files", least=1, most=_MAX_FILES),
+        files=flags.files,
         node=node,
-        heartbeat_s=heartbeat_s,
-        grace_s=parse_duration_s(flags.grace, "--grace"),
-        tries=parse_number(flags.tries, "--tries", least=1, most=1000),
-        is_draining=flags.is_draining,
-        roots=tuple(os.path.realpath(folder) for folder in flags.roots or ()),
-        urls=make_url_policy(urls),
+        heartbeat_s=flags.heartbeat,
+        grace_s=flags.grace,
+        tries=flags.tries,
+        is_draining=flags.drain,
+        roots=tuple(os.path.realpath(folder) for folder in flags.root),
+        urls=make_url_policy(flags),
     )
 
 
-def _within_memory(options: UploadOptions, memory: str | None) -> UploadOptions:
+def _within_memory(options: UploadOptions, memory: int | None) -> UploadOptions:
     """No more connections than their bodies have room for."""
     if memory is None:
         return options
-    most = parse_size(memory, "--memory") // _UNIT_SIZE
-    if most < 1:
-        raise ConfigurationError("--memory: one connection takes 1 MiB; give at least that.")
+    most = memory // _UNIT_SIZE
     asked = _MAX_AUTO if options.concurrency == "auto" else options.concurrency
     return options if asked <= most else replace(options, concurrency=most)
 
@@ -357,10 +319,9 @@ class _WorkerView:
     Mutable: how much was said.
     """
 
-    def __init__(self, view: BatchView, output: Output, listener: Listener | None) -> None:
+    def __init__(self, view: BatchView, flags: OutputFlags, listener: Listener | None) -> None:
         self._view, self._listener = view, listener
-        self._say: Callable[[str], None] = (lambda _: None) if output.quiet else err
-        self._is_json = output.json
+        self._say: Callable[[str], None] = (lambda _: None) if flags.quiet else err
 
     def started(self, node: str) -> None:
         """The worker takes rows from now on."""

@@ -27,11 +27,11 @@ from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
 from uploader import units
-from uploader.cli import exits, text
-from uploader.cli.loop import run_async
+from uploader.cli import run
+from uploader.cli.flags import DemoFlags
+from uploader.cli.printing import err, out
 from uploader.errors import ConfigurationError, VodupError
 from uploader.protocol import vod
-from uploader.protocol.signing import sign_rpc
 from uploader.protocol.wire import BytesBody, Response
 from uploader.threads import in_thread
 
@@ -48,8 +48,8 @@ _CONNECTIONS: Final = 8
 _PARTS: Final = 128
 """Small enough that a part takes less time than the credentials live."""
 
-_MIN_SIZE: Final = 64 * text.MIB
-_PIECE: Final = 4 * text.MIB
+_MIN_SIZE: Final = 64 * units.MIB
+_PIECE: Final = 4 * units.MIB
 _READY_S: Final = 20.0
 
 _TIED_COMMAND: Final = """
@@ -92,16 +92,11 @@ class Claim:
     seen: str
 
 
-def demo(size: str, keep: bool, as_json: bool) -> int:
+def demo(flags: DemoFlags) -> int:
     """Show it, and return 0 only if everything that is claimed holds."""
-    from uploader.cli.options import parse_size
-
-    byte_count = parse_size(size, "--size")
-    if byte_count < _MIN_SIZE:
-        raise ConfigurationError(f"--size: the demo needs at least {units.size(_MIN_SIZE)}.")
-    say: Callable[[str], None] = text.err if as_json else text.out
-    with _folder(byte_count, keep=keep) as folder:
-        return run_async(_Demo(folder, byte_count, say, as_json).run())
+    say: Callable[[str], None] = err if flags.json else out
+    with _folder(flags.size, keep=flags.keep) as folder:
+        return run.run_async(_Demo(folder, flags.size, say, flags.json).run())
 
 
 @contextlib.contextmanager
@@ -119,7 +114,7 @@ def _folder(byte_count: int, *, keep: bool) -> Iterator[Path]:
         yield folder
     finally:
         if keep:
-            text.err(f"Kept: {folder}")
+            err(f"Kept: {folder}")
         else:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -288,7 +283,7 @@ class _Demo:
         )
         operation = vod.get_mezzanine_info(self._env["VODUP_VOD_ENDPOINT"], video_id)
         now, nonce = datetime.now(UTC), secrets.token_hex(16)
-        asked = sign_rpc(operation, key, at=now, nonce=nonce, generation=0)
+        asked = vod.sign(operation, key, at=now, nonce=nonce, generation=0)
         with _answer("POST", asked.url, cast("BytesBody", asked.body).data, asked.headers) as told:
             facts = operation.parse(Response(told.status, {}, told.read()))
         with _answer("GET", facts.file_url or "") as stored:
@@ -310,8 +305,8 @@ class _Demo:
         seconds = time.monotonic() - self._began
         if self._as_json:
             told = {"ok": holds, "seconds": round(seconds, 1), "claims": [*map(asdict, claims)]}
-            text.out(json.dumps(told))
-            return exits.DONE if holds else exits.FAILED
+            out(json.dumps(told))
+            return run.DONE if holds else run.FAILED
         self._say("")
         for claim in claims:
             self._say(f"  {'ok    ' if claim.holds else 'BROKEN'} {claim.name}")
@@ -319,7 +314,7 @@ class _Demo:
         self._say("")
         verdict = "All of it holds" if holds else "Something does not hold"
         self._say(f"{verdict}; {units.duration(seconds)}.")
-        return exits.DONE if holds else exits.FAILED
+        return run.DONE if holds else run.FAILED
 
 
 def _started(event: dict[str, Any]) -> str:

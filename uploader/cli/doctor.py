@@ -17,17 +17,16 @@ from pathlib import Path
 from typing import Final, Literal, cast
 from urllib.parse import urlsplit
 
-from uploader.cli import exits
-from uploader.cli.loop import run_async
-from uploader.cli.opening import api_origin, key_origin, make_provider
-from uploader.cli.options import Access, Output, Store
+from uploader.cli import run
+from uploader.cli.flags import AccessFlags, DoctorFlags, StateFlags
 from uploader.cli.orphans import open_network
-from uploader.cli.store import open_store
-from uploader.cli.text import out
-from uploader.credentials import GrantProvider, ImsProvider, Network, VodProvider
+from uploader.cli.printing import out
+from uploader.cli.settings import api_origin, key_origin, make_provider, region_of
+from uploader.credentials import GrantProvider, Network, VodProvider
 from uploader.errors import StateError, VideoGone, VodupError
+from uploader.ims import ImsProvider
 from uploader.protocol.wire import Response, SignedRequest
-from uploader.state import Phase
+from uploader.state import Phase, open_state
 from uploader.state.locations import SqliteFile, locate
 from uploader.transport import AiohttpTransport, may_use_congestion
 from uploader.units import count, size
@@ -48,33 +47,33 @@ class Finding:
     name: str
     verdict: Literal["ok", "warning", "failed"]
     detail: str
-    code: int = exits.FAILED
+    code: int = run.FAILED
 
 
-def doctor(access: Access, store: Store, output: Output) -> int:
+def doctor(flags: DoctorFlags) -> int:
     """Look at everything and return the code of what failed."""
-    findings = _examined(access, store)
+    findings = _examined(flags)
     for finding in findings:
-        if output.json:
+        if flags.json:
             line = {k: v for k, v in asdict(finding).items() if k != "code"}
             out(json.dumps({"type": "doctor.finding", **line}, ensure_ascii=False))
         else:
             out(f"{finding.verdict:<8} {finding.name:<12} {finding.detail}")
-    return exits.common_code(f.code for f in findings if f.verdict == "failed")
+    return run.common_code(f.code for f in findings if f.verdict == "failed")
 
 
-def _examined(access: Access, store: Store) -> list[Finding]:
+def _examined(flags: DoctorFlags) -> list[Finding]:
     """Look at everything, network included."""
-    findings: list[Finding] = [*_versions(), _credentials(access), *_state_path(store)]
+    findings: list[Finding] = [*_versions(), _credentials(flags), *_state_path(flags)]
 
     async def work() -> int:
-        findings.append(await _records(store))
-        async with open_network(access) as network:
-            findings.extend(await _services(access, network))
+        findings.append(await _records(flags))
+        async with open_network(flags) as network:
+            findings.extend(await _services(flags, network))
             findings.append(_congestion(network))
-        return exits.DONE
+        return run.DONE
 
-    run_async(work())
+    run.run_async(work())
     return findings
 
 
@@ -89,21 +88,21 @@ def _versions() -> Iterator[Finding]:
     yield Finding("system", "ok", f"{platform.system()} {platform.release()}")
 
 
-def _credentials(access: Access) -> Finding:
-    if access.auth_command or access.auth_url:
+def _credentials(flags: AccessFlags) -> Finding:
+    if flags.auth_command or flags.auth_url:
         return Finding("credentials", "ok", "grants come from --auth-command or --auth-url")
     origin = key_origin()
     if origin is None:
         detail = "no AccessKey: set ALIBABA_CLOUD_ACCESS_KEY_ID and _SECRET, or push with a --grant"
-        return Finding("credentials", "failed", detail, exits.CREDENTIALS)
+        return Finding("credentials", "failed", detail, run.CREDENTIALS)
     return Finding("credentials", "ok", f"an AccessKey from {origin}")
 
 
-def _state_path(store: Store) -> Iterator[Finding]:
-    if store.state == "memory":
+def _state_path(flags: StateFlags) -> Iterator[Finding]:
+    if flags.state == "memory":
         yield Finding("state", "warning", "memory: nothing survives this process")
         return
-    location = locate(store.state or None)
+    location = locate(flags.state or None)
     if not isinstance(location, SqliteFile):
         yield Finding("state", "ok", "a database server")
         return
@@ -117,7 +116,7 @@ def _state_folder(path: Path, folder: Path) -> Finding:
     mode = f"{stat.S_IMODE(path.stat().st_mode):04o}" if path.exists() else "not there yet"
     detail = f"{path} ({mode}), {kind or 'unknown file system'}, {size(free)} free"
     if not os.access(folder, os.W_OK):
-        return Finding("state", "failed", f"{detail}: {folder} is not writable", exits.TEMPORARY)
+        return Finding("state", "failed", f"{detail}: {folder} is not writable", run.TEMPORARY)
     if free < _LOW_SPACE:
         return Finding("state", "warning", f"{detail}: little space")
     if kind.startswith(_REMOTE_FILE_SYSTEMS):
@@ -140,13 +139,13 @@ def _file_system_of(folder: Path) -> str:
     return best[1]
 
 
-async def _records(store: Store) -> Finding:
+async def _records(flags: StateFlags) -> Finding:
     try:
-        async with open_store(store) as state:
+        async with open_state(flags.state or None) as state:
             phases = [found.record.phase async for found in state.uploads()]
             orphans = await state.orphans()
     except StateError as error:
-        return Finding("uploads", "failed", error.message, exits.exit_code(error))
+        return Finding("uploads", "failed", error.message, run.exit_code(error))
     open_count = sum(phase not in {Phase.DONE, Phase.ABORTED} for phase in phases)
     detail = f"{count(len(phases), 'upload')} recorded, {open_count} unfinished"
     if orphans:
@@ -157,34 +156,30 @@ async def _records(store: Store) -> Finding:
 # --- the network ----------------------------------------------------------------------
 
 
-async def _services(access: Access, network: Network) -> list[Finding]:
-    service = access.service.upper()
+async def _services(flags: AccessFlags, network: Network) -> list[Finding]:
+    service = flags.service.upper()
     try:
-        provider = make_provider(access, is_optional=True)
-        endpoint = _checked_origin(access, network)
+        provider = make_provider(flags)
+        endpoint = _checked_origin(flags, network)
     except VodupError as error:
-        return [Finding(service, "failed", error.message, exits.exit_code(error))]
+        return [Finding(service, "failed", error.message, run.exit_code(error))]
     findings = [await _reach(service, endpoint, network)]
     if isinstance(provider, VodProvider | ImsProvider) and findings[0].verdict != "failed":
         findings.append(await _access_key(provider, network))
-    findings.append(await _reach_oss(access, endpoint, network))
+    findings.append(await _reach_oss(flags, endpoint, network))
     return findings
 
 
-def _region(access: Access) -> str:
-    return access.region or os.environ.get("VODUP_REGION") or "cn-shanghai"
-
-
-def _checked_origin(access: Access, network: Network) -> str:
-    is_ims = access.service == "ims"
+def _checked_origin(flags: AccessFlags, network: Network) -> str:
+    is_ims = flags.service == "ims"
     check = network.trust.check_ims_endpoint if is_ims else network.trust.check_vod_endpoint
-    return check(api_origin(access))
+    return check(api_origin(flags))
 
 
-async def _reach_oss(access: Access, origin: str, network: Network) -> Finding:
+async def _reach_oss(flags: AccessFlags, origin: str, network: Network) -> Finding:
     if urlsplit(origin).hostname in {"127.0.0.1", "::1"}:
         return Finding("OSS", "ok", "a development server tells its own with each grant")
-    return await _reach("OSS", f"https://oss-{_region(access)}.aliyuncs.com", network)
+    return await _reach("OSS", f"https://oss-{region_of(flags)}.aliyuncs.com", network)
 
 
 async def _reach(name: str, endpoint: str, network: Network) -> Finding:
@@ -196,7 +191,7 @@ async def _reach(name: str, endpoint: str, network: Network) -> Finding:
             answer = await network.transport.send(request, answer_timeout_s=_REQUEST_S)
     except (VodupError, TimeoutError) as error:
         words = error.message if isinstance(error, VodupError) else "no answer"
-        return Finding(name, "failed", f"{endpoint}: {words}", exits.TEMPORARY)
+        return Finding(name, "failed", f"{endpoint}: {words}", run.TEMPORARY)
     return _reached(name, endpoint, answer, time.monotonic() - began)
 
 
@@ -224,9 +219,9 @@ async def _access_key(provider: GrantProvider, network: Network) -> Finding:
     except VideoGone:
         pass
     except TimeoutError:
-        return Finding("AccessKey", "failed", "no answer in time", exits.TEMPORARY)
+        return Finding("AccessKey", "failed", "no answer in time", run.TEMPORARY)
     except VodupError as error:
-        return Finding("AccessKey", "failed", error.message, exits.exit_code(error))
+        return Finding("AccessKey", "failed", error.message, run.exit_code(error))
     return Finding("AccessKey", "ok", "it is accepted")
 
 

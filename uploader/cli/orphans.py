@@ -1,68 +1,66 @@
-"""Multipart uploads that nobody continues: their parts cost money until they are aborted."""
+"""Multipart uploads that no record continues: their parts cost money until they are aborted."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Final
 
 from uploader import StateStore, UploadTarget
-from uploader.cli import exits
-from uploader.cli.opening import ca_file, make_provider, make_trust
-from uploader.cli.options import Access
-from uploader.cli.text import err, out, paragraph
+from uploader.cli import run
+from uploader.cli.flags import AccessFlags
+from uploader.cli.printing import err, out, paragraph
+from uploader.cli.settings import ca_file, make_trust, require_provider
 from uploader.clock import SystemClock
 from uploader.credentials import GrantSource, LiveGrant, Network
 from uploader.errors import ConfigurationError, OverwriteRefused, ServiceError, VodupError
 from uploader.pace import Pace
 from uploader.protocol import oss
 from uploader.protocol.failures import OSS, is_vanished
-from uploader.protocol.signing import OssDialect
 from uploader.session import RetryPolicy, Session
 from uploader.state import Orphan
 from uploader.transport import AiohttpTransport
 
 __all__ = ["abort_orphans", "open_network"]
 
-_PATIENCE_S = 30.0
+_PATIENCE_S: Final = 30.0
 
 
 @asynccontextmanager
-async def open_network(access: Access) -> AsyncIterator[Network]:
+async def open_network(flags: AccessFlags) -> AsyncIterator[Network]:
     """Open connections for a few small requests: little patience, no bandwidth limit."""
     pace, clock = Pace(concurrency=1), SystemClock()
     retry = RetryPolicy(patience_s=_PATIENCE_S, first_contact_patience_s=_PATIENCE_S / 3)
     async with AiohttpTransport(pace=pace, ca_file=ca_file()) as transport:
-        yield Network(transport, pace, clock, retry, make_trust(access))
+        yield Network(transport, pace, clock, retry, make_trust(flags))
 
 
-async def abort_orphans(state: StateStore, orphans: Sequence[Orphan], access: Access) -> int:
+async def abort_orphans(state: StateStore, orphans: Sequence[Orphan], flags: AccessFlags) -> int:
     """Abort each at OSS and forget it; what cannot be aborted stays listed."""
     codes = []
-    provider = make_provider(access, is_optional=False)
-    if provider is None:
-        raise ConfigurationError("Nobody was named who hands out grants.")
-    async with open_network(access) as network:
+    provider = require_provider(flags)
+    async with open_network(flags) as network:
         grants = provider.connect(network)
         for orphan in orphans:
             try:
                 await _abort(orphan, grants, network)
             except VodupError as error:
                 err(paragraph(error, about=f"upload {orphan.upload_id}"))
-                codes.append(exits.exit_code(error))
+                codes.append(run.exit_code(error))
             else:
                 await state.forget_orphan(orphan.upload_id)
-                out(f"aborted upload {orphan.upload_id} of video {orphan.video_id}")
-    return exits.common_code(codes)
+                out(f"Aborted the multipart upload {orphan.upload_id} of video {orphan.video_id}.")
+    return run.common_code(codes)
 
 
 async def _abort(orphan: Orphan, grants: GrantSource, network: Network) -> None:
     video_id = orphan.video_id
     if video_id is None:
         raise ConfigurationError(
-            "The VideoId it belonged to is not known, so nobody can give credentials for it.",
-            next_step=f"Remove it in the console of OSS: bucket {orphan.bucket}.",
+            "Its VideoId is not known, so that there are no credentials to abort it with.",
+            next_step=f"Remove it in the OSS console: bucket {orphan.bucket}.",
         )
-    await _require_waiting(video_id, grants)
+    await _require_unfinished(video_id, grants)
     target = UploadTarget(orphan.endpoint, orphan.bucket, orphan.object_key)
     session = _session(network.trust.check_target(target), video_id, grants, network)
     try:
@@ -72,14 +70,15 @@ async def _abort(orphan: Orphan, grants: GrantSource, network: Network) -> None:
             raise
 
 
-async def _require_waiting(video_id: str, grants: GrantSource) -> None:
+async def _require_unfinished(video_id: str, grants: GrantSource) -> None:
     """New credentials for a finished video would open an overwrite."""
     facts = await grants.facts(video_id)
     if facts is not None and not facts.is_waiting:
         raise OverwriteRefused(
-            f"Video {video_id} is finished (status {facts.status}); asking for credentials to "
-            "abort with would open it for overwriting.",
-            next_step="Leave it to the bucket's lifecycle rule, or remove it in the console.",
+            f"Video {video_id} is finished (status {facts.status}); credentials to abort with "
+            "would allow overwriting it.",
+            next_step="Leave the parts to the bucket's lifecycle rule, or remove them in the "
+            "OSS console.",
         )
 
 
@@ -88,7 +87,7 @@ def _session(target: UploadTarget, video_id: str, grants: GrantSource, network: 
         target,
         lambda: grants.renew(video_id),
         clock=network.clock,
-        dialect=OssDialect(None, "v4", False),
+        dialect=oss.OssDialect(None, "v4", False),
     )
     return Session(
         network.transport,

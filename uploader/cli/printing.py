@@ -1,16 +1,14 @@
-"""What commands print: lines for people and programs, errors as a paragraph."""
+"""Lines on standard output and standard error, safe for a terminal."""
 
 from __future__ import annotations
 
 import re
 import sys
-from typing import Final, TextIO
+from typing import TextIO
 
 from uploader.errors import VodupError
 
-__all__ = ["MIB", "Printer", "err", "out", "paragraph", "printable"]
-
-MIB: Final = 1024 * 1024
+__all__ = ["Printer", "err", "out", "paragraph", "printable"]
 
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _SECRET = re.compile(r"STS\.[A-Za-z0-9]{8,}|CAIS[A-Za-z0-9+/=_-]{20,}")
@@ -19,7 +17,7 @@ _SECRET = re.compile(r"STS\.[A-Za-z0-9]{8,}|CAIS[A-Za-z0-9+/=_-]{20,}")
 def printable(text: str) -> str:
     """Return `text` without what could steer a terminal, and without what looks secret.
 
-    Names of files and messages of servers are not ours.
+    File names and messages of servers come from others.
     """
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", _SECRET.sub("[redacted]", text))
 
@@ -31,24 +29,24 @@ def paragraph(error: VodupError, *, about: str | None = None) -> str:
 
 
 class Printer:
-    """Writes lines to a stream that may go away. Mutable: whether it has.
+    """Writes lines to a stream that may be closed early. Mutable: whether it is closed.
 
     `vodup push --json | head -1` ends the reader, not the upload.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._is_gone = False
+        self._is_closed = False
 
     def line(self, text: str) -> None:
         """Write one line at once."""
-        if self._is_gone:
+        if self._is_closed:
             return
         try:
             self._stream.write(f"{text}\n")
             self._stream.flush()
         except (BrokenPipeError, ValueError):
-            self._is_gone = True
+            self._is_closed = True
 
 
 def out(text: str) -> None:

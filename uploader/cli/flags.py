@@ -1,0 +1,432 @@
+"""The flags of every command: names, values and help texts.
+
+A class is a group of flags, or all flags of one command; a field is a flag (`options.py`). The
+classes are not slotted, because a command inherits from several groups. Secrets are never flags:
+other users of the machine can read the command line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from uploader.cli.options import (
+    BANDWIDTH,
+    COMMAND,
+    CONCURRENCY,
+    DURATION,
+    PART_SIZE,
+    SIZE,
+    argument,
+    arguments,
+    number,
+    one_of,
+    option,
+    options,
+    size_from,
+    switch,
+)
+from uploader.units import MIB
+
+if TYPE_CHECKING:
+    from uploader import Bandwidth
+
+# --- groups that several commands share -----------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputFlags:
+    """What is printed."""
+
+    json: bool = switch("Write JSON lines to standard output.")
+    quiet: bool = switch("Print only results and errors.", "-q")
+    verbose: bool = switch("Print more details, such as checksums.", "-v")
+    log_level: str = option(
+        one_of("debug", "info", "warning", "error", "critical"),
+        "Write log messages of this level and above to standard error.",
+        default="critical",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateFlags:
+    """Where uploads are recorded."""
+
+    state: str | None = option(
+        "URL",
+        "Where uploads are recorded: a file, postgresql://..., or memory. "
+        "[default: a file in your state directory]",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccessFlags:
+    """Where credentials come from, and which hosts may receive them."""
+
+    region: str | None = option(
+        "REGION", "Region of the VOD or IMS service. [default: cn-shanghai]"
+    )
+    service: str = option(
+        one_of("vod", "ims"),
+        "Service that creates the videos: VOD, or Intelligent Media Services (IMS).",
+        default="vod",
+    )
+    vod_endpoint: str | None = option(
+        "URL", "VOD endpoint. [default: https://vod.REGION.aliyuncs.com]"
+    )
+    ims_endpoint: str | None = option(
+        "URL", "IMS endpoint. [default: https://ice.REGION.aliyuncs.com]"
+    )
+    auth_command: str | None = option(
+        "CMD", "Command that prints upload credentials, for machines without an AccessKey."
+    )
+    auth_url: str | None = option(
+        "URL",
+        "App server that returns upload credentials. Its bearer token is read from "
+        "VODUP_AUTH_URL_TOKEN.",
+    )
+    allow_host: tuple[str, ...] = options("HOST", "Additional host that may receive credentials.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConnectionFlags(AccessFlags, StateFlags):
+    """What an `Uploader` is made of."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferFlags:
+    """How data is sent."""
+
+    part_size: int | None = option(
+        PART_SIZE, "Size of a part, such as 8MiB. [default: depends on the file size]"
+    )
+    concurrency: int | Literal["auto"] = option(
+        CONCURRENCY, "Connections, shared by all files.", default="auto"
+    )
+    bwlimit: Bandwidth | None = option(
+        BANDWIDTH,
+        'Bandwidth limit in bytes per second: 10M, or a timetable: "08:00,10M 20:00,off".',
+    )
+    oss_region: str | None = option(
+        "REGION", "Region to sign OSS requests for; only needed with hosts of your own."
+    )
+    signature: Literal["v4", "v1"] = option(
+        one_of("v4", "v1"), "OSS signature version.", default="v4"
+    )
+    on_target_change: Literal["fail", "restart"] = option(
+        one_of("fail", "restart"),
+        "What to do when VOD moves an upload to another bucket or object key.",
+        default="fail",
+    )
+    retry_for: float | None = option(
+        DURATION, "Keep retrying a failing request for this long. [default: 15m]"
+    )
+    on_finished: list[str] | None = option(
+        COMMAND,
+        "Run a command after each upload, with the result in VODUP_STATUS, "
+        "VODUP_VIDEO_ID, ..., and as JSON on its standard input.",
+    )
+    installed_hooks: bool = switch("Run hooks provided by installed packages.", default=True)
+    metrics_port: str | None = option(
+        "[HOST:]PORT", "Serve metrics for Prometheus, on 127.0.0.1 unless HOST is given."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoFlags:
+    """Fields of CreateUploadVideo that several videos may share."""
+
+    description: str | None = option("TEXT", "Description of the video (up to 1,024 characters).")
+    tags: str | None = option("A,B", "Comma-separated tags of the video (up to 16).")
+    cate_id: int | None = option(number(0, 10**15), "Category ID.")
+    template_group_id: str | None = option("ID", "Transcoding template group ID.")
+    workflow_id: str | None = option(
+        "ID", "Transcoding workflow ID (overrides --template-group-id)."
+    )
+    storage_location: str | None = option(
+        "BUCKET", "Bucket to store the video in, as shown in the VOD console."
+    )
+    app_id: str | None = option("ID", "VOD application ID.")
+    cover_url: str | None = option("URL", "URL of a cover image.")
+    user_data: str | None = option("JSON", "Callback settings and extensions of the video.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UrlFlags:
+    """Where source URLs may lead."""
+
+    allow_private_sources: bool = switch(
+        "Allow source URLs that lead to this machine or to private networks."
+    )
+    max_redirects: int = option(number(0, 20), "Redirects to follow for a source URL.", default=5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamFlags(UrlFlags):
+    """How sources are read that are not finished files."""
+
+    pipe_command: list[str] | None = option(
+        COMMAND, "Upload the output of a command, if it exits with status 0."
+    )
+    follow: bool = switch("Upload a file while it is still being written.")
+    until_file: str | None = option("FILE", "With --follow: stop when FILE exists.")
+    until_exit: int | None = option(
+        number(1, 2**31, "PID"), "With --follow: stop when process PID exits."
+    )
+    until_idle: float | None = option(
+        DURATION,
+        "With --follow: stop after this long without new data. [default: 30, if no other "
+        "--until flag is given]",
+    )
+    memory: int | None = option(SIZE, "Memory to buffer streamed data. [default: 96MiB]")
+    spool: str | None = option(
+        "FOLDER", "Buffer streamed data in FOLDER instead of memory; it survives restarts."
+    )
+    spool_size: int | None = option(SIZE, "Largest size of the --spool folder. [default: 8GiB]")
+    expected_size: int | None = option(
+        SIZE, "Approximate size of a stream, to choose the part size."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowFlags:
+    """Which files a batch uploads."""
+
+    manifests: tuple[str, ...] = arguments("MANIFEST", "CSV, JSON Lines or Parquet files.")
+    recursive: tuple[str, ...] = options("FOLDER", "Upload all videos below FOLDER.", "-r")
+    files_from: str | None = option("FILE|-", "Upload the files of a list, one path per line.")
+    include: tuple[str, ...] = options("GLOB", "With --recursive: upload only matching files.")
+    exclude: tuple[str, ...] = options("GLOB", "With --recursive: skip matching files.")
+    root: str | None = option(
+        "FOLDER",
+        "Folder that paths are relative to and must stay below. [default: the manifest's folder]",
+    )
+    follow_symlinks: bool = switch("Allow symbolic links that lead out of the root.")
+    title_template: str | None = option(
+        "TEXT", "Title of rows without one; may contain {stem}, {name}, {folder} and {row}."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportFlags:
+    """Where the results of a batch are written."""
+
+    report: str | None = option(
+        "FILE",
+        "Record the result of each row as a JSON line. Run again with the same FILE to resume.",
+    )
+    failed: str | None = option("FILE", "Write the failed rows to FILE, a manifest to run again.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterFlags(StateFlags):
+    """Which database holds the queue."""
+
+    embedded: str | None = option(
+        "FOLDER",
+        "Run a private PostgreSQL in FOLDER instead of using --state, to try a cluster "
+        "on one machine.",
+    )
+
+
+# --- the commands ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushFlags(VideoFlags, StreamFlags, TransferFlags, ConnectionFlags, OutputFlags):
+    """vodup push."""
+
+    paths: tuple[str, ...] = arguments("PATH|URL|-", "Files, URLs, or - for standard input.")
+    video_id: str | None = option(
+        "ID", "Upload into this existing VideoId instead of creating a video."
+    )
+    grant: str | None = option(
+        "FILE|-",
+        "Upload with this response of CreateUploadVideo or RefreshUploadVideo, JSON or XML.",
+    )
+    key: str | None = option(
+        "NAME", "Name this upload so that it can be resumed. [default: derived from the path]"
+    )
+    overwrite: bool = switch("Replace the content of a video that is already finished.")
+    title: str | None = option("TEXT", "Title of the video. [default: the file name]")
+    file_name: str | None = option(
+        "NAME", "File name for VOD, with a video extension. [default: the file name of PATH]"
+    )
+    reference_id: str | None = option("ID", "ID of your own for the video, unique in the account.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumeFlags(UrlFlags, TransferFlags, ConnectionFlags, OutputFlags):
+    """vodup resume."""
+
+    names: tuple[str, ...] = arguments("KEY|VIDEO_ID")
+    all: bool = switch("Resume all unfinished uploads of files and URLs.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatusFlags(ClusterFlags, OutputFlags):
+    """vodup status."""
+
+    names: tuple[str, ...] = arguments("KEY|VIDEO_ID")
+    watch: bool = switch("Refresh every two seconds.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AbortFlags(ConnectionFlags, OutputFlags):
+    """vodup abort."""
+
+    names: tuple[str, ...] = arguments("KEY|VIDEO_ID", is_required=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleanFlags(ConnectionFlags, OutputFlags):
+    """vodup clean."""
+
+    names: tuple[str, ...] = arguments("KEY|VIDEO_ID")
+    done: bool = switch("Remove records of finished uploads.")
+    aborted: bool = switch("Remove records of aborted uploads.")
+    older_than: float | None = option(DURATION, "Only records not touched for this long.")
+    orphans: bool = switch("Abort multipart uploads left behind at OSS.")
+    force: bool = switch("Remove the named records even if unfinished.")
+    dry_run: bool = switch("Print what would be removed; remove nothing.", "-n")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyFlags(ConnectionFlags, OutputFlags):
+    """vodup verify."""
+
+    path: str = argument("PATH")
+    key: str | None = option("NAME", "Name of the upload, if it has one.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectFlags(AccessFlags, OutputFlags):
+    """vodup inspect."""
+
+    where: str = argument("FILE|-", default="-")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorFlags(ConnectionFlags, OutputFlags):
+    """vodup doctor."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestFlags(
+    RowFlags, ReportFlags, UrlFlags, VideoFlags, TransferFlags, ConnectionFlags, OutputFlags
+):
+    """vodup ingest."""
+
+    files: int | None = option(number(1, 1024), "Files to upload at the same time. [default: 32]")
+    dry_run: bool = switch("Check every row and estimate the work; send nothing.", "-n")
+    html: str | None = option("FILE", "Write an HTML report to FILE.")
+    dashboard: int | None = option(
+        number(0, 65535, "PORT"), "Serve a live page on 127.0.0.1; 0 selects a free port."
+    )
+    stop_on_error: bool = switch("Stop at the first failure.")
+    max_duration: float | None = option(DURATION, "Stop after this long; the next run resumes.")
+    retries: int = option(
+        number(0, 100), "Rounds of retries for rows that failed temporarily.", default=1
+    )
+    api_rate: int = option(
+        number(1, 1000), "VOD calls per second; the quotas of accounts are 40 to 80.", default=20
+    )
+    overwrite: bool = switch("Replace the content of videos that are already finished.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnqueueFlags(RowFlags, ReportFlags, VideoFlags, AccessFlags, ClusterFlags, OutputFlags):
+    """vodup enqueue."""
+
+    shared: tuple[str, ...] = options(
+        "FOLDER",
+        "Folder mounted at the same path on every worker (files elsewhere are only "
+        "uploaded from this machine).",
+    )
+    node: str | None = option("NAME", "Name of this machine. [default: its host name]")
+    priority: int = option(
+        number(-100, 100), "Priority from -100 to 100; higher is uploaded first.", default=0
+    )
+    overwrite: bool = switch("Replace the content of videos that are already finished.")
+    wait: bool = switch("Wait until every row has ended, and exit with the code of ingest.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerFlags(UrlFlags, TransferFlags, AccessFlags, ClusterFlags, OutputFlags):
+    """vodup worker."""
+
+    files: int = option(number(1, 1024), "Rows to upload at the same time.", default=8)
+    memory: int | None = option(
+        size_from(MIB), "Memory for data in transit, 1 MiB per connection; limits the connections."
+    )
+    node: str | None = option("NAME", "Name of this machine. [default: its host name]")
+    heartbeat: float = option(
+        DURATION,
+        "Time between heartbeats; a worker that misses three counts as dead. Must be the "
+        "same for all workers.",
+        default=10,
+    )
+    grace: float = option(
+        DURATION,
+        "How long uploads may continue after SIGTERM before they return to the queue.",
+        default=20,
+    )
+    tries: int = option(
+        number(1, 1000), "Temporary failures after which a row has failed.", default=10
+    )
+    api_rate: int = option(
+        number(1, 1000), "VOD calls per second, shared by all workers.", default=20
+    )
+    root: tuple[str, ...] = options(
+        "FOLDER", "Upload only files below FOLDER, whatever the queue says."
+    )
+    drain: bool = switch("Exit when the queue is empty.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultsFlags(ReportFlags, ClusterFlags, OutputFlags):
+    """vodup results."""
+
+    manifests: tuple[str, ...] = arguments(
+        "MANIFEST", "Only the rows of these manifests, as last queued."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpgradeFlags(ClusterFlags, OutputFlags):
+    """vodup db upgrade."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DevserverFlags:
+    """vodup devserver."""
+
+    host: str = option("ADDRESS", "Loopback address to listen on.", default="127.0.0.1")
+    port: int = option(
+        number(0, 65535, "PORT"), "Port of the VOD API; 0 selects a free port.", default=0
+    )
+    oss_port: int = option(
+        number(0, 65535, "PORT"), "Port of OSS; 0 selects a free port.", default=0
+    )
+    data: str | None = option("FOLDER", "Keep videos and objects in FOLDER. [default: in memory]")
+    credential_ttl: float | None = option(DURATION, "Lifetime of an UploadAuth. [default: 3000]")
+    bandwidth: int | None = option(SIZE, "Bandwidth in bytes per second, such as 25M.")
+    faults: str | None = option("FILE", "JSON file with faults to inject.")
+    options: str = option("JSON", "JSON object with further options.", default="{}")
+    tls: bool = switch("Serve https with a certificate of its own.", default=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoFlags:
+    """vodup demo."""
+
+    size: int = option(
+        size_from(64 * MIB), "Size of the file. [default: 512MiB]", default=512 * MIB
+    )
+    keep: bool = switch("Keep the file and the data of the server.")
+    json: bool = switch("Print the report as one JSON line.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VersionFlags(OutputFlags):
+    """vodup version."""

@@ -1,0 +1,268 @@
+"""`push` and `resume`: several uploads at once; each succeeds or fails by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from uploader import Uploader, UploadGrant, UploadRecord, VideoMeta, decode_answer
+from uploader.cli import run
+from uploader.cli.flags import OutputFlags, PushFlags, ResumeFlags, UrlFlags
+from uploader.cli.push_views import PushedFile, interruption, make_push_view
+from uploader.cli.records import find_record
+from uploader.cli.settings import (
+    make_meta,
+    make_options,
+    make_uploader,
+    read_input,
+    serve_metrics,
+)
+from uploader.cli.sources import (
+    is_repeatable,
+    label_of,
+    names_of,
+    recorded_source,
+    shown_name,
+    source_of,
+)
+from uploader.errors import ConfigurationError, VodupError
+from uploader.events import Event, Listener
+from uploader.sources import AnySource
+from uploader.state import Phase
+from uploader.tasks import beside
+from uploader.tracker import Tracker
+
+__all__ = ["push", "resume"]
+
+_FILES_AT_ONCE: Final = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushItem:
+    """One upload to do. `name` is what the user calls its source."""
+
+    name: str
+    source: AnySource
+    meta: VideoMeta | None = None
+    video_id: str | None = None
+    grant: UploadGrant | None = None
+    key: str | None = None
+    overwrite: bool = False
+
+
+Finder = Callable[[Uploader], Awaitable[Sequence[PushItem]]]
+
+
+# --- push -------------------------------------------------------------------------------
+
+
+def push(flags: PushFlags) -> int:
+    """Upload files and return the exit code."""
+    names = names_of(flags)
+
+    def prepare(on_event: Listener | None) -> tuple[Uploader, Finder]:
+        _require_sense(names, flags)
+        grant = decode_answer(read_input(flags.grant, "--grant")) if flags.grant else None
+        items = _items_of(names, flags, grant)
+
+        async def find(_: Uploader) -> Sequence[PushItem]:
+            return items
+
+        options = make_options(flags)
+        return make_uploader(flags, options, has_grant=grant is not None, on_event=on_event), find
+
+    files = [PushedFile(shown_name(name), label_of(name, flags)) for name in names]
+    with serve_metrics(flags.metrics_port) as on_event:
+        is_kept = flags.state != "memory"
+        return _Push(flags, files, is_kept=is_kept).run(partial(prepare, on_event))
+
+
+def _items_of(names: Sequence[str], flags: PushFlags, grant: UploadGrant | None) -> list[PushItem]:
+    meta = make_meta(flags)
+    has_video = flags.video_id is not None or grant is not None
+    return [
+        PushItem(
+            name=shown_name(name),
+            source=source_of(name, flags, has_video=has_video),
+            meta=meta,
+            video_id=flags.video_id,
+            grant=grant,
+            key=flags.key,
+            overwrite=flags.overwrite,
+        )
+        for name in names
+    ]
+
+
+def _require_sense(names: Sequence[str], flags: PushFlags) -> None:
+    """Refuse flags that do not go together with the number of files."""
+    single = {
+        "--title": flags.title,
+        "--file-name": flags.file_name,
+        "--reference-id": flags.reference_id,
+        "--key": flags.key,
+        "--video-id": flags.video_id,
+        "--grant": flags.grant,
+    }
+    given = [name for name, value in single.items() if value is not None]
+    if len(names) > 1 and given:
+        raise ConfigurationError(
+            f"{given[0]} can only be used with a single file ({len(names)} given).",
+            next_step=f"Push the files one by one, or leave {given[0]} out.",
+        )
+    if flags.grant == "-" and "-" in names:
+        raise ConfigurationError(
+            "Standard input cannot be both the grant and the video.",
+            next_step="Write the grant to a file and pass --grant FILE.",
+        )
+    if len({os.path.abspath(shown_name(name)) for name in names}) < len(names):
+        raise ConfigurationError(
+            "The same path is given twice.", next_step="Leave one of them out."
+        )
+
+
+# --- resume -----------------------------------------------------------------------------
+
+
+def resume(flags: ResumeFlags) -> int:
+    """Resume recorded uploads and return the exit code."""
+    if bool(flags.names) == flags.all:
+        raise ConfigurationError(
+            "Name the uploads to resume, or pass --all.",
+            next_step="`vodup status` lists them.",
+        )
+
+    async def find(uploader: Uploader) -> list[PushItem]:
+        records = await (_named(uploader, flags.names) if flags.names else _unfinished(uploader))
+        return [_recorded_item(record, flags) for record in records]
+
+    with serve_metrics(flags.metrics_port) as on_event:
+        return _Push(flags).run(
+            lambda: (make_uploader(flags, make_options(flags), on_event=on_event), find)
+        )
+
+
+async def _unfinished(uploader: Uploader) -> list[UploadRecord]:
+    """Return the uploads that can be resumed without their producer, oldest first."""
+    ended = {Phase.DONE, Phase.ABORTED}
+    found = [s.record async for s in uploader.state.uploads() if s.record.phase not in ended]
+    return [record for record in reversed(found) if is_repeatable(record)]
+
+
+async def _named(uploader: Uploader, names: Sequence[str]) -> list[UploadRecord]:
+    records = [await find_record(uploader.state, name) for name in names]
+    for record in records:
+        if record.phase is Phase.ABORTED:
+            raise ConfigurationError(
+                f"The upload {record.key} was aborted and cannot be resumed.",
+                next_step=f"Start over with: vodup push {record.source}",
+            )
+    return records
+
+
+def _recorded_item(record: UploadRecord, flags: UrlFlags) -> PushItem:
+    # What the first run was to send with CreateUploadVideo, for a video that was not created yet.
+    given = json.loads(record.meta or "{}")
+    known = {name: given[name] for name in VideoMeta.__slots__ if name in given}
+    return PushItem(
+        name=record.source,
+        source=recorded_source(record, flags),
+        meta=VideoMeta(**{**known, "tags": tuple(known.get("tags", ()))}),
+        video_id=record.video_id,
+        key=record.key,
+        overwrite=record.is_overwrite,
+    )
+
+
+# --- both -------------------------------------------------------------------------------
+
+
+class _Push:
+    """One run over several files. Mutable: the files."""
+
+    def __init__(
+        self, flags: OutputFlags, files: Sequence[PushedFile] = (), *, is_kept: bool = True
+    ) -> None:
+        """`is_kept`: whether the state outlives this process."""
+        self._view = make_push_view(flags)
+        self._files = list(files)
+        self._tracker = Tracker()
+        self._is_kept = is_kept
+
+    def run(self, prepare: Callable[[], tuple[Uploader, Finder]]) -> int:
+        """Upload everything; the end of every file is printed, whatever happens."""
+        try:
+            return run.run_async(self._perform(*prepare()))
+        except VodupError as error:
+            if not self._files:
+                raise
+            self._view.refused(self._open_files, error)
+            return run.exit_code(error)
+        except run.Interrupted as interrupted:
+            for file in self._open_files:
+                sentence = interruption(file, is_kept=self._is_kept)
+                self._view.interrupted(file, interrupted.code, sentence)
+            raise
+
+    @property
+    def _open_files(self) -> list[PushedFile]:
+        return [file for file in self._files if file.code is None]
+
+    async def _perform(self, uploader: Uploader, find: Finder) -> int:
+        async with uploader:
+            items = await find(uploader)
+            gate = asyncio.Semaphore(_FILES_AT_ONCE)
+            watching = self._view.watch(self._files, self._tracker)
+            async with beside(watching), asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(self._upload(uploader, item, self._file_of(item), gate))
+                    for item in items
+                ]
+        if len(items) > 1:
+            self._view.total(self._files)
+        return run.common_code(task.result() for task in tasks)
+
+    def _file_of(self, item: PushItem) -> PushedFile:
+        known = next((file for file in self._files if file.source == item.name), None)
+        if known is None:
+            self._files.append(known := PushedFile(item.name, item.name))
+        return known
+
+    async def _upload(
+        self, uploader: Uploader, item: PushItem, file: PushedFile, gate: asyncio.Semaphore
+    ) -> int:
+        def on_event(event: Event) -> None:
+            file.update(event, self._tracker)
+            self._view.event(file, event)
+
+        try:
+            async with gate:
+                result = await uploader.upload(
+                    item.source,
+                    meta=item.meta,
+                    video_id=item.video_id,
+                    grant=item.grant,
+                    key=item.key,
+                    overwrite=item.overwrite,
+                    on_event=on_event,
+                )
+        except VodupError as error:
+            return self._fail(file, error)
+        except Exception as error:  # a bug that affects one file must not stop the others
+            run.explain_bug(error)
+            message = f"Internal error ({type(error).__name__})."
+            return self._fail(file, VodupError(message, next_step="Report the lines above."))
+        file.code = run.HOOK_FAILED if file.has_failed_hook else run.DONE
+        file.size = result.size
+        self._view.finished(file, result)
+        return file.code
+
+    def _fail(self, file: PushedFile, error: VodupError) -> int:
+        file.code = run.exit_code(error)
+        self._view.failed(file, error)
+        return file.code

@@ -1,0 +1,349 @@
+"""What `push` and `resume` print: sentences for people, JSON lines for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any, Final, Protocol
+
+from uploader import units
+from uploader.cli import run
+from uploader.cli.flags import OutputFlags
+from uploader.cli.printing import Printer, err, out, paragraph, printable
+from uploader.cli.progress import Total, progress_line, sample_every_second, show_progress
+from uploader.errors import VodupError
+from uploader.events import (
+    Event,
+    HookFailed,
+    PartsAdopted,
+    PartStored,
+    RequestRetried,
+    UploadCancelled,
+    UploadFailed,
+    UploadFinished,
+    UploadProgress,
+    UploadRestarted,
+    UploadResult,
+    UploadStarted,
+)
+from uploader.tasks import beside
+from uploader.tracker import TrackedUpload, Tracker
+
+__all__ = ["PushView", "PushedFile", "interruption", "make_push_view"]
+
+_JSON_INTERVAL_S: Final = 1.0
+
+
+@dataclass(slots=True)
+class PushedFile:
+    """One file of a push. Mutable: how far it is, and how it ended.
+
+    Attributes:
+        source: what the user calls it.
+        label: the same, in sentences.
+        upload: once it has started.
+        code: its exit code, once it has ended.
+        size: of the object, once it is verified.
+        trouble: why a request is retried, until a part is stored again.
+    """
+
+    source: str
+    label: str
+    upload: TrackedUpload | None = None
+    code: int | None = None
+    size: int = 0
+    trouble: str = ""
+    has_failed_hook: bool = False
+
+    def update(self, event: Event, tracker: Tracker) -> None:
+        """Apply an event of this upload."""
+        tracker(event)
+        match event:
+            case UploadStarted():
+                self.upload = tracker.active[event.key]
+                self.upload.source = self.label
+            case RequestRetried():
+                self.trouble = event.reason
+            case PartStored():
+                self.trouble = ""
+            case HookFailed():
+                self.has_failed_hook = True
+
+    @property
+    def video_id(self) -> str | None:
+        """Once it is known."""
+        return self.upload.video_id if self.upload else None
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it is being sent."""
+        return self.upload is not None and self.code is None
+
+
+class PushView(Protocol):
+    """Prints what happens to the files of a push."""
+
+    def event(self, file: PushedFile, event: Event) -> None:
+        """Something happened to the file's upload."""
+
+    def finished(self, file: PushedFile, result: UploadResult) -> None:
+        """The upload is verified."""
+
+    def failed(self, file: PushedFile, error: VodupError) -> None:
+        """The upload ended without success."""
+
+    def refused(self, files: Sequence[PushedFile], error: VodupError) -> None:
+        """No upload can start, for one reason."""
+
+    def interrupted(self, file: PushedFile, code: int, sentence: str) -> None:
+        """A signal stopped the upload (`interruption`)."""
+
+    def total(self, files: Sequence[PushedFile]) -> None:
+        """All uploads have ended."""
+
+    async def watch(self, files: Sequence[PushedFile], tracker: Tracker) -> None:
+        """Show progress until cancelled."""
+
+
+def make_push_view(flags: OutputFlags) -> PushView:
+    """Return the view that the flags ask for."""
+    return JsonView() if flags.json else TextView(flags)
+
+
+# --- sentences --------------------------------------------------------------------------
+
+
+def success(file: PushedFile, result: UploadResult, *, is_verbose: bool) -> str:
+    """What an upload came to."""
+    if result.is_receipt:
+        return f"{file.label} is already uploaded as video {result.video_id}; nothing to send."
+    facts = [units.size(result.size)]
+    if result.sent_bytes:
+        facts[0] += f" in {units.duration(result.seconds)}"
+        facts[0] += f", {units.rate(result.sent_bytes / max(result.seconds, 0.001))}"
+    if is_verbose:
+        facts.append(f"CRC-64 {result.crc64}, verified by {result.verified_by}")
+        facts.append(units.count(result.part_count, "part"))
+        facts.append(f"TCP congestion control {result.congestion or 'unknown'}")
+    else:
+        facts.append(f"{'ETag' if result.verified_by == 'etag' else 'CRC-64'} verified")
+    if result.resumed_part_count:
+        parts = units.count(result.part_count, "part")
+        facts.append(f"{result.resumed_part_count} of {parts} from an earlier run")
+    if result.renewal_count:
+        facts.append(f"credentials renewed {units.count(result.renewal_count, 'time')}")
+    if result.retry_count:
+        facts.append(f"{units.count(result.retry_count, 'request')} retried")
+    return f"Uploaded {file.label} → video {result.video_id} ({'; '.join(facts)})."
+
+
+def beginning(file: PushedFile, event: UploadStarted) -> str:
+    """How an upload starts."""
+    video = f"video {event.video_id}"
+    if not event.size:
+        stored = "size unknown"
+        if event.is_resumed:
+            stored = f"{units.size(event.done_bytes)} already uploaded"
+        return f"{file.label}: uploading as {video}; {stored}."
+    if event.is_resumed:
+        return (
+            f"{file.label}: resuming {video}; {event.resumed_part_count} of "
+            f"{units.count(event.part_count, 'part')} "
+            f"({units.share(event.done_bytes, event.size)}) already uploaded."
+        )
+    return f"{file.label}: uploading {units.size(event.size)} as {video}."
+
+
+def incident(file: PushedFile, event: Event) -> str | None:
+    """What else people want to know of an upload; None for other events."""
+    match event:
+        case UploadStarted():
+            return beginning(file, event)
+        case UploadRestarted():
+            return f"{file.label}: {event.reason}; uploading all parts again, to the same video."
+        case PartsAdopted():
+            parts = units.count(event.part_count, "part")
+            return f"{file.label}: OSS already has {parts} that were not recorded; verified."
+        case HookFailed():
+            return f"{file.label}: {event.message}"
+        case _:
+            return None
+
+
+def interruption(file: PushedFile, *, is_kept: bool) -> str:
+    """How far an upload came before a signal stopped it, and how to resume it."""
+    upload = file.upload
+    if upload is None:
+        return f"Interrupted: {file.label}, nothing uploaded yet."
+    done = units.count(upload.acked_part_count, "part")
+    if upload.part_count:
+        done = f"{upload.acked_part_count} of {units.count(upload.part_count, 'part')}"
+    if not is_kept:
+        resume = "With --state memory nothing is saved: the same command starts over."
+    elif upload.part_count:
+        resume = "To resume, run the same command again."
+    else:
+        resume = (
+            f"To resume, run the same command again with --key {upload.key}, and send the data "
+            "from its start."
+        )
+    return f"Interrupted: {file.label}, {done} uploaded. {resume}"
+
+
+# --- for programs -----------------------------------------------------------------------
+
+
+class JsonView:
+    """One JSON object per line; the last one of each file tells how it ended.
+
+    CRC-64s are decimal strings: many readers of JSON keep only 53 bits of a number.
+    Mutable: when the progress of each file was last printed.
+    """
+
+    def __init__(self) -> None:
+        self._printer = Printer(sys.stdout)
+        self._printed_s: dict[int, float] = {}
+
+    def event(self, file: PushedFile, event: Event) -> None:
+        """Print the event; progress at most once a second, and only once it has started."""
+        if isinstance(event, UploadFinished | UploadFailed | UploadCancelled):
+            return  # printed by `finished`, `failed`, `interrupted`, which know the exit code
+        if isinstance(event, PartStored):
+            return  # the progress counts them
+        if isinstance(event, UploadProgress) and not self._is_due(file):
+            return
+        self._print(file, event.type, **asdict(event))
+
+    def _is_due(self, file: PushedFile) -> bool:
+        now_s = time.monotonic()
+        is_early = now_s - self._printed_s.get(id(file), float("-inf")) < _JSON_INTERVAL_S
+        if is_early or not file.is_active:
+            return False
+        self._printed_s[id(file)] = now_s
+        return True
+
+    def finished(self, file: PushedFile, result: UploadResult) -> None:
+        """Print the result."""
+        self._print(file, UploadFinished.type, **asdict(result))
+
+    def failed(self, file: PushedFile, error: VodupError) -> None:
+        """Print the error."""
+        self._print(
+            file,
+            UploadFailed.type,
+            video_id=error.video_id or file.video_id,
+            error=type(error).__name__,
+            message=error.message,
+            code=error.code,
+            request_id=error.request_id,
+            resumable=error.is_resumable,
+            next_step=error.next_step,
+            exit_code=run.exit_code(error),
+        )
+
+    def refused(self, files: Sequence[PushedFile], error: VodupError) -> None:
+        """Print the error for each file."""
+        for file in files:
+            self.failed(file, error)
+
+    def interrupted(self, file: PushedFile, code: int, sentence: str) -> None:
+        """Print that it was stopped."""
+        self._print(
+            file,
+            UploadFailed.type,
+            video_id=file.video_id,
+            error="Interrupted",
+            message=sentence,
+            code="",
+            request_id="",
+            resumable=True,
+            next_step="Run the same command again.",
+            exit_code=code,
+        )
+
+    def _print(self, file: PushedFile, type_: str, **fields: Any) -> None:
+        now = datetime.now(UTC).isoformat()
+        line = {"type": type_, "at": now, **fields, "source": file.source}
+        if "crc64" in line:
+            line["crc64"] = str(line["crc64"])
+        clean = {k: printable(v) if isinstance(v, str) else v for k, v in line.items()}
+        self._printer.line(json.dumps(clean, ensure_ascii=False))
+
+    def total(self, files: Sequence[PushedFile]) -> None:
+        """Print the totals for people."""
+        err(totals(files))
+
+    async def watch(self, files: Sequence[PushedFile], tracker: Tracker) -> None:
+        """Print nothing: the events are enough."""
+
+
+# --- for people -------------------------------------------------------------------------
+
+
+def totals(files: Sequence[PushedFile]) -> str:
+    """What a push came to."""
+    done = [file for file in files if file.code in {run.DONE, run.HOOK_FAILED}]
+    size = units.size(sum(file.size for file in done))
+    return f"{len(done)} of {units.count(len(files), 'file')} uploaded, {size} in total."
+
+
+class TextView:
+    """Sentences: results on standard output, all else on standard error.
+
+    With --quiet only VideoIds and errors are printed.
+    """
+
+    def __init__(self, flags: OutputFlags) -> None:
+        self._is_quiet, self._is_verbose = flags.quiet, flags.verbose
+
+    def event(self, file: PushedFile, event: Event) -> None:
+        """Print what is out of the ordinary."""
+        sentence = incident(file, event)
+        if sentence is not None and not self._is_quiet:
+            err(sentence)
+
+    def finished(self, file: PushedFile, result: UploadResult) -> None:
+        """Print the result."""
+        if self._is_quiet:
+            out(result.video_id)
+        else:
+            out(success(file, result, is_verbose=self._is_verbose))
+
+    def failed(self, file: PushedFile, error: VodupError) -> None:
+        """Print what failed and what to do."""
+        err(paragraph(error, about=file.label))
+
+    def refused(self, files: Sequence[PushedFile], error: VodupError) -> None:
+        """Print the error once."""
+        err(paragraph(error))
+
+    def interrupted(self, file: PushedFile, code: int, sentence: str) -> None:
+        """Print how far it came."""
+        err(sentence)
+
+    def total(self, files: Sequence[PushedFile]) -> None:
+        """Print the totals."""
+        if not self._is_quiet:
+            err(totals(files))
+
+    async def watch(self, files: Sequence[PushedFile], tracker: Tracker) -> None:
+        """Show progress until cancelled."""
+        if self._is_quiet:
+            return
+
+        def total() -> Total:
+            ended = sum(file.code is not None for file in files)
+            count = f"{ended} of {len(files)} files" if len(files) > 1 else ""
+            line = progress_line(tracker, None, count)
+            return Total(line, tracker.done_bytes, tracker.size or None)
+
+        def note(upload: TrackedUpload) -> str:
+            trouble = next((file.trouble for file in files if file.upload is upload), "")
+            return f"retrying: {trouble}" if trouble else ""
+
+        async with beside(sample_every_second(tracker)):
+            await show_progress(tracker, total, note)

@@ -1,0 +1,418 @@
+"""`status`, `abort`, `clean` and `verify`: recorded uploads."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from uploader import units
+from uploader.cli import run
+from uploader.cli.flags import (
+    AbortFlags,
+    CleanFlags,
+    OutputFlags,
+    StateFlags,
+    StatusFlags,
+    VerifyFlags,
+)
+from uploader.cli.printing import err, out, paragraph, printable
+from uploader.errors import ConfigurationError, UnsupportedState, VodupError
+from uploader.state import Orphan, Phase, StateStore, UploadRecord, UploadStatus, open_state
+from uploader.threads import in_thread
+
+if TYPE_CHECKING:
+    from uploader import Uploader
+
+__all__ = ["abort", "clean", "find_record", "status", "verify"]
+
+_ENDED: Final = frozenset({Phase.DONE, Phase.ABORTED})
+_WATCH_INTERVAL_S: Final = 2.0
+
+
+async def find_record(state: StateStore, name: str) -> UploadRecord:
+    """Return the record with this key or VideoId.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    found = await state.find(key=name) or await state.find(video_id=name)
+    if found is None:
+        raise _unknown(name)
+    return found
+
+
+def _unknown(name: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"No upload {name!r} is recorded.",
+        next_step="`vodup status` lists the recorded uploads; --state selects another database.",
+    )
+
+
+def _age_s(record: UploadRecord) -> float:
+    """Return the time since a record was last changed."""
+    since = record.updated_at or record.created_at
+    return max(0.0, (datetime.now(UTC) - since).total_seconds()) if since else 0.0
+
+
+# --- status -----------------------------------------------------------------------------
+
+
+def status(flags: StatusFlags) -> int:
+    """Show what is recorded, once or until interrupted."""
+    if flags.embedded is None:
+        return run.run_async(_status(flags, flags))
+    from uploader.cli.cluster import place_of
+
+    with place_of(flags) as url:
+        return run.run_async(_status(flags, StateFlags(state=url)))
+
+
+async def _status(flags: StatusFlags, place: StateFlags) -> int:
+    async with open_state(place.state or None) as state:
+        while True:
+            found = [s async for s in _chosen(state, flags.names)]
+            _require_all(found, flags.names)
+            if flags.watch and sys.stdout.isatty():
+                sys.stdout.write("\x1b[2J\x1b[H")
+            if not flags.names:
+                await _show_queue(place, flags)
+            _show(found, flags)
+            if not flags.watch:
+                return run.DONE
+            await asyncio.sleep(_WATCH_INTERVAL_S)
+
+
+async def _chosen(state: StateStore, names: Sequence[str]) -> AsyncIterator[UploadStatus]:
+    async for found in state.uploads():
+        if not names or found.record.key in names or found.record.video_id in names:
+            yield found
+
+
+def _require_all(found: Sequence[UploadStatus], names: Sequence[str]) -> None:
+    known = {s.record.key for s in found} | {s.record.video_id for s in found}
+    for name in names:
+        if name not in known:
+            raise _unknown(name)
+
+
+async def _show_queue(place: StateFlags, flags: OutputFlags) -> None:
+    """What waits for workers, where the state is shared with a queue."""
+    facts = await in_thread(_queue_facts, place.state)
+    if facts is None:
+        return
+    if flags.json:
+        out(json.dumps({"type": "queue.status", **facts}))
+        return
+    for queue in facts["queues"]:
+        if queue["queue"]:
+            out(
+                f"{queue['queue']}: {queue['running']:,} running, {queue['waiting']:,} waiting "
+                f"({queue['failing']:,} after a failure), {queue['done']:,} done, "
+                f"{queue['failed']:,} failed"
+            )
+    for worker in facts["workers"]:
+        out(
+            f"worker {worker['id']}: {units.count(worker['running'], 'row')} running, "
+            f"last heartbeat {worker['silent_s']:.0f} s ago"
+        )
+
+
+def _queue_facts(state: str | None) -> dict[str, Any] | None:
+    conninfo = _queue_conninfo(state)
+    if conninfo is None:
+        return None
+    from uploader.cluster.queue import queue_facts
+
+    return queue_facts(conninfo)
+
+
+def _queue_conninfo(state: str | None) -> str | None:
+    """Where there may be a queue beside the state; None where there is none."""
+    if not (state or "").startswith(("postgres://", "postgresql")):
+        return None
+    try:
+        from uploader.cluster.database import conninfo_of
+
+        return conninfo_of(state)
+    except ConfigurationError:  # without the extra there is a state, but no queue
+        return None
+
+
+def _show(found: Sequence[UploadStatus], flags: OutputFlags) -> None:
+    if flags.json:
+        for one in found:
+            out(json.dumps(_fields(one), ensure_ascii=False))
+    elif not found:
+        out("No uploads recorded.")
+    else:
+        _show_table(found)
+
+
+def _fields(one: UploadStatus) -> dict[str, Any]:
+    """What programs may want to know. The plan and fingerprint stay internal."""
+    record = one.record
+    return {
+        "type": "upload.status",
+        "key": record.key,
+        "state": str(record.phase),
+        "source": record.source,
+        "size": record.size,
+        "acked_bytes": _done_bytes(one),
+        "acked_part_count": _done_part_count(one),
+        "part_count": _part_count(one),
+        "video_id": record.video_id,
+        "upload_id": record.upload_id,
+        "bucket": record.bucket,
+        "object_key": record.object_key,
+        "owner": one.owner,
+        "lease_expires_at": one.lease_expires_at and one.lease_expires_at.isoformat(),
+        "error": record.error,
+        "created_at": record.created_at and record.created_at.isoformat(),
+        "updated_at": record.updated_at and record.updated_at.isoformat(),
+    }
+
+
+def _done_bytes(one: UploadStatus) -> int:
+    return one.record.size if one.record.phase is Phase.DONE else one.acked_bytes
+
+
+def _done_part_count(one: UploadStatus) -> int:
+    """Of a finished upload all parts, however they were sent: one request has no acks."""
+    is_done = one.record.phase is Phase.DONE
+    return (is_done and _part_count(one)) or one.acked_part_count
+
+
+def _part_count(one: UploadStatus) -> int | None:
+    """How many parts the plan has; None before there is one, and when it is not readable."""
+    from uploader.protocol.documents import MalformedDocument
+    from uploader.protocol.plan import read_plan
+
+    if one.record.plan is None:
+        return None
+    with suppress(MalformedDocument, UnsupportedState):
+        plan = read_plan(one.record.plan)
+        return None if plan.is_open else plan.part_count
+    return None
+
+
+def _show_table(found: Sequence[UploadStatus]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("KEY", "STATE", "DONE", "PARTS", "SIZE", "VIDEO", "SOURCE", "OWNER", "UPDATED"):
+        table.add_column(name, overflow="fold", no_wrap=name != "SOURCE")
+    for one in found:
+        table.add_row(*(Text(printable(value)) for value in _columns(one)))
+    # As wide as necessary where nobody wraps: a pipe has no width.
+    console = Console(width=None if sys.stdout.isatty() else 400, highlight=False, soft_wrap=True)
+    console.print(table)
+    for one in found:
+        if one.record.error and one.record.phase not in _ENDED:
+            out(f"{one.record.key}: {one.record.error}")
+
+
+def _columns(one: UploadStatus) -> tuple[str, ...]:
+    record = one.record
+    part_count = _part_count(one)
+    percent = 100 * _done_bytes(one) // record.size if record.size else 0
+    done = part_count if record.phase is Phase.DONE else one.acked_part_count
+    return (
+        record.key,
+        str(record.phase),
+        f"{percent} %",
+        f"{done}/{part_count}" if part_count else "-",
+        units.size(record.size),
+        record.video_id or "-",
+        record.source,
+        one.owner or "-",
+        f"{units.duration(_age_s(record))} ago",
+    )
+
+
+# --- abort ------------------------------------------------------------------------------
+
+
+def abort(flags: AbortFlags) -> int:
+    """Abort uploads: their parts are removed at OSS, the videos stay."""
+    from uploader.cli.settings import make_uploader
+
+    async def work() -> int:
+        codes = []
+        async with make_uploader(flags, has_grant=True) as uploader:
+            for name in flags.names:
+                try:
+                    record = await _aborted(uploader, name, flags)
+                except VodupError as error:
+                    _print_failure(flags, name, error)
+                    codes.append(run.exit_code(error))
+                else:
+                    _print_aborted(flags, record.key if record else name, record)
+        return run.common_code(codes)
+
+    return run.run_async(work())
+
+
+async def _aborted(uploader: Uploader, name: str, flags: StateFlags) -> UploadRecord | None:
+    """Abort one, in the queue as well; None for one that waited there and had not started."""
+    state = uploader.state
+    known = await state.find(key=name) or await state.find(video_id=name)
+    key = known.key if known else name
+    if await in_thread(_cancel_row, flags.state, key) and known is None:
+        return None
+    record = await find_record(state, name)
+    await uploader.abort(record.key)
+    return record
+
+
+def _cancel_row(state: str | None, key: str) -> bool:
+    conninfo = _queue_conninfo(state)
+    if conninfo is None:
+        return False
+    from uploader.cluster.queue import cancel_row
+
+    return cancel_row(conninfo, key)
+
+
+def _print_aborted(flags: OutputFlags, key: str, record: UploadRecord | None) -> None:
+    video_id = record.video_id if record else None
+    if flags.json:
+        out(json.dumps({"type": "upload.aborted", "key": key, "video_id": video_id}))
+    elif not flags.quiet:
+        kept = f"; video {video_id} stays in VOD" if video_id else ""
+        out(f"Aborted the upload {key}{kept}.")
+
+
+def _print_failure(flags: OutputFlags, name: str, error: VodupError) -> None:
+    if flags.json:
+        line = {
+            "type": "abort.failed",
+            "name": name,
+            "error": type(error).__name__,
+            "message": error.message,
+            "next_step": error.next_step,
+            "exit_code": run.exit_code(error),
+        }
+        out(json.dumps(line, ensure_ascii=False))
+    else:
+        err(paragraph(error, about=name))
+
+
+# --- clean ------------------------------------------------------------------------------
+
+
+def clean(flags: CleanFlags) -> int:
+    """Remove records of ended uploads, and what they left at OSS."""
+    phases = _phases(flags)
+    if not (flags.names or phases or flags.orphans):
+        raise ConfigurationError(
+            "Nothing selected to be removed.",
+            next_step="Name uploads, or pass --done, --aborted, --older-than 30d or --orphans.",
+        )
+
+    async def work() -> int:
+        async with open_state(flags.state or None) as state:
+            records = await _removable(state, phases, flags)
+            for record in records:
+                await _remove(state, record, flags)
+            orphans = await state.orphans()
+            if orphans and flags.orphans and not flags.dry_run:
+                from uploader.cli.orphans import abort_orphans
+
+                return await abort_orphans(state, orphans, flags)
+            if orphans:
+                _mention(orphans, flags)
+            elif not records and not flags.json and not flags.quiet:
+                out("Nothing to clean.")
+        return run.DONE
+
+    return run.run_async(work())
+
+
+def _phases(flags: CleanFlags) -> frozenset[Phase]:
+    """Which ended records are removed; an age alone means both kinds."""
+    is_any = flags.older_than is not None and not (flags.done or flags.aborted)
+    chosen = {Phase.DONE: flags.done, Phase.ABORTED: flags.aborted}
+    return frozenset(phase for phase, is_chosen in chosen.items() if is_chosen or is_any)
+
+
+async def _removable(
+    state: StateStore, phases: frozenset[Phase], flags: CleanFlags
+) -> list[UploadRecord]:
+    if flags.names:
+        return [await _named(state, name, flags) for name in flags.names]
+    least_s = flags.older_than or 0.0
+    return [
+        found.record
+        async for found in state.uploads()
+        if found.record.phase in phases and _age_s(found.record) >= least_s
+    ]
+
+
+async def _named(state: StateStore, name: str, flags: CleanFlags) -> UploadRecord:
+    record = await find_record(state, name)
+    if record.phase not in _ENDED and not flags.force:
+        raise ConfigurationError(
+            f"The upload {record.key} is not finished ({record.phase}).",
+            next_step=f"`vodup abort {record.key}` aborts it and removes its parts from OSS; "
+            "--force only removes the record.",
+        )
+    return record
+
+
+async def _remove(state: StateStore, record: UploadRecord, flags: CleanFlags) -> None:
+    if not flags.dry_run:
+        await state.forget(record.key)
+    if flags.json:
+        line = {"type": "upload.forgotten", "key": record.key, "video_id": record.video_id}
+        out(json.dumps(line | {"is_dry_run": flags.dry_run}))
+    elif not flags.quiet:
+        verb = "Would remove" if flags.dry_run else "Removed"
+        name = os.path.basename(record.source)
+        video = f", video {record.video_id}" if record.video_id else ""
+        out(f"{verb} the record {record.key} ({record.phase}, {name}{video}).")
+
+
+def _mention(orphans: Sequence[Orphan], flags: CleanFlags) -> None:
+    uploads = units.count(len(orphans), "multipart upload")
+    if flags.orphans:
+        out(f"Would abort {uploads} left behind at OSS.")
+    else:
+        err(f"{uploads} left behind at OSS; `vodup clean --orphans` aborts them.")
+
+
+# --- verify -----------------------------------------------------------------------------
+
+
+def verify(flags: VerifyFlags) -> int:
+    """Read a file again and compare it with the object, by CRC-64."""
+    from uploader.cli.settings import make_uploader
+
+    path = os.path.abspath(flags.path)
+
+    async def work() -> int:
+        async with make_uploader(flags) as uploader:
+            facts = await uploader.verify(path, key=flags.key)
+        if flags.json:
+            line = {
+                "type": "upload.verified",
+                "source": flags.path,
+                "size": facts.size,
+                "crc64": str(facts.crc64),
+                "etag": facts.etag,
+                "request_id": facts.request_id,
+            }
+            out(json.dumps(line))
+        elif not flags.quiet:
+            size = units.size(facts.size or 0)
+            out(f"OK: the stored object matches {flags.path} ({size}, CRC-64 {facts.crc64}).")
+        return run.DONE
+
+    return run.run_async(work())

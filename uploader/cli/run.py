@@ -1,0 +1,266 @@
+"""How a command runs and ends: the event loop, signals, exit codes, errors.
+
+0  done and verified
+1  failed for good, or several files failed in different ways
+2  usage: an option, an argument, a value
+3  credentials or permission
+4  the source is missing or has changed
+5  temporary: run the same command again
+6  another process holds the upload
+7  refused by policy
+8  finished, but unverified
+9  done and verified, but a hook (--on-finished) failed
+130, 143  interrupted by Ctrl-C, by SIGTERM; resumable
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from typing import TYPE_CHECKING, Final, TextIO, cast
+
+from uploader import errors
+from uploader.cli.printing import err, paragraph
+from uploader.errors import ServiceError, SourceError, VodupError
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from uploader.cli.flags import OutputFlags
+
+__all__ = [
+    "CREDENTIALS",
+    "DONE",
+    "EXIT_CODES",
+    "FAILED",
+    "HOOK_FAILED",
+    "POLICY",
+    "TEMPORARY",
+    "USAGE",
+    "Interrupted",
+    "common_code",
+    "exit_code",
+    "explain_bug",
+    "finish",
+    "interrupted_code",
+    "run_async",
+]
+
+# --- exit codes -------------------------------------------------------------------------
+
+DONE: Final = 0
+FAILED: Final = 1
+USAGE: Final = 2
+CREDENTIALS: Final = 3
+SOURCE: Final = 4
+TEMPORARY: Final = 5
+HELD: Final = 6
+POLICY: Final = 7
+UNVERIFIED: Final = 8
+HOOK_FAILED: Final = 9
+
+EXIT_CODES: Final[dict[type[VodupError], int]] = {
+    errors.VodupError: FAILED,
+    errors.ConfigurationError: USAGE,
+    errors.CredentialError: CREDENTIALS,
+    errors.InvalidGrant: CREDENTIALS,
+    errors.CallerNotAuthenticated: CREDENTIALS,
+    errors.CredentialsRejected: CREDENTIALS,
+    errors.PermissionDenied: CREDENTIALS,
+    errors.VideoError: FAILED,
+    errors.VideoGone: FAILED,
+    errors.OverwriteRefused: POLICY,
+    errors.TransferError: TEMPORARY,
+    errors.TransportError: TEMPORARY,
+    # A refusal is final, unless it is one of those that pass (`exit_code`).
+    errors.ServiceError: FAILED,
+    # The same command would be refused again: somebody has to decide.
+    errors.UploadTargetChanged: FAILED,
+    errors.IntegrityError: FAILED,
+    errors.UnverifiedCompletion: UNVERIFIED,
+    errors.SourceError: SOURCE,
+    errors.SourceUnreadable: SOURCE,
+    errors.SourceChanged: SOURCE,
+    errors.SourceNotRepeatable: SOURCE,
+    # Two uploads under one key, or one VideoId under two keys.
+    errors.StateError: USAGE,
+    errors.StateUnavailable: TEMPORARY,
+    errors.UnsupportedState: USAGE,
+    errors.UploadLocked: HELD,
+    errors.LeaseLost: HELD,
+    errors.HookError: FAILED,
+    errors.PolicyError: POLICY,
+    errors.UntrustedEndpoint: POLICY,
+    errors.UnsafePath: POLICY,
+}
+
+
+def exit_code(error: VodupError) -> int:
+    """Return the exit code of an error."""
+    from uploader.protocol.failures import is_temporary
+
+    if isinstance(error, ServiceError) and is_temporary(error):
+        return TEMPORARY
+    if isinstance(error, SourceError) and error.is_temporary:
+        return TEMPORARY
+    kinds = (kind for kind in type(error).__mro__ if kind in EXIT_CODES)
+    return EXIT_CODES[next(kinds)]
+
+
+def common_code(codes: Iterable[int]) -> int:
+    """Return the code of a run over several files: theirs if all failures have the same."""
+    failures = {code for code in codes if code != DONE}
+    return failures.pop() if len(failures) == 1 else FAILED if failures else DONE
+
+
+def interrupted_code(number: signal.Signals) -> int:
+    """Return the code of a run that a signal ended, as shells count them."""
+    return 128 + number
+
+
+# --- a command from its start to its exit -----------------------------------------------
+
+
+class Interrupted(Exception):
+    """The user, or the system, asked this process to stop."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(number.name)
+        self.code = interrupted_code(number)
+
+
+def finish(work: Callable[[], int], output: OutputFlags | None = None) -> int:
+    """Do the work of a command and return its exit code; errors are printed."""
+    code = _code_of(work, output)
+    _drop_broken_stdout()
+    return code
+
+
+def _code_of(work: Callable[[], int], output: OutputFlags | None) -> int:
+    try:
+        _disable_core_dumps()
+        if output is not None:
+            _configure_logging(output)
+        return work()
+    except VodupError as error:
+        err(paragraph(error))
+        return exit_code(error)
+    except Interrupted as interrupted:
+        return interrupted.code
+    except KeyboardInterrupt:
+        return interrupted_code(signal.SIGINT)
+    except BrokenPipeError:
+        return FAILED
+    except Exception as error:  # the boundary: whatever arrives here is a bug of ours
+        explain_bug(error)
+        return FAILED
+
+
+def explain_bug(error: BaseException) -> None:
+    """Print an unexpected error: a sentence, and where it happened, without any values."""
+    err(
+        f"vodup: Internal error ({type(error).__name__}): this is a bug in vodup.\n"
+        "next: Report it with the lines below. Progress is saved; you can run the command again."
+    )
+    # format_tb has no locals; the messages of foreign exceptions may quote anything.
+    for line in traceback.format_tb(error.__traceback__):
+        err(line.rstrip("\n"))
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            explain_bug(inner)
+
+
+def _disable_core_dumps() -> None:
+    """Credentials are in this process's memory: a crash must not write them to disk."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+
+
+def _configure_logging(output: OutputFlags) -> None:
+    from uploader import log
+
+    stream = cast("TextIO", _CurrentStderr())
+    log.configure(output.log_level, is_json=output.json, stream=stream)
+
+
+class _CurrentStderr:
+    """The sys.stderr of the moment: a progress display replaces it while it is shown."""
+
+    def write(self, text: str) -> int:
+        return sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+def _drop_broken_stdout() -> None:
+    """Keep the interpreter from complaining at exit that the reader of its output has gone."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+# --- the loop and signals ---------------------------------------------------------------
+
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+_SHOW_CURSOR: Final = "\x1b[?25h"
+
+
+def run_async(work: Coroutine[None, None, int]) -> int:
+    """Run `work` on a loop; the first Ctrl-C or SIGTERM cancels it, the second ends the process.
+
+    Raises:
+        Interrupted: a signal cancelled the work, and it has cleaned up.
+    """
+    import asyncio
+
+    with asyncio.Runner() as runner:
+        return runner.run(_interruptible(work))
+
+
+async def _interruptible(work: Coroutine[None, None, int]) -> int:
+    import asyncio
+
+    task = asyncio.ensure_future(work)
+    with _signals_cancelling(task) as received:
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if not received:
+                raise
+            raise Interrupted(received[0]) from None
+
+
+@contextlib.contextmanager
+def _signals_cancelling(task: asyncio.Future[int]) -> Iterator[list[signal.Signals]]:
+    loop = task.get_loop()
+    received: list[signal.Signals] = []
+
+    def stop(number: signal.Signals) -> None:
+        if received:
+            _stop_at_once(number)
+        received.append(number)
+        task.cancel()
+
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, stop, number)
+    try:
+        yield received
+    finally:
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)
+
+
+def _stop_at_once(number: signal.Signals) -> None:
+    """End without cleaning up: what must survive is on disk already."""
+    if sys.stderr.isatty():
+        os.write(2, f"{_SHOW_CURSOR}\n".encode())
+    os._exit(interrupted_code(number))

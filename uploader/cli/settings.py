@@ -1,0 +1,238 @@
+"""What an `Uploader` is made of, from flags and environment: credentials, state, trust, options."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from uploader import (
+    CommandProvider,
+    GrantProvider,
+    Hooks,
+    ImsProvider,
+    RetryPolicy,
+    TrustPolicy,
+    Uploader,
+    UploadOptions,
+    UrlProvider,
+    VideoMeta,
+    VodProvider,
+    command_hooks,
+    installed_hooks,
+)
+from uploader.cli.flags import (
+    AccessFlags,
+    ConnectionFlags,
+    TransferFlags,
+    UrlFlags,
+    VideoFlags,
+)
+from uploader.cli.printing import err
+from uploader.errors import ConfigurationError
+from uploader.events import Listener
+from uploader.sources import UrlPolicy
+from uploader.state import open_state
+
+__all__ = [
+    "api_origin",
+    "ca_file",
+    "key_origin",
+    "make_meta",
+    "make_options",
+    "make_provider",
+    "make_trust",
+    "make_uploader",
+    "make_url_policy",
+    "read_input",
+    "region_of",
+    "require_provider",
+    "serve_metrics",
+]
+
+_DEFAULT_REGION: Final = "cn-shanghai"
+_MAX_INPUT: Final = 1024 * 1024
+_CHAIN_VARIABLES: Final = (
+    # What the default chain of alibabacloud-credentials looks at.
+    "ALIBABA_CLOUD_CREDENTIALS_URI",
+    "ALIBABA_CLOUD_CREDENTIALS_FILE",
+    "ALIBABA_CLOUD_ECS_METADATA",
+    "ALIBABA_CLOUD_OIDC_TOKEN_FILE",
+    "ALIBABA_CLOUD_PROFILE",
+)
+_CHAIN_FILES: Final = ("~/.aliyun/config.json", "~/.alibabacloud/credentials.ini")
+
+
+def make_uploader(
+    flags: ConnectionFlags,
+    options: UploadOptions | None = None,
+    *,
+    has_grant: bool = False,
+    on_event: Listener | None = None,
+) -> Uploader:
+    """Make the uploader that the flags describe; nothing is opened yet.
+
+    Raises:
+        ConfigurationError, CallerNotAuthenticated: a flag is wrong, or there is no AccessKey.
+    """
+    return Uploader(
+        make_provider(flags) if has_grant else require_provider(flags),
+        state=open_state(flags.state or None),
+        options=options or make_options(TransferFlags()),
+        trust=make_trust(flags),
+        on_event=on_event,
+    )
+
+
+# --- credentials and trust --------------------------------------------------------------
+
+
+def require_provider(flags: AccessFlags) -> GrantProvider:
+    """Return where credentials for uploads come from.
+
+    Raises:
+        ConfigurationError, CallerNotAuthenticated: a flag is wrong, or there is no AccessKey.
+    """
+    if flags.auth_command and flags.auth_url:
+        raise ConfigurationError(
+            "--auth-command and --auth-url cannot be used together.",
+            next_step="Leave one of them out.",
+        )
+    if flags.auth_command:
+        return CommandProvider(flags.auth_command)
+    if flags.auth_url:
+        return UrlProvider(flags.auth_url, os.environ.get("VODUP_AUTH_URL_TOKEN") or None)
+    if flags.service == "ims":
+        return ImsProvider.from_env(region=flags.region, endpoint=flags.ims_endpoint)
+    return VodProvider.from_env(region=flags.region, endpoint=flags.vod_endpoint)
+
+
+def make_provider(flags: AccessFlags) -> GrantProvider | None:
+    """Return the same, or None where nothing says where credentials would come from."""
+    if flags.auth_command or flags.auth_url or key_origin() is not None:
+        return require_provider(flags)
+    return None
+
+
+def key_origin() -> str | None:
+    """Return what names the caller's AccessKey: a variable, a file; None if nothing does."""
+    if os.environ.get("ALIBABA_CLOUD_ACCESS_KEY_ID", "").strip():
+        return "ALIBABA_CLOUD_ACCESS_KEY_ID"
+    for name in _CHAIN_VARIABLES:
+        if os.environ.get(name):
+            return name
+    for name in _CHAIN_FILES:
+        if os.path.exists(os.path.expanduser(name)):
+            return name
+    return None
+
+
+def region_of(flags: AccessFlags) -> str:
+    """Return the region of VOD or IMS."""
+    return flags.region or os.environ.get("VODUP_REGION") or _DEFAULT_REGION
+
+
+def api_origin(flags: AccessFlags) -> str:
+    """Return the endpoint of the service that creates the videos."""
+    if flags.service == "ims":
+        return flags.ims_endpoint or f"https://ice.{region_of(flags)}.aliyuncs.com"
+    return flags.vod_endpoint or f"https://vod.{region_of(flags)}.aliyuncs.com"
+
+
+def make_trust(flags: AccessFlags) -> TrustPolicy:
+    """Return which hosts may receive credentials."""
+    return TrustPolicy(
+        allowed_hosts=frozenset(flags.allow_host),
+        allow_loopback=os.environ.get("VODUP_ALLOW_LOOPBACK_HTTP") == "1",
+    )
+
+
+def ca_file() -> Path | None:
+    """Return one more certificate authority to trust. Verification cannot be switched off."""
+    path = os.environ.get("VODUP_CA_FILE")
+    if path and not os.path.isfile(path):
+        raise ConfigurationError(
+            f"VODUP_CA_FILE: no such file: {path}",
+            next_step="Set VODUP_CA_FILE to a file of certificates in PEM format, or unset it.",
+        )
+    return Path(path) if path else None
+
+
+# --- sending ----------------------------------------------------------------------------
+
+
+def make_options(flags: TransferFlags) -> UploadOptions:
+    """Return how data is sent."""
+    return UploadOptions(
+        part_size=flags.part_size,
+        concurrency=flags.concurrency,
+        bandwidth=flags.bwlimit,
+        signature=flags.signature,
+        oss_region=flags.oss_region or None,
+        on_target_change=flags.on_target_change,
+        retry=_retry(flags.retry_for),
+        ca_file=ca_file(),
+        hooks=_hooks(flags),
+    )
+
+
+def _retry(patience_s: float | None) -> RetryPolicy:
+    usual = RetryPolicy()
+    if patience_s is None:
+        return usual
+    first_s = min(patience_s, usual.first_contact_patience_s)
+    return replace(usual, patience_s=patience_s, first_contact_patience_s=first_s)
+
+
+def _hooks(flags: TransferFlags) -> tuple[Hooks, ...]:
+    """Those of installed packages, then the command."""
+    hooks = installed_hooks() if flags.installed_hooks else ()
+    return (*hooks, command_hooks(flags.on_finished)) if flags.on_finished else hooks
+
+
+def make_meta(flags: VideoFlags) -> VideoMeta:
+    """Return the fields of CreateUploadVideo."""
+    given = {name: getattr(flags, name, None) for name in VideoMeta.__slots__ if name != "tags"}
+    tags = tuple(filter(None, map(str.strip, (flags.tags or "").split(","))))
+    return VideoMeta(**given, tags=tags)
+
+
+def make_url_policy(flags: UrlFlags) -> UrlPolicy:
+    """Return where source URLs may lead."""
+    return UrlPolicy(allow_private=flags.allow_private_sources, max_redirects=flags.max_redirects)
+
+
+@contextmanager
+def serve_metrics(address: str | None) -> Iterator[Listener | None]:
+    """Serve metrics for Prometheus while the block runs; yields what takes the events."""
+    if address is None:
+        yield None
+        return
+    from uploader.metrics import Metrics
+
+    metrics = Metrics()
+    with metrics.served(address) as url:
+        err(f"vodup: metrics: {url}")
+        yield metrics
+
+
+def read_input(where: str, name: str) -> str:
+    """Read a small file, or standard input for "-".
+
+    Raises:
+        ConfigurationError: it cannot be read, naming the flag or command `name`.
+    """
+    try:
+        if where == "-":
+            return sys.stdin.read(_MAX_INPUT)
+        with Path(where).open(encoding="utf-8") as file:
+            return file.read(_MAX_INPUT)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigurationError(
+            f"{name}: cannot read {where}: {reason}.", next_step="Check the path."
+        ) from error

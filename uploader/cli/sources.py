@@ -1,0 +1,208 @@
+"""What `push` reads: files, growing files, URLs, standard input, the output of a command."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Final
+
+from uploader import (
+    CommandReader,
+    FollowedFile,
+    MemoryBuffer,
+    Spool,
+    StreamSource,
+    Until,
+    UploadRecord,
+)
+from uploader.cli.flags import PushFlags, StreamFlags, UrlFlags
+from uploader.cli.settings import make_url_policy
+from uploader.errors import ConfigurationError, SourceNotRepeatable, UnsupportedState
+from uploader.protocol.documents import MalformedDocument
+from uploader.protocol.plan import read_plan
+from uploader.sources import AnySource, DescriptorReader, of_url
+from uploader.sources.part_buffer import DEFAULT_MEMORY_SIZE, PartBuffer
+from uploader.sources.readers import Reader
+from uploader.sources.spool import DEFAULT_SPOOL_SIZE
+from uploader.sources.url_policy import parsed_url, shown
+
+__all__ = [
+    "is_repeatable",
+    "label_of",
+    "names_of",
+    "recorded_source",
+    "shown_name",
+    "source_of",
+]
+
+_STDIN: Final = "-"
+_DEFAULT_IDLE_S: Final = 30.0
+
+
+# --- names ------------------------------------------------------------------------------
+
+
+def names_of(flags: PushFlags) -> tuple[str, ...]:
+    """Return what is to be uploaded, as the user calls it.
+
+    Raises:
+        ConfigurationError: there is nothing, or flags do not go together.
+    """
+    _require_follow(flags)
+    if flags.pipe_command is None:
+        if not flags.paths:
+            raise ConfigurationError(
+                "No files given.", next_step="vodup push FILE... (use - for standard input)"
+            )
+        return flags.paths
+    if [path for path in flags.paths if path != _STDIN]:
+        raise ConfigurationError(
+            "--pipe-command cannot be used together with files.",
+            next_step="Push the files with a command of their own.",
+        )
+    return (_STDIN,)
+
+
+def shown_name(name: str) -> str:
+    """A name that may be printed: the query of a URL may hold a signature."""
+    return shown(parsed_url(name)) if _is_http(name) else name
+
+
+def label_of(name: str, flags: PushFlags) -> str:
+    """What a source is called in sentences."""
+    if name != _STDIN:
+        return shown_name(name)
+    origin = "standard input" if flags.pipe_command is None else "output of a command"
+    return f"{flags.file_name} ({origin})" if flags.file_name else origin.capitalize()
+
+
+def _is_http(name: str) -> bool:
+    return name.startswith(("http://", "https://"))
+
+
+# --- sources ----------------------------------------------------------------------------
+
+
+def source_of(name: str, flags: PushFlags, *, has_video: bool) -> AnySource:
+    """Return the source that a name on the command line means.
+
+    `has_video`: the video exists already, so that VOD needs no file name.
+    """
+    if flags.follow:
+        return _followed(name, flags)
+    if "://" in name and not os.path.exists(name):
+        file_name = flags.file_name or os.path.basename(shown_name(name)) or "stream"
+        return of_url(name, policy=make_url_policy(flags), buffer=_buffer(flags, file_name))
+    if name != _STDIN:
+        return os.path.abspath(name)
+    if flags.file_name is None and not has_video:
+        raise ConfigurationError(
+            "Data from standard input or a command needs a file name.",
+            next_step="Add --file-name, for example --file-name movie.mp4.",
+        )
+    name = flags.file_name or "stdin"
+    return StreamSource(
+        _reader(flags),
+        name,
+        buffer=_buffer(flags, name),
+        expected_size=flags.expected_size,
+    )
+
+
+def _followed(name: str, flags: StreamFlags) -> AnySource:
+    if name == _STDIN or _is_http(name):
+        raise ConfigurationError("--follow only works with files.", next_step="Leave --follow out.")
+    is_open = (flags.until_file, flags.until_idle, flags.until_exit) == (None, None, None)
+    return FollowedFile(
+        os.path.abspath(name),
+        Until(
+            marker=os.path.abspath(flags.until_file) if flags.until_file else None,
+            idle_s=_DEFAULT_IDLE_S if is_open else flags.until_idle,
+            pid=flags.until_exit,
+        ),
+    )
+
+
+def _require_follow(flags: StreamFlags) -> None:
+    given = {
+        "--until-file": flags.until_file,
+        "--until-exit": flags.until_exit,
+        "--until-idle": flags.until_idle,
+    }
+    for flag, value in given.items():
+        if value is not None and not flags.follow:
+            raise ConfigurationError(
+                f"{flag} only works with --follow.", next_step=f"Add --follow, or leave {flag} out."
+            )
+
+
+def _reader(flags: StreamFlags) -> Reader:
+    if flags.pipe_command is not None:
+        return CommandReader(flags.pipe_command)
+    if sys.stdin.isatty():
+        raise ConfigurationError(
+            "Standard input is a terminal.",
+            next_step="Pipe the video into the command: ... | vodup push - --file-name movie.mp4",
+        )
+    return DescriptorReader(sys.stdin.fileno(), "standard input")
+
+
+def _buffer(flags: StreamFlags, name: str) -> PartBuffer:
+    if flags.spool is None:
+        if flags.spool_size is not None:
+            raise ConfigurationError(
+                "--spool-size only works with --spool.",
+                next_step="Add --spool FOLDER, or leave --spool-size out.",
+            )
+        return MemoryBuffer(DEFAULT_MEMORY_SIZE if flags.memory is None else flags.memory)
+    if flags.memory is not None:
+        raise ConfigurationError(
+            "--memory and --spool cannot be used together.", next_step="Leave one of them out."
+        )
+    return Spool(
+        flags.spool, name, DEFAULT_SPOOL_SIZE if flags.spool_size is None else flags.spool_size
+    )
+
+
+# --- of records -------------------------------------------------------------------------
+
+
+def is_repeatable(record: UploadRecord) -> bool:
+    """Whether a recorded upload is of a file or a URL, rather than of a stream that is gone."""
+    return os.path.isabs(record.source) or "://" in record.source
+
+
+def recorded_source(record: UploadRecord, flags: UrlFlags) -> AnySource:
+    """Return the source of a recorded upload; of a stream that came once, a stand-in."""
+    if "://" in record.source:
+        return of_url(record.source, policy=make_url_policy(flags))
+    if os.path.isabs(record.source) and not _is_arriving(record):
+        return record.source
+    return StreamSource(_Absent(record.source, record.key), record.source)
+
+
+def _is_arriving(record: UploadRecord) -> bool:
+    """Whether the end of the source was not known yet."""
+    if record.plan is None:
+        return False
+    try:
+        return read_plan(record.plan).is_open
+    except (MalformedDocument, UnsupportedState):
+        return False  # the upload itself says what is wrong with it
+
+
+class _Absent:
+    """The producer is not here; an upload that has all its parts does not need it."""
+
+    def __init__(self, source: str, key: str) -> None:
+        self._source, self._key = source, key
+
+    async def read(self, into: memoryview) -> int:
+        raise SourceNotRepeatable(
+            f"{self._source} was uploaded from a stream, and its data is not stored here.",
+            next_step="Run the `vodup push` that started it again, with the data from its start "
+            f"and --key {self._key}. Parts that OSS has are compared, not sent again.",
+        )
+
+    async def close(self) -> None:
+        return None
