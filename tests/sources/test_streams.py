@@ -28,7 +28,7 @@ from uploader import (
 from uploader.devserver import Fault
 from uploader.protocol.part_sizes import plan_stream
 from uploader.protocol.plan import Part
-from uploader.sources import AnySource
+from uploader.sources import AnySource, Source
 from uploader.sources.part_buffer import DEFAULT_MEMORY_SIZE, BufferSpace
 
 from ..engine.harness import PART, Desk, content, until
@@ -247,17 +247,24 @@ async def test_streams_that_share_buffer_space_stay_within_it(desk: Desk) -> Non
 
 
 async def spooled_to_the_end(desk: Desk, folder: Path, data: bytes) -> None:
-    """A run whose producer ended, and which failed before all of it was with OSS."""
-    desk.order(
-        Fault(
-            action="error", operation="UploadPart", part=5, count=None, status=400,
-            code="InvalidArgument", delay_s=0,
-        ),
-        Fault(action="delay", operation="UploadPart", part=5, delay_s=0.3, count=None),
-    )  # fmt: skip
+    """A run whose producer ended, and which was cancelled before OSS had all of it."""
     source = StreamSource(pieces(data), "movie.mp4", buffer=Spool(folder, "movie.mp4"))
-    error = await desk.fail(source, meta=META)
-    assert error.code == "InvalidArgument"
+    await cancelled_after_its_end(desk, source, folder)
+
+
+async def cancelled_after_its_end(desk: Desk, source: Source, folder: Path) -> None:
+    """Cancel an upload when its spool has all of the stream, and OSS all but part 5."""
+    desk.order(Fault(action="slow", operation="UploadPart", part=5, delay_s=30, count=None))
+
+    def is_spooled() -> bool:
+        return any('["end"' in journal.read_text() for journal in folder.rglob("journal"))
+
+    async with desk.uploader() as up:
+        task = asyncio.create_task(up.upload(source, meta=META))
+        await until(lambda: is_spooled() and desk.server.stats.parts_stored >= 4)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
     desk.order()
 
 
@@ -332,7 +339,7 @@ async def test_a_spool_left_by_a_crash_after_the_upload_hides_no_new_stream(
         raise AssertionError("the folder still belongs to the finished upload")
 
 
-async def test_a_damaged_spool_is_emptied_and_needs_the_producer(desk: Desk) -> None:
+async def test_a_damaged_spool_needs_the_producer_again(desk: Desk) -> None:
     data, folder = content(12 * PART), desk.folder / "spool"
     await spooled_to_the_end(desk, folder, data)
     damaged = max(folder.rglob("*.part"))

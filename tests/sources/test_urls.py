@@ -25,13 +25,13 @@ from uploader import (
     UrlSource,
     VodupError,
 )
-from uploader.devserver import Fault
 from uploader.sources import as_source
 from uploader.sources.url_client import CheckedResolver, checked_socket
 from uploader.sources.url_policy import identity_of, is_public
 
 from ..engine.harness import PART, Desk, content
 from .test_files import read_all
+from .test_streams import cancelled_after_its_end
 from .web import Site, serving
 
 PRIVATE = UrlPolicy(allow_private=True)
@@ -44,9 +44,9 @@ async def site() -> AsyncIterator[Site]:
         yield running
 
 
-def source_of(site: Site, **given: Any) -> UrlSource:
+def source_of(site: Site, name: str | None = None, **given: Any) -> UrlSource:
     usual: dict[str, Any] = {"policy": PRIVATE, "patience_s": 1.0}
-    return UrlSource(site.url, **usual | given)
+    return UrlSource(site.url, name, **usual | given)
 
 
 async def refusal(source: UrlSource) -> VodupError:
@@ -131,20 +131,16 @@ async def test_an_interrupted_stream_completes_nothing(desk: Desk, site: Site) -
 async def test_a_url_without_ranges_resumes_from_its_spool(desk: Desk, site: Site) -> None:
     """Parts that OSS has are not in the spool any more; their CRC-64s are."""
     site.with_ranges = False
-    desk.order(
-        Fault(action="error", operation="UploadPart", part=5, count=None, status=400,
-              code="InvalidArgument"),
-        Fault(action="delay", operation="UploadPart", part=5, delay_s=0.3, count=None),
-    )  # fmt: skip
-    await desk.fail(source_of(site, buffer=Spool(desk.folder / "spool", "movie.mp4")))
-    desk.order()
+    folder = desk.folder / "spool"
+    first = source_of(site, "movie.mp4", buffer=Spool(folder, "movie.mp4"))
+    await cancelled_after_its_end(desk, first, folder)
     site.data = b"not needed any more"
 
-    source = source_of(site, buffer=Spool(desk.folder / "spool", "movie.mp4"))
+    source = source_of(site, "movie.mp4", buffer=Spool(folder, "movie.mp4"))
     result = await desk.push(source)
 
     await desk.assert_stored(result, DATA)
-    assert result.resumed_part_count >= 3
+    assert result.resumed_part_count >= 4
 
 
 async def test_a_stream_in_chunks_has_an_end(desk: Desk, site: Site) -> None:

@@ -112,17 +112,19 @@ class Spool:
         """Return a part of the earlier run: its file, or what is known of a part at OSS.
 
         Raises:
-            SourceNotRepeatable: its file is damaged; the folder is emptied.
+            SourceNotRepeatable: its file is damaged; the spool is of no use any more.
         """
         entry = self._earlier.entries.get(offset)
         if entry is None:
             return None
         file = await self._in_thread(self._file_of, entry)
         if file is None:
-            return _PartAtOss(entry, self._clear)
+            return _PartAtOss(entry, self._reset_journal)
         if (await file.read_crc(0, entry.size))[0] != entry.crc64:
-            await self._in_thread(self._clear)
-            raise SourceNotRepeatable(f"The spool {self._folder} is damaged; it was emptied.")
+            await self._in_thread(self._reset_journal)
+            raise SourceNotRepeatable(
+                f"The spool {self._folder} is damaged and of no use any more."
+            )
         await self._space.take(entry.size)
         return file
 
@@ -184,7 +186,13 @@ class Spool:
             self._clear()
 
     def _clear(self) -> None:
-        """Remove the parts; the journal first, so that no run trusts the rest.
+        """Remove the parts; the journal first, so that no run trusts the rest."""
+        self._reset_journal()
+        for path in self._folder.glob("*.part"):
+            path.unlink()
+
+    def _reset_journal(self) -> None:
+        """Forget the parts. Their files may be in use; the next `open` removes them.
 
         Which upload the folder belongs to stays recorded: its stream can be produced again.
         """
@@ -193,8 +201,6 @@ class Spool:
             os.ftruncate(self._journal, 0)
         if self._reference:
             self._append("spool", _VERSION, self._identity, self._reference)
-        for path in self._folder.glob("*.part"):
-            path.unlink()
 
     def _file_of(self, entry: _Entry) -> _SpooledPart | None:
         path = self._path(entry.offset)
@@ -309,12 +315,12 @@ class _SpooledPart(Ranges, RandomAccess):
 class _PartAtOss:
     """A part that an earlier run has sent: only its CRC-64 is still known.
 
-    If its bytes are needed after all, the spool is of no use any more: `clear` empties it, so
-    that the stream can be produced again.
+    If its bytes are needed after all, the spool is of no use any more: `forget` resets its
+    journal, so that the stream can be produced again.
     """
 
     entry: _Entry
-    clear: Callable[[], None]
+    forget: Callable[[], None]
 
     @property
     def size(self) -> int:
@@ -322,8 +328,8 @@ class _PartAtOss:
         return self.entry.size
 
     def body(self, offset: int, size: int, on_sent: Callable[[int], None] | None = None) -> Body:
-        """Empty the spool and raise `SourceNotRepeatable`."""
-        self.clear()
+        """Reset the journal and raise `SourceNotRepeatable`."""
+        self.forget()
         raise SourceNotRepeatable(
             f"The {size} bytes at offset {self.entry.offset + offset} were sent by an earlier run, "
             "OSS has lost them, and they are not in the spool any more."
