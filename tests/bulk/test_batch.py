@@ -42,11 +42,11 @@ class Site:
     """Uploads nothing; remembers the order and how many were under way."""
 
     def __init__(self) -> None:
-        self.begun: list[str | None] = []
+        self.started: list[str | None] = []
         self.under_way = self.most = self.large_under_way = self.most_large = 0
 
     async def upload(self, item: UploadItem) -> UploadResult:
-        self.begun.append(item.key)
+        self.started.append(item.key)
         is_large = (item.size or 0) >= LARGE
         self.under_way += 1
         self.large_under_way += is_large
@@ -73,33 +73,33 @@ async def outcomes(site: Site, given: object, **options: int) -> list[Outcome]:
     return [o async for o in upload_batch(site.upload, given, **options)]  # type: ignore[arg-type]
 
 
-async def test_every_item_ends_once_and_no_more_than_so_many_are_under_way() -> None:
+async def test_every_item_ends_once_and_no_more_than_files_run_at_once() -> None:
     site = Site()
     ended = await outcomes(site, items(*[5] * 50), files=3)
     assert sorted(str(o.item.key) for o in ended) == sorted(f"{n}:5" for n in range(50))
     assert site.most == 3
 
 
-async def test_the_largest_of_those_read_ahead_is_begun_first() -> None:
+async def test_the_largest_item_read_ahead_starts_first() -> None:
     site = Site()
     await outcomes(site, items(1, 7, 3, 9, 2), files=1)
-    assert site.begun == ["3:9", "1:7", "2:3", "4:2", "0:1"]
+    assert site.started == ["3:9", "1:7", "2:3", "4:2", "0:1"]
 
 
-async def test_small_ones_pass_large_ones_that_wait_for_each_other() -> None:
+async def test_small_items_pass_large_ones_that_wait() -> None:
     site = Site()
     await outcomes(site, items(*[LARGE] * 9, *[1] * 20), files=16, look_ahead=100)
     assert site.most_large == 4
     assert site.most == 16
-    assert "9:1" in site.begun[:16]
+    assert "9:1" in site.started[:16]
 
 
-async def test_only_large_ones_all_end() -> None:
+async def test_a_batch_of_large_items_alone_ends() -> None:
     site = Site()
     assert len(await outcomes(site, items(*[LARGE] * 11), files=16, look_ahead=3)) == 11
 
 
-async def test_failures_are_outcomes_and_stop_nobody() -> None:
+async def test_failures_are_outcomes_and_stop_no_other_item() -> None:
     given = [UploadItem(source="x", key=key, size=1) for key in ("bad", "good", "bug", "fine")]
     ended = {o.item.key: o for o in await outcomes(Site(), given)}
     assert isinstance(ended["bad"].error, SourceUnreadable)
@@ -109,7 +109,7 @@ async def test_failures_are_outcomes_and_stop_nobody() -> None:
     assert ended["fine"].result is not None
 
 
-async def test_items_are_read_only_so_far_ahead() -> None:
+async def test_items_are_read_a_bounded_number_ahead() -> None:
     read = 0
 
     def reading() -> Iterator[UploadItem]:
@@ -121,19 +121,19 @@ async def test_items_are_read_only_so_far_ahead() -> None:
     async with aclosing(upload_batch(Site().upload, reading(), files=2, look_ahead=20)) as ending:
         async for _ in ending:
             break
-    assert read <= 2 + 20 + 4 + 4  # taken, waiting, ended and not yet asked for, in hand
+    assert read <= 2 + 20 + 4 + 4  # taken, waiting, ended but not yet read, in hand
 
 
-async def test_closing_early_cancels_what_is_under_way() -> None:
+async def test_closing_early_cancels_running_uploads() -> None:
     site = Site()
     async with aclosing(upload_batch(site.upload, items(*[1] * 30), files=4)) as ending:
         async for _ in ending:
             break
     assert site.under_way == 0
-    assert len(site.begun) < 30
+    assert len(site.started) < 30
 
 
-async def test_an_error_while_reading_items_comes_out() -> None:
+async def test_an_error_while_reading_items_is_raised() -> None:
     async def reading() -> AsyncIterator[UploadItem]:
         yield UploadItem(source="x", key="one", size=1)
         raise ConfigurationError("unreadable")
@@ -168,7 +168,7 @@ async def test_fewer_than_one_file_at_once_is_refused(desk: Desk) -> None:
             [_ async for _ in up.upload_many([], files=0)]
 
 
-async def test_an_upload_that_outlives_its_cancellation_holds_nobody_up() -> None:
+async def test_an_upload_that_outlives_its_cancellation_blocks_nothing() -> None:
     """Whatever it waits for may be done in the moment it is cancelled, and hide that."""
 
     async def upload(item: UploadItem) -> UploadResult:

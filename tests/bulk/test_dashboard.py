@@ -60,7 +60,7 @@ async def events(response: aiohttp.ClientResponse, count: int) -> list[dict[str,
     return found
 
 
-async def test_the_page_brings_its_script_and_lets_in_nothing_else(
+async def test_the_page_loads_its_own_script_and_nothing_else(
     progress: BatchProgress, session: aiohttp.ClientSession
 ) -> None:
     async with serving(progress, 0) as url:
@@ -77,7 +77,7 @@ async def test_the_page_brings_its_script_and_lets_in_nothing_else(
         assert "innerHTML" not in script
 
 
-async def test_figures_come_as_events(
+async def test_figures_are_sent_as_events(
     progress: BatchProgress, session: aiohttp.ClientSession
 ) -> None:
     async with serving(progress, 0) as url, session.get(f"{url}events") as response:
@@ -103,14 +103,14 @@ async def test_figures_come_as_events(
     assert dict(second["totals"])["sent"] == "50 bytes"
 
 
-async def test_who_looks_late_sees_the_whole_curve(progress: BatchProgress) -> None:
+async def test_a_page_opened_late_shows_the_whole_curve(progress: BatchProgress) -> None:
     progress.samples = [Sample(float(n), n * 1_000_000, n) for n in range(5)]
     page = page_data(progress)
     assert page["rates"] == [[float(n), 1_000_000] for n in range(1, 5)]
     assert page["axis"]["highest"] == "977 KiB/s"
 
 
-def test_a_last_sample_that_follows_at_once_is_no_peak() -> None:
+def test_a_last_sample_directly_after_another_makes_no_peak() -> None:
     samples = [Sample(float(n), n * 1_000_000, n) for n in range(5)]
     samples.append(Sample(4.01, 4_500_000, 5))
     points = rates(samples, lambda sample: sample.sent_bytes)
@@ -137,14 +137,16 @@ async def test_other_names_are_refused(
                 assert response.status in (400, 403)
 
 
-async def test_localhost_is_let_in(progress: BatchProgress, session: aiohttp.ClientSession) -> None:
+async def test_localhost_is_allowed(
+    progress: BatchProgress, session: aiohttp.ClientSession
+) -> None:
     async with serving(progress, 0) as url:
         port = url.rsplit(":", 1)[1].strip("/")
         async with session.get(url, headers={"Host": f"localhost:{port}"}) as response:
             assert response.status == 200
 
 
-async def test_a_port_that_is_taken_is_usage(progress: BatchProgress) -> None:
+async def test_a_port_in_use_is_a_usage_error(progress: BatchProgress) -> None:
     async with serving(progress, 0) as url:
         port = int(url.rsplit(":", 1)[1].strip("/"))
         with pytest.raises(ConfigurationError, match="dashboard"):
@@ -191,9 +193,9 @@ async def test_a_browser_draws_the_page_and_shows_names_as_text(
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
         )
-        # Time stands still in the browser for as long as the page goes on listening.
+        # The browser's virtual time stands still while the page reads events.
         async with asyncio.timeout(60):
-            while watched.looks < 2:  # noqa: ASYNC110 - told by another process
+            while watched.looks < 2:  # noqa: ASYNC110 - another process acts
                 await asyncio.sleep(0.05)
     async with asyncio.timeout(60):
         out, _ = await process.communicate()

@@ -94,14 +94,14 @@ def test_a_command_is_run_after_each_row(cli: Cli) -> None:
     assert cli.run(*words).code == 4
     assert cli.run(*words).code == 4
 
-    noted = Counter((cli.folder / "notes").read_text().splitlines())
+    notes = Counter((cli.folder / "notes").read_text().splitlines())
     done = [r["video_id"] for r in records(cli) if r["status"] == "done"]
-    assert noted == Counter(f"verified {video_id}" for video_id in done), (
+    assert notes == Counter(f"verified {video_id}" for video_id in done), (
         "rows refused are no uploads"
     )
 
 
-def test_a_command_that_fails_after_good_rows_is_9_and_told(cli: Cli) -> None:
+def test_a_command_that_fails_after_good_rows_exits_with_9_and_is_reported(cli: Cli) -> None:
     manifest(cli, [{"path": name} for name in files(cli, 3)])
     ended = cli.run("ingest", "m.csv", "--report", "r.jsonl", "--on-finished", "false")
 
@@ -111,16 +111,16 @@ def test_a_command_that_fails_after_good_rows_is_9_and_told(cli: Cli) -> None:
     assert "false failed with exit status 1" in ended.err
     assert {record["status"] for record in records(cli)} == {"done"}
     assert all("exit status 1" in record["hook_failures"][0] for record in records(cli))
-    told = cli.run("ingest", "m.csv", "--on-finished", "false", "--json")
-    assert (told.code, told.last["hook_failures"]) == (9, 3)
+    again = cli.run("ingest", "m.csv", "--on-finished", "false", "--json")
+    assert (again.code, again.last["hook_failures"]) == (9, 3)
 
 
-def test_rows_that_failed_decide_over_a_command_that_failed(cli: Cli) -> None:
+def test_failed_rows_take_precedence_over_a_failed_command(cli: Cli) -> None:
     manifest(cli, [{"path": name} for name in [*files(cli, 1), "missing.mp4"]])
     assert cli.run("ingest", "m.csv", "--on-finished", "false").code == 4
 
 
-def test_the_same_command_again_asks_nobody(quick: Quick, server: DevServer) -> None:
+def test_the_same_command_again_sends_no_request(quick: Quick, server: DevServer) -> None:
     manifest(quick, [{"path": name} for name in files(quick, 6)])
     first = quick.run("ingest", "m.csv", "--report", "r.jsonl")
     before, text = requests_of(server), (quick.folder / "r.jsonl").read_text()
@@ -170,7 +170,7 @@ def test_a_ledger_is_itself_a_manifest(quick: Quick, server: DevServer) -> None:
     assert ended.last["receipts"] == 3
 
 
-def test_a_row_may_continue_a_video(quick: Quick, server: DevServer) -> None:
+def test_a_row_may_upload_into_an_existing_video(quick: Quick, server: DevServer) -> None:
     (name,) = files(quick, 1)
     manifest(quick, [{"path": name}])
     assert (
@@ -249,7 +249,7 @@ def test_stop_on_error_leaves_the_rest_for_later(quick: Quick, server: DevServer
     assert server.stats.creates == 11
 
 
-def test_max_duration_ends_resumably(quick: Quick, server: DevServer) -> None:
+def test_max_duration_stops_and_the_next_run_resumes(quick: Quick, server: DevServer) -> None:
     server.set_options(bandwidth=20_000)
     manifest(quick, [{"path": name} for name in files(quick, 4, size=30_000)])
     ended = quick.run("ingest", "m.csv", "--report", "r.jsonl", "--max-duration", "1.5", "--json")
@@ -311,7 +311,9 @@ def test_a_wrong_key_stops_the_batch_at_once(quick: Quick, server: DevServer) ->
         ["ingest", "-r", "m.csv"],
     ],
 )
-def test_what_cannot_begin_is_usage(quick: Quick, server: DevServer, words: list[str]) -> None:
+def test_a_command_that_cannot_start_is_a_usage_error(
+    quick: Quick, server: DevServer, words: list[str]
+) -> None:
     manifest(quick, [{"path": "a.mp4"}])
     manifest(quick, [{"title": "a.mp4"}], "bad.csv")
     ended = quick.run(*words)
@@ -332,16 +334,16 @@ def test_a_dry_run_checks_everything_and_sends_nothing(quick: Quick, server: Dev
     assert ended.code == 1
     refused = {line["row"]: line["error"] for line in ended.lines[:-1]}
     assert refused == {6: "SourceUnreadable", 7: "ConfigurationError", 8: "ConfigurationError"}
-    told = ended.last
-    assert told["type"] == "batch.estimated"
-    assert (told["good"], told["vod_calls"], told["renewals"]) == (4, 4, 0)
-    assert told["oss_requests"] == 3 + told["parts"] - 3 + 2
-    assert told["seconds"] >= 20
+    figures = ended.last
+    assert figures["type"] == "batch.estimated"
+    assert (figures["good"], figures["vod_calls"], figures["renewals"]) == (4, 4, 0)
+    assert figures["oss_requests"] == 3 + figures["parts"] - 3 + 2
+    assert figures["seconds"] >= 20
     assert requests_of(server) == 0
     assert not (quick.folder / "state.db").exists()
 
 
-def test_what_rows_do_not_say_comes_from_the_flags(quick: Quick, server: DevServer) -> None:
+def test_flags_fill_in_fields_that_rows_do_not_give(quick: Quick, server: DevServer) -> None:
     names = files(quick, 2)
     manifest(quick, [{"path": names[0], "tags": "own"}, {"path": names[1]}])
     words = ("--tags", "a,b", "--cate-id", "7", "--title-template", "{name}")
@@ -406,7 +408,7 @@ def test_the_report_is_one_page_with_nothing_unescaped(quick: Quick) -> None:
     assert "Check the path and its permissions" in seen.text
 
 
-def test_interrupted_it_says_what_ended(cli: Cli, server: DevServer) -> None:
+def test_an_interrupted_batch_reports_what_ended(cli: Cli, server: DevServer) -> None:
     server.set_options(bandwidth=60_000)
     manifest(cli, [{"path": name} for name in files(cli, 30, size=20_000)])
     running = cli.start("ingest", "m.csv", "--report", "r.jsonl", "--json")
@@ -423,7 +425,7 @@ def test_interrupted_it_says_what_ended(cli: Cli, server: DevServer) -> None:
     assert server.stats.creates == 30
 
 
-def test_a_large_file_and_small_ones_share_the_line(quick: Quick, server: DevServer) -> None:
+def test_a_large_file_and_small_ones_share_the_bandwidth(quick: Quick, server: DevServer) -> None:
     """At 6 MiB/s a file of 12 MiB takes 2 s; thirty small ones do not wait for its end."""
     server.set_options(bandwidth=6 * 2**20)
     names = files(quick, 30, size=20_000)
@@ -436,11 +438,11 @@ def test_a_large_file_and_small_ones_share_the_line(quick: Quick, server: DevSer
     seconds = time.monotonic() - began
     assert ended.code == 0, ended.err
     order = [Path(record["path"]).name for record in records(quick)]
-    assert order[-1] == "large.mp4"  # begun first, ended last: the small ones passed it
+    assert order[-1] == "large.mp4"  # started first, ended last: the small ones passed it
     assert seconds < 15
 
 
-def test_nothing_that_a_batch_writes_holds_a_secret(quick: Quick, server: DevServer) -> None:
+def test_nothing_that_a_batch_writes_contains_a_secret(quick: Quick, server: DevServer) -> None:
     manifest(quick, [{"path": name} for name in files(quick, 4)])
     server.faults.add(
         Fault(action="error", operation="PutObject", status=403, code="AccessDenied"),
@@ -459,7 +461,7 @@ def test_nothing_that_a_batch_writes_holds_a_secret(quick: Quick, server: DevSer
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
-def test_what_may_name_films_is_for_its_owner_alone(
+def test_files_that_name_sources_are_readable_by_their_owner_only(
     quick: Quick, server: DevServer, umask: int
 ) -> None:
     """The state, the reports and the spool, whatever the umask allows others."""

@@ -81,7 +81,7 @@ def test_a_torn_last_line_is_removed(tmp_path: Path, cut: int) -> None:
     assert keys(path) == [(f"key-{n}", "done") for n in (1, 2, 3)]
 
 
-def test_a_ledger_torn_in_its_first_line_is_still_ours(tmp_path: Path) -> None:
+def test_a_ledger_torn_in_its_first_line_is_accepted(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     path.write_bytes(b'{"id": "00')
     with Ledger(path) as ledger:
@@ -89,7 +89,7 @@ def test_a_ledger_torn_in_its_first_line_is_still_ours(tmp_path: Path) -> None:
     assert len(lines(path)) == 1
 
 
-def test_holes_that_a_power_cut_left_are_dropped(tmp_path: Path) -> None:
+def test_holes_left_by_a_power_cut_are_dropped(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     with Ledger(path) as ledger:
         ledger.add(done(row(1)))
@@ -102,7 +102,7 @@ def test_holes_that_a_power_cut_left_are_dropped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["precious notes\n", "precious notes", '{"path": "a.mp4"}\n'])
-def test_somebody_elses_file_is_left_alone(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_a_ledger_is_left_unchanged(tmp_path: Path, text: str) -> None:
     path = tmp_path / "r.jsonl"
     path.write_text(text)
     with pytest.raises(ConfigurationError, match="not a ledger"):
@@ -126,7 +126,7 @@ def test_a_later_record_replaces_an_earlier_one(tmp_path: Path) -> None:
     assert keys(path) == [("key-2", "failed"), ("key-1", "done"), ("key-9", "done")]
 
 
-def test_after_a_crash_between_both_records_the_later_one_counts(tmp_path: Path) -> None:
+def test_after_a_crash_before_compacting_the_later_record_counts(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     with Ledger(path) as ledger:
         ledger.add(failed(row(1)))
@@ -137,7 +137,7 @@ def test_after_a_crash_between_both_records_the_later_one_counts(tmp_path: Path)
     assert keys(path) == [("key-1", "done")]
 
 
-def test_failures_of_rows_that_are_gone_are_dropped_when_all_was_read(tmp_path: Path) -> None:
+def test_failures_of_removed_rows_are_dropped_after_a_whole_run(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     gone, other = row(7, key=""), row(7, key="", manifest="/other.csv")
     with Ledger(path) as ledger:
@@ -154,7 +154,7 @@ def test_failures_of_rows_that_are_gone_are_dropped_when_all_was_read(tmp_path: 
     assert [line["manifest"] for line in lines(path)] == ["/other.csv", "/m.csv"]
 
 
-def test_the_same_upload_twice_is_noticed(tmp_path: Path) -> None:
+def test_the_same_upload_twice_is_detected(tmp_path: Path) -> None:
     with Ledger() as ledger:
         assert not ledger.look_up(row(1)).is_repeated
         assert ledger.look_up(row(2, key="key-1")).is_repeated
@@ -186,7 +186,7 @@ def test_a_compact_map_holds_what_a_dict_does() -> None:
     assert numbers.get(hash_of("never")) == 0
 
 
-def test_numbers_that_fall_on_one_place_do_not_hide_each_other() -> None:
+def test_colliding_numbers_do_not_hide_each_other() -> None:
     numbers = CompactMap()
     same_place = [1 + n * 2**40 for n in range(50)]
     for value, number in enumerate(same_place, 1):

@@ -43,7 +43,7 @@ def test_the_delimiter_is_found_in_the_header(tmp_path: Path, delimiter: str) ->
     assert row.fields == {"title": "T", "path": "a.mp4"}
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_not_part_of_the_first_column(tmp_path: Path) -> None:
     assert paths(read(tmp_path / "m.csv", b"\xef\xbb\xbfpath\na.mp4\n")) == ["a.mp4"]
     assert paths(read(tmp_path / "m.jsonl", b'\xef\xbb\xbf{"path": "a.mp4"}\n')) == ["a.mp4"]
 
@@ -57,7 +57,7 @@ def test_json_lines_and_their_problems(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "problem"),
     [
         ('a.mp4,"open', "not CSV"),
         ("a.mp4,b,c", "3 fields"),
@@ -66,22 +66,22 @@ def test_json_lines_and_their_problems(tmp_path: Path) -> None:
         ('a.mp4,"x"y"', "not CSV"),
     ],
 )
-def test_a_bad_csv_line_is_one_bad_row(tmp_path: Path, line: str, said: str) -> None:
+def test_a_bad_csv_line_is_one_bad_row(tmp_path: Path, line: str, problem: str) -> None:
     rows = read(tmp_path / "m.csv", f"path,title\nfirst.mp4,\n{line}\nlast.mp4,\n")
     assert [row.number for row in rows] == [2, 3, 4]
-    assert said in (rows[1].problem or "")
+    assert problem in (rows[1].problem or "")
     assert paths(rows)[0] == "first.mp4"
     assert paths(rows)[2] == "last.mp4"
 
 
-def test_an_endless_quotation_costs_its_own_line_only(tmp_path: Path) -> None:
+def test_an_unclosed_quotation_spoils_its_own_line_only(tmp_path: Path) -> None:
     lines = ["path,title", 'bad.mp4,"never closed', *(f"{n}.mp4,T" for n in range(20_000))]
     rows = read(tmp_path / "m.csv", "\n".join(lines))
     assert len(rows) == 20_001
     assert [row.number for row in rows if row.problem] == [2]
 
 
-def test_a_line_of_a_gigabyte_would_not_be_held(tmp_path: Path) -> None:
+def test_a_very_long_line_is_not_held_in_memory(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
     with path.open("wb") as file:
         file.write(b'{"path": "a.mp4"}\n')
@@ -92,12 +92,12 @@ def test_a_line_of_a_gigabyte_would_not_be_held(tmp_path: Path) -> None:
     assert rows[1].problem is not None
 
 
-def test_names_that_are_no_utf8_are_kept(tmp_path: Path) -> None:
+def test_names_that_are_not_utf8_are_kept(tmp_path: Path) -> None:
     (row,) = read(tmp_path / "m.csv", b"path\n\xff\xfe.mp4\n".replace(b"\xff\xfe", b"\xe9"))
     assert row.fields["path"] == b"\xe9.mp4".decode("utf-8", "surrogateescape")
 
 
-def test_unknown_columns_are_told_once_and_do_nothing(tmp_path: Path) -> None:
+def test_unknown_columns_are_reported_once_and_ignored(tmp_path: Path) -> None:
     notices: list[str] = []
     text = "".join(
         json.dumps({"path": f"{n}.mp4", "endpoint": "http://evil", "access_key": "x"}) + "\n"
@@ -117,7 +117,7 @@ def test_unknown_columns_are_told_once_and_do_nothing(tmp_path: Path) -> None:
         ("m.csv", b"\x00\x01binary"),
     ],
 )
-def test_what_is_no_manifest_is_refused_whole(tmp_path: Path, name: str, text: str) -> None:
+def test_a_file_that_is_not_a_manifest_is_refused(tmp_path: Path, name: str, text: str) -> None:
     with pytest.raises(ConfigurationError):
         read(tmp_path / name, text)
 
@@ -174,7 +174,7 @@ def test_a_parquet_row_that_is_too_long_is_one_bad_row(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "pages", "footer", "no path"])
-def test_a_damaged_parquet_file_is_refused_in_our_words(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_parquet_file_is_a_configuration_error(tmp_path: Path, damage: str) -> None:
     column = "title" if damage == "no path" else "path"
     manifest = parquet(tmp_path / "m.parquet", **{column: [f"v/{n}.mp4" for n in range(5000)]})
     whole = manifest.read_bytes()

@@ -1,4 +1,4 @@
-"""What a row says, what is made of it, and where it may lead."""
+"""The content of a row, what is made of it, and where its path may lead."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def row(folder: Path, /, **fields: Any) -> Row:
     return identified if identified.error else rules.describe(identified)
 
 
-def test_a_row_becomes_what_vod_is_told(tmp_path: Path) -> None:
+def test_a_row_becomes_the_parameters_of_create_upload_video(tmp_path: Path) -> None:
     made = row(
         tmp_path,
         path="a/Movie.mp4",
@@ -45,7 +45,7 @@ def test_a_row_becomes_what_vod_is_told(tmp_path: Path) -> None:
     )
 
 
-def test_a_row_is_known_by_its_key_its_video_or_its_path(tmp_path: Path) -> None:
+def test_a_row_is_identified_by_its_key_its_video_or_its_path(tmp_path: Path) -> None:
     path = str(tmp_path / "a.mp4")
     assert row(tmp_path, path="a.mp4").key == default_key("vod.cn-shanghai", path)
     assert row(tmp_path, path=path).key == row(tmp_path, source="./a.mp4").key
@@ -55,7 +55,7 @@ def test_a_row_is_known_by_its_key_its_video_or_its_path(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({}, "names no path"),
         ({"path": ""}, "names no path"),
@@ -81,13 +81,15 @@ def test_a_row_is_known_by_its_key_its_video_or_its_path(tmp_path: Path) -> None
         ({"path": "a.mp4", "file_name": "a.exe"}, "does not accept files like"),
     ],
 )
-def test_a_bad_row_says_what_is_wrong(tmp_path: Path, fields: dict[str, Any], said: str) -> None:
+def test_a_bad_row_has_an_error_that_names_the_problem(
+    tmp_path: Path, fields: dict[str, Any], message: str
+) -> None:
     refused = row(tmp_path, **fields)
     assert isinstance(refused.error, ConfigurationError)
-    assert said in refused.error.message
+    assert message in refused.error.message
 
 
-def test_an_extension_is_not_asked_of_a_video_that_exists(tmp_path: Path) -> None:
+def test_a_video_that_exists_needs_no_known_extension(tmp_path: Path) -> None:
     assert row(tmp_path, path="a.bin", video_id="v").error is None
     assert row(tmp_path, path="a.bin", file_name="a.mp4").error is None
 
@@ -149,7 +151,7 @@ def test_paths_stay_below_the_root(yard: Path, path: str, error: type[VodupError
             look()
 
 
-def test_links_may_leave_the_root_when_that_is_asked_for(yard: Path) -> None:
+def test_links_may_leave_the_root_with_follow_symlinks(yard: Path) -> None:
     root = Root.at(yard, follow_symlinks=True)
     outside = f"{yard}-neighbour/out.mp4"
     assert root.resolved(root.absolute("link-out.mp4"))[0] == outside
@@ -158,19 +160,19 @@ def test_links_may_leave_the_root_when_that_is_asked_for(yard: Path) -> None:
         root.absolute("../root-neighbour/out.mp4")
 
 
-def test_a_root_that_is_a_link_itself_is_fine(yard: Path, tmp_path: Path) -> None:
+def test_the_root_itself_may_be_a_link(yard: Path, tmp_path: Path) -> None:
     (tmp_path / "alias").symlink_to(yard)
     root = Root.at(tmp_path / "alias")
     assert root.resolved(root.absolute("in.mp4"))[0] == str(yard / "in.mp4")
 
 
 @pytest.mark.parametrize("template", ["{stem", "{path}", "{stem.__class__}", "{0}", "{stem:>99}"])
-def test_a_title_template_names_only_what_there_is(template: str) -> None:
+def test_a_title_template_with_unknown_fields_is_refused(template: str) -> None:
     with pytest.raises(ConfigurationError, match="title-template"):
         require_title_template(template)
 
 
-def test_a_title_made_from_a_name_is_one_that_vod_takes(tmp_path: Path) -> None:
+def test_a_title_made_from_a_file_name_is_valid_for_vod(tmp_path: Path) -> None:
     rules = RowRules(root=Root.at(tmp_path), title_template="{folder}: {stem} ({row}) {name}")
     made = rules.describe(rules.identify(RawRow(3, {"path": f"f/{'x' * 90}\U0001f389.mp4"}), "m"))
     assert made.meta is not None
@@ -180,7 +182,7 @@ def test_a_title_made_from_a_name_is_one_that_vod_takes(tmp_path: Path) -> None:
     assert "\U0001f389" not in made.meta.title
 
 
-def test_a_url_is_a_source_known_without_its_signature(tmp_path: Path) -> None:
+def test_a_url_is_identified_without_its_signature(tmp_path: Path) -> None:
     url = "https://films.example/a/Movie.mp4?part=1"
     made = row(tmp_path, path=f"{url}&Signature=s3cret&Expires=1")
     assert made.error is None

@@ -34,7 +34,7 @@ def content(number: int, size: int) -> bytes:
 
 
 class Process:
-    """A worker in a process of its own; what it says goes to a file."""
+    """A worker in a process of its own; its output goes to a file."""
 
     def __init__(self, words: tuple[str, ...], env: Mapping[str, str], folder: Path) -> None:
         self.log = folder / f"worker-{time.monotonic_ns()}.log"
@@ -44,13 +44,13 @@ class Process:
         )
 
     @property
-    def said(self) -> str:
+    def output(self) -> str:
         return self.log.read_text()
 
     @property
     def is_ready(self) -> bool:
-        assert self.process.poll() is None, self.said
-        return "is ready" in self.said
+        assert self.process.poll() is None, self.output
+        return "is ready" in self.output
 
     def send(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
@@ -182,7 +182,7 @@ def cluster(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Cluster]:
-    """An upgraded database and nobody at work."""
+    """An upgraded database without workers."""
     with database(postgres_server, upgraded) as url:
         made = Cluster(server, url, tmp_path, monkeypatch)
         yield made

@@ -1,4 +1,4 @@
-"""A database that goes away, that asks for a password, and whose budget is shared."""
+"""A database that goes away, that requires a password, and that holds the shared budget."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def slow(server: DevServer) -> DevServer:
     return server
 
 
-def test_workers_outlive_a_restart_of_the_database(
+def test_workers_survive_a_restart_of_the_database(
     slow: DevServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with temporary_postgres(restart_pause_s=0.5) as database:
@@ -58,9 +58,9 @@ def test_workers_outlive_a_restart_of_the_database(
         slow.set_options(connection_bandwidth=None)
         wait_until(lambda: cluster.left() == 0)
         for worker in workers:
-            assert worker.process.poll() is None, worker.said
+            assert worker.process.poll() is None, worker.output
             worker.send(signal.SIGTERM)
-            assert worker.ended() == 0, worker.said
+            assert worker.ended() == 0, worker.output
         # What was under way when the receipts could not be written, and once more after it.
         cluster.check(4, size=SIZE, resent=4 * 2 * 2 * PART)
 
@@ -88,14 +88,14 @@ def test_without_its_database_a_worker_ends_resumably_and_no_row_is_lost(
         worker = cluster.worker("--grace", "1", node="one")
         until_under_way(cluster)
         os.kill(postmaster(database), signal.SIGQUIT)
-        assert worker.ended() == 5, worker.said
-        assert "same command again" in worker.said
+        assert worker.ended() == 5, worker.output
+        assert "same command again" in worker.output
     wait_until(lambda: not database._is_running())  # or the next one would join it in its pause
     with EmbeddedPostgres(folder, settings=["fsync=off"], is_temporary=True):
         assert cluster.left() == 3
         slow.set_options(connection_bandwidth=None)
         again = cluster.worker("--drain", node="two")
-        assert again.ended() == 0, again.said
+        assert again.ended() == 0, again.output
         cluster.check(3, size=SIZE, resent=2 * 2 * 2 * PART)
 
 
@@ -108,7 +108,7 @@ CANARY = "can4ry-b1rd"
 def guarded(
     server: DevServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Cluster]:
-    """A database that lets nobody in without the password."""
+    """A database that requires the password."""
     with temporary_postgres() as database:
         with psycopg.connect(database.url, autocommit=True) as connection:
             connection.execute(f"CREATE ROLE guarded LOGIN PASSWORD '{CANARY}'".encode())
@@ -140,38 +140,38 @@ def all_written(folder: Path) -> str:
     return "\n".join(path.read_bytes().decode(errors="replace") for path in files)
 
 
-def test_the_password_of_the_database_is_seen_nowhere(guarded: Cluster) -> None:
+def test_the_password_of_the_database_appears_nowhere(guarded: Cluster) -> None:
     guarded.url = with_password(guarded.url)
     guarded.files(2, size=SIZE)
     words = ("--log-level", "debug")
-    said = [guarded.run("db", "upgrade", *words)]
+    outputs = [guarded.run("db", "upgrade", *words)]
     guarded.server.set_options(connection_bandwidth=4 * PART)
-    said.append(guarded.run("enqueue", "m.csv", "--shared", str(guarded.folder), *words))
+    outputs.append(guarded.run("enqueue", "m.csv", "--shared", str(guarded.folder), *words))
     worker = guarded.worker("--drain", *words)
     until_under_way(guarded, parts=1)
     command_line = Path(f"/proc/{worker.process.pid}/cmdline").read_bytes()
     assert CANARY.encode() not in command_line
-    said.append(guarded.run("status", "--json", *words))
-    said.append(guarded.run("status", *words))
+    outputs.append(guarded.run("status", "--json", *words))
+    outputs.append(guarded.run("status", *words))
     guarded.server.set_options(connection_bandwidth=None)
-    assert worker.ended() == 0, worker.said
-    said.append(guarded.run("results", "--report", "r.jsonl", *words))
-    # And when it is wrong, or nobody answers.
+    assert worker.ended() == 0, worker.output
+    outputs.append(guarded.run("results", "--report", "r.jsonl", *words))
+    # And with a wrong password, and without a server.
     wrong = with_password(guarded.url.replace(f":{CANARY}", ""), CANARY + "x")
-    said.append(guarded.run("worker", *words, VODUP_STATE=wrong))
+    outputs.append(guarded.run("worker", *words, VODUP_STATE=wrong))
     gone = f"postgresql://guarded:{CANARY}@127.0.0.1:1/postgres"
-    said += [
+    outputs += [
         guarded.run(name, *words, VODUP_STATE=gone) for name in ("worker", "results", "status")
     ]
     broken = f"postgresql://guarded:{CANARY}@host:port/postgres"
-    said += [guarded.run(name, *words, VODUP_STATE=broken) for name in ("worker", "status")]
-    assert [one.code for one in said[-6:]] == [5, 5, 5, 5, 5, 2]
-    everything = "".join(one.out + one.err for one in said) + all_written(guarded.folder)
+    outputs += [guarded.run(name, *words, VODUP_STATE=broken) for name in ("worker", "status")]
+    assert [one.code for one in outputs[-6:]] == [5, 5, 5, 5, 5, 2]
+    everything = "".join(one.out + one.err for one in outputs) + all_written(guarded.folder)
     assert "r.jsonl" not in everything or '"status": "done"' in everything
     assert CANARY not in everything
 
 
-def test_the_password_may_come_from_libpqs_own_places(guarded: Cluster) -> None:
+def test_the_password_may_come_from_libpq(guarded: Cluster) -> None:
     assert guarded.run("db", "upgrade", PGPASSWORD=CANARY).code == 0
     home = Path(guarded.env()["HOME"])
     (home / ".pgpass").write_text(f"*:*:*:guarded:{CANARY}\n")
@@ -180,10 +180,10 @@ def test_the_password_may_come_from_libpqs_own_places(guarded: Cluster) -> None:
     shared = ("--shared", str(guarded.folder))
     assert guarded.run("enqueue", "m.csv", *shared, PGPASSFILE=str(home / ".pgpass")).code == 0
     worker = guarded.worker("--drain", PGPASSFILE=str(home / ".pgpass"))
-    assert worker.ended() == 0, worker.said
+    assert worker.ended() == 0, worker.output
 
 
-def test_a_password_in_a_flag_is_warned_of(
+def test_a_password_in_a_flag_causes_a_warning(
     guarded: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = with_password(guarded.url)
@@ -203,7 +203,7 @@ async def called(budget: SharedBudget, instants: list[float], until: float) -> N
         instants.append(time.monotonic())
 
 
-async def test_the_budget_of_calls_is_one_for_all_workers(cluster: Cluster) -> None:
+async def test_all_workers_share_one_budget_of_calls(cluster: Cluster) -> None:
     instants: list[float] = []
     began = time.monotonic()
     async with (
@@ -218,7 +218,7 @@ async def test_the_budget_of_calls_is_one_for_all_workers(cluster: Cluster) -> N
     assert len(in_time) >= 2 * 20 * 0.5, "a loaded machine is slow, but not that slow"
 
 
-async def test_who_waits_for_a_turn_and_dies_holds_no_more_than_its_turns(cluster: Cluster) -> None:
+async def test_a_worker_that_dies_while_waiting_wastes_only_its_turns(cluster: Cluster) -> None:
     async with open_pool(cluster.url) as pool:
         budget = SharedBudget(pool, "vod", 10)
         waiting = [asyncio.ensure_future(budget()) for _ in range(200)]
@@ -232,14 +232,14 @@ async def test_who_waits_for_a_turn_and_dies_holds_no_more_than_its_turns(cluste
         assert cluster.count("SELECT count(*) FROM pg_locks WHERE NOT granted") == 0
 
 
-async def test_budgets_of_other_accounts_are_their_own(cluster: Cluster) -> None:
+async def test_accounts_have_separate_budgets(cluster: Cluster) -> None:
     async with open_pool(cluster.url) as pool:
         await SharedBudget(pool, "one", 0.1)()
         async with asyncio.timeout(5):
             await SharedBudget(pool, "two", 0.1)()
 
 
-def test_workers_ask_the_budget_before_every_call(cluster: Cluster) -> None:
+def test_workers_wait_for_the_budget_before_every_call(cluster: Cluster) -> None:
     cluster.files(3, size=PART)
     cluster.enqueue()
     with psycopg.connect(cluster.url) as connection:
@@ -292,7 +292,7 @@ def test_with_an_embedded_database_one_command_is_enough(
     queued = cluster.run("enqueue", "m.csv", *where, VODUP_STATE="/nowhere/else.db")
     assert queued.code == 0, queued.err
     worker = cluster.worker(*where, "--drain")
-    assert worker.ended() == 0, worker.said
+    assert worker.ended() == 0, worker.output
     done = cluster.run("results", "m.csv", *where, "--report", "r.jsonl")
     assert done.code == 0, done.err
     records = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]

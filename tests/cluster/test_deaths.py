@@ -18,12 +18,12 @@ IN_FLIGHT = 2 * PART
 
 @pytest.fixture
 def server(server: DevServer) -> DevServer:
-    """Slow enough to be met in the middle."""
+    """Slow enough to be killed in the middle."""
     server.set_options(connection_bandwidth=4 * PART)
     return server
 
 
-def test_what_a_killed_worker_had_begun_another_machine_goes_on_with(cluster: Cluster) -> None:
+def test_another_machine_resumes_the_rows_of_a_killed_worker(cluster: Cluster) -> None:
     cluster.files(2, size=SIZE)
     cluster.enqueue()
     first = cluster.worker(node="one")
@@ -31,27 +31,27 @@ def test_what_a_killed_worker_had_begun_another_machine_goes_on_with(cluster: Cl
     first.kill()
     cluster.server.set_options(connection_bandwidth=None)
     second = cluster.worker("--drain", node="two")
-    assert second.ended() == 0, second.said
+    assert second.ended() == 0, second.output
     cluster.check(2, size=SIZE, resent=IN_FLIGHT)
 
 
-def test_sigterm_gives_rows_back_and_their_parts_are_kept(cluster: Cluster) -> None:
+def test_sigterm_gives_rows_back_and_keeps_their_parts(cluster: Cluster) -> None:
     cluster.files(2, size=SIZE)
     cluster.enqueue()
-    # With a heartbeat that nobody could wait for: a row that is only left behind stays there.
+    # With a heartbeat too long to wait for: a row that is not given back would stay there.
     first = cluster.worker("--grace", "0", "--heartbeat", "600", node="one")
     until_under_way(cluster)
     first.send(signal.SIGTERM)
-    assert first.ended() == 0, first.said
+    assert first.ended() == 0, first.output
     assert cluster.count("SELECT count(*) FROM procrastinate_jobs WHERE status = 'todo'") == 2
     assert cluster.count("SELECT count(*) FROM vodup_lease") == 0
     cluster.server.set_options(connection_bandwidth=None)
     second = cluster.worker("--drain", "--heartbeat", "600", node="two")
-    assert second.ended() == 0, second.said
+    assert second.ended() == 0, second.output
     cluster.check(2, size=SIZE, resent=IN_FLIGHT)
 
 
-def test_within_its_grace_a_stopping_worker_ends_its_rows_and_takes_no_more(
+def test_a_stopping_worker_finishes_rows_within_its_grace_and_takes_no_more(
     cluster: Cluster,
 ) -> None:
     cluster.files(5, size=4 * PART)
@@ -59,24 +59,24 @@ def test_within_its_grace_a_stopping_worker_ends_its_rows_and_takes_no_more(
     worker = cluster.worker("--grace", "60", node="one")
     until_under_way(cluster, parts=1)
     worker.send(signal.SIGTERM)
-    assert worker.ended() == 0, worker.said
+    assert worker.ended() == 0, worker.output
     done = cluster.count("SELECT count(*) FROM vodup_job WHERE status = 'done'")
     assert 1 <= done <= 3
     assert cluster.left() == 5 - done
     assert cluster.count("SELECT count(*) FROM procrastinate_jobs WHERE status = 'doing'") == 0
 
 
-def test_a_stopping_worker_still_says_that_it_lives(cluster: Cluster) -> None:
+def test_a_stopping_worker_still_sends_heartbeats(cluster: Cluster) -> None:
     cluster.files(1, size=18 * PART)
     cluster.enqueue()
     stopping = cluster.worker("--grace", "60", node="one")
     until_under_way(cluster, parts=1)
     stopping.send(signal.SIGTERM)
     other = cluster.worker(node="two")
-    assert stopping.ended() == 0, stopping.said  # much later than after three beats
+    assert stopping.ended() == 0, stopping.output  # much later than after three beats
     other.send(signal.SIGTERM)
-    assert other.ended() == 0, other.said
-    assert "is being sent by" not in other.said, "its row was given to another worker"
+    assert other.ended() == 0, other.output
+    assert "is being sent by" not in other.output, "its row was given to another worker"
     cluster.check(1, size=18 * PART, resent=0)
 
 
@@ -93,13 +93,13 @@ def test_a_worker_frozen_beyond_its_lease_changes_nothing_when_it_wakes(cluster:
     wait_until(lambda: cluster.left() == 0)
     frozen.send(signal.SIGTERM)
     second.send(signal.SIGTERM)
-    assert frozen.ended() == 0, frozen.said
-    assert second.ended() == 0, second.said
+    assert frozen.ended() == 0, frozen.output
+    assert second.ended() == 0, second.output
     # The frozen one was cut off in the middle of its parts, and sends no others.
     cluster.check(1, size=SIZE, resent=IN_FLIGHT)
 
 
-def test_rows_of_the_dead_are_given_back_while_every_place_is_taken(cluster: Cluster) -> None:
+def test_rows_of_a_dead_worker_are_given_back_while_all_slots_are_busy(cluster: Cluster) -> None:
     cluster.files(2, size=40 * PART)
     cluster.enqueue()
     busy = cluster.worker("--files", "1", node="one")
@@ -113,13 +113,15 @@ def test_rows_of_the_dead_are_given_back_while_every_place_is_taken(cluster: Clu
     assert busy.process.poll() is None
 
 
-def test_a_row_that_the_queue_wrongly_calls_ours_is_given_back(cluster: Cluster) -> None:
-    """The answer to a fetch may be lost: then nobody works on a job that is called running."""
+def test_a_row_that_the_queue_wrongly_assigns_to_us_is_given_back(cluster: Cluster) -> None:
+    """The answer to a fetch may be lost: then a job is called running and no worker has it."""
     worker = cluster.worker(node="one")
     wait_until(lambda: worker.is_ready)
     wait_until(lambda: cluster.count("SELECT count(*) FROM procrastinate_workers") == 1)
     cluster.files(1, size=PART)
-    cluster.execute("ALTER TABLE procrastinate_jobs DISABLE TRIGGER USER")  # it is not told
+    cluster.execute(
+        "ALTER TABLE procrastinate_jobs DISABLE TRIGGER USER"
+    )  # it gets no notification
     cluster.enqueue()
     cluster.execute(
         "UPDATE procrastinate_jobs SET status = 'doing', "
@@ -149,7 +151,7 @@ def kill_often(cluster: Cluster, *, seconds: float, count: int, every_s: float =
     for worker in workers:
         worker.send(signal.SIGTERM)
     for worker in workers:
-        assert worker.ended() == 0, worker.said
+        assert worker.ended() == 0, worker.output
     cluster.check(count, size=SIZE, resent=kills * IN_FLIGHT)
 
 

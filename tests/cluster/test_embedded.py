@@ -1,4 +1,4 @@
-"""The PostgreSQL that comes along: shared, restarted, and gone when nobody uses it."""
+"""The embedded PostgreSQL: shared, restarted, and ended after its last user."""
 
 from __future__ import annotations
 
@@ -88,14 +88,14 @@ def test_two_processes_share_one_server_that_ends_after_the_last_was_killed(
     wait_until(lambda: not is_alive(pid))
 
 
-def test_what_was_written_is_there_the_next_time(folder: Path) -> None:
+def test_data_is_there_the_next_time(folder: Path) -> None:
     with EmbeddedPostgres(folder) as server, psycopg.connect(server.url) as connection:
         connection.execute("CREATE TABLE kept AS SELECT 42 AS answer")
     with EmbeddedPostgres(folder) as server, psycopg.connect(server.url) as connection:
         assert connection.execute("SELECT answer FROM kept").fetchone() == (42,)
 
 
-def test_a_server_that_died_is_started_again(folder: Path) -> None:
+def test_a_server_that_died_is_restarted(folder: Path) -> None:
     with EmbeddedPostgres(folder, settings=["fsync=off"], restart_pause_s=0.05) as server:
         pid = server_pid(folder)
         assert pid is not None
@@ -103,7 +103,7 @@ def test_a_server_that_died_is_started_again(folder: Path) -> None:
         wait_until(lambda: server_pid(folder) not in {pid, None} and answers(server.url))
 
 
-def test_who_comes_while_it_is_started_again_waits_for_it(folder: Path) -> None:
+def test_a_user_that_comes_during_a_restart_waits(folder: Path) -> None:
     with EmbeddedPostgres(folder, settings=["fsync=off"], restart_pause_s=1.0) as server:
         pid = server_pid(folder)
         assert pid is not None
@@ -114,7 +114,7 @@ def test_who_comes_while_it_is_started_again_waits_for_it(folder: Path) -> None:
 
 
 def message(kind: bytes, body: bytes) -> bytes:
-    """PostgreSQL's frontend/backend protocol: its kind, its length, what it says."""
+    """PostgreSQL's frontend/backend protocol: type, length, body."""
     return kind + struct.pack("!i", len(body) + 4) + body
 
 
@@ -122,7 +122,7 @@ RECOVERING = message(b"E", b"SFATAL\0C57P03\0Mthe database system is starting up
 WELCOME = message(b"R", struct.pack("!i", 0)) + message(b"Z", b"I")
 
 
-def test_a_server_that_still_recovers_is_waited_for(folder: Path) -> None:
+def test_a_user_waits_for_a_server_that_still_recovers(folder: Path) -> None:
     """After a crash it listens at once, and refuses everybody for a while."""
     folder.mkdir(mode=0o711, exist_ok=True)
     answered: list[bytes] = []
@@ -160,7 +160,7 @@ def test_a_temporary_server_removes_its_folder() -> None:
     wait_until(lambda: not server.folder.exists())
 
 
-def test_a_folder_with_too_long_a_path_is_refused_in_words(tmp_path: Path) -> None:
+def test_a_folder_with_too_long_a_path_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="too long for the path of a socket"):
         EmbeddedPostgres(tmp_path / ("x" * 100))
 

@@ -33,7 +33,7 @@ def test_queueing_twice_uploads_once(cluster: Cluster) -> None:
     second = cluster.enqueue("--json").last
     assert (second["queued_count"], second["waiting_count"]) == (0, 4)
     worker = cluster.worker("--drain")
-    assert worker.ended() == 0, worker.said
+    assert worker.ended() == 0, worker.output
     third = cluster.enqueue("--json").last
     assert (third["queued_count"], third["done_count"]) == (0, 4)
     assert cluster.count(QUEUED) == 0
@@ -62,7 +62,7 @@ def test_enqueueing_killed_in_the_middle_and_repeated_queues_every_row_once(
     assert cluster.count("SELECT count(DISTINCT args->>'id') FROM procrastinate_jobs") == count
 
 
-def test_two_that_enqueue_the_same_at_once_queue_every_row_once(cluster: Cluster) -> None:
+def test_two_concurrent_enqueues_queue_every_row_once(cluster: Cluster) -> None:
     cluster.files(300, size=1)
     words = ["enqueue", "m.csv", "--shared", str(cluster.folder / "shared")]
     running = [
@@ -82,12 +82,12 @@ def test_a_row_whose_job_was_deleted_is_queued_again(cluster: Cluster) -> None:
     assert cluster.count(QUEUED) == 2
 
 
-def test_every_row_has_one_record_bad_ones_too(cluster: Cluster) -> None:
+def test_every_row_has_one_record_and_so_have_bad_ones(cluster: Cluster) -> None:
     cluster.files(3, size=PART)
     cluster.add("shared/none.mp4\nshared/0.mp4\n../up.mp4\n")
     cluster.enqueue(code=1)
     worker = cluster.worker("--drain")
-    assert worker.ended() == 0, worker.said
+    assert worker.ended() == 0, worker.output
     records = cluster.records(code=1)
     assert sorted(int(r["row"]) for r in records) == [2, 3, 4, 5, 6, 7]
     assert {r["row"]: r.get("error") for r in records if r["status"] == "failed"} == {
@@ -105,7 +105,7 @@ def test_a_corrected_manifest_leaves_no_record_of_the_wrong_rows(cluster: Cluste
     manifest.write_text(right)
     cluster.enqueue()
     worker = cluster.worker("--drain")
-    assert worker.ended() == 0, worker.said
+    assert worker.ended() == 0, worker.output
     assert [r["row"] for r in cluster.records(code=0)] == [2]
 
 
@@ -137,16 +137,16 @@ def test_a_report_is_a_manifest_of_its_failures(cluster: Cluster) -> None:
     assert cluster.count(QUEUED) == 2
 
 
-def test_a_local_file_is_left_to_workers_on_its_machine(cluster: Cluster) -> None:
+def test_a_local_file_is_uploaded_only_by_workers_on_its_machine(cluster: Cluster) -> None:
     cluster.files(1, size=PART)
     done = cluster.run("enqueue", "m.csv", node="one")
     assert done.code == 0, done.err
     assert cluster.count("SELECT count(*) FROM vodup_job WHERE queue = 'vodup@one'") == 1
     other = cluster.worker("--drain", node="two")
-    assert other.ended() == 0, other.said
+    assert other.ended() == 0, other.output
     assert cluster.left() == 1
     right = cluster.worker("--drain", node="one")
-    assert right.ended() == 0, right.said
+    assert right.ended() == 0, right.output
     assert cluster.left() == 0
 
 
@@ -157,7 +157,7 @@ def test_the_same_path_on_two_machines_is_two_uploads(cluster: Cluster) -> None:
     assert cluster.left() == 2
 
 
-def test_the_fields_of_a_row_arrive_at_vod(cluster: Cluster) -> None:
+def test_the_fields_of_a_row_reach_vod(cluster: Cluster) -> None:
     cluster.files(1, size=PART)
     (cluster.folder / "m.csv").write_text(
         "path,title,tags,cate_id,reference_id\n"
@@ -165,14 +165,14 @@ def test_the_fields_of_a_row_arrive_at_vod(cluster: Cluster) -> None:
     )
     cluster.enqueue("--description", "of all rows")
     worker = cluster.worker("--drain")
-    assert worker.ended() == 0, worker.said
+    assert worker.ended() == 0, worker.output
     (video,) = cluster.server.videos.values()
     assert (video.title, video.reference_id) == ("Der Film, 1. Teil", "reference-1")
     with psycopg.connect(cluster.url) as connection:
         row = connection.execute("SELECT meta FROM vodup_upload").fetchone()
-    told = json.loads(row[0]) if row else {}
-    assert (told["tags"], told["cate_id"]) == (["a", "b"], 7)
-    assert told["description"] == "of all rows"
+    stored = json.loads(row[0]) if row else {}
+    assert (stored["tags"], stored["cate_id"]) == (["a", "b"], 7)
+    assert stored["description"] == "of all rows"
 
 
 def test_a_source_that_is_missing_here_is_left_to_others_and_fails_in_the_end(
@@ -196,13 +196,13 @@ def test_a_worker_without_credentials_stops_and_fails_no_row(cluster: Cluster) -
     cluster.files(3, size=PART)
     cluster.enqueue()
     worker = cluster.worker(ALIBABA_CLOUD_ACCESS_KEY_ID="LTAIwrong")
-    assert worker.ended() == 3, worker.said
+    assert worker.ended() == 3, worker.output
     assert cluster.left() == 3
     assert cluster.count("SELECT max(failure_count) FROM vodup_job") == 0
 
 
 @pytest.mark.parametrize("command", ["enqueue m.csv", "worker", "results m.csv", "db upgrade"])
-def test_without_postgresql_it_is_said_what_a_cluster_needs(cluster: Cluster, command: str) -> None:
+def test_without_postgresql_the_error_names_what_is_needed(cluster: Cluster, command: str) -> None:
     cluster.files(1, size=1)
     done = cluster.run(*command.split(), VODUP_STATE=str(cluster.folder / "s.db"))
     assert done.code == 2
@@ -217,16 +217,16 @@ def test_a_url_is_read_by_any_worker_and_its_query_is_not_shown(cluster: Cluster
         queued = cluster.run("enqueue", "m.csv", node="one")
         assert queued.code == 0, queued.err
         refused = cluster.worker("--drain", node="two")
-        assert refused.ended() == 0, refused.said
+        assert refused.ended() == 0, refused.output
         (record,) = cluster.records(code=7)
         assert record["error"] == "PolicyError"
         cluster.run("enqueue", "m.csv", node="one")
         worker = cluster.worker("--drain", "--allow-private-sources", node="two")
-        assert worker.ended() == 0, worker.said
+        assert worker.ended() == 0, worker.output
     (record,) = cluster.records(code=0)
     assert cluster.server.object_bytes(record["video_id"]) == data
-    assert "can4ry" not in refused.said + worker.said + cluster.run("status").out
-    # Signed anew, it is the same upload.
+    assert "can4ry" not in refused.output + worker.output + cluster.run("status").out
+    # With another signature it is the same upload.
     (cluster.folder / "m.csv").write_text(
         f"path,title\n{url.replace('can4ry', 'other').replace('=1', '=2')},Film\n"
     )
@@ -257,7 +257,7 @@ def serving_apart(data: bytes) -> Iterator[str]:
         loop.close()
 
 
-def test_names_that_are_no_utf_8_go_through_the_queue(cluster: Cluster) -> None:
+def test_names_that_are_not_utf8_go_through_the_queue(cluster: Cluster) -> None:
     cluster.files(1, size=PART)
     folder = cluster.folder / "shared"
     name = "fi\udcfflm.mp4"
@@ -270,13 +270,13 @@ def test_names_that_are_no_utf_8_go_through_the_queue(cluster: Cluster) -> None:
     wait_until(lambda: cluster.count("SELECT max(failure_count) FROM vodup_job") == 1)
     wait_until(lambda: cluster.left() == 1)
     worker.send(signal.SIGTERM)
-    assert worker.ended() == 0, worker.said
+    assert worker.ended() == 0, worker.output
     report = cluster.folder / "r.jsonl"
     assert cluster.run("results", "--report", str(report)).code == 5
     assert [record["path"] for record in records_in(report)] == [str(folder / name)]
 
 
-def test_a_worker_reads_only_below_its_roots_whatever_the_queue_says(cluster: Cluster) -> None:
+def test_a_worker_reads_only_below_its_roots_whatever_is_queued(cluster: Cluster) -> None:
     cluster.files(2, size=PART)
     other = cluster.folder / "shared2"
     other.mkdir()
@@ -285,23 +285,23 @@ def test_a_worker_reads_only_below_its_roots_whatever_the_queue_says(cluster: Cl
     words = ("--shared", str(cluster.folder))
     assert cluster.run("enqueue", "m.csv", *words).code == 0
     worker = cluster.worker("--drain", "--root", str(cluster.folder / "shared"))
-    assert worker.ended() == 0, worker.said
+    assert worker.ended() == 0, worker.output
     records = {r["row"]: r for r in cluster.records(code=7)}
     assert [records[row]["status"] for row in (2, 3, 4)] == ["done", "done", "failed"]
     assert records[4]["error"] == "UnsafePath"
 
 
-def test_rows_that_a_newer_vodup_queued_are_left_to_it(cluster: Cluster) -> None:
+def test_rows_of_a_newer_vodup_stay_queued(cluster: Cluster) -> None:
     cluster.files(1, size=PART)
     cluster.enqueue()
     cluster.execute("UPDATE vodup_job SET spec = '{\"v\": 2}'")
     worker = cluster.worker()
-    assert worker.ended() == 2, worker.said
-    assert "newer vodup" in worker.said
+    assert worker.ended() == 2, worker.output
+    assert "newer vodup" in worker.output
     assert cluster.left() == cluster.count(QUEUED) == 1
 
 
-def test_an_enqueue_that_was_interrupted_keeps_the_records_it_did_not_come_to(
+def test_an_interrupted_enqueue_keeps_the_records_of_rows_it_did_not_read(
     cluster: Cluster,
 ) -> None:
     cluster.files(1, size=PART)
@@ -317,7 +317,7 @@ def test_an_enqueue_that_was_interrupted_keeps_the_records_it_did_not_come_to(
     assert records_in(report) == before
 
 
-def test_an_upload_that_is_given_up_leaves_the_queue(cluster: Cluster) -> None:
+def test_an_aborted_upload_leaves_the_queue(cluster: Cluster) -> None:
     cluster.files(2, size=PART)
     (cluster.folder / "m.csv").write_text("path,key\nshared/0.mp4,keep\nshared/1.mp4,drop\n")
     cluster.enqueue()
@@ -327,7 +327,7 @@ def test_an_upload_that_is_given_up_leaves_the_queue(cluster: Cluster) -> None:
     assert cluster.run("abort", "drop").code == 2
     assert cluster.count(QUEUED) == 1
     worker = cluster.worker("--drain")
-    assert worker.ended() == 0, worker.said
+    assert worker.ended() == 0, worker.output
     assert {r["key"]: r["status"] for r in cluster.records(code=1)} == {
         "keep": "done",
         "drop": "failed",

@@ -89,7 +89,7 @@ def row_id(job: Job) -> str:
     return str(job.task_kwargs["id"])
 
 
-async def test_it_can_not_end_the_job(desk: Desk) -> None:
+async def test_a_frozen_worker_cannot_end_the_job(desk: Desk) -> None:
     before = desk.state()
     desk.frozen.endings[desk.old.id or 0] = Ending(row_id(desk.old), WRONG)
     await desk.frozen.finish_job(desk.old, Status.SUCCEEDED, True)
@@ -97,13 +97,13 @@ async def test_it_can_not_end_the_job(desk: Desk) -> None:
     assert desk.record() is None
 
 
-async def test_it_can_not_give_the_job_back(desk: Desk) -> None:
+async def test_a_frozen_worker_cannot_give_the_job_back(desk: Desk) -> None:
     before = desk.state()
     await desk.frozen.retry_job(desk.old)
     assert desk.state() == before
 
 
-async def test_it_can_not_overwrite_the_record(desk: Desk) -> None:
+async def test_a_frozen_worker_cannot_overwrite_the_record(desk: Desk) -> None:
     desk.right.endings[desk.new.id or 0] = Ending(row_id(desk.new), RECORD)
     await desk.right.finish_job(desk.new, Status.SUCCEEDED, True)
     desk.frozen.endings[desk.old.id or 0] = Ending(row_id(desk.old), WRONG)
@@ -112,7 +112,7 @@ async def test_it_can_not_overwrite_the_record(desk: Desk) -> None:
     assert desk.record() == RECORD
 
 
-async def test_the_same_worker_in_an_earlier_attempt_is_another(desk: Desk) -> None:
+async def test_the_same_worker_in_an_earlier_attempt_is_fenced_too(desk: Desk) -> None:
     worker = desk.new.worker_id or 0
     await desk.right.retry_job(desk.new)
     again = await taken(desk.right, worker)
@@ -122,19 +122,19 @@ async def test_the_same_worker_in_an_earlier_attempt_is_another(desk: Desk) -> N
     assert again.attempts == desk.new.attempts + 1
 
 
-async def test_a_worker_that_lives_is_not_swept(desk: Desk) -> None:
+async def test_jobs_of_a_live_worker_are_not_given_back(desk: Desk) -> None:
     assert await desk.frozen.sweep(silent_s=30) == []
     assert await desk.frozen.sweep(silent_s=30, lost=[desk.old]) == []
 
 
-async def test_a_lost_job_of_a_worker_that_lives_is_given_back(desk: Desk) -> None:
+async def test_a_lost_job_of_a_live_worker_is_given_back(desk: Desk) -> None:
     held = await desk.right.held_jobs(desk.new.worker_id or 0)
     assert [job.id for job in held] == [desk.new.id]
     assert await desk.right.sweep(silent_s=30, lost=held) == [desk.new.id]
     assert await desk.right.held_jobs(desk.new.worker_id or 0) == []
 
 
-async def test_a_worker_that_was_struck_off_may_go_on(desk: Desk) -> None:
+async def test_a_worker_whose_registration_was_deleted_goes_on(desk: Desk) -> None:
     """Whoever starts removes silent workers; one that was frozen takes jobs again."""
     worker = desk.old.worker_id or 0
     desk.cluster.execute("DELETE FROM procrastinate_workers WHERE id = %s", worker)

@@ -14,7 +14,7 @@ from uploader.errors import ConfigurationError, UnsupportedState
 
 
 def tables(url: str) -> list[tuple[str, str, int]]:
-    """What the database is made of, and whether it was made anew."""
+    """The tables of the database; the last number changes when one is made again."""
     query = (
         "SELECT relname, relkind::text, oid::int FROM pg_class "
         "WHERE relnamespace = 'public'::regnamespace ORDER BY 1"
@@ -53,7 +53,7 @@ def test_upgrades_at_once_make_the_tables_once(cluster: Cluster) -> None:
         "UPDATE vodup_store SET schema_version = schema_version + 1",
     ],
 )
-def test_a_newer_schema_is_refused_untouched(cluster: Cluster, newer: str) -> None:
+def test_a_newer_schema_is_refused_and_unchanged(cluster: Cluster, newer: str) -> None:
     execute(cluster.url, newer)
     before = tables(cluster.url)
     for words in (["db", "upgrade"], ["worker"]):
@@ -91,7 +91,7 @@ def test_an_upgrade_that_fails_leaves_nothing(
     assert tables(postgres_url) == []
 
 
-def test_tables_of_another_procrastinate_are_left_alone(postgres_url: str) -> None:
+def test_tables_of_another_procrastinate_are_unchanged(postgres_url: str) -> None:
     execute(postgres_url, "CREATE TABLE procrastinate_jobs ()")
     with pytest.raises(ConfigurationError, match="not vodup's"):
         database.upgrade(postgres_url)
@@ -99,9 +99,7 @@ def test_tables_of_another_procrastinate_are_left_alone(postgres_url: str) -> No
 
 
 @pytest.mark.parametrize("words", [["worker"], ["enqueue", "m.csv"], ["results"]])
-def test_a_database_that_was_not_upgraded_says_what_to_run(
-    cluster: Cluster, words: list[str]
-) -> None:
+def test_without_an_upgrade_the_error_names_the_command(cluster: Cluster, words: list[str]) -> None:
     execute(cluster.url, "DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
     cluster.files(1, size=1)
     refused = cluster.run(*words)

@@ -102,7 +102,7 @@ async def test_a_wrong_question_is_not_asked_again() -> None:
                     await queue.connector.execute_query_all_async("SELECT * FROM no_such_table")
 
 
-def test_a_command_runs_after_each_row_and_says_so_when_it_fails(cluster: Cluster) -> None:
+def test_a_command_runs_after_each_row_and_its_failure_is_reported(cluster: Cluster) -> None:
     cluster.files(3, size=1000)
     cluster.enqueue()
     note = cluster.folder / "note.sh"
@@ -111,7 +111,7 @@ def test_a_command_runs_after_each_row_and_says_so_when_it_fails(cluster: Cluste
     worker = cluster.worker("--drain", "--on-finished", "sh note.sh")
 
     assert worker.ended() == 0
-    assert worker.said.count("sh failed with exit status 7") == 3
+    assert worker.output.count("sh failed with exit status 7") == 3
     cluster.check(3, size=1000, resent=0)
-    noted = (cluster.folder / "notes").read_text().splitlines()
-    assert sorted(noted) == sorted(f"verified {r['video_id']}" for r in cluster.records())
+    notes = (cluster.folder / "notes").read_text().splitlines()
+    assert sorted(notes) == sorted(f"verified {r['video_id']}" for r in cluster.records())

@@ -128,7 +128,7 @@ def test_the_number_of_series_does_not_grow_with_uploads() -> None:
     assert value(metrics, "uploads_active") == 0
 
 
-def test_bytes_that_go_back_are_counted_once() -> None:
+def test_bytes_that_are_sent_again_count_once() -> None:
     metrics = Metrics()
     metrics(started(done_bytes=20))
     for position in (50, 30, 60):
@@ -137,7 +137,7 @@ def test_bytes_that_go_back_are_counted_once() -> None:
     assert value(metrics, "bytes_total") == 40
 
 
-def test_they_are_served_on_loopback_only_unless_asked() -> None:
+def test_metrics_are_served_on_loopback_by_default() -> None:
     metrics = Metrics()
     metrics(started())
     with metrics.served("0") as url:
@@ -152,12 +152,12 @@ def test_they_are_served_on_loopback_only_unless_asked() -> None:
 
 
 @pytest.mark.parametrize("address", ["", "x", "70000", "1.2.3.4", "a:b:1", "-1"])
-def test_what_is_no_address_is_refused(address: str) -> None:
+def test_an_invalid_address_is_refused(address: str) -> None:
     with pytest.raises(ConfigurationError), Metrics().served(address):
         pass
 
 
-def test_the_command_serves_them_while_it_runs(tmp_path: Path) -> None:
+def test_the_command_serves_metrics_while_it_runs(tmp_path: Path) -> None:
     movie = tmp_path / "movie.mp4"
     movie.write_bytes(b"x" * 1000)
     with ThreadedDevServer() as threaded:
@@ -175,19 +175,19 @@ def names() -> set[str]:
     return {family.name for family in Metrics().registry.collect()}
 
 
-def test_the_dashboard_asks_only_for_what_there_is() -> None:
+def test_the_dashboard_uses_only_metrics_that_exist() -> None:
     text = (DOCS / "grafana-dashboard.json").read_text()
     panels = json.loads(text)["panels"]
     exprs = [target["expr"] for panel in panels for target in panel["targets"]]
-    asked = {name for expr in exprs for name in re.findall(r"vodup_\w+", expr)}
+    used = {name for expr in exprs for name in re.findall(r"vodup_\w+", expr)}
     there = {sample.name for f in Metrics().registry.collect() for sample in f.samples} | {
         f"{f.name}{suffix}" for f in Metrics().registry.collect() for suffix in SUFFIXES
     }
 
     assert len(exprs) > 10
-    assert asked <= there, asked - there
-    missed = {name for name in names() if not any(n.startswith(name) for n in asked)}
-    assert not missed, missed
+    assert used <= there, used - there
+    unused = {name for name in names() if not any(n.startswith(name) for n in used)}
+    assert not unused, unused
 
 
 def test_labels_the_dashboard_groups_by_exist() -> None:
@@ -200,7 +200,7 @@ def test_labels_the_dashboard_groups_by_exist() -> None:
     assert grouped <= {"instance", "le", "error", "operation", "action"}
 
 
-def test_the_table_of_metrics_is_whole() -> None:
+def test_the_table_of_metrics_is_complete() -> None:
     text = (DOCS / "observability.md").read_text()
-    told = {name.removesuffix("_total") for name in re.findall(r"^\| `(vodup_\w+)`", text, re.M)}
-    assert told == names()
+    listed = {name.removesuffix("_total") for name in re.findall(r"^\| `(vodup_\w+)`", text, re.M)}
+    assert listed == names()

@@ -28,7 +28,7 @@ async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
 
 
 @pytest.mark.parametrize("trouble", TROUBLE)
-async def test_metrics_and_spans_hold_no_secret(desk: Desk, trouble: str) -> None:
+async def test_metrics_and_spans_contain_no_secret(desk: Desk, trouble: str) -> None:
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     metrics, tracing = Metrics(), Tracing(provider)

@@ -20,8 +20,8 @@ LEVELS = {"debug", "info", "warning", "error", "exception", "critical"}
 def table(heading: str) -> dict[str, tuple[str, set[str]]]:
     section = PAGE.split(f"\n## {heading}\n")[1].split("\n## ")[0]
     return {
-        name: (level, set(re.findall(r"`(\w+)`", told)))
-        for name, level, told in ROW.findall(section)
+        name: (level, set(re.findall(r"`(\w+)`", named)))
+        for name, level, named in ROW.findall(section)
     }
 
 
@@ -32,7 +32,7 @@ def kinds() -> list[type[events.Event]]:
 def test_every_event_is_listed_with_its_fields() -> None:
     common = {field.name for field in fields(events.Event)}
     there = {kind.type: {f.name for f in fields(kind)} - common for kind in kinds()}
-    assert {name: told for name, (_, told) in table("Events").items()} == there
+    assert {name: named for name, (_, named) in table("Events").items()} == there
 
 
 def test_every_event_is_listed_with_its_level() -> None:
@@ -57,5 +57,5 @@ def logged() -> Iterator[tuple[str, str]]:
                     yield name, "error" if level == "exception" else level
 
 
-def test_what_is_logged_besides_is_listed() -> None:
+def test_every_other_log_event_is_listed() -> None:
     assert {name: level for name, (level, _) in table("Logs").items()} == dict(logged())

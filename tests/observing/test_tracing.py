@@ -144,11 +144,11 @@ async def test_no_span_holds_a_path_or_a_credential(desk: Desk) -> None:
     async with desk.uploader() as up:
         await up.upload(desk.file(2 * PART, "a-secret-film.mp4"), on_event=tracing)
 
-    told = " ".join(
+    text = " ".join(
         f"{span.name} {dict(span.attributes or {})} {span.events}"
         for name in ("upload", "part")
         for span in spans.named(name)
     )
-    assert "a-secret-film" not in told
-    assert str(desk.folder) not in told
-    assert "STS." not in told
+    assert "a-secret-film" not in text
+    assert str(desk.folder) not in text
+    assert "STS." not in text

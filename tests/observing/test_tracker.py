@@ -100,7 +100,7 @@ def test_a_part_that_is_sent_again_counts_once(tracker: Tracker) -> None:
     assert tracker.new_bytes == 60
 
 
-def test_what_was_sent_before_a_restart_stays_counted(tracker: Tracker) -> None:
+def test_bytes_sent_before_a_restart_stay_counted(tracker: Tracker) -> None:
     tracker(started(done_bytes=20, is_resumed=True))
     tracker(progress(50))
     tracker(UploadRestarted(key="k", video_id="v", reason="gone", lost_bytes=50))
@@ -113,7 +113,7 @@ def test_what_was_sent_before_a_restart_stays_counted(tracker: Tracker) -> None:
 
 
 @pytest.mark.parametrize("end", [failed(), UploadCancelled(key="k", video_id="v")])
-def test_what_ended_without_success_keeps_its_bytes(
+def test_an_upload_without_success_keeps_its_bytes(
     tracker: Tracker, end: UploadFailed | UploadCancelled
 ) -> None:
     tracker(started())
