@@ -182,6 +182,7 @@ async def test_a_server_that_stays_busy_is_a_temporary_failure(site: Site) -> No
     error = await refusal(source_of(site, patience_s=0.3))
     assert isinstance(error, SourceUnreadable)
     assert error.is_temporary
+    assert str(error).count("cannot be read") == 1
 
 
 async def test_a_server_that_sends_nothing_times_out(site: Site) -> None:

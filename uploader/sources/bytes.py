@@ -19,6 +19,7 @@ class BytesSource(Ranges):
 
     data: bytes | memoryview = field(repr=False)
     name: str = "<bytes>"
+    stream = None  # all of it is there
 
     @property
     def identity(self) -> str:
@@ -29,10 +30,6 @@ class BytesSource(Ranges):
     def size(self) -> int:
         """Length in bytes."""
         return len(self.data)
-
-    @property
-    def stream(self) -> None:
-        """None: all of it is there."""
 
     async def fingerprint(self) -> Fingerprint:
         """The size and the CRC-64 of the content."""

@@ -106,6 +106,8 @@ class FileObjectSource(Ranges, RandomAccess):
     one thread: it has one position. Mutable: open or not.
     """
 
+    stream = None  # all of it is there
+
     def __init__(self, file: _Seekable) -> None:
         self._file = file
         self.name = _name_of(file)
@@ -118,10 +120,6 @@ class FileObjectSource(Ranges, RandomAccess):
     def identity(self) -> str:
         """The size and CRC-64 of the content: it has no other identity."""
         return f"bytes:{self.size}:{self._crc64:016x}"
-
-    @property
-    def stream(self) -> None:
-        """None: all of it is there."""
 
     async def fingerprint(self) -> Fingerprint:
         """Read all of it; return the size and the CRC-64 of the content."""

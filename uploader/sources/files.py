@@ -57,6 +57,8 @@ class FileSource(Ranges):
             sleeping disk; too large hangs on a dead file server.
     """
 
+    stream = None  # all of it is there
+
     def __init__(
         self, path: str | Path, *, follow_symlinks: bool = True, read_timeout_s: float = 120.0
     ) -> None:
@@ -79,10 +81,6 @@ class FileSource(Ranges):
     def size(self) -> int:
         """Bytes when the file was opened."""
         return self._opened().fingerprint.size
-
-    @property
-    def stream(self) -> None:
-        """None: all of it is there."""
 
     async def __aenter__(self) -> Self:
         """Open the file and make sure that it can be uploaded.

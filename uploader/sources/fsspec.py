@@ -53,6 +53,8 @@ class FsspecSource(Ranges):
         read_timeout_s: how long one read may take.
     """
 
+    stream = None  # all of it is there
+
     def __init__(
         self,
         url: str,
@@ -85,10 +87,6 @@ class FsspecSource(Ranges):
     def size(self) -> int:
         """Bytes when it was opened."""
         return self._opened().size
-
-    @property
-    def stream(self) -> None:
-        """None: all of it is there."""
 
     async def fingerprint(self) -> Fingerprint:
         """Return what the store reports of the object right now."""

@@ -91,6 +91,8 @@ class HlsPackage:
     symbolic link.
     """
 
+    stream = None  # all of it is there
+
     def __init__(self, path: str | os.PathLike[str], *, follow_symlinks: bool = True) -> None:
         self._path = os.fspath(path)
         self._follow_symlinks = follow_symlinks
@@ -134,10 +136,6 @@ class HlsPackage:
 
     async def __aexit__(self, kind: object, error: object, trace: object) -> None:
         self._members = ()
-
-    @property
-    def stream(self) -> None:
-        """None: all of it is there."""
 
     async def fingerprint(self) -> Fingerprint:
         """Return what identifies all members right now; `inode` is a CRC-64 over all of them."""

@@ -126,11 +126,11 @@ class UrlClient:
             except SourceUnreadable as error:
                 if not error.is_temporary:
                     raise
-                failure: Exception = error
-            except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 failure = error
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                failure = self.temporary(str(error) or type(error).__name__)
             if self.clock.elapsed_s() - began_s > patience_s:
-                raise self.temporary(str(failure) or type(failure).__name__) from None
+                raise failure from None
             await self.clock.sleep(_PAUSES_S[min(failure_count, len(_PAUSES_S) - 1)])
             failure_count += 1
 
