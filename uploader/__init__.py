@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         CommandProvider,
         GrantProvider,
         GrantSource,
+        ImsProvider,
         NewVideo,
         UrlProvider,
         VodProvider,
@@ -70,17 +71,10 @@ if TYPE_CHECKING:
     )
     from uploader.handles import UploadHandle
     from uploader.hooks import EndedUpload, Hooks, PlannedVideo, command_hooks, installed_hooks
-    from uploader.ims import ImsProvider
     from uploader.options import UploadOptions
     from uploader.pace import Bandwidth, parse_bandwidth
-    from uploader.protocol.grants import (
-        StsCredentials,
-        UploadGrant,
-        UploadTarget,
-        decode_answer,
-        decode_grant,
-        encode_answer,
-    )
+    from uploader.protocol.decode import decode_answer, decode_grant, encode_answer
+    from uploader.protocol.grants import StsCredentials, UploadGrant, UploadTarget
     from uploader.protocol.trust import TrustPolicy
     from uploader.protocol.vod import AccessKey, VideoMeta
     from uploader.session import RetryPolicy
@@ -202,8 +196,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "credentials": "CallbackProvider CommandProvider GrantProvider GrantSource NewVideo "
-    "UrlProvider VodProvider",
+    "credentials": "CallbackProvider CommandProvider GrantProvider GrantSource ImsProvider "
+    "NewVideo UrlProvider VodProvider",
     "blocking": "BlockingHandle BlockingUploader",
     "engine": "Uploader upload_sync",
     "handles": "UploadHandle",
@@ -216,12 +210,11 @@ _HOMES = {
     "UploadCancelled UploadFailed UploadFinished UploadProgress UploadRestarted UploadResult "
     "UploadStarted",
     "hooks": "EndedUpload Hooks PlannedVideo command_hooks installed_hooks",
-    "ims": "ImsProvider",
     "batch": "Outcome UploadItem",
     "options": "UploadOptions",
     "pace": "Bandwidth parse_bandwidth",
-    "protocol.grants": "StsCredentials UploadGrant UploadTarget decode_answer decode_grant "
-    "encode_answer",
+    "protocol.decode": "decode_answer decode_grant encode_answer",
+    "protocol.grants": "StsCredentials UploadGrant UploadTarget",
     "protocol.trust": "TrustPolicy",
     "protocol.vod": "AccessKey VideoMeta",
     "session": "RetryPolicy",

@@ -112,11 +112,14 @@ async def upload_batch(
         _read(items, ahead, ended),
         _upload_all(upload, ahead, ended, min(files, descriptor_share())),
     ):
-        while (outcome := await ended.get()) is not None:
-            if isinstance(outcome, Exception):
-                raise outcome
-            ended_count += 1
-            yield outcome
+        try:
+            while (outcome := await ended.get()) is not None:
+                if isinstance(outcome, Exception):
+                    raise outcome
+                ended_count += 1
+                yield outcome
+        finally:
+            ahead.is_abandoned = True
     if ended_count != ahead.put_count:
         raise VodupError(
             f"{ahead.put_count} uploads were started and {ended_count} have ended.",
@@ -214,30 +217,27 @@ def _size_of(source: AnySource) -> int:
 
 
 async def _upload_all(upload: Upload, ahead: _LookAhead, ended: Ended, files: int) -> None:
-    slots = asyncio.Semaphore(files)
-
-    async def upload_one(item: UploadItem, size: int) -> None:
-        try:
-            outcome = await outcome_of(upload, item)
-            if not cancel_count():  # else it ended while the batch was being closed
+    async def upload_each() -> None:
+        while (taken := await ahead.take()) is not None:
+            item, size = taken
+            try:
+                outcome = await outcome_of(upload, item)
+                if ahead.is_abandoned:  # nobody reads outcomes any more
+                    return
                 await ended.put(outcome)
-        finally:
-            ahead.end(size)
-            slots.release()
+            finally:
+                ahead.end(size)
 
-    async with one_error() as uploads:
-        while True:
-            await slots.acquire()
-            if (taken := await ahead.take()) is None:
-                break
-            uploads.create_task(upload_one(*taken))
+    async with one_error() as group:
+        for _ in range(files):
+            group.create_task(upload_each())
     await ended.put(None)
 
 
 async def outcome_of(upload: Upload, item: UploadItem) -> Outcome:
     """Return how an upload ends; only a cancellation of the calling task is raised."""
     loop = asyncio.get_running_loop()
-    began_s = loop.time()
+    began_s, cancels = loop.time(), cancel_count()
     result: UploadResult | None = None
     error: VodupError | None = None
     try:
@@ -245,7 +245,7 @@ async def outcome_of(upload: Upload, item: UploadItem) -> Outcome:
     except VodupError as failure:
         error = failure
     except asyncio.CancelledError as stray:
-        if cancel_count():
+        if cancel_count() > cancels:
             raise
         error = unexpected(stray)  # something that the upload awaited was cancelled
     except Exception as bug:  # must not stop the other uploads
@@ -255,7 +255,7 @@ async def outcome_of(upload: Upload, item: UploadItem) -> Outcome:
 
 
 class _LookAhead:
-    """The items read ahead, the largest first. Mutable; one task puts and one takes.
+    """The items read ahead, the largest first. Mutable; one task puts, many take.
 
     Of large files only a few are under way at a time; smaller ones pass those that wait.
     """
@@ -268,7 +268,9 @@ class _LookAhead:
         self._large_count = 0
         self._is_closed = False
         self._changed = asyncio.Event()
+        self._taking = asyncio.Lock()  # one waits at a time: a change wakes one task, not all
         self.put_count = 0
+        self.is_abandoned = False
 
     def __len__(self) -> int:
         return len(self._large) + len(self._small)
@@ -283,7 +285,8 @@ class _LookAhead:
 
     async def take(self) -> tuple[UploadItem, int] | None:
         """Return the next item to upload and its size; None after the last one."""
-        await self._until(lambda: self._next_heap() or (self._is_closed and not len(self)))
+        async with self._taking:
+            await self._until(lambda: self._next_heap() or (self._is_closed and not len(self)))
         if not (heap := self._next_heap()):
             return None
         negative_size, _, item = heapq.heappop(heap)

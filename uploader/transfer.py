@@ -44,8 +44,9 @@ from uploader.protocol import oss
 from uploader.protocol.failures import OSS, Meaning, is_target_refused, is_vanished
 from uploader.protocol.grants import UploadGrant, UploadTarget
 from uploader.protocol.integrity import same_etag
-from uploader.protocol.oss import ListedPart, ObjectFacts, OssDialect
+from uploader.protocol.oss import ListedPart, ObjectFacts
 from uploader.protocol.plan import MAX_OBJECT_SIZE, Part, Plan
+from uploader.protocol.signing import OssDialect
 from uploader.protocol.vod import VideoFacts
 from uploader.protocol.wire import Body, Operation, SentBody, Signer
 from uploader.session import Session

@@ -208,6 +208,27 @@ async def test_a_stray_cancellation_is_the_failure_of_its_item() -> None:
     assert all(outcome.result is not None for outcome in ended.values())
 
 
+async def test_a_task_group_that_leaves_its_cancellation_behind_loses_no_outcome() -> None:
+    """On Python 3.11 and 3.12 a plain group that fails while it waits does that."""
+
+    async def upload(item: UploadItem) -> UploadResult:
+        if item.key == "stray":
+            await cancelled_by_itself()
+        with suppress(ExceptionGroup):
+            async with asyncio.TaskGroup() as group:
+                group.create_task(fail_soon())
+        return result_of(item)
+
+    async def fail_soon() -> None:
+        await asyncio.sleep(0)
+        raise ValueError
+
+    keys = ("a", "b", "c", "stray", "d", "e")
+    given = [UploadItem(source="x", key=key, size=1) for key in keys]
+    outcomes = [outcome async for outcome in upload_batch(upload, given, files=1)]
+    assert len(outcomes) == 6
+
+
 async def test_a_stray_cancellation_while_reading_items_is_raised() -> None:
     async def reading() -> AsyncIterator[UploadItem]:
         yield UploadItem(source="x", key="one", size=1)

@@ -1,4 +1,4 @@
-"""What becomes of a row that failed, and a database that dies in the middle of a question."""
+"""When a row that failed is tried again, and a database that dies during a query."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from uploader.bulk.ledger import KnownRow
 from uploader.bulk.rows import Row
 from uploader.bulk.runner import CheckedRow
 from uploader.cluster.database import upgrade
-from uploader.cluster.worker import WorkerOptions, _decide, _TakenRow
+from uploader.cluster.worker import _NO_FAILURE, WorkerOptions, _retry_after_s, _TakenRow
 from uploader.errors import (
     CallerNotAuthenticated,
     IntegrityError,
@@ -35,31 +35,30 @@ from uploader.errors import (
 OPTIONS = WorkerOptions(heartbeat_s=10, tries=10)
 
 
-def decided(error: VodupError, **taken: Any) -> tuple[float | None, bool]:
+def retry_after_s(error: VodupError, **taken: Any) -> float | None:
     values: dict[str, Any] = {"failure_count": 0, "is_shared": True}
     row = _TakenRow("00", CheckedRow(Row("m", 1), KnownRow()), **values | taken)
-    decision = _decide(error, row, OPTIONS)
-    return decision.wait_s, decision.is_failure
+    return _retry_after_s(error, row, OPTIONS)
 
 
 @pytest.mark.parametrize("kind", [UploadLocked, LeaseLost])
 @pytest.mark.parametrize("failures", [0, 500])
-def test_what_another_one_works_on_is_given_back_and_never_fails(
+def test_a_row_that_another_worker_has_is_given_back_and_never_fails(
     kind: type[VodupError], failures: int
 ) -> None:
-    wait_s, is_failure = decided(kind("x"), failure_count=failures)
-    assert wait_s == OPTIONS.heartbeat_s
-    assert not is_failure
+    assert retry_after_s(kind("x"), failure_count=failures) == OPTIONS.heartbeat_s
+    assert issubclass(kind, _NO_FAILURE)
 
 
 @pytest.mark.parametrize("kind", [CallerNotAuthenticated, UnsupportedState])
-def test_what_would_meet_every_row_here_fails_none(kind: type[VodupError]) -> None:
-    assert decided(kind("x"), failure_count=500) == (0, False)
+def test_an_error_that_stops_the_worker_fails_no_row(kind: type[VodupError]) -> None:
+    assert retry_after_s(kind("x"), failure_count=500) == 0
+    assert issubclass(kind, _NO_FAILURE)
 
 
 @pytest.mark.parametrize("error", [TransportError("x", is_sent=True), StateUnavailable("x")])
-def test_what_may_pass_is_tried_again_ever_later_and_fails_in_the_end(error: VodupError) -> None:
-    waits = [decided(error, failure_count=count)[0] for count in range(10)]
+def test_a_temporary_failure_is_retried_ever_later_and_fails_in_the_end(error: VodupError) -> None:
+    waits = [retry_after_s(error, failure_count=count) for count in range(10)]
     assert waits[-1] is None
     times = [wait for wait in waits if wait is not None]
     assert len(times) == 9
@@ -69,30 +68,31 @@ def test_what_may_pass_is_tried_again_ever_later_and_fails_in_the_end(error: Vod
 
 
 @pytest.mark.parametrize("error", [SourceChanged("x"), IntegrityError("x"), VodupError("x")])
-def test_what_stays_ends_the_row_at_once(error: VodupError) -> None:
-    assert decided(error)[0] is None
+def test_a_permanent_failure_ends_the_row_at_once(error: VodupError) -> None:
+    assert retry_after_s(error) is None
 
 
 def test_a_shared_file_that_is_missing_here_is_left_to_others_twice() -> None:
     missing = SourceUnreadable("x")
-    assert [decided(missing, failure_count=n)[0] is None for n in range(3)] == [False, False, True]
-    assert decided(missing, is_shared=False)[0] is None
+    ends = [retry_after_s(missing, failure_count=n) is None for n in range(3)]
+    assert ends == [False, False, True]
+    assert retry_after_s(missing, is_shared=False) is None
 
 
-async def test_a_question_during_which_the_database_dies_is_asked_again() -> None:
+async def test_a_query_during_which_the_database_dies_is_repeated() -> None:
     with temporary_postgres(restart_pause_s=0.1) as database:
         upgrade(database.url)
         async with AsyncExitStack() as stack:
             queue = await queue_on(database.url, stack)
-            ask = queue.connector.execute_query_all_async
-            asking = asyncio.ensure_future(ask("SELECT pg_sleep(0.7)::text, 1 AS one"))
+            execute = queue.connector.execute_query_all_async
+            running = asyncio.ensure_future(execute("SELECT pg_sleep(0.7)::text, 1 AS one"))
             await asyncio.sleep(0.3)
             pid = int((database.folder / "data" / "postmaster.pid").read_text().split()[0])
             os.kill(pid, signal.SIGQUIT)
-            assert [row["one"] for row in await asking] == [1]
+            assert [row["one"] for row in await running] == [1]
 
 
-async def test_a_wrong_question_is_not_asked_again() -> None:
+async def test_a_wrong_query_is_not_repeated() -> None:
     with temporary_postgres() as database:
         upgrade(database.url)
         async with AsyncExitStack() as stack:

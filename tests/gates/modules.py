@@ -28,7 +28,11 @@ _ENGINE = (
 )
 
 JUDGED_BY: dict[str, tuple[str, ...]] = {
-    "credentials": ("tests/test_credentials.py", "tests/engine/test_providers.py"),
+    "credentials": (
+        "tests/credentials",
+        "tests/engine/test_issuers.py",
+        "tests/engine/test_providers.py",
+    ),
     "engine": _ENGINE,
     "opening": _ENGINE,
     "options": ("tests/engine/test_arguments.py",),

@@ -71,7 +71,7 @@ def test_the_coverage_gate_includes_every_module_of_the_core() -> None:
         ("session", "tests/test_session.py"),
         ("state/leases", "tests/state/test_leases.py"),
         ("protocol/plan", "tests/protocol/test_plan.py"),
-        ("credentials", "tests/engine/test_providers.py"),
+        ("credentials/live", "tests/engine/test_providers.py"),
     ],
 )
 def test_a_module_is_judged_by_the_tests_of_its_package(module: str, expected: str) -> None:

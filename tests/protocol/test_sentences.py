@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 
 from uploader.errors import ServiceError, VodupError
+from uploader.protocol.decode import decode_answer, decode_grant
 from uploader.protocol.documents import MalformedDocument
 from uploader.protocol.failures import OSS, VOD, Service
-from uploader.protocol.grants import UploadTarget, decode_answer, decode_grant
+from uploader.protocol.grants import UploadTarget
 from uploader.protocol.integrity import combine_crc64, multipart_etag
 from uploader.protocol.part_sizes import plan_file
 from uploader.protocol.plan import read_plan
 from uploader.protocol.trust import TrustPolicy
 
-from .test_grants import ADDRESS, AUTH, GRANT, b64, without
+from .test_decode import ADDRESS, AUTH, GRANT, b64, without
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 TARGET = UploadTarget("https://oss-cn-shanghai.aliyuncs.com", "outin-1", "sv/a.mp4")

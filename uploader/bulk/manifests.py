@@ -12,12 +12,13 @@ import io
 import json
 import os
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any, Final
 
 from uploader.errors import ConfigurationError
-from uploader.protocol.limits import refuses_name
+from uploader.protocol.vod import refuses_name
 
 from .rows import COLUMNS, RESULT_COLUMNS, RawRow
 
@@ -118,19 +119,27 @@ class _Columns:
 
 # --- lines ------------------------------------------------------------------------------
 
+_Line = tuple[int, str | None]
+"""A line with its number, from 1; None for one that is too long."""
 
-def _lines(stream: Stream, file: IO[bytes]) -> Iterator[tuple[int, str | None]]:
-    """Lines with their numbers; None for one that is too long. Holds one line at a time."""
+_TOO_LONG: Final = f"The row is longer than {MAX_ROW_SIZE:,} bytes."
+
+
+class _BadRow(Exception):
+    """A row that cannot be read, and why."""
+
+
+def _lines(stream: Stream, file: IO[bytes]) -> Iterator[_Line]:
+    """Read lines, and hold one of them at a time."""
     number = 0
     while line := file.readline(MAX_ROW_SIZE + 2):
         number += 1
         stream.position += len(line)
         is_whole = line.endswith(b"\n") or len(line) < MAX_ROW_SIZE + 2
-        if not is_whole:
-            while rest := file.readline(1 << 20):
-                stream.position += len(rest)
-                if rest.endswith(b"\n"):
-                    break
+        while not is_whole and (rest := file.readline(1 << 20)):
+            stream.position += len(rest)
+            if rest.endswith(b"\n"):
+                break
         if not is_whole or len(line.rstrip(b"\r\n")) > MAX_ROW_SIZE:
             yield number, None
             continue
@@ -139,30 +148,37 @@ def _lines(stream: Stream, file: IO[bytes]) -> Iterator[tuple[int, str | None]]:
         yield number, line.decode("utf-8", "surrogateescape")
 
 
-_TOO_LONG: Final = f"The row is longer than {MAX_ROW_SIZE:,} bytes."
+def _rows(lines: Iterator[_Line], parse: Callable[[str], dict[str, Any]]) -> Iterator[RawRow]:
+    """Parse each line that is not blank."""
+    for number, text in lines:
+        if text is not None and not text.strip():
+            continue
+        try:
+            if text is None:
+                raise _BadRow(_TOO_LONG)
+            if "\0" in text:
+                raise _BadRow("The row has a NUL character.")
+            row = RawRow(number, parse(text))
+        except _BadRow as error:
+            row = RawRow(number, problem=str(error))
+        yield row
 
 
 def _read_json_lines(stream: Stream, columns: _Columns) -> Iterator[RawRow]:
+    def parse(text: str) -> dict[str, Any]:
+        try:
+            fields = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise _BadRow(f"The row is not JSON: {error.msg}.") from error
+        except (ValueError, RecursionError) as error:
+            raise _BadRow("The row is not JSON: too deep or too large.") from error
+        if not isinstance(fields, dict):
+            raise _BadRow("The row is not a JSON object.")
+        columns.check(fields)
+        return fields
+
     with _opened(stream.name) as file:
-        for number, line in _lines(stream, file):
-            if line is None:
-                yield RawRow(number, problem=_TOO_LONG)
-            elif line.strip():
-                yield _json_row(number, line, columns)
-
-
-def _json_row(number: int, line: str, columns: _Columns) -> RawRow:
-    if "\0" in line:
-        return RawRow(number, problem="The row has a NUL character.")
-    try:
-        fields = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else "too deep or too large"
-        return RawRow(number, problem=f"The row is not JSON: {reason}.")
-    if not isinstance(fields, dict):
-        return RawRow(number, problem="The row is not a JSON object.")
-    columns.check(fields)
-    return RawRow(number, fields)
+        yield from _rows(_lines(stream, file), parse)
 
 
 # --- CSV --------------------------------------------------------------------------------
@@ -180,49 +196,54 @@ def _read_csv(stream: Stream, columns: _Columns) -> Iterator[RawRow]:
         delimiter = _delimiter_of(header_text)
         header = _header(stream.name, _split(header_text, delimiter))
         columns.check(header)
-        for number, text in records:
-            if text is None:
-                yield RawRow(number, problem=_TOO_LONG)
-            elif text.strip():
-                yield _csv_row(number, text, header, delimiter)
+        yield from _rows(records, lambda text: _csv_fields(text, header, delimiter))
 
 
-def _records(lines: Iterator[tuple[int, str | None]]) -> Iterator[tuple[int, str | None]]:
+def _csv_fields(text: str, header: list[str], delimiter: str) -> dict[str, Any]:
+    if '"' not in text:  # most rows; csv.reader takes three times as long
+        values = text.rstrip("\r\n").split(delimiter)
+    else:
+        try:
+            lines = io.StringIO(text, newline="")
+            values = next(csv.reader(lines, delimiter=delimiter, strict=True))
+        except (csv.Error, StopIteration) as error:
+            raise _BadRow(f"The row is not CSV: {error}.") from error
+    if len(values) > len(header):
+        raise _BadRow(f"The row has {len(values)} fields, the header {len(header)}.")
+    return dict(zip(header, values, strict=False))
+
+
+def _records(lines: Iterator[_Line]) -> Iterator[_Line]:
     """Join lines while a quotation is open. One that never closes spoils its own line only."""
-    pending: list[tuple[int, str | None]] = []
-    while True:
-        item = pending.pop(0) if pending else next(lines, None)
-        if item is None:
-            return
-        number, text = item
+    pending: deque[_Line] = deque()
+
+    def following() -> Iterator[_Line]:
+        while (line := pending.popleft() if pending else next(lines, None)) is not None:
+            yield line
+
+    for number, text in following():
         if text is None or text.count('"') % 2 == 0:
-            yield item
+            yield number, text
             continue
-        taken: list[tuple[int, str | None]] = []
-        whole = _until_closed(text, pending, lines, taken)
-        yield number, whole if whole is not None else text
-        if whole is None:
-            pending = taken + pending
+        taken, is_closed = _until_closed(text, following())
+        if is_closed:
+            yield number, text + "".join(more or "" for _, more in taken)
+        else:
+            yield number, text
+            pending.extendleft(reversed(taken))
 
 
-def _until_closed(
-    text: str,
-    pending: list[tuple[int, str | None]],
-    lines: Iterator[tuple[int, str | None]],
-    taken: list[tuple[int, str | None]],
-) -> str | None:
-    pieces, size, quotes = [text], len(text), text.count('"')
-    while True:
-        item = pending.pop(0) if pending else next(lines, None)
-        if item is None:
-            return None
-        taken.append(item)
-        more = item[1]
+def _until_closed(text: str, lines: Iterator[_Line]) -> tuple[list[_Line], bool]:
+    """Take lines until the quotation of `text` is closed; returns whether it is."""
+    taken, size, quotes = [], len(text), text.count('"')
+    for number, more in lines:
+        taken.append((number, more))
         if more is None or (size := size + len(more)) > MAX_ROW_SIZE:
-            return None
-        pieces.append(more)
-        if (quotes := quotes + more.count('"')) % 2 == 0:
-            return "".join(pieces)
+            break
+        quotes += more.count('"')
+        if quotes % 2 == 0:
+            return taken, True
+    return taken, False
 
 
 def _delimiter_of(header: str) -> str:
@@ -248,24 +269,6 @@ def _header(manifest: str, fields: Sequence[str]) -> list[str]:
     if twice := [name for name in names if name in COLUMNS and names.count(name) > 1]:
         raise ConfigurationError(f"{manifest}: the column {twice[0]} appears twice.")
     return names
-
-
-def _csv_row(number: int, text: str, header: list[str], delimiter: str) -> RawRow:
-    if "\0" in text:
-        return RawRow(number, problem="The row has a NUL character.")
-    if '"' not in text:  # most rows; csv.reader takes three times as long
-        values = text.rstrip("\r\n").split(delimiter)
-    else:
-        try:
-            lines = io.StringIO(text, newline="")
-            values = next(csv.reader(lines, delimiter=delimiter, strict=True))
-        except (csv.Error, StopIteration) as error:
-            return RawRow(number, problem=f"The row is not CSV: {error}.")
-    if len(values) > len(header):
-        return RawRow(
-            number, problem=f"The row has {len(values)} fields, the header {len(header)}."
-        )
-    return RawRow(number, dict(zip(header, values, strict=False)))
 
 
 # --- Parquet ----------------------------------------------------------------------------
@@ -336,11 +339,7 @@ def files_from(where: str) -> Stream:
 
 def _read_list(stream: Stream) -> Iterator[RawRow]:
     with _opened(stream.name) as file:
-        for number, line in _lines(stream, file):
-            if line is None:
-                yield RawRow(number, problem=_TOO_LONG)
-            elif path := line.rstrip("\r\n"):
-                yield RawRow(number, {"path": path})
+        yield from _rows(_lines(stream, file), lambda text: {"path": text.rstrip("\r\n")})
 
 
 def folder_stream(

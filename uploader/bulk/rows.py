@@ -11,8 +11,7 @@ from typing import Any, Final
 
 from uploader.errors import ConfigurationError, VodupError, unexpected
 from uploader.opening import default_key
-from uploader.protocol.limits import problem_of, refuses_name
-from uploader.protocol.vod import VideoMeta, title_of
+from uploader.protocol.vod import VideoMeta, problem_of, refuses_name, title_of
 from uploader.sources.url_policy import URL, identity_of, parsed_url, shown
 
 from .paths import Root

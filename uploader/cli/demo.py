@@ -32,6 +32,7 @@ from uploader.cli.flags import DemoFlags
 from uploader.cli.printing import err, out
 from uploader.errors import ConfigurationError, VodupError
 from uploader.protocol import vod
+from uploader.protocol.signing import sign_rpc
 from uploader.protocol.wire import BytesBody, Response
 from uploader.threads import in_thread
 
@@ -283,7 +284,7 @@ class _Demo:
         )
         operation = vod.get_mezzanine_info(self._env["VODUP_VOD_ENDPOINT"], video_id)
         now, nonce = datetime.now(UTC), secrets.token_hex(16)
-        asked = vod.sign(operation, key, at=now, nonce=nonce, generation=0)
+        asked = sign_rpc(operation, key, at=now, nonce=nonce, generation=0)
         with _answer("POST", asked.url, cast("BytesBody", asked.body).data, asked.headers) as told:
             facts = operation.parse(Response(told.status, {}, told.read()))
         with _answer("GET", facts.file_url or "") as stored:

@@ -22,9 +22,8 @@ from uploader.cli.flags import AccessFlags, DoctorFlags, StateFlags
 from uploader.cli.orphans import open_network
 from uploader.cli.printing import out
 from uploader.cli.settings import api_origin, key_origin, make_provider, region_of
-from uploader.credentials import GrantProvider, Network, VodProvider
+from uploader.credentials import GrantProvider, ImsProvider, Network, VodProvider
 from uploader.errors import StateError, VideoGone, VodupError
-from uploader.ims import ImsProvider
 from uploader.protocol.wire import Response, SignedRequest
 from uploader.state import Phase, open_state
 from uploader.state.locations import SqliteFile, locate

@@ -29,7 +29,7 @@ from uploader.cli.settings import (
 )
 from uploader.errors import CallerNotAuthenticated, ConfigurationError, VodupError
 from uploader.options import UploadOptions
-from uploader.protocol.limits import problem_of
+from uploader.protocol.vod import problem_of
 from uploader.state import open_state
 from uploader.tasks import beside
 from uploader.threads import in_thread

@@ -17,6 +17,7 @@ from uploader.errors import ConfigurationError, OverwriteRefused, ServiceError, 
 from uploader.pace import Pace
 from uploader.protocol import oss
 from uploader.protocol.failures import OSS, is_vanished
+from uploader.protocol.signing import OssDialect
 from uploader.session import RetryPolicy, Session
 from uploader.state import Orphan
 from uploader.transport import AiohttpTransport
@@ -87,7 +88,7 @@ def _session(target: UploadTarget, video_id: str, grants: GrantSource, network: 
         target,
         lambda: grants.renew(video_id),
         clock=network.clock,
-        dialect=oss.OssDialect(None, "v4", False),
+        dialect=OssDialect(None, "v4", False),
     )
     return Session(
         network.transport,

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uuid import uuid4
 
 from procrastinate import PsycopgConnector
@@ -39,8 +39,8 @@ SELECT id, manifest, number, %(run)s, queue, spec,
        CASE WHEN record IS NOT NULL THEN pg_current_xact_id() END,
        CASE WHEN record IS NOT NULL THEN clock_timestamp() END
 FROM unnest(
-    %(ids)s::text[], %(manifests)s::text[], %(numbers)s::bigint[], %(queues)s::text[],
-    %(specs)s::json[], %(records)s::json[]
+    %(id)s::text[], %(manifest)s::text[], %(number)s::bigint[], %(queue)s::text[],
+    %(spec)s::json[], %(record)s::json[]
 ) AS row (id, manifest, number, queue, spec, record)
 ORDER BY id
 ON CONFLICT (id) DO UPDATE SET
@@ -95,8 +95,7 @@ class EnqueueCounts:
         return asdict(self)
 
 
-@dataclass(frozen=True, slots=True)
-class _Line:
+class _Line(NamedTuple):
     """A row as it goes to the database; `queue` is None for a refused row."""
 
     id: str
@@ -184,23 +183,13 @@ class Enqueuer:
         """Write a batch in one transaction: no row is known without being queued."""
         ids = list(lines)
         async with borrowed(self._pool) as connection, connection.transaction():
-            await connection.execute(_UPSERT, self._values(list(lines.values())))
+            columns = zip(_Line._fields, map(list, zip(*lines.values(), strict=True)), strict=True)
+            await connection.execute(_UPSERT, {"run": self._run, **dict(columns)})
             jobless = await (await connection.execute(_JOBLESS, {"ids": ids})).fetchall()
             if jobless:
                 await self._defer(connection, jobless)
             ended = await (await connection.execute(_ENDED, {"ids": ids})).fetchall()
         self._count(ids, len(jobless), [record_of(*row) for row in ended])
-
-    def _values(self, lines: Sequence[_Line]) -> dict[str, Any]:
-        return {
-            "run": self._run,
-            "ids": [line.id for line in lines],
-            "manifests": [line.manifest for line in lines],
-            "numbers": [line.number for line in lines],
-            "queues": [line.queue for line in lines],
-            "specs": [line.spec for line in lines],
-            "records": [line.record for line in lines],
-        }
 
     async def _defer(
         self, connection: AsyncConnection[tuple[Any, ...]], jobless: Sequence[tuple[Any, ...]]

@@ -135,34 +135,23 @@ class _TakenRow:
         return cls(row_id, checked, found["failure_count"], is_shared, spec["overwrite"])
 
 
-@dataclass(frozen=True, slots=True)
-class _Decision:
-    """What becomes of a row that failed.
-
-    Attributes:
-        wait_s: give it back, to be taken again no sooner; None ends it.
-        is_failure: whether this counts against its tries.
-    """
-
-    wait_s: float | None
-    is_failure: bool = True
+_NO_FAILURE: Final = (UploadLocked, LeaseLost, *STOPS_ALL)
+"""Errors that do not count against the tries of a row."""
 
 
-def _decide(error: VodupError, taken: _TakenRow, options: WorkerOptions) -> _Decision:
-    """Decide whether a row that failed is tried again."""
-    if isinstance(error, UploadLocked | LeaseLost):
-        return _Decision(options.heartbeat_s, is_failure=False)
-    if isinstance(error, STOPS_ALL):
-        return _Decision(0, is_failure=False)
+def _retry_after_s(error: VodupError, taken: _TakenRow, options: WorkerOptions) -> float | None:
+    """How long a row that failed waits until it may be taken again; None if it has failed."""
+    if isinstance(error, _NO_FAILURE):
+        return 0.0 if isinstance(error, STOPS_ALL) else options.heartbeat_s
     tries = 1
     if error.is_temporary:
         tries = options.tries
     elif isinstance(error, SourceUnreadable) and taken.is_shared:
         tries = _SOURCE_TRIES  # this machine may lack the mount; another may have it
     if taken.failure_count + 1 >= tries:
-        return _Decision(None)
-    wait_s = min(_MAX_WAIT_S, options.first_wait_s * 2**taken.failure_count)
-    return _Decision(wait_s * random.uniform(0.75, 1.25))
+        return None
+    wait_s = min(_MAX_WAIT_S, options.first_wait_s * 2.0**taken.failure_count)
+    return wait_s * random.uniform(0.75, 1.25)
 
 
 class _GiveBack(Exception):
@@ -286,9 +275,9 @@ class QueueWorker:
         try:
             record = success_record(row, await self._uploaded(taken))
         except VodupError as error:
-            decision = _decide(error, taken, self._options)
-            if decision.wait_s is not None:
-                return self._given_back(taken, error, decision)
+            wait_s = _retry_after_s(error, taken, self._options)
+            if wait_s is not None:
+                return self._given_back(taken, error, wait_s)
             code, attempts = self._exit_code(error), taken.failure_count + 1
             record = failure_record(row, error, exit_code=code, attempts=attempts)
         self._on_record(record)
@@ -311,14 +300,13 @@ class QueueWorker:
             overwrite=item.overwrite,
         )
 
-    def _given_back(self, taken: _TakenRow, error: VodupError, decision: _Decision) -> Ending:
+    def _given_back(self, taken: _TakenRow, error: VodupError, wait_s: float) -> Ending:
         problem = storable(f"{type(error).__name__}: {error.message}")
         self._on_given_back(taken.checked.row, problem)
         if isinstance(error, STOPS_ALL):
             self._fatal = error
-        return Ending(
-            taken.id, problem=problem, is_failure=decision.is_failure, wait_s=decision.wait_s
-        )
+        is_failure = not isinstance(error, _NO_FAILURE)
+        return Ending(taken.id, problem=problem, is_failure=is_failure, wait_s=wait_s)
 
     # --- beside the rows --------------------------------------------------------------
 

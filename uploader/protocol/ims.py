@@ -11,18 +11,18 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from uploader.errors import ConfigurationError
-from uploader.protocol.documents import MalformedDocument, clean_text, decimal, parse_json
+from uploader.protocol.documents import MalformedDocument, parse_json
 from uploader.protocol.grants import UploadGrant
 from uploader.protocol.vod import (
     VideoFacts,
     VideoMeta,
+    facts_of,
     parse_grant,
     require_success,
     rpc_operation,
     title_of,
-    unusable,
 )
-from uploader.protocol.wire import Operation, Response
+from uploader.protocol.wire import Operation, Response, unusable
 
 __all__ = ["create_upload_media", "get_media_info", "refresh_upload_media"]
 
@@ -104,21 +104,13 @@ def _parse_media_info(action: str, response: Response) -> VideoFacts:
     require_success(action, response)
     try:
         info = _object(parse_json(response.body).get("MediaInfo"))
-        status = _object(info.get("MediaBasicInfo")).get("Status")
-        if not isinstance(status, str) or not status:
-            # What is not told must not be taken for a finished media.
-            raise unusable(action)
-        files = info.get("FileInfoList")
-        first = files[0] if isinstance(files, list) and files else None
-        file = _object(_object(first).get("FileBasicInfo"))
-        size, url = file.get("FileSize"), file.get("FileUrl")
-        return VideoFacts(
-            status=clean_text(status, 40),
-            size=None if size is None or size == "" else decimal(str(size)),
-            file_url=url if isinstance(url, str) and url else None,
-        )
     except MalformedDocument as error:
-        raise unusable(action) from error
+        raise unusable(action, str(error)) from error
+    files = info.get("FileInfoList")
+    first = files[0] if isinstance(files, list) and files else None
+    file = _object(_object(first).get("FileBasicInfo"))
+    status = _object(info.get("MediaBasicInfo")).get("Status")
+    return facts_of(action, status, file.get("FileSize"), file.get("FileUrl"))
 
 
 def _object(found: object) -> Mapping[str, Any]:

@@ -1,32 +1,18 @@
-"""OSS's operations: build, sign, parse.
-
-oss2 computes the signatures (and is their oracle in the tests); it sends nothing. Two
-things of its signers are not usable as they are: the clock is built in, and at DEBUG
-they log the string to sign, which holds the SecurityToken. Both are dealt with here,
-and only here.
-"""
+"""OSS's operations: builds their requests and parses the answers."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import functools
-import importlib.util
-import logging
-import sys
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from email.utils import format_datetime
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, Protocol
-from urllib.parse import quote, urlsplit
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
-from uploader.errors import ConfigurationError, IntegrityError, ServiceError, TransportError
+from uploader.errors import IntegrityError, ServiceError
 from uploader.protocol.documents import MalformedDocument, clean_text, decimal, parse_xml
 from uploader.protocol.integrity import plain_etag, same_etag
-from uploader.protocol.trust import oss_region
 from uploader.protocol.wire import (
     Body,
     BytesBody,
@@ -34,20 +20,20 @@ from uploader.protocol.wire import (
     Request,
     Response,
     SentBody,
-    SignedRequest,
+    refusal,
+    unusable,
 )
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
-    from uploader.protocol.grants import StsCredentials, UploadTarget
+    from uploader.protocol.grants import UploadTarget
     from uploader.protocol.plan import Part
 
 __all__ = [
     "LIST_PAGE_SIZE",
     "ListedPart",
     "ObjectFacts",
-    "OssDialect",
     "PartReceipt",
     "PartsPage",
     "abort_multipart_upload",
@@ -57,34 +43,14 @@ __all__ = [
     "list_parts",
     "put_object",
     "read_signed_url",
-    "sign",
     "upload_part",
 ]
-
-_OSS2 = "uploader.protocol._oss2"
 
 LIST_PAGE_SIZE = 1000
 """The most parts in one answer (OSS API: ListParts, max-parts)."""
 _COMPLETE_TIMEOUT_S = 300.0
 """OSS may take long to join 10,000 parts, and goes on when the client has left
 (OSS API: CompleteMultipartUpload)."""
-
-
-@dataclass(frozen=True, slots=True)
-class OssDialect:
-    """How an endpoint wants to be spoken to.
-
-    Attributes:
-        region: of V4 signatures, "cn-shanghai" (not "oss-cn-shanghai"); None takes it
-            from the endpoint's name. CNAME and acceleration endpoints do not tell it.
-        signature: "v4", or "v1" for old private deployments. OSS refuses V1 for accounts
-            made since 2025-03 and buckets made since 2025-09.
-        is_cname: the endpoint is a domain bound to the bucket, which is not put before it.
-    """
-
-    region: str | None = None
-    signature: Literal["v4", "v1"] = "v4"
-    is_cname: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,157 +212,6 @@ def _request(
     )
 
 
-# --- signing ---------------------------------------------------------------------
-
-
-def sign(
-    operation: Operation[Any],
-    credentials: StsCredentials,
-    *,
-    at: datetime,
-    generation: int,
-    dialect: OssDialect,
-) -> SignedRequest:
-    """Sign for the server's time `at` (aware UTC).
-
-    The region of a V4 signature is the dialect's, else the endpoint's; the region VOD
-    names beside the credentials is its own and only a last resort, for accounts may
-    store in another one.
-
-    Raises:
-        ConfigurationError: the region is not to be found out.
-    """
-    request = operation.request
-    region = dialect.region or oss_region(request.endpoint) or credentials.region
-    if region is None and dialect.signature == "v4":
-        raise ConfigurationError(
-            f"The region of {request.endpoint} is not known, and V4 signatures need it.",
-            next_step="Pass --oss-region, for example cn-shanghai.",
-        )
-    signable = _Signable(request.method, dict(request.params), dict(request.headers), region)
-    signer = _signer(dialect.signature, credentials)
-    signer.sign_at(signable, request.bucket, request.key, at)
-    return SignedRequest(
-        method=request.method,
-        url=_url(request, dialect),
-        headers=signable.headers,
-        body=request.body,
-        generation=generation,
-        needs_md5=operation.needs_md5,
-    )
-
-
-@dataclass(slots=True)
-class _Signable:
-    """The part of `oss2.http.Request` that its signers look at."""
-
-    method: str
-    params: dict[str, str]
-    headers: dict[str, str]
-    region: str | None = None
-    product: str = "oss"
-    cloudbox_id: None = field(default=None)
-
-
-class _Signing(Protocol):
-    def sign_at(self, request: _Signable, bucket: str, key: str, at: datetime) -> None: ...
-
-
-def _signer(version: str, credentials: StsCredentials) -> _Signing:
-    return _signer_classes()[version](_Snapshot(credentials))
-
-
-class _Snapshot:
-    """Credentials as oss2's signers ask for them: provider and credentials in one."""
-
-    def __init__(self, credentials: StsCredentials) -> None:
-        self._credentials = credentials
-
-    def get_credentials(self) -> _Snapshot:
-        return self
-
-    def get_access_key_id(self) -> str:
-        return self._credentials.access_key_id
-
-    def get_access_key_secret(self) -> str:
-        return self._credentials.access_key_secret
-
-    def get_security_token(self) -> str:
-        return self._credentials.security_token
-
-
-def _load_oss2_auth() -> Any:  # noqa: ANN401 - oss2 has no types
-    """Import `oss2.auth` under a name of ours, without oss2's `__init__`.
-
-    That one imports its client, resumable uploads, encryption and the VOD SDK's core:
-    twice the time of the signers alone. The application's own `oss2` is not touched.
-    """
-    package = ModuleType(_OSS2)
-    found = importlib.util.find_spec("oss2")
-    package.__path__ = list(found.submodule_search_locations or ()) if found else []
-    sys.modules[_OSS2] = package
-    return importlib.import_module(f"{_OSS2}.auth")
-
-
-@functools.cache
-def _signer_classes() -> dict[str, Callable[[_Snapshot], _Signing]]:
-    """Import oss2's signers (0.1 s) at the first signature, not before."""
-    auth = _load_oss2_auth()
-    # At DEBUG oss2 logs the string to sign, token and all. No level of ours may show it.
-    logging.getLogger(auth.__name__).setLevel(logging.WARNING)
-
-    class V4(auth.ProviderAuthV4):  # type: ignore[misc, name-defined]
-        """`ProviderAuthV4._sign_request` with the time as an argument."""
-
-        def sign_at(self, request: _Signable, bucket: str, key: str, at: datetime) -> None:
-            snapshot = self.credentials_provider.get_credentials()
-            date_time = at.astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
-            request.headers["x-oss-security-token"] = snapshot.get_security_token()
-            request.headers["x-oss-date"] = date_time
-            request.headers["x-oss-content-sha256"] = "UNSIGNED-PAYLOAD"
-            signature = self._ProviderAuthV4__make_signature(
-                request, bucket, key, None, snapshot, date_time
-            )
-            scope = f"{date_time[:8]}/{request.region}/oss/aliyun_v4_request"
-            request.headers["authorization"] = (
-                f"OSS4-HMAC-SHA256 Credential={snapshot.get_access_key_id()}/{scope}, "
-                f"Signature={signature}"
-            )
-
-    class V1(auth.ProviderAuth):  # type: ignore[misc, name-defined]
-        """`ProviderAuth._sign_request`; OSS takes `x-oss-date` in place of `Date`."""
-
-        def sign_at(self, request: _Signable, bucket: str, key: str, at: datetime) -> None:
-            snapshot = self.credentials_provider.get_credentials()
-            request.headers["x-oss-security-token"] = snapshot.get_security_token()
-            request.headers["x-oss-date"] = format_datetime(at.astimezone(UTC), usegmt=True)
-            signature = self._ProviderAuth__make_signature(request, bucket, key, snapshot)
-            request.headers["authorization"] = f"OSS {snapshot.get_access_key_id()}:{signature}"
-
-    return {"v4": V4, "v1": V1}
-
-
-def _url(request: Request, dialect: OssDialect) -> str:
-    """Encode exactly once, the way oss2 does it: "/" in keys becomes "%2F"."""
-    base = _bucket_url(request.endpoint, request.bucket, is_cname=dialect.is_cname)
-    query = "&".join(
-        quote(name, safe="") + ("=" + quote(value, safe="") if value else "")
-        for name, value in request.params.items()
-    )
-    url = f"{base}/{quote(request.key, safe='')}"
-    return f"{url}?{query}" if query else url
-
-
-def _bucket_url(endpoint: str, bucket: str, *, is_cname: bool) -> str:
-    parts = urlsplit(endpoint)
-    host = parts.hostname or ""
-    if is_cname:
-        return endpoint
-    if host == "localhost" or host.replace(".", "").isdigit() or ":" in host:
-        return f"{endpoint}/{bucket}"  # an IP address takes no bucket label before it
-    return f"{parts.scheme}://{bucket}.{parts.netloc}"
-
-
 # --- answers ---------------------------------------------------------------------
 
 
@@ -404,7 +219,7 @@ def _parse_initiated(response: Response) -> str:
     root = _success(response, "InitiateMultipartUpload", "InitiateMultipartUploadResult")
     upload_id = _text(root, "UploadId")
     if not upload_id:
-        raise _unusable("InitiateMultipartUpload", "it has no UploadId")
+        raise unusable("InitiateMultipartUpload", "it has no UploadId")
     return upload_id
 
 
@@ -414,10 +229,10 @@ def _parse_stored(
     _require_success(response, name)
     if response.sent.size != expected_size:
         # A success told before the body was read says nothing about the body.
-        raise _unusable(name, "it came before the body was sent completely")
+        raise unusable(name, "it came before the body was sent completely")
     etag = plain_etag(response.headers.get("etag", ""))
     if not etag:
-        raise _unusable(name, "it has no ETag")
+        raise unusable(name, "it has no ETag")
     receipt = PartReceipt(etag, _crc64_header(response), _request_id(response))
     _require_intact(name, receipt, response.sent)
     return receipt, response.sent
@@ -443,7 +258,7 @@ def _parse_parts_page(response: Response) -> PartsPage:
         parts = tuple(_listed_part(element) for element in root.iter("Part"))
         marker = decimal(_text(root, "NextPartNumberMarker") or "0")
     except MalformedDocument as error:
-        raise _unusable("ListParts", str(error)) from error
+        raise unusable("ListParts", str(error)) from error
     is_truncated = _text(root, "IsTruncated").lower() == "true"
     return PartsPage(parts, marker if is_truncated else None)
 
@@ -469,7 +284,7 @@ def _parse_aborted(response: Response) -> None:
     name = "AbortMultipartUpload"
     _require_success(response, name)
     if response.status != 204:  # OSS API: AbortMultipartUpload; a login page answers 200
-        raise _unusable(name, f"its status is {response.status}")
+        raise unusable(name, f"its status is {response.status}")
 
 
 def _parse_object_facts(response: Response) -> ObjectFacts:
@@ -478,7 +293,7 @@ def _parse_object_facts(response: Response) -> ObjectFacts:
     if not (_request_id(response) or "x-oss-hash-crc64ecma" in response.headers):
         # No document shows whose answer it is, and what a login page says of an object
         # would be believed. OSS's common headers are in each of its answers.
-        raise _unusable(name, "it is not from OSS")
+        raise unusable(name, "it is not from OSS")
     etag = plain_etag(response.headers.get("etag", ""))
     size = response.headers.get("content-length", "")
     if response.status == 206:
@@ -497,28 +312,18 @@ def _success(response: Response, name: str, root_tag: str) -> Element:
     try:
         root = parse_xml(response.body)
     except MalformedDocument as error:
-        raise _unusable(name, str(error)) from error
+        raise unusable(name, str(error)) from error
     if root.tag == "Error":
         raise _service_error(response, name, root)
     if root.tag != root_tag:
-        raise _unusable(name, f"it is a <{clean_text(root.tag, 40)}>")
+        raise unusable(name, f"it is a <{clean_text(root.tag, 40)}>")
     return root
 
 
 def _require_success(response: Response, name: str) -> None:
     """Raise unless the status is a plain success. 203 is CallbackFailed."""
-    if response.status in {200, 204, 206}:
-        return
-    if 300 <= response.status < 400:
-        raise ServiceError(
-            f"{name} was redirected ({response.status}); redirects are never followed.",
-            operation=name,
-            status=response.status,
-            code="Redirected",
-            request_id=_request_id(response),
-            next_step="Check the endpoint and the network (a proxy or login page?).",
-        )
-    raise _service_error(response, name, _error_document(response))
+    if response.status not in {200, 204, 206}:
+        raise _service_error(response, name, _error_document(response))
 
 
 def _error_document(response: Response) -> Element | None:
@@ -537,29 +342,17 @@ def _error_document(response: Response) -> Element | None:
 
 
 def _service_error(response: Response, name: str, root: Element | None) -> ServiceError:
-    """Keep only the named fields: the rest of the document may hold the SecurityToken."""
-    code = clean_text(_text(root, "Code"), 80)
-    ec = clean_text(_text(root, "EC") or response.headers.get("x-oss-ec", ""), 40)
-    told = clean_text(_text(root, "Message"), 200)
-    request_id = _request_id(response) or clean_text(_text(root, "RequestId"), 60)
-    if not code and response.status == 404:
-        code = "NoSuchKey" if name == "HeadObject" else ""
-    message = f"{name} was refused ({response.status} {code or 'without a code'}"
-    message += f", request {request_id})" if request_id else ")"
-    return ServiceError(
-        f"{message}: {told}" if told else f"{message}.",
-        operation=name,
-        status=response.status,
+    code = _text(root, "Code")
+    if not code and response.status == 404 and name == "HeadObject":
+        code = "NoSuchKey"
+    return refusal(
+        response,
+        name,
         code=code,
-        request_id=request_id,
-        ec=ec,
-        server_epoch_s=response.server_epoch_s,
-        retry_after_s=response.retry_after_s,
+        message=_text(root, "Message"),
+        request_id=_request_id(response) or _text(root, "RequestId"),
+        ec=_text(root, "EC") or response.headers.get("x-oss-ec", ""),
     )
-
-
-def _unusable(name: str, why: str) -> TransportError:
-    return TransportError(f"The answer to {name} is not usable: {why}.", is_sent=True)
 
 
 def _text(element: Element | None, tag: str) -> str:

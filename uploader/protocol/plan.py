@@ -50,8 +50,6 @@ MAX_MEMBER_COUNT = 100_000
 MAX_PLAN_SIZE = 2 * MIB
 """Bytes of a plan as text. That of a package may hold the size of every member."""
 
-_VERSION = 1
-
 # --- the plan ---------------------------------------------------------------------------
 
 
@@ -178,7 +176,7 @@ class Plan:
         Sizes are in bytes, or in KiB or MiB where they are whole. `open` or `names=CRC`
         follows.
         """
-        words = [f"v{_VERSION}", *(_text_of(run) for run in self.runs)]
+        words = ["v1", *map(_text_of, self.runs)]
         if self.is_open:
             words.append("open")
         if self.names_crc64 is not None:
@@ -255,10 +253,11 @@ def check_object_size(size: int) -> None:
 
 # --- as text ----------------------------------------------------------------------------
 
-_UNITS = {"": 1, "K": KIB, "M": MIB}
-_RUN = re.compile(r"([1-9][0-9]{0,13})([KM]?)(?:\*([1-9][0-9]{0,5}))?")
-_NAMES = re.compile(r"names=([0-9]{1,20})")
-_ANY_VERSION = re.compile(r"v([1-9][0-9]{0,8})")
+_UNITS = {"K": KIB, "M": MIB}
+_TEXT = re.compile(
+    r"v1((?: [1-9][0-9]{0,13}[KM]?(?:\*[1-9][0-9]{0,5})?)+)( open)?(?: names=([0-9]{1,20}))?"
+)
+_NEWER = re.compile(r"v([1-9][0-9]{0,8})(?: .*)?", re.DOTALL)
 
 
 def read_plan(text: str) -> Plan:
@@ -268,37 +267,36 @@ def read_plan(text: str) -> Plan:
         UnsupportedState: a newer version wrote it.
         MalformedDocument: it is something else.
     """
-    version, *words = text[:MAX_PLAN_SIZE].split(" ")
-    newer = _ANY_VERSION.fullmatch(version)
-    if newer is not None and int(newer[1]) > _VERSION:
-        raise UnsupportedState(f"The plan of parts has version {newer[1]}; this is {_VERSION}.")
+    found = _TEXT.fullmatch(text) if len(text) <= MAX_PLAN_SIZE else None
+    if found is None:
+        newer = _NEWER.fullmatch(text)
+        if newer is not None and newer[1] != "1":
+            raise UnsupportedState(f"The plan of parts has version {newer[1]}; this is 1.")
+        raise MalformedDocument("it is not a plan of parts")
     try:
-        plan = _plan_of(words)
+        names_crc64 = int(found[3]) if found[3] else None
+        plan = Plan(_runs_of(found[1]), is_open=bool(found[2]), names_crc64=names_crc64)
     except ValueError:
         raise MalformedDocument("it is not a plan of parts") from None
-    # The one text of a plan is accepted, and no second spelling of it.
+    # A plan has one text; a second spelling of it is refused.
     if plan.to_text() != text:
         raise MalformedDocument("it is not a plan of parts")
     return plan
 
 
-def _plan_of(words: list[str]) -> Plan:
-    if len(words) > MAX_MEMBER_COUNT + 1:
-        raise ValueError("it has more words than any plan")
-    names = _NAMES.fullmatch(words[-1]) if words else None
-    if names is not None:
-        return Plan(tuple(map(_run_of, words[:-1])), names_crc64=int(names[1]))
-    is_open = words[-1:] == ["open"]
-    return Plan(tuple(map(_run_of, words[:-1] if is_open else words)), is_open=is_open)
+def _runs_of(text: str) -> tuple[Run, ...]:
+    words = text.split()
+    if len(words) > MAX_MEMBER_COUNT:
+        raise ValueError("it has more sizes than any plan")
+    pairs = (word.partition("*") for word in words)
+    return tuple(Run(_size_of(size), int(count or 1)) for size, _, count in pairs)
 
 
-def _run_of(word: str) -> Run:
-    if (found := _RUN.fullmatch(word)) is None:
-        raise ValueError("it is not a size and a count")
-    return Run(int(found[1]) * _UNITS[found[2]], int(found[3] or 1))
+def _size_of(text: str) -> int:
+    return int(text.rstrip("KM")) * _UNITS.get(text[-1], 1)
 
 
 def _text_of(run: Run) -> str:
     unit = "M" if run.size % MIB == 0 else "K" if run.size % KIB == 0 else ""
-    size = f"{run.size // _UNITS[unit]}{unit}"
+    size = f"{run.size // _UNITS.get(unit, 1)}{unit}"
     return size if run.count == 1 else f"{size}*{run.count}"

@@ -1,21 +1,16 @@
-"""VOD's operations: build, sign, parse (API version 2017-03-21, RPC style).
-
-aliyunsdkcore signs, and is the oracle of the tests for what is signed; it sends nothing.
-The nonce and the timestamp are arguments: a repeated request needs new ones, or the gateway
-answers `SignatureNonceUsed`.
-"""
+"""VOD's operations, and what VOD accepts of a video (API version 2017-03-21, RPC style)."""
 
 from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any, TypeVar
-from urllib.parse import quote
 
-from uploader.errors import InvalidGrant, ServiceError, TransportError
+from uploader.errors import InvalidGrant
+from uploader.protocol.decode import decode_answer
 from uploader.protocol.documents import (
     MalformedDocument,
     clean_text,
@@ -23,29 +18,29 @@ from uploader.protocol.documents import (
     parse_json,
     parse_xml,
 )
-from uploader.protocol.grants import UploadGrant, decode_answer
-from uploader.protocol.wire import BytesBody, Operation, Request, Response, SignedRequest
+from uploader.protocol.grants import UploadGrant
+from uploader.protocol.wire import Operation, Request, Response, refusal, unusable
 
 __all__ = [
+    "EXTENSIONS",
     "AccessKey",
     "VideoFacts",
     "VideoMeta",
     "create_upload_video",
-    "delete_multipart_upload",
+    "facts_of",
     "get_mezzanine_info",
     "parse_grant",
+    "problem_of",
     "refresh_upload_video",
+    "refuses_name",
     "require_success",
     "rpc_operation",
-    "sign",
     "title_of",
-    "unusable",
 ]
 
 T = TypeVar("T")
 
 _VERSION = "2017-03-21"
-_MAX_TITLE_LENGTH = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +151,7 @@ def title_of(file_name: str) -> str:
     API: CreateUploadVideo, IllegalCharacters).
     """
     kept = "".join(char for char in file_name if " " <= char <= "\uffff" and char != "\x7f")
-    return kept.strip()[:_MAX_TITLE_LENGTH] or "video"
+    return kept.strip()[: _MAX_LENGTHS["title"]] or "video"
 
 
 def refresh_upload_video(
@@ -171,12 +166,6 @@ def get_mezzanine_info(endpoint: str, video_id: str) -> Operation[VideoFacts]:
     """Ask what VOD knows of the source file."""
     params = {"VideoId": video_id, "OutputType": "oss"}
     return rpc_operation(endpoint, "GetMezzanineInfo", params, _parse_mezzanine)
-
-
-def delete_multipart_upload(endpoint: str, video_id: str) -> Operation[None]:
-    """Let VOD remove the parts of an unfinished upload (10 calls a second an account)."""
-    params = {"MediaId": video_id, "MediaType": "video"}
-    return rpc_operation(endpoint, "DeleteMultipartUpload", params, _parse_nothing)
 
 
 def rpc_operation(
@@ -203,74 +192,74 @@ def rpc_operation(
     )
 
 
-# --- signing ---------------------------------------------------------------------
+# --- what VOD accepts -------------------------------------------------------------
 
-_SYSTEM_PARAMS = frozenset({"Action", "Version", "Format"})
-
-
-def sign(
-    operation: Operation[Any], key: AccessKey, *, at: datetime, nonce: str, generation: int
-) -> SignedRequest:
-    """Sign with signature version 1.0 (HMAC-SHA1) for the server's time `at`.
-
-    The call's own parameters travel in a form body, for a description may be longer
-    than a URL should be; they are part of the signed set all the same.
+# "VOD: Overview of media upload": the formats of video and of audio files.
+EXTENSIONS = frozenset(
     """
-    params = operation.request.params
-    form = {name: value for name, value in params.items() if name not in _SYSTEM_PARAMS}
-    query = {
-        **{name: params[name] for name in _SYSTEM_PARAMS},
-        "AccessKeyId": key.id,
-        "SignatureMethod": "HMAC-SHA1",
-        "SignatureVersion": "1.0",
-        "SignatureType": "",
-        "SignatureNonce": nonce,
-        "Timestamp": at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-    }
-    if key.security_token:
-        query["SecurityToken"] = key.security_token
-    query, form = _encoded(query), _encoded(form)
-    signature = _signature(operation.request.method, {**query, **form}, key.secret)
-    words = "&".join(query.values())
-    return SignedRequest(
-        method=operation.request.method,
-        url=f"{operation.request.endpoint}/?{words}&Signature={_quoted(signature)}",
-        headers={"content-type": "application/x-www-form-urlencoded"},
-        body=BytesBody("&".join(form.values()).encode()),
-        generation=generation,
-    )
+    3gp asf avi dat dv flv f4v gif m2t m3u8 m4v mj2 mjpeg mkv mov mp4 mpe mpg mpeg mts ogg qt rm
+    rmvb swf ts vob wmv webm aac ac3 acm amr ape caf flac m4a mp3 ra wav wma aiff
+    """.split()
+)
+
+# VOD API: CreateUploadVideo.
+_MAX_LENGTHS = {"title": 128, "description": 1024}
+_MAX_TAG_COUNT = 16
+_MAX_TAG_LENGTH = 32
+_REFERENCE_ID = re.compile(r"[A-Za-z0-9_-]{6,64}")
+_REFUSED_CHARACTERS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\U00010000-\U0010ffff]")
+_TEXTS = (
+    "title description cover_url template_group_id workflow_id storage_location app_id file_name"
+).split()
 
 
-def _signature(method: str, encoded: Mapping[str, str], secret: str) -> str:
-    """VOD doc "Signature method": the encoded pairs by name, encoded once more.
-
-    The SDK's composer takes three times as long, half of what a small file's call to VOD
-    costs; the tests compare with it.
-    """
-    canonical = "&".join([encoded[name] for name in sorted(encoded)])
-    twice = canonical.replace("%", "%25").replace("=", "%3D").replace("&", "%26")
-    signature: str = _hmac_sha1()(f"{method}&%2F&{twice}", secret + "&")
-    return signature
+def refuses_name(file_name: str) -> bool:
+    """Whether CreateUploadVideo would answer `InvalidFileName.Extension`."""
+    return file_name.rpartition(".")[2].lower() not in EXTENSIONS or "." not in file_name
 
 
-@functools.cache
-def _hmac_sha1() -> Any:  # noqa: ANN401 - aliyunsdkcore has no types
-    """Import aliyunsdkcore at the first call to VOD, not before."""
-    from aliyunsdkcore.auth.algorithm import sha_hmac1
+def problem_of(meta: VideoMeta) -> str | None:
+    """Say why CreateUploadVideo would refuse this description; None when nothing is known."""
+    for name in _TEXTS:
+        value = getattr(meta, name)
+        if value is not None and (problem := _text_problem(name, value)) is not None:
+            return problem
+    if (problem := _tags_problem(meta.tags)) is not None:
+        return problem
+    if meta.reference_id is not None and not _REFERENCE_ID.fullmatch(meta.reference_id):
+        return "reference_id must be 6 to 64 letters, digits, _ or -"
+    if meta.cate_id is not None and meta.cate_id < 0:
+        return "cate_id must not be negative"
+    if meta.user_data is not None and not _is_object(meta.user_data):
+        return "user_data must be a JSON object"
+    return None
 
-    return sha_hmac1.get_sign_string
+
+def _text_problem(name: str, value: str) -> str | None:
+    most = _MAX_LENGTHS.get(name, 2048)
+    if len(value) > most:
+        return f"{name} has {len(value):,} characters, VOD takes {most:,}"
+    if _REFUSED_CHARACTERS.search(value):
+        return f"{name} has characters VOD refuses (emoji, control characters)"
+    return None
 
 
-def _encoded(params: Mapping[str, str]) -> dict[str, str]:
-    """Each pair as it goes into a query, by its plain name."""
-    return {name: f"{_quoted_name(name)}={_quoted(value)}" for name, value in params.items()}
+def _tags_problem(tags: tuple[str, ...]) -> str | None:
+    if len(tags) > _MAX_TAG_COUNT:
+        return f"there are {len(tags)} tags, VOD takes {_MAX_TAG_COUNT}"
+    for tag in tags:
+        if len(tag) > _MAX_TAG_LENGTH:
+            return f"a tag has {len(tag)} characters, VOD takes {_MAX_TAG_LENGTH}"
+        if "," in tag or _REFUSED_CHARACTERS.search(tag):
+            return "a tag has characters VOD refuses (commas, emoji, control characters)"
+    return None
 
 
-def _quoted(value: str) -> str:
-    return value if value.isascii() and value.isalnum() else quote(value, safe="~")
-
-
-_quoted_name = functools.lru_cache(maxsize=64)(quote)  # names only: values may be secret
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 # --- answers ---------------------------------------------------------------------
@@ -283,26 +272,32 @@ def parse_grant(action: str, response: Response) -> UploadGrant:
         return decode_answer(response.body)
     except InvalidGrant as error:
         # A captive portal answers 200, too: what is not VOD's answer is not an answer.
-        raise TransportError(
-            f"The answer to {action} is not usable: {error.message}", is_sent=True
-        ) from error
+        raise unusable(action, error.message.removesuffix(".")) from error
 
 
 def _parse_mezzanine(action: str, response: Response) -> VideoFacts:
     require_success(action, response)
     fields = _mezzanine_fields(response.body)
-    status, size, url = (fields.get(name) for name in ("Status", "Size", "FileURL"))
+    return facts_of(action, *(fields.get(name) for name in ("Status", "Size", "FileURL")))
+
+
+def facts_of(action: str, status: object, size: object, file_url: object) -> VideoFacts:
+    """Read the three facts as VOD and IMS give them.
+
+    Raises:
+        TransportError: there is no status (what is not said must not be taken for a finished
+            video), or the size is not a number.
+    """
     if not isinstance(status, str) or not status:
-        # What is not told must not be taken for a finished video.
-        raise unusable(action)
+        raise unusable(action, "it has no status")
     try:
         return VideoFacts(
             status=clean_text(status, 40),
             size=None if size is None or size == "" else decimal(str(size)),
-            file_url=url if isinstance(url, str) and url else None,
+            file_url=file_url if isinstance(file_url, str) and file_url else None,
         )
     except MalformedDocument as error:
-        raise unusable(action) from error
+        raise unusable(action, str(error)) from error
 
 
 def _mezzanine_fields(body: bytes) -> dict[str, Any]:
@@ -318,48 +313,21 @@ def _mezzanine_fields(body: bytes) -> dict[str, Any]:
         return {}
 
 
-def _parse_nothing(action: str, response: Response) -> None:
-    require_success(action, response)
-    if not _plain_fields(response.body).get("RequestId"):
-        raise unusable(action)
-
-
-def unusable(action: str) -> TransportError:
-    """The error for an answer that is none."""
-    return TransportError(f"The answer to {action} is not usable.", is_sent=True)
-
-
 def require_success(action: str, response: Response) -> None:
     """Raise what the service says against the call.
 
     Raises:
-        ServiceError: it said no, or sent us elsewhere.
+        ServiceError: it refused the call, or redirected it.
     """
-    if response.status == 200:
-        return
-    if 300 <= response.status < 400:
-        raise ServiceError(
-            f"{action} was redirected ({response.status}); redirects are never followed.",
-            operation=action,
-            status=response.status,
-            code="Redirected",
-            next_step="Check the endpoint and the network (a proxy or login page?).",
+    if response.status != 200:
+        fields = _plain_fields(response.body)
+        raise refusal(
+            response,
+            action,
+            code=fields.get("Code", ""),
+            message=fields.get("Message", ""),
+            request_id=fields.get("RequestId", ""),
         )
-    told = _plain_fields(response.body)
-    code = clean_text(told.get("Code", ""), 80)
-    request_id = clean_text(told.get("RequestId", ""), 60)
-    said = clean_text(told.get("Message", ""), 200)
-    message = f"{action} was refused ({response.status} {code or 'without a code'}"
-    message += f", request {request_id})" if request_id else ")"
-    raise ServiceError(
-        f"{message}: {said}" if said else f"{message}.",
-        operation=action,
-        status=response.status,
-        code=code,
-        request_id=request_id,
-        server_epoch_s=response.server_epoch_s,
-        retry_after_s=response.retry_after_s,
-    )
 
 
 def _plain_fields(body: bytes) -> dict[str, str]:

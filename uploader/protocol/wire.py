@@ -1,7 +1,6 @@
-"""What a request, an answer, a body and an operation are.
+"""Requests, answers, bodies and operations, whichever service they are for.
 
-The pure half builds and parses (`Operation`), the hands sign (`Signer`) and carry
-(`Transport`). Nothing here knows OSS or VOD.
+An `Operation` builds a request and parses its answer; a `Signer` signs and a `Transport` sends.
 """
 
 from __future__ import annotations
@@ -10,6 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any, Generic, Protocol, TypeVar
+
+from uploader.errors import ServiceError, TransportError
+from uploader.protocol.documents import clean_text
 
 __all__ = [
     "Body",
@@ -21,6 +23,8 @@ __all__ = [
     "SignedRequest",
     "Signer",
     "Transport",
+    "refusal",
+    "unusable",
 ]
 
 T = TypeVar("T")
@@ -159,6 +163,48 @@ class Response:
         """How long the server asks to wait, if it says so in whole seconds."""
         value = self.headers.get("retry-after", "")
         return float(value) if value.isascii() and value.isdigit() and len(value) < 6 else None
+
+
+def unusable(name: str, why: str) -> TransportError:
+    """The error for an answer to `name` that reports success and does not hold what it must."""
+    return TransportError(f"The answer to {name} is not usable: {why}.", is_sent=True)
+
+
+def refusal(
+    response: Response,
+    name: str,
+    *,
+    code: str = "",
+    message: str = "",
+    request_id: str = "",
+    ec: str = "",
+) -> ServiceError:
+    """The error for an answer to `name` that is no success.
+
+    The texts are the service's own; what is not printable is removed here. Nothing else of the
+    answer is kept: it may hold a SecurityToken.
+    """
+    status, code = response.status, clean_text(code, 80)
+    request_id, ec = clean_text(request_id, 60), clean_text(ec, 40)
+    about = f", request {request_id})" if request_id else ")"
+    text = f"{name} was refused ({status} {code or 'without a code'}{about}"
+    text += f": {clean_text(message, 200)}" if message else "."
+    next_step = None
+    if 300 <= status < 400:
+        code = "Redirected"
+        text = f"{name} was redirected ({status}); redirects are never followed."
+        next_step = "Check the endpoint and the network (a proxy or login page?)."
+    return ServiceError(
+        text,
+        operation=name,
+        status=status,
+        code=code,
+        request_id=request_id,
+        ec=ec,
+        server_epoch_s=response.server_epoch_s,
+        retry_after_s=response.retry_after_s,
+        next_step=next_step,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

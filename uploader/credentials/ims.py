@@ -6,16 +6,8 @@ import os
 from dataclasses import dataclass, field
 from typing import Final
 
-from uploader.credentials import (
-    AccessKeys,
-    CallerSigner,
-    GrantSource,
-    Network,
-    NewVideo,
-    access_key_from_env,
-    of_video,
-    vod_call,
-)
+from uploader.credentials.caller import AccessKeys, CallerSigner, access_key_from_env
+from uploader.credentials.contract import GrantSource, Network, NewVideo, of_video, vod_call
 from uploader.errors import ConfigurationError, VodupError
 from uploader.protocol import ims
 from uploader.protocol.failures import IMS, is_outcome_known

@@ -16,13 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from uploader.errors import InvalidGrant
+from uploader.protocol.decode import decode_answer, decode_grant, encode_answer
 from uploader.protocol.grants import (
     StsCredentials,
     UploadGrant,
     UploadTarget,
-    decode_answer,
-    decode_grant,
-    encode_answer,
     is_video_id,
     mask,
 )

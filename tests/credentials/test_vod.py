@@ -1,0 +1,313 @@
+"""Videos of ApsaraVideo VOD: made once, and renewed with the caller's own key."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.credentials.script import (
+    AGAIN,
+    BROKEN,
+    GONE,
+    KEY,
+    NEW,
+    TARGET,
+    VIDEO_ID,
+    VOD,
+    Answer,
+    Vod,
+    at_vod,
+    denied,
+    granted,
+    mezzanine,
+    network,
+)
+from uploader.credentials import (
+    AccessKeys,
+    NewVideo,
+    VodProvider,
+)
+from uploader.errors import (
+    CallerNotAuthenticated,
+    ConfigurationError,
+    InvalidGrant,
+    OverwriteRefused,
+    TransportError,
+    UntrustedEndpoint,
+    VodupError,
+)
+from uploader.protocol.vod import AccessKey, VideoMeta
+from uploader.protocol.wire import Response
+
+
+async def test_a_video_is_made_with_one_call() -> None:
+    transport = Vod(CreateUploadVideo=[granted()])
+    grant = await at_vod(transport).create(NEW)
+    assert (grant.video_id, grant.target) == (VIDEO_ID, TARGET)
+    assert transport.actions == ["CreateUploadVideo"]
+    assert transport.calls[0]["ReferenceId"] == "vodup-1"
+
+
+@pytest.mark.parametrize("lost", [BROKEN, denied("InternalError", 500), Response(200, {}, b"<p>")])
+async def test_a_video_whose_making_was_not_told_is_found_again(lost: Answer) -> None:
+    transport = Vod(
+        CreateUploadVideo=[lost],
+        RefreshUploadVideo=[granted()],
+        GetMezzanineInfo=[mezzanine("Uploading")],
+    )
+    grant = await at_vod(transport).create(NEW)
+    assert grant.video_id == VIDEO_ID
+    assert transport.actions == ["CreateUploadVideo", "RefreshUploadVideo", "GetMezzanineInfo"]
+    assert transport.calls[1]["ReferenceId"] == "vodup-1"
+    assert "VideoId" not in transport.calls[1]
+
+
+async def test_a_video_that_was_not_made_is_made() -> None:
+    transport = Vod(CreateUploadVideo=[BROKEN, granted()], RefreshUploadVideo=[GONE])
+    await at_vod(transport).create(NEW)
+    assert transport.actions == ["CreateUploadVideo", "RefreshUploadVideo", "CreateUploadVideo"]
+
+
+async def test_an_earlier_run_is_asked_about_first() -> None:
+    transport = Vod(RefreshUploadVideo=[granted()], GetMezzanineInfo=[mezzanine("Uploading")])
+    assert (await at_vod(transport).create(AGAIN)).video_id == VIDEO_ID
+    assert "CreateUploadVideo" not in transport.actions
+
+
+async def test_a_duplicate_of_what_an_earlier_run_made_is_found() -> None:
+    transport = Vod(
+        CreateUploadVideo=[denied("InvalidParameter")],
+        RefreshUploadVideo=[GONE, granted()],
+        GetMezzanineInfo=[mezzanine("Uploading")],
+    )
+    assert (await at_vod(transport).create(AGAIN)).video_id == VIDEO_ID
+    assert transport.actions.count("CreateUploadVideo") == 1
+
+
+async def test_a_plain_refusal_is_raised_without_looking_further() -> None:
+    transport = Vod(CreateUploadVideo=[denied("LengthExceededMax")])
+    with pytest.raises(ConfigurationError, match="LengthExceededMax"):
+        await at_vod(transport).create(NEW)
+    assert transport.actions == ["CreateUploadVideo"]
+
+
+async def test_making_a_video_in_doubt_has_an_end() -> None:
+    transport = Vod(CreateUploadVideo=[BROKEN], RefreshUploadVideo=[GONE])
+    with pytest.raises(TransportError):
+        await at_vod(transport).create(NEW)
+    assert transport.actions.count("CreateUploadVideo") == 3
+
+
+@pytest.mark.parametrize("code", ["MissingParameter", "InvalidParameter", "MissingParameter.Id"])
+@pytest.mark.parametrize("video", [NEW, AGAIN], ids=["in this run", "in an earlier run"])
+async def test_where_nobody_can_look_no_second_video_is_made(code: str, video: NewVideo) -> None:
+    transport = Vod(CreateUploadVideo=[BROKEN, granted()], RefreshUploadVideo=[denied(code)])
+    with pytest.raises(VodupError) as caught:
+        await at_vod(transport).create(video)
+    assert transport.actions.count("CreateUploadVideo") == (0 if video.is_repeat else 1)
+    assert "--video-id" in caught.value.next_step
+
+
+async def test_a_finished_video_is_not_overwritten_by_its_reference_id() -> None:
+    transport = Vod(RefreshUploadVideo=[granted()], GetMezzanineInfo=[mezzanine("Normal")])
+    with pytest.raises(OverwriteRefused) as caught:
+        await at_vod(transport).create(AGAIN)
+    assert caught.value.video_id == VIDEO_ID
+
+
+async def test_a_video_found_again_without_its_id_is_no_find() -> None:
+    transport = Vod(RefreshUploadVideo=[granted(None)])
+    with pytest.raises(TransportError, match=r"^RefreshUploadVideo did not tell the VideoId\."):
+        await at_vod(transport).create(AGAIN)
+
+
+async def test_the_callers_own_reference_id_is_asked_by() -> None:
+    transport = Vod(CreateUploadVideo=[BROKEN, granted()], RefreshUploadVideo=[GONE])
+    await at_vod(transport).create(replace(NEW, meta=VideoMeta(reference_id="mine-01")))
+    assert {call["ReferenceId"] for call in transport.calls} == {"mine-01"}
+
+
+async def test_renewing_asks_for_the_same_video() -> None:
+    transport = Vod(RefreshUploadVideo=[granted(None)])
+    grant = await at_vod(transport).renew(VIDEO_ID)
+    assert grant.video_id == VIDEO_ID
+    assert transport.calls[0]["VideoId"] == VIDEO_ID
+
+
+async def test_a_grant_for_another_video_is_not_used() -> None:
+    with pytest.raises(InvalidGrant, match="not used") as caught:
+        await at_vod(Vod(RefreshUploadVideo=[granted("other")])).renew(VIDEO_ID)
+    assert caught.value.video_id == VIDEO_ID
+    assert caught.value.next_step.startswith("Check who hands out grants")
+
+
+async def test_throttling_is_waited_out() -> None:
+    transport = Vod(RefreshUploadVideo=[denied("Throttling.User"), granted()])
+    await at_vod(transport).renew(VIDEO_ID)
+    nonces = {call["SignatureNonce"] for call in transport.calls}
+    assert len(nonces) == 2
+
+
+# --- the caller's own key ------------------------------------------------------------
+
+
+def keys(*names: str, is_async: bool) -> AccessKeys:
+    """A callable that returns the next key each time, the last one for ever."""
+    left = list(names)
+
+    def ask() -> AccessKey:
+        return AccessKey(id=left.pop(0) if len(left) > 1 else left[0], secret="secret")
+
+    async def ask_async() -> AccessKey:
+        await asyncio.sleep(0)
+        return ask()
+
+    return ask_async if is_async else ask
+
+
+EXPIRED = denied("InvalidSecurityToken.Expired", 403)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_a_key_is_asked_for_once_and_again_when_it_is_refused(is_async: bool) -> None:
+    transport = Vod(RefreshUploadVideo=[granted(), granted(), EXPIRED, granted()])
+    source = at_vod(transport, keys("id-1", "id-2", is_async=is_async))
+    for _ in range(3):
+        await source.renew(VIDEO_ID)
+    assert [call["AccessKeyId"] for call in transport.calls] == ["id-1"] * 3 + ["id-2"]
+
+
+@pytest.mark.parametrize("key", [KEY, keys("id-1", is_async=False)])
+async def test_the_same_key_again_is_no_renewal(key: AccessKey | AccessKeys) -> None:
+    transport = Vod(RefreshUploadVideo=[EXPIRED])
+    with pytest.raises(CallerNotAuthenticated) as caught:
+        await at_vod(transport, key).renew(VIDEO_ID)
+    assert len(transport.calls) == 1
+    assert (caught.value.code, caught.value.request_id) == ("InvalidSecurityToken.Expired", "8906")
+
+
+async def test_calls_side_by_side_renew_the_key_once() -> None:
+    transport = Vod(
+        RefreshUploadVideo=[EXPIRED, granted()],
+        GetMezzanineInfo=[EXPIRED, mezzanine("Uploading")],
+    )
+    source = at_vod(transport, keys("id-1", "id-2", is_async=True))
+    async with asyncio.TaskGroup() as group:
+        group.create_task(source.renew(VIDEO_ID))
+        group.create_task(source.facts(VIDEO_ID))
+    assert sorted(call["AccessKeyId"] for call in transport.calls) == ["id-1"] * 2 + ["id-2"] * 2
+
+
+async def test_an_sts_key_sends_its_token() -> None:
+    transport = Vod(RefreshUploadVideo=[granted()])
+    await at_vod(transport, replace(KEY, security_token="t0")).renew(VIDEO_ID)
+    assert transport.calls[0]["SecurityToken"] == "t0"
+
+
+@pytest.fixture
+def env(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in (
+        "ALIBABA_CLOUD_ACCESS_KEY_ID ALIBABA_CLOUD_ACCESS_KEY_SECRET "
+        "ALIBABA_CLOUD_SECURITY_TOKEN VODUP_REGION VODUP_VOD_ENDPOINT".split()
+    ):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def test_the_key_comes_from_the_environment(env: pytest.MonkeyPatch) -> None:
+    env.setenv("ALIBABA_CLOUD_ACCESS_KEY_ID", " id-1 ")
+    env.setenv("ALIBABA_CLOUD_ACCESS_KEY_SECRET", "secret\n")
+    provider = VodProvider.from_env()
+    assert provider.access_key == KEY
+    assert (provider.region, provider.scope) == ("cn-shanghai", VOD)
+    env.setenv("ALIBABA_CLOUD_SECURITY_TOKEN", "t0")
+    assert VodProvider.from_env().access_key == replace(KEY, security_token="t0")
+
+
+def test_region_and_endpoint_come_from_the_environment_unless_given(
+    env: pytest.MonkeyPatch,
+) -> None:
+    env.setenv("ALIBABA_CLOUD_ACCESS_KEY_ID", "id-1")
+    env.setenv("ALIBABA_CLOUD_ACCESS_KEY_SECRET", "secret")
+    env.setenv("VODUP_REGION", "ap-southeast-1")
+    assert VodProvider.from_env().scope == "https://vod.ap-southeast-1.aliyuncs.com"
+    assert VodProvider.from_env(region="cn-beijing").scope.startswith("https://vod.cn-beijing.")
+    env.setenv("VODUP_VOD_ENDPOINT", "https://vod-vpc.cn-beijing.aliyuncs.com")
+    assert VodProvider.from_env().scope == "https://vod-vpc.cn-beijing.aliyuncs.com"
+    assert VodProvider.from_env(endpoint=VOD).scope == VOD
+
+
+@pytest.mark.parametrize("name", ["ID", "SECRET"])
+def test_half_a_key_is_an_error_before_anything_is_asked(
+    env: pytest.MonkeyPatch, name: str
+) -> None:
+    env.setenv(f"ALIBABA_CLOUD_ACCESS_KEY_{name}", "x")
+    with pytest.raises(CallerNotAuthenticated, match="Only one"):
+        VodProvider.from_env()
+
+
+ASK_THE_CHAIN = """
+import asyncio
+from uploader import VodProvider, VodupError
+
+async def main():
+    ask = VodProvider.from_env().access_key
+    for _ in range(2):
+        key = await ask()
+        print(key.id, key.secret, key.security_token)
+
+try:
+    asyncio.run(main())
+except VodupError as error:
+    print(type(error).__name__, error.message)
+"""
+
+
+def told_by_the_chain(home: Path) -> str:
+    """In a process of its own: the chain's package reads the environment when it is imported."""
+    kept = {name: value for name, value in os.environ.items() if "ALIBABA" not in name}
+    env = kept | {"HOME": str(home), "ALIBABA_CLOUD_ECS_METADATA_DISABLED": "true"}
+    argv = [sys.executable, "-c", ASK_THE_CHAIN]
+    return subprocess.run(argv, env=env, check=True, capture_output=True, text=True).stdout
+
+
+def test_the_default_chain_reads_its_file(tmp_path: Path) -> None:
+    file = tmp_path / ".alibabacloud" / "credentials.ini"
+    file.parent.mkdir()
+    file.write_text(
+        "[default]\nenable = true\ntype = access_key\n"
+        "access_key_id = LTAI-file\naccess_key_secret = secret-file\n"
+    )
+    assert told_by_the_chain(tmp_path) == "LTAI-file secret-file None\n" * 2
+
+
+def test_a_default_chain_that_finds_nothing_says_so(tmp_path: Path) -> None:
+    told = told_by_the_chain(tmp_path)
+    assert told.startswith("CallerNotAuthenticated The default credential chain found no AccessKey")
+
+
+def test_without_a_key_and_without_the_default_chain_there_is_advice(
+    env: pytest.MonkeyPatch,
+) -> None:
+    env.setitem(sys.modules, "alibabacloud_credentials.client", None)
+    with pytest.raises(CallerNotAuthenticated) as caught:
+        VodProvider.from_env()
+    assert "vodup[credentials]" in caught.value.next_step
+
+
+def test_no_key_is_ever_shown() -> None:
+    shown = repr(VodProvider(AccessKey(id="id-1", secret="canary", security_token="canary")))
+    assert "canary" not in shown
+    assert "id-1" not in shown
+
+
+@pytest.mark.parametrize("endpoint", ["http://vod.cn-shanghai.aliyuncs.com", "https://evil.com"])
+def test_vod_calls_go_to_vod_alone(endpoint: str) -> None:
+    with pytest.raises(UntrustedEndpoint):
+        VodProvider(KEY, endpoint=endpoint).connect(network(Vod()))
