@@ -1,0 +1,68 @@
+"""A batch whose uploads lose an outcome, or stop it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from uploader import Outcome, Uploader, UploadItem
+from uploader.bulk import Batch, BatchOptions, Ledger, RowRules, files_from
+from uploader.bulk.paths import Root
+from uploader.errors import CallerNotAuthenticated, TransportError, VodupError
+
+
+class FakeUploader:
+    """Ends every item with an error, or loses it when there is none."""
+
+    def __init__(self, *errors: VodupError | None) -> None:
+        self._errors = list(errors)
+        self.upload_count = 0
+
+    async def upload_many(
+        self, items: AsyncIterator[UploadItem] | Iterable[UploadItem], **_: Any
+    ) -> AsyncIterator[Outcome]:
+        async for item in items if isinstance(items, AsyncIterator) else _each(items):
+            self.upload_count += 1
+            if (error := self._errors.pop(0)) is not None:
+                yield Outcome(item=item, error=error)
+
+
+async def _each(items: Iterable[UploadItem]) -> AsyncIterator[UploadItem]:
+    for item in items:
+        yield item
+
+
+async def run(folder: Path, uploader: FakeUploader, ledger: Ledger, **options: Any) -> Batch:
+    for name in ("a.mp4", "b.mp4"):
+        (folder / name).write_bytes(b"x")
+    (folder / "list.txt").write_text("a.mp4\nb.mp4\n")
+    batch = Batch(cast("Uploader", uploader), ledger, BatchOptions(**options))
+    rules = RowRules(root=Root.at(folder))
+    await batch.run([(files_from(str(folder / "list.txt")), rules)])
+    return batch
+
+
+async def test_a_batch_with_a_row_that_has_no_record_is_never_called_done(tmp_path: Path) -> None:
+    with Ledger() as ledger, pytest.raises(VodupError, match="2 rows were read and 1 have ended"):
+        await run(tmp_path, FakeUploader(VodupError("No."), None), ledger)
+
+
+async def test_a_temporary_failure_is_tried_again_and_recorded_once(tmp_path: Path) -> None:
+    errors = [TransportError("No.", is_sent=True) for _ in range(4)]
+    uploader = FakeUploader(*errors)
+    with Ledger() as ledger:
+        batch = await run(tmp_path, uploader, ledger, retries=1)
+        records = list(ledger.records())
+    assert uploader.upload_count == 4
+    assert [record["attempts"] for record in records] == [2, 2]
+    assert batch.progress.figures()["failed"] == 2
+
+
+async def test_an_error_that_every_row_would_meet_stops_the_batch(tmp_path: Path) -> None:
+    with Ledger() as ledger:
+        with pytest.raises(CallerNotAuthenticated):
+            await run(tmp_path, FakeUploader(CallerNotAuthenticated("No.")), ledger)
+        assert list(ledger.records()) == []
