@@ -8,7 +8,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from uploader import units
 from uploader.bulk.estimate import Estimate
@@ -40,33 +40,6 @@ _REASONS: Final = {
     "VideoGone": "without their video",
 }
 """Common errors in the words of a summary."""
-
-
-class BatchView(Protocol):
-    """Prints what happens to the rows of a batch."""
-
-    def record(self, record: Mapping[str, Any]) -> None:
-        """A row has its final record."""
-
-    def refused(self, row: Row, error: VodupError, code: int) -> None:
-        """A dry run has found a mistake in a row."""
-
-    def estimate(self, estimate: Estimate) -> None:
-        """A dry run has ended."""
-
-    def summary(self, progress: BatchProgress, flags: ReportFlags) -> None:
-        """The batch has ended."""
-
-    def stopped(self, reason: str, flags: ReportFlags) -> None:
-        """The batch has stopped early."""
-
-    async def watch(self, progress: BatchProgress) -> None:
-        """Show progress until cancelled."""
-
-
-def make_batch_view(flags: OutputFlags) -> BatchView:
-    """Return the view that the flags ask for."""
-    return JsonBatchView() if flags.json else TextBatchView(is_quiet=flags.quiet)
 
 
 class JsonBatchView:
@@ -165,6 +138,14 @@ class TextBatchView:
         """Show progress until cancelled."""
         if not self._is_quiet:
             await show_progress(progress.tracker, lambda: total_of(progress), lambda _: "")
+
+
+BatchView = JsonBatchView | TextBatchView
+
+
+def make_batch_view(flags: OutputFlags) -> BatchView:
+    """Return the view that the flags ask for."""
+    return JsonBatchView() if flags.json else TextBatchView(is_quiet=flags.quiet)
 
 
 # --- sentences --------------------------------------------------------------------------

@@ -1,30 +1,31 @@
-"""`vodup demo`: a real upload, killed in the middle, with credentials that keep expiring.
+"""`demo`: a real upload that is killed halfway, with credentials that keep expiring.
 
-Everything runs as a user would run it: the development server and both uploads are
-processes of their own. What is claimed at the end is read from the server, not from us.
+The development server and both uploads are processes of their own, as if a user had started them.
+The results are read from the server, not from the uploader.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import hashlib
-import http.client
 import json
 import os
 import random
 import secrets
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, cast
-from urllib.parse import urlsplit
+from types import FrameType
+from typing import IO, Any, Final, cast
 
 from uploader import units
 from uploader.cli import run
@@ -34,12 +35,11 @@ from uploader.errors import ConfigurationError, VodupError
 from uploader.protocol import vod
 from uploader.protocol.signing import sign_rpc
 from uploader.protocol.wire import BytesBody, Response
-from uploader.threads import in_thread
 
 __all__ = ["demo"]
 
 _UPLOAD_S: Final = 26.0
-"""How long the upload should take: the server's bandwidth is chosen for that."""
+"""How long the upload should take; the server's bandwidth follows from it."""
 
 _LIVES: Final = 5
 """How many times the credentials expire meanwhile."""
@@ -47,35 +47,36 @@ _LIVES: Final = 5
 _KILL_AT: Final = 0.45
 _CONNECTIONS: Final = 8
 _PARTS: Final = 128
-"""Small enough that a part takes less time than the credentials live."""
+"""So many that a part takes less time than the credentials live."""
 
-_MIN_SIZE: Final = 64 * units.MIB
-_PIECE: Final = 4 * units.MIB
+_SPARE_SIZE: Final = 64 * units.MIB
+_BLOCK_SIZE: Final = 4 * units.MIB
 _READY_S: Final = 20.0
+_STOP_S: Final = 5.0
 
-_TIED_COMMAND: Final = """
+_BOUND_COMMAND: Final = """
 import os, sys, threading
 
 def end_with_the_demo():
-    os.read(0, 1)  # nobody writes: this returns when the demo is gone, however it went
+    os.read(0, 1)  # nobody writes: this returns when the demo has ended, however it did
     os.kill(os.getpid(), 9)
 
 threading.Thread(target=end_with_the_demo, daemon=True).start()
 from uploader.cli import main
 main()
 """
-"""`vodup` for as long as the demo lives: nobody is left to stop an upload it has begun."""
+"""`vodup` that ends when the demo ends, even if the demo is killed."""
 
 
 @dataclass(slots=True)
-class Run:
-    """One run of `vodup push`, as its JSON lines told it. Mutable while it runs."""
+class DemoPush:
+    """One run of `vodup push`. Mutable while it runs."""
 
     events: list[dict[str, Any]] = field(default_factory=list)
     exit_code: int | None = None
 
     def last(self, kind: str) -> dict[str, Any]:
-        """The newest line of a type; empty if there is none."""
+        """The newest event of a type; empty if there is none."""
         return next((e for e in reversed(self.events) if e["type"] == kind), {})
 
     @property
@@ -83,10 +84,16 @@ class Run:
         """Credentials renewed by this run."""
         return int(self.last("credentials.renewed").get("renewal_count", 0))
 
+    @property
+    def share(self) -> float:
+        """How much is uploaded, from 0 to 1."""
+        progress = self.last("upload.progress")
+        return float(progress["done_bytes"] / progress["size"]) if progress else 0.0
+
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Something that must hold, and what was seen of it."""
+    """Something that must hold, and what was measured."""
 
     name: str
     holds: bool
@@ -94,310 +101,280 @@ class Claim:
 
 
 def demo(flags: DemoFlags) -> int:
-    """Show it, and return 0 only if everything that is claimed holds."""
+    """Run the demo; returns 0 only if everything that is claimed holds."""
     say: Callable[[str], None] = err if flags.json else out
-    with _folder(flags.size, keep=flags.keep) as folder:
-        return run.run_async(_Demo(folder, flags.size, say, flags.json).run())
+    with _stopping_on_sigterm(), _folder(flags) as folder:
+        show = _Demo(folder, flags.size, say)
+        claims = show.run()
+        seconds = show.seconds
+    holds = all(claim.holds for claim in claims)
+    if flags.json:
+        facts = {"ok": holds, "seconds": round(seconds, 1), "claims": [*map(asdict, claims)]}
+        out(json.dumps(facts))
+    else:
+        for claim in claims:
+            out(f"\n  {'ok    ' if claim.holds else 'FAILED'} {claim.name}\n         {claim.seen}")
+        result = "All checks passed" if holds else "Some checks FAILED"
+        out(f"\n{result} in {units.duration(seconds)}.")
+    return run.DONE if holds else run.FAILED
 
 
-@contextlib.contextmanager
-def _folder(byte_count: int, *, keep: bool) -> Iterator[Path]:
-    """A temporary folder that holds the file twice, as sent and as received."""
+@contextmanager
+def _stopping_on_sigterm() -> Iterator[None]:
+    """Clean up on SIGTERM as on Ctrl-C."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        raise run.Interrupted(signal.Signals(number))
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _folder(flags: DemoFlags) -> Iterator[Path]:
+    """A temporary folder with space for the file twice, as sent and as received."""
     folder = Path(tempfile.mkdtemp(prefix="vodup-demo-"))
     try:
         free = shutil.disk_usage(folder).free
-        if free < 2 * byte_count + _MIN_SIZE:
+        if free < 2 * flags.size + _SPARE_SIZE:
             raise ConfigurationError(
-                f"The demo needs {units.size(2 * byte_count)} in {folder.parent}, which has "
-                f"{units.size(free)}.",
+                f"The demo needs {units.size(2 * flags.size)} in {folder.parent}, which has "
+                f"{units.size(free)} left.",
                 next_step="Pass a smaller --size, or set TMPDIR to a larger disk.",
             )
         yield folder
     finally:
-        if keep:
+        if flags.keep:
             err(f"Kept: {folder}")
         else:
             shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Demo:
-    """One demonstration. Mutable: when it began, what it has seen."""
+    """One demonstration. Mutable: when it began, its server."""
 
-    def __init__(self, folder: Path, size: int, say: Callable[[str], None], as_json: bool) -> None:
-        self._folder, self._size, self._say, self._as_json = folder, size, say, as_json
+    def __init__(self, folder: Path, size: int, say: Callable[[str], None]) -> None:
+        self._folder, self._size, self._print = folder, size, say
         self._file = folder / "movie.mp4"
-        self._bandwidth = int(size / _UPLOAD_S)
         self._part_size = -(-size // _PARTS)
-        self._ttl_s = round(_UPLOAD_S / _LIVES, 1)
-        self._began = time.monotonic()
+        self._began_s = time.monotonic()
         self._env: dict[str, str] = {}
-        self._server = ""
 
-    def _tell(self, words: str) -> None:
-        self._say(f"[{time.monotonic() - self._began:5.1f} s] {words}")
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self._began_s
 
-    async def run(self) -> int:
-        self._tell(f"making a file of {units.size(self._size)} of random bytes: {self._file}")
-        sha256 = await in_thread(_write_random, self._file, self._size)
-        self._tell(f"its SHA-256 is {sha256}")
-        async with self._devserver():
-            self._tell(f"$ vodup push {self._file.name}")
-            first = await self._push(kill_at=_KILL_AT)
-            crash = await self._look_at_crash(first)
-            self._tell(f"$ vodup push {self._file.name}      (the same command again)")
-            second = await self._push()
-            claims = await self._claims(sha256, first, second, crash)
-        return self._report(claims)
+    def _say(self, sentence: str) -> None:
+        self._print(f"[{self.seconds:5.1f} s] {sentence}")
+
+    def run(self) -> list[Claim]:
+        """Upload, kill, upload again; returns what that proves."""
+        self._say(f"Writing {units.size(self._size)} of random bytes to {self._file}.")
+        sha256 = _write_random(self._file, self._size)
+        self._say(f"SHA-256 of the file: {sha256}")
+        with self._devserver():
+            self._say(f"$ vodup push {self._file.name}")
+            first = self._push(kill_at=_KILL_AT)
+            crash = self._look_at_crash(first)
+            self._say(f"$ vodup push {self._file.name}      (the same command again)")
+            return self._claims(sha256, first, self._push(), crash)
 
     # --- the server --------------------------------------------------------------------
 
-    @contextlib.asynccontextmanager
-    async def _devserver(self) -> AsyncIterator[None]:
-        words = [f"--bandwidth={self._bandwidth}", f"--credential-ttl={self._ttl_s}"]
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-m", "uploader.devserver", *words, f"--data={self._folder / 'server'}"),
-            "--until-stdin-ends",  # whatever ends the demo, its server does not outlive it
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            env=_clean_environment(),
-        )
-        try:
-            async with asyncio.timeout(_READY_S):
-                ready = json.loads(await _output_of(process).readline())
-            self._server, self._env = ready["vod_endpoint"], ready["env"]
-            self._tell(
-                f"a local VOD and OSS is up: {units.rate(self._bandwidth)}, credentials live "
-                f"{self._ttl_s} s (the real ones: 3,000 s)"
+    @contextmanager
+    def _devserver(self) -> Iterator[None]:
+        bandwidth, ttl_s = int(self._size / _UPLOAD_S), round(_UPLOAD_S / _LIVES, 1)
+        words = [
+            *("-m", "uploader.devserver", f"--data={self._folder / 'server'}"),
+            *(f"--bandwidth={bandwidth}", f"--credential-ttl={ttl_s}"),
+            "--until-stdin-ends",  # however the demo ends, its server does not outlive it
+        ]
+        with _process(words, _clean_environment()) as process:
+            too_late = threading.Timer(_READY_S, process.kill)
+            too_late.start()
+            line = cast("IO[bytes]", process.stdout).readline()
+            too_late.cancel()
+            if not line:
+                raise VodupError("The development server did not start.")
+            self._env = json.loads(line)["env"]
+            self._say(
+                f"A local VOD and OSS server is ready: {units.rate(bandwidth)}, credentials "
+                f"expire after {ttl_s} s (in production: 3,000 s)."
             )
             yield
-        finally:
-            await _stop(process)
 
-    async def _ask(self, path: str) -> Any:  # noqa: ANN401 - JSON
-        return await in_thread(_get_json, self._server, path)
+    def _get(self, path: str) -> Any:  # noqa: ANN401 - JSON
+        with _request(f"{self._env['VODUP_VOD_ENDPOINT']}/_vodup/{path}") as answer:
+            return json.load(answer)
 
     # --- the uploads -------------------------------------------------------------------
 
-    async def _push(self, *, kill_at: float | None = None) -> Run:
-        """Run `vodup push` and narrate it; with `kill_at`, SIGKILL it at that share."""
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-c", _TIED_COMMAND, "push", str(self._file), "--json"),
+    def _push(self, *, kill_at: float = 2.0) -> DemoPush:
+        """Run `vodup push` and narrate it; SIGKILL it at that share of the file."""
+        words = [
+            *("-c", _BOUND_COMMAND, "push", str(self._file), "--json"),
             f"--state={self._folder / 'state.db'}",
             f"--concurrency={_CONNECTIONS}",
             f"--part-size={self._part_size}",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            env=_clean_environment() | self._env,
-        )
-        run = Run()
-        try:
-            async for line in _output_of(process):
-                event = json.loads(line)
-                run.events.append(event)
-                self._narrate(run, event)
-                if kill_at is not None and _share_done(event) >= kill_at:
+        ]
+        pushed = DemoPush()
+        with _process(words, _clean_environment() | self._env) as process:
+            for line in cast("IO[bytes]", process.stdout):
+                pushed.events.append(json.loads(line))
+                self._narrate(pushed, pushed.events[-1])
+                if pushed.share >= kill_at:
                     process.kill()
                     break
-            run.exit_code = await process.wait()
-        finally:
-            await _stop(process)
-        return run
+            pushed.exit_code = process.wait()
+        return pushed
 
-    def _narrate(self, run: Run, event: dict[str, Any]) -> None:
+    def _narrate(self, pushed: DemoPush, event: dict[str, Any]) -> None:
         match event["type"]:
             case "upload.started":
-                self._tell(_started(event))
+                self._say(_started(event))
             case "credentials.renewed":
-                self._tell(f"credentials about to expire: renewed{_how_far(run)}")
+                self._say(f"Credentials renewed before they expire, at {100 * pushed.share:.0f} %.")
             case "parts.adopted":
-                self._tell(
-                    f"{units.count(event['part_count'], 'part')} had arrived without our knowing: "
-                    "proved against the file and kept"
-                )
+                parts = units.count(event["part_count"], "part")
+                self._say(f"OSS has {parts} that were not recorded; compared with the file, kept.")
             case "upload.finished":
-                self._tell(f"stored; verified by {event['verified_by']}, {event['crc64']}")
+                self._say(f"Uploaded; verified by {event['verified_by']}: {event['crc64']}.")
             case "upload.failed":
-                self._tell(f"failed: {event['message']}")
+                self._say(f"Failed: {event['message']}")
 
-    async def _look_at_crash(self, run: Run) -> dict[str, Any]:
-        """See what the server has at the moment of the crash."""
-        if run.exit_code != -signal.SIGKILL:
-            raise VodupError(f"The first upload ended by itself ({run.exit_code}).")
-        video_id = run.last("upload.started")["video_id"]
-        await asyncio.sleep(0.5)  # its connections break
-        video = await self._ask(f"videos/{video_id}")
+    def _look_at_crash(self, pushed: DemoPush) -> dict[str, Any]:
+        """Return what the server has at the moment of the crash."""
+        if pushed.exit_code != -signal.SIGKILL:
+            raise VodupError(f"The first upload ended by itself ({pushed.exit_code}).")
+        time.sleep(0.5)  # its connections break
+        video = self._get(f"videos/{pushed.last('upload.started')['video_id']}")
         parts = video["uploads"][0]["parts"]
-        self._tell(
-            f"kill -9: the process is gone in the middle; OSS holds {len(parts)} whole parts "
-            f"({units.size(sum(part['size'] for part in parts))})"
-        )
+        size = units.size(sum(part["size"] for part in parts))
+        self._say(f"kill -9: the process is gone; OSS has {len(parts)} complete parts ({size}).")
         return {"parts": len(parts), "upload_id": video["uploads"][0]["upload_id"]}
 
     # --- what it proves ----------------------------------------------------------------
 
-    async def _claims(
-        self, sha256: str, first: Run, second: Run, crash: dict[str, Any]
+    def _claims(
+        self, sha256: str, first: DemoPush, second: DemoPush, crash: dict[str, Any]
     ) -> list[Claim]:
-        begun, result = first.last("upload.started"), second.last("upload.finished")
-        stats = await self._ask("stats")
-        read_back = await in_thread(self._read_back, begun["video_id"])
+        video_id, result = first.last("upload.started")["video_id"], second.last("upload.finished")
+        stats = self._get("stats")
+        read_back = self._read_back(video_id)
         lives = len(stats["bytes_by_generation"])
+        repeated = sum(stats["bytes_by_part"].values()) - self._size
+        most = _CONNECTIONS * self._part_size
         return [
-            Claim("the second run finished, verified", second.exit_code == 0, _proof(result)),
             Claim(
-                "the VideoId is the same",
-                result.get("video_id") == begun["video_id"] and stats["creates"] == 1,
-                f"{result.get('video_id')}; videos made: {stats['creates']}",
+                "The second run finished, verified",
+                second.exit_code == 0,
+                f"verified by {result.get('verified_by')}: CRC-64 {result.get('crc64')}",
             ),
             Claim(
-                "the UploadId is the same",
+                "The VideoId stayed the same",
+                result.get("video_id") == video_id and stats["creates"] == 1,
+                f"{result.get('video_id')}; videos created: {stats['creates']}",
+            ),
+            Claim(
+                "The UploadId stayed the same",
                 result.get("upload_id") == crash["upload_id"] and stats["initiates"] == 1,
-                f"{result.get('upload_id')}; uploads begun: {stats['initiates']}",
+                f"{result.get('upload_id')}; multipart uploads: {stats['initiates']}",
             ),
             Claim(
-                "no part that OSS had was sent again",
+                "No part that OSS had was sent again",
                 stats["bytes_sent_twice"] == 0
                 and result.get("resumed_part_count") == crash["parts"],
-                f"{result.get('resumed_part_count')} of {result.get('part_count')} parts resumed, "
-                f"bytes of whole parts sent twice: {stats['bytes_sent_twice']}",
+                f"{result.get('resumed_part_count')} of {result.get('part_count')} parts resumed; "
+                f"bytes of complete parts sent twice: {stats['bytes_sent_twice']}",
             ),
-            self._rework(stats),
             Claim(
-                "credentials expired on the way",
+                "Only parts in transit at the crash were lost",
+                0 <= repeated <= most,
+                f"{units.size(repeated)} sent twice; the limit is {_CONNECTIONS} connections × "
+                f"{units.size(self._part_size)}",
+            ),
+            Claim(
+                "Credentials expired during the upload",
                 lives > _LIVES - 2,
-                f"{lives} sets were used, {first.renewal_count} + {second.renewal_count} renewals",
+                f"{lives} sets used; {first.renewal_count} + {second.renewal_count} renewals",
             ),
             Claim(
-                "the object is the file, byte for byte",
+                "The object equals the file, byte for byte",
                 read_back == sha256,
-                f"read back through the URL VOD gives for it: SHA-256 {read_back}",
+                f"read through the URL from VOD: SHA-256 {read_back}",
             ),
         ]
 
     def _read_back(self, video_id: str) -> str:
-        """Read the object the way its owner would: ask VOD for a URL, and GET that."""
+        """Read the object as its owner would: get a URL from VOD, and download it."""
         key = vod.AccessKey(
             id=self._env["ALIBABA_CLOUD_ACCESS_KEY_ID"],
             secret=self._env["ALIBABA_CLOUD_ACCESS_KEY_SECRET"],
         )
         operation = vod.get_mezzanine_info(self._env["VODUP_VOD_ENDPOINT"], video_id)
         now, nonce = datetime.now(UTC), secrets.token_hex(16)
-        asked = sign_rpc(operation, key, at=now, nonce=nonce, generation=0)
-        with _answer("POST", asked.url, cast("BytesBody", asked.body).data, asked.headers) as told:
-            facts = operation.parse(Response(told.status, {}, told.read()))
-        with _answer("GET", facts.file_url or "") as stored:
+        signed = sign_rpc(operation, key, at=now, nonce=nonce, generation=0)
+        body = cast("BytesBody", signed.body).data
+        with _request(signed.url, body, signed.headers) as answer:
+            facts = operation.parse(Response(answer.status, {}, answer.read()))
+        with _request(facts.file_url or "") as stored:
             return hashlib.file_digest(stored, "sha256").hexdigest()
-
-    def _rework(self, stats: dict[str, Any]) -> Claim:
-        """Parts under way at the crash had to be sent again; nothing else."""
-        twice = sum(stats["bytes_by_part"].values()) - self._size
-        most = _CONNECTIONS * self._part_size
-        return Claim(
-            "what was under way at the crash is all that was lost",
-            0 <= twice <= most,
-            f"{units.size(twice)} were sent twice; the most possible is {_CONNECTIONS} "
-            f"connections × {units.size(self._part_size)}",
-        )
-
-    def _report(self, claims: list[Claim]) -> int:
-        holds = all(claim.holds for claim in claims)
-        seconds = time.monotonic() - self._began
-        if self._as_json:
-            told = {"ok": holds, "seconds": round(seconds, 1), "claims": [*map(asdict, claims)]}
-            out(json.dumps(told))
-            return run.DONE if holds else run.FAILED
-        self._say("")
-        for claim in claims:
-            self._say(f"  {'ok    ' if claim.holds else 'BROKEN'} {claim.name}")
-            self._say(f"         {claim.seen}")
-        self._say("")
-        verdict = "All of it holds" if holds else "Something does not hold"
-        self._say(f"{verdict}; {units.duration(seconds)}.")
-        return run.DONE if holds else run.FAILED
 
 
 def _started(event: dict[str, Any]) -> str:
     parts = units.count(event["part_count"], "part")
     if not event["is_resumed"]:
-        return f"VideoId {event['video_id']}, UploadId {event['upload_id']}, {parts}"
+        return f"Uploading {parts}: VideoId {event['video_id']}, UploadId {event['upload_id']}."
     return (
-        f"continuing VideoId {event['video_id']}: {event['resumed_part_count']} of {parts} "
-        f"({units.size(event['done_bytes'])}) need not be sent"
+        f"Resuming VideoId {event['video_id']}: {event['resumed_part_count']} of {parts} "
+        f"({units.size(event['done_bytes'])}) already uploaded."
     )
 
 
-def _how_far(run: Run) -> str:
-    share = _share_done(run.last("upload.progress") or {"type": ""})
-    return f", at {100 * share:.0f} %" if share else ""
-
-
-def _proof(result: dict[str, Any]) -> str:
-    if not result:
-        return "it did not finish"
-    return f"verified by {result['verified_by']}: CRC-64 {result['crc64']}, {result['size']} bytes"
-
-
-def _share_done(event: dict[str, Any]) -> float:
-    if event["type"] != "upload.progress":
-        return 0.0
-    return float(event["done_bytes"] / event["size"])
-
-
 def _write_random(path: Path, size: int) -> str:
-    """Write bytes that do not compress; the same ones for the same size."""
+    """Write bytes that do not compress, the same ones for the same size; return their SHA-256."""
     digest = hashlib.sha256()
     generator = random.Random(size)
     with path.open("wb") as file:
-        for start in range(0, size, _PIECE):
-            piece = generator.randbytes(min(_PIECE, size - start))
-            digest.update(piece)
-            file.write(piece)
+        for start in range(0, size, _BLOCK_SIZE):
+            block = generator.randbytes(min(_BLOCK_SIZE, size - start))
+            digest.update(block)
+            file.write(block)
     return digest.hexdigest()
 
 
+# --- processes and requests -------------------------------------------------------------
+
+
 def _clean_environment() -> dict[str, str]:
-    """The environment without anything that would change what is shown."""
+    """The environment without anything that would change the demo."""
     ours = ("VODUP_", "ALIBABA_CLOUD_")
     kept = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
     return kept | {"ALIBABA_CLOUD_ECS_METADATA_DISABLED": "true"}
 
 
-def _output_of(process: asyncio.subprocess.Process) -> asyncio.StreamReader:
-    if process.stdout is None:
-        raise RuntimeError("it was started without a pipe")
-    return process.stdout
+@contextmanager
+def _process(words: list[str], env: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Run Python with these words for as long as the block."""
+    pipe = subprocess.PIPE
+    command = [sys.executable, *words]
+    with subprocess.Popen(command, env=env, stdin=pipe, stdout=pipe) as process:  # noqa: S603
+        try:
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.wait(_STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
-async def _stop(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is not None:
-        return
-    process.terminate()
-    try:
-        async with asyncio.timeout(5):
-            await process.wait()
-    except TimeoutError:
-        process.kill()
-        await process.wait()
-
-
-def _get_json(endpoint: str, path: str) -> Any:  # noqa: ANN401
-    with _answer("GET", f"{endpoint}/_vodup/{path}") as answer:
-        body = answer.read()
-    if answer.status != 200:
-        raise VodupError(f"The development server answered {answer.status} to {path}.")
-    return json.loads(body)
-
-
-@contextlib.contextmanager
-def _answer(
-    method: str, url: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
-) -> Iterator[http.client.HTTPResponse]:
-    parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.netloc, timeout=60)
-    try:
-        connection.request(method, f"{parts.path}?{parts.query}", body, dict(headers or {}))
-        yield connection.getresponse()
-    finally:
-        connection.close()
+def _request(url: str, body: bytes | None = None, headers: Mapping[str, str] | None = None) -> Any:  # noqa: ANN401 - an HTTPResponse, to be closed
+    """Send a request to the development server, without any proxy."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    request = urllib.request.Request(url, body, dict(headers or {}))  # noqa: S310 - http, ours
+    return opener.open(request, timeout=60)

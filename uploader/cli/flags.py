@@ -7,7 +7,6 @@ other users of the machine can read the command line.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from uploader.cli.options import (
@@ -19,6 +18,7 @@ from uploader.cli.options import (
     SIZE,
     argument,
     arguments,
+    group,
     number,
     one_of,
     option,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 # --- groups that several commands share -----------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class OutputFlags:
     """What is printed."""
 
@@ -48,7 +48,7 @@ class OutputFlags:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class StateFlags:
     """Where uploads are recorded."""
 
@@ -59,7 +59,7 @@ class StateFlags:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class AccessFlags:
     """Where credentials come from, and which hosts may receive them."""
 
@@ -88,12 +88,12 @@ class AccessFlags:
     allow_host: tuple[str, ...] = options("HOST", "Additional host that may receive credentials.")
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class ConnectionFlags(AccessFlags, StateFlags):
     """What an `Uploader` is made of."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class TransferFlags:
     """How data is sent."""
 
@@ -132,7 +132,7 @@ class TransferFlags:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class VideoFlags:
     """Fields of CreateUploadVideo that several videos may share."""
 
@@ -151,7 +151,7 @@ class VideoFlags:
     user_data: str | None = option("JSON", "Callback settings and extensions of the video.")
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class UrlFlags:
     """Where source URLs may lead."""
 
@@ -161,7 +161,7 @@ class UrlFlags:
     max_redirects: int = option(number(0, 20), "Redirects to follow for a source URL.", default=5)
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class StreamFlags(UrlFlags):
     """How sources are read that are not finished files."""
 
@@ -188,7 +188,7 @@ class StreamFlags(UrlFlags):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class RowFlags:
     """Which files a batch uploads."""
 
@@ -207,7 +207,7 @@ class RowFlags:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class ReportFlags:
     """Where the results of a batch are written."""
 
@@ -218,7 +218,7 @@ class ReportFlags:
     failed: str | None = option("FILE", "Write the failed rows to FILE, a manifest to run again.")
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class ClusterFlags(StateFlags):
     """Which database holds the queue."""
 
@@ -232,7 +232,7 @@ class ClusterFlags(StateFlags):
 # --- the commands ---------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class PushFlags(VideoFlags, StreamFlags, TransferFlags, ConnectionFlags, OutputFlags):
     """vodup push."""
 
@@ -255,7 +255,7 @@ class PushFlags(VideoFlags, StreamFlags, TransferFlags, ConnectionFlags, OutputF
     reference_id: str | None = option("ID", "ID of your own for the video, unique in the account.")
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class ResumeFlags(UrlFlags, TransferFlags, ConnectionFlags, OutputFlags):
     """vodup resume."""
 
@@ -263,7 +263,7 @@ class ResumeFlags(UrlFlags, TransferFlags, ConnectionFlags, OutputFlags):
     all: bool = switch("Resume all unfinished uploads of files and URLs.")
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class StatusFlags(ClusterFlags, OutputFlags):
     """vodup status."""
 
@@ -271,14 +271,14 @@ class StatusFlags(ClusterFlags, OutputFlags):
     watch: bool = switch("Refresh every two seconds.")
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class AbortFlags(ConnectionFlags, OutputFlags):
     """vodup abort."""
 
     names: tuple[str, ...] = arguments("KEY|VIDEO_ID", is_required=True)
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class CleanFlags(ConnectionFlags, OutputFlags):
     """vodup clean."""
 
@@ -291,7 +291,7 @@ class CleanFlags(ConnectionFlags, OutputFlags):
     dry_run: bool = switch("Print what would be removed; remove nothing.", "-n")
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class VerifyFlags(ConnectionFlags, OutputFlags):
     """vodup verify."""
 
@@ -299,19 +299,19 @@ class VerifyFlags(ConnectionFlags, OutputFlags):
     key: str | None = option("NAME", "Name of the upload, if it has one.")
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class InspectFlags(AccessFlags, OutputFlags):
     """vodup inspect."""
 
     where: str = argument("FILE|-", default="-")
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class DoctorFlags(ConnectionFlags, OutputFlags):
     """vodup doctor."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class IngestFlags(
     RowFlags, ReportFlags, UrlFlags, VideoFlags, TransferFlags, ConnectionFlags, OutputFlags
 ):
@@ -334,7 +334,7 @@ class IngestFlags(
     overwrite: bool = switch("Replace the content of videos that are already finished.")
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class EnqueueFlags(RowFlags, ReportFlags, VideoFlags, AccessFlags, ClusterFlags, OutputFlags):
     """vodup enqueue."""
 
@@ -351,7 +351,7 @@ class EnqueueFlags(RowFlags, ReportFlags, VideoFlags, AccessFlags, ClusterFlags,
     wait: bool = switch("Wait until every row has ended, and exit with the code of ingest.")
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class WorkerFlags(UrlFlags, TransferFlags, AccessFlags, ClusterFlags, OutputFlags):
     """vodup worker."""
 
@@ -383,7 +383,7 @@ class WorkerFlags(UrlFlags, TransferFlags, AccessFlags, ClusterFlags, OutputFlag
     drain: bool = switch("Exit when the queue is empty.")
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class ResultsFlags(ReportFlags, ClusterFlags, OutputFlags):
     """vodup results."""
 
@@ -392,12 +392,12 @@ class ResultsFlags(ReportFlags, ClusterFlags, OutputFlags):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class UpgradeFlags(ClusterFlags, OutputFlags):
     """vodup db upgrade."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class DevserverFlags:
     """vodup devserver."""
 
@@ -416,7 +416,7 @@ class DevserverFlags:
     tls: bool = switch("Serve https with a certificate of its own.", default=False)
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class DemoFlags:
     """vodup demo."""
 
@@ -427,6 +427,6 @@ class DemoFlags:
     json: bool = switch("Print the report as one JSON line.")
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class VersionFlags(OutputFlags):
     """vodup version."""

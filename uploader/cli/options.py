@@ -13,7 +13,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, TypeVar, cast
+from typing import Annotated, Any, Final, TypeVar, cast, dataclass_transform
 
 import typer
 
@@ -31,6 +31,7 @@ __all__ = [
     "Kind",
     "argument",
     "arguments",
+    "group",
     "number",
     "one_of",
     "option",
@@ -166,6 +167,12 @@ BANDWIDTH: Final = Kind(
 
 
 # --- declarations -----------------------------------------------------------------------
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def group(cls: type[F]) -> type[F]:
+    """Make a frozen dataclass of flags, without the methods that only take time to make."""
+    return dataclass(frozen=True, kw_only=True, eq=False, repr=False, match_args=False)(cls)
 
 
 def option(

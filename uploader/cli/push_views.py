@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from uploader import units
 from uploader.cli import run
@@ -82,36 +82,6 @@ class PushedFile:
     def is_active(self) -> bool:
         """Whether it is being sent."""
         return self.upload is not None and self.code is None
-
-
-class PushView(Protocol):
-    """Prints what happens to the files of a push."""
-
-    def event(self, file: PushedFile, event: Event) -> None:
-        """Something happened to the file's upload."""
-
-    def finished(self, file: PushedFile, result: UploadResult) -> None:
-        """The upload is verified."""
-
-    def failed(self, file: PushedFile, error: VodupError) -> None:
-        """The upload ended without success."""
-
-    def refused(self, files: Sequence[PushedFile], error: VodupError) -> None:
-        """No upload can start, for one reason."""
-
-    def interrupted(self, file: PushedFile, code: int, sentence: str) -> None:
-        """A signal stopped the upload (`interruption`)."""
-
-    def total(self, files: Sequence[PushedFile]) -> None:
-        """All uploads have ended."""
-
-    async def watch(self, files: Sequence[PushedFile], tracker: Tracker) -> None:
-        """Show progress until cancelled."""
-
-
-def make_push_view(flags: OutputFlags) -> PushView:
-    """Return the view that the flags ask for."""
-    return JsonView() if flags.json else TextView(flags)
 
 
 # --- sentences --------------------------------------------------------------------------
@@ -347,3 +317,11 @@ class TextView:
 
         async with beside(sample_every_second(tracker)):
             await show_progress(tracker, total, note)
+
+
+PushView = JsonView | TextView
+
+
+def make_push_view(flags: OutputFlags) -> PushView:
+    """Return the view that the flags ask for."""
+    return JsonView() if flags.json else TextView(flags)
