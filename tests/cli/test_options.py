@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 
 from uploader import parse_bandwidth, units
-from uploader.cli.flags import AccessFlags, OutputFlags, TransferFlags
+from uploader.cli.cluster import make_worker_options
+from uploader.cli.flags import AccessFlags, OutputFlags, TransferFlags, WorkerFlags
 from uploader.cli.options import (
     BANDWIDTH,
     COMMAND,
@@ -109,6 +112,17 @@ def test_flags_become_options() -> None:
     assert (options.part_size, options.concurrency, options.signature) == (4 << 20, 3, "v1")
     assert options.bandwidth is not None
     assert (options.retry.patience_s, options.retry.first_contact_patience_s) == (10, 10)
+
+
+@pytest.mark.parametrize(
+    ("concurrency", "memory", "expected"),
+    [("auto", 40 << 20, 40), ("auto", 1 << 30, "auto"), (8, 4 << 20, 4), (8, None, 8)],
+)
+def test_a_worker_opens_no_more_connections_than_its_memory_holds(
+    concurrency: int | Literal["auto"], memory: int | None, expected: int | str
+) -> None:
+    flags = WorkerFlags(concurrency=concurrency, memory=memory)
+    assert make_worker_options(flags).concurrency == expected
 
 
 def test_two_ways_of_getting_grants_exclude_each_other() -> None:

@@ -6,18 +6,18 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-from uploader import Uploader, UploadOptions
-from uploader.bulk import Ledger, Row, RowRules
+from uploader import GrantProvider, Uploader, UploadOptions
+from uploader.bulk import Ledger, Row
 from uploader.bulk.rows import shown_path
 from uploader.bulk.runner import Reading
 from uploader.cli import run
-from uploader.cli.batch_views import BatchView, make_batch_view
+from uploader.cli.batch_views import make_batch_view
 from uploader.cli.flags import (
     AccessFlags,
     ClusterFlags,
@@ -44,19 +44,20 @@ from uploader.cluster.database import upgrade as upgrade_queue
 from uploader.cluster.embedded import EmbeddedPostgres
 from uploader.errors import CallerNotAuthenticated, ConfigurationError
 from uploader.events import Event, HookFailed, Listener
+from uploader.pace import MAX_CONCURRENCY
 from uploader.state import SqlState
 from uploader.threads import in_thread
-from uploader.units import count
+from uploader.units import MIB, count
 
 if TYPE_CHECKING:
     from uploader.cluster.enqueue import EnqueueCounts
+    from uploader.cluster.jobs import Places
     from uploader.cluster.worker import WorkerOptions
 
-__all__ = ["enqueue", "place_of", "results", "upgrade", "worker"]
+__all__ = ["enqueue", "make_worker_options", "place_of", "results", "upgrade", "worker"]
 
-_UNIT_SIZE: Final = 1024 * 1024
+_UNIT_SIZE: Final = MIB
 """What a connection holds of a body: a buffer of 512 KiB, and as much in the kernel."""
-_MAX_AUTO: Final = 32
 
 
 # --- which database ---------------------------------------------------------------------
@@ -78,8 +79,8 @@ def _warn_of_password(flags: StateFlags) -> None:
     url = flags.state or ""
     if any(url and url in word for word in sys.argv) and "@" in url and urlsplit(url).password:
         err(
-            "vodup: everybody on this machine can read the password in --state. Put the URL into "
-            "VODUP_STATE, or the password into ~/.pgpass."
+            "vodup: other users of this machine can read the password in --state. Put the URL in "
+            "VODUP_STATE, or the password in ~/.pgpass."
         )
 
 
@@ -111,19 +112,15 @@ def upgrade(flags: UpgradeFlags) -> int:
 
 def enqueue(flags: EnqueueFlags) -> int:
     """Queue rows, wait for them if asked to, and return the exit code."""
-    streams = make_streams(flags)
-    refuse_overwriting(streams, {"--report": flags.report, "--failed": flags.failed})
-    rules = _placed(make_rules(flags, flags), flags)
-    readings = make_readings(streams, flags, rules, _scope(flags))
-    with place_of(flags) as url:
-        return run.run_async(_enqueued(url, readings, flags))
-
-
-def _placed(rules: RowRules, flags: EnqueueFlags) -> RowRules:
     from uploader.cluster.jobs import PlacedRules, Places, this_node
 
-    places = Places(flags.node or this_node(), flags.shared)
-    return PlacedRules(**{f.name: getattr(rules, f.name) for f in fields(rules)}, places=places)
+    streams = make_streams(flags)
+    refuse_overwriting(streams, {"--report": flags.report, "--failed": flags.failed})
+    rules, places = make_rules(flags, flags), Places(flags.node or this_node(), flags.shared)
+    placed = PlacedRules(**{f.name: getattr(rules, f.name) for f in fields(rules)}, places=places)
+    readings = make_readings(streams, flags, placed, _scope(flags))
+    with place_of(flags) as url:
+        return run.run_async(_enqueued(url, readings, places, flags))
 
 
 def _scope(flags: AccessFlags) -> str:
@@ -136,7 +133,9 @@ def _scope(flags: AccessFlags) -> str:
     return api_origin(flags)
 
 
-async def _enqueued(url: str, readings: Sequence[Reading], flags: EnqueueFlags) -> int:
+async def _enqueued(
+    url: str, readings: Sequence[Reading], places: Places, flags: EnqueueFlags
+) -> int:
     from uploader.cluster.enqueue import Enqueuer
     from uploader.cluster.results import AwaitedRows, Results
 
@@ -155,7 +154,7 @@ async def _enqueued(url: str, readings: Sequence[Reading], flags: EnqueueFlags) 
             enqueuer = Enqueuer(
                 pool,
                 ledger,
-                _places_of(readings),
+                places,
                 priority=flags.priority,
                 overwrite=flags.overwrite,
                 exit_code=run.exit_code,
@@ -166,7 +165,7 @@ async def _enqueued(url: str, readings: Sequence[Reading], flags: EnqueueFlags) 
             try:
                 await enqueuer.run(readings)
                 read = [stream.name for stream, _ in readings]
-                _tell(enqueuer.counts, flags)
+                _print_counts(enqueuer.counts, flags)
                 if flags.wait:
                     async for record in coming.until_all(awaited):
                         ended(record)
@@ -175,17 +174,13 @@ async def _enqueued(url: str, readings: Sequence[Reading], flags: EnqueueFlags) 
     return run.common_code(codes)
 
 
-def _places_of(readings: Sequence[Reading]) -> Any:  # noqa: ANN401 - see PlacedRules
-    return readings[0][1].places  # type: ignore[attr-defined]
-
-
 def _settle(ledger: Ledger, flags: EnqueueFlags, manifests: Sequence[str]) -> None:
     ledger.compact(manifests=manifests)
     if flags.failed:
         ledger.write_failures(flags.failed)
 
 
-def _tell(counts: EnqueueCounts, flags: OutputFlags) -> None:
+def _print_counts(counts: EnqueueCounts, flags: OutputFlags) -> None:
     if flags.json:
         import json
 
@@ -193,8 +188,8 @@ def _tell(counts: EnqueueCounts, flags: OutputFlags) -> None:
     elif not flags.quiet:
         err(
             f"vodup: {count(counts.read_count, 'row')}: {counts.queued_count:,} queued, "
-            f"{counts.waiting_count:,} queued before, {counts.done_count:,} done, "
-            f"{counts.refused_count:,} refused."
+            f"{counts.waiting_count:,} already queued, {counts.done_count:,} done, "
+            f"{counts.refused_count:,} rejected."
         )
 
 
@@ -231,7 +226,7 @@ async def _written(url: str, names: list[str] | None, flags: ResultsFlags) -> in
     if not flags.quiet and not flags.json:
         err(
             f"vodup: {statuses['done']:,} done, {statuses['failed']:,} failed, "
-            f"{queued:,} not ended yet."
+            f"{queued:,} not finished."
         )
     return run.common_code(codes)
 
@@ -241,44 +236,64 @@ async def _written(url: str, names: list[str] | None, flags: ResultsFlags) -> in
 
 def worker(flags: WorkerFlags) -> int:
     """Work until stopped. A worker that SIGTERM stopped has done what it should: 0."""
-    rate = float(flags.api_rate)
-    options = replace(_within_memory(make_options(flags), flags.memory), vod_calls_per_s=rate)
     settings = _worker_options(flags)
     provider = require_provider(flags)
-
-    async def work(url: str, listener: Listener | None) -> int:
-        from uploader.cluster.worker import QueueWorker, SharedBudget
-
-        view = _WorkerView(make_batch_view(flags), flags, listener)
-        wait_s = min(10, settings.patience_s / 2)
-        async with open_pool(conninfo_of(url), wait_s=wait_s) as pool:
-            uploader = Uploader(
-                provider,
-                state=SqlState(url, lease_ttl_s=settings.silent_s),
-                options=options,
-                trust=make_trust(flags),
-                on_event=view.told,
-                shared_vod_budget=SharedBudget(pool, provider.scope, rate),
-            )
-            async with uploader:
-                view.started(settings.node)
-                await QueueWorker(
-                    uploader,
-                    pool,
-                    settings,
-                    exit_code=run.exit_code,
-                    on_record=view.record,
-                    on_given_back=view.given_back,
-                ).run()
-        return run.DONE
-
     with place_of(flags) as url, serve_metrics(flags.metrics_port) as listener:
         try:
-            return run.run_async(work(url, listener))
+            return run.run_async(_work(url, provider, settings, flags, listener))
         except run.Interrupted as interrupted:
             if interrupted.code != run.interrupted_code(signal.SIGTERM):
                 raise
             return run.DONE
+
+
+async def _work(
+    url: str,
+    provider: GrantProvider,
+    settings: WorkerOptions,
+    flags: WorkerFlags,
+    listener: Listener | None,
+) -> int:
+    from uploader.cluster.worker import QueueWorker, SharedBudget
+
+    view = make_batch_view(flags)
+
+    def say(sentence: str) -> None:
+        if not flags.quiet:
+            err(f"vodup: {sentence}")
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, HookFailed):
+            say(event.message)
+        if listener is not None:
+            listener(event)
+
+    def on_record(record: Mapping[str, Any]) -> None:
+        view.record({**record, "path": shown_path(str(record.get("path", "")))})
+
+    def on_given_back(row: Row, why: str) -> None:
+        say(f"{row.source_name or row.where}: {why} It returns to the queue.")
+
+    async with open_pool(conninfo_of(url), wait_s=min(10, settings.patience_s / 2)) as pool:
+        uploader = Uploader(
+            provider,
+            state=SqlState(url, lease_ttl_s=settings.silent_s),
+            options=make_worker_options(flags),
+            trust=make_trust(flags),
+            on_event=on_event,
+            shared_vod_budget=SharedBudget(pool, provider.scope, float(flags.api_rate)),
+        )
+        async with uploader:
+            say(f"worker {os.getpid()} on {settings.node} is ready.")
+            await QueueWorker(
+                uploader,
+                pool,
+                settings,
+                exit_code=run.exit_code,
+                on_record=on_record,
+                on_given_back=on_given_back,
+            ).run()
+    return run.DONE
 
 
 def _worker_options(flags: WorkerFlags) -> WorkerOptions:
@@ -304,40 +319,11 @@ def _worker_options(flags: WorkerFlags) -> WorkerOptions:
     )
 
 
-def _within_memory(options: UploadOptions, memory: int | None) -> UploadOptions:
-    """No more connections than their bodies have room for."""
-    if memory is None:
+def make_worker_options(flags: WorkerFlags) -> UploadOptions:
+    """Return how a worker sends data, with no more connections than --memory has room for."""
+    options = replace(make_options(flags), vod_calls_per_s=float(flags.api_rate))
+    if flags.memory is None:
         return options
-    most = memory // _UNIT_SIZE
-    asked = _MAX_AUTO if options.concurrency == "auto" else options.concurrency
-    return options if asked <= most else replace(options, concurrency=most)
-
-
-class _WorkerView:
-    """Says what a worker does: JSON lines, or what went wrong, and at the end what it did.
-
-    Mutable: how much was said.
-    """
-
-    def __init__(self, view: BatchView, flags: OutputFlags, listener: Listener | None) -> None:
-        self._view, self._listener = view, listener
-        self._say: Callable[[str], None] = (lambda _: None) if flags.quiet else err
-
-    def started(self, node: str) -> None:
-        """The worker takes rows from now on."""
-        self._say(f"vodup: worker {os.getpid()} on {node} is ready.")
-
-    def told(self, event: Event) -> None:
-        """Say which hooks failed; nobody else would."""
-        if isinstance(event, HookFailed):
-            self._say(f"vodup: {event.message}")
-        if self._listener is not None:
-            self._listener(event)
-
-    def record(self, record: Mapping[str, Any]) -> None:
-        """A row has ended."""
-        self._view.record({**record, "path": shown_path(str(record.get("path", "")))})
-
-    def given_back(self, row: Row, why: str) -> None:
-        """A row goes back to the queue."""
-        self._say(f"vodup: {row.source_name or row.where}: {why} It is tried again.")
+    most = flags.memory // _UNIT_SIZE
+    wanted = MAX_CONCURRENCY if options.concurrency == "auto" else options.concurrency
+    return options if wanted <= most else replace(options, concurrency=most)
