@@ -410,7 +410,7 @@ def test_a_small_window_keeps_parts_small() -> None:
     ],
 )
 def test_numbers_outside_of_the_limits(numbers: dict[str, int]) -> None:
-    with pytest.raises(ConfigurationError, match="is not possible: OSS takes"):
+    with pytest.raises(ConfigurationError, match="is not possible: OSS accepts"):
         plan_stream(**numbers)
 
 

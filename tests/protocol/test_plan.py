@@ -199,8 +199,8 @@ def test_an_end_between_two_parts_cuts_none(plan: Plan, data: st.DataObject) -> 
 @pytest.mark.parametrize(
     ("size", "message"),
     [
-        (0, "an empty file is no video"),
-        (-1, "an empty file is no video"),
+        (0, "The source is empty"),
+        (-1, "The source is empty"),
         (3 * MIB + 1, f"^{3 * MIB + 1} bytes do not fit into 3 parts"),
         (MAX_OBJECT_SIZE + 1, "more than an OSS object can have"),
     ],

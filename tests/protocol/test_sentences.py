@@ -13,7 +13,7 @@ from uploader.protocol.decode import decode_answer, decode_grant
 from uploader.protocol.documents import MalformedDocument
 from uploader.protocol.failures import OSS, VOD, Service
 from uploader.protocol.grants import UploadTarget
-from uploader.protocol.integrity import combine_crc64, multipart_etag
+from uploader.protocol.integrity import join_crc64, multipart_etag
 from uploader.protocol.part_sizes import plan_file
 from uploader.protocol.plan import read_plan
 from uploader.protocol.trust import TrustPolicy
@@ -123,7 +123,7 @@ SAID: dict[str, Callable[[], object]] = {
     "a key that climbs": target(object_key="a/../b"),
     "a prefix that climbs": target(object_prefix=".."),
     "a host with a port": lambda: TrustPolicy(allowed_hosts=frozenset({"a.example:80"})),
-    "a negative size": lambda: combine_crc64(1, 1, -1),
+    "a negative size": lambda: join_crc64([(1, -1)]),
     "no MD5s": lambda: multipart_etag([]),
     "denied by OSS": refused("AccessDenied", by=OSS),
     "signature at OSS": refused("SignatureDoesNotMatch", by=OSS),

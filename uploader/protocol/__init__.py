@@ -1,1 +1,1 @@
-"""What is said to OSS and VOD: values and pure functions, no I/O and no clock."""
+"""The protocols of OSS and VOD: values and pure functions, without I/O and without a clock."""

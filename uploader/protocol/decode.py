@@ -1,4 +1,4 @@
-"""Reads UploadAddress and UploadAuth, alone or in a whole answer of VOD's.
+"""Decodes UploadAddress and UploadAuth, alone or in a whole answer of VOD.
 
 Both are base64 of JSON (VOD doc "Upload URLs and credentials"):
 
@@ -6,8 +6,8 @@ Both are base64 of JSON (VOD doc "Upload URLs and credentials"):
     UploadAuth    {"AccessKeyId", "AccessKeySecret", "SecurityToken",
                    "ExpireUTCTime", "Expiration", "Region"}
 
-The reading is lenient where official clients and documents differ from each other, and
-strict where a wrong guess would send bytes or credentials astray. No message quotes a
+Decoding is lenient where official clients and documents differ from each other, and strict
+where a wrong guess would send bytes or credentials to the wrong place. No message quotes a
 value: any of them may be a secret.
 """
 
@@ -127,10 +127,10 @@ def decode_answer(answer: str | bytes | Mapping[str, Any]) -> UploadGrant:
 
 
 def encode_answer(grant: UploadGrant) -> dict[str, str]:
-    """The reverse of `decode_answer`: what an app server hands to a host of its own.
+    """Encode a grant so that `decode_answer` reads it: for app servers that issue grants.
 
-    The texts hold the credentials: answer over TLS, to whom the upload belongs, and write
-    them nowhere.
+    The texts hold the credentials: send them over TLS, only to the owner of the upload, and
+    store them nowhere.
     """
     target, credentials = grant.target, grant.credentials
     at = credentials.expires_at
@@ -248,13 +248,12 @@ def _target(fields: Mapping[str, Any]) -> UploadTarget:
 
 
 def _with_scheme(endpoint: str) -> str:
-    told = endpoint if "://" in endpoint else f"https://{endpoint}"
-    return told.removesuffix("/")
+    return (endpoint if "://" in endpoint else f"https://{endpoint}").removesuffix("/")
 
 
 def _credentials(fields: Mapping[str, Any]) -> StsCredentials:
     expiration = _expiration(fields)
-    told_at = _optional_text(fields, "ExpireUTCTime", "UploadAuth")
+    expires_at = _optional_text(fields, "ExpireUTCTime", "UploadAuth")
     return StsCredentials(
         access_key_id=_header_text(fields, "AccessKeyId"),
         access_key_secret=_header_text(fields, "AccessKeySecret"),
@@ -262,7 +261,7 @@ def _credentials(fields: Mapping[str, Any]) -> StsCredentials:
         security_token=_header_text(fields, "SecurityToken"),
         # Older answers carry the date in Expiration; the official mobile SDKs read that
         # field first and let a non-empty ExpireUTCTime override it.
-        expires_at=_instant(told_at) if told_at else _instant(expiration),
+        expires_at=_instant(expires_at or expiration),
         life_s=_life_s(expiration),
         region=_region(fields),
     )
@@ -311,7 +310,7 @@ def _expiration(fields: Mapping[str, Any]) -> str | None:
     """Return Expiration as text: it comes as a string of seconds or as a number."""
     value = fields.get("expiration")
     if isinstance(value, int | float) and not isinstance(value, bool):
-        # A number nobody can mean must not become thousands of digits of text.
+        # A huge number must not become a text of thousands of digits.
         return f"{value}" if abs(value) <= MAX_LIFE_S else None
     return _optional_text(fields, "Expiration", "UploadAuth")
 
@@ -326,8 +325,8 @@ def _life_s(expiration: str | None) -> float | None:
 def _instant(text: str | None) -> datetime | None:
     """Read an ISO 8601 instant; without an offset it is UTC.
 
-    An unreadable one is None, not an error: an expiry is only a hint. The credentials
-    count as expired early then, and OSS has the last word.
+    An unreadable one is None, not an error: an expiry is only a hint. The credentials are
+    renewed early then, and OSS decides when they have expired.
     """
     if text is None or not _INSTANT.fullmatch(text.strip()):
         return None
@@ -388,7 +387,7 @@ def _unwrapped(answer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_error_answer(fields: Mapping[str, Any]) -> None:
-    """Refuse an answer that says no: {"Code", "Message", "RequestId", ...}."""
+    """Refuse an answer that reports an error: {"Code", "Message", "RequestId", ...}."""
     code = fields.get("code")
     if not isinstance(code, str) or _ANSWER_KEYS & fields.keys():
         return
@@ -397,7 +396,8 @@ def _refuse_error_answer(fields: Mapping[str, Any]) -> None:
     about = f" (request {request_id})" if request_id else ""
     raise InvalidGrant(
         f"The answer is an error of VOD, code {named}{about}, and holds no grant.",
-        next_step="Mend what the code says, then ask VOD for a new answer.",
+        next_step="Look the code up in VOD's documentation, correct the cause, then request a "
+        "new answer.",
     )
 
 

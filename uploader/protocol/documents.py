@@ -1,7 +1,7 @@
-"""Documents from elsewhere, checked before anybody believes them.
+"""Parses JSON and XML that cannot be trusted.
 
-JSON and XML come from services, proxies, files and people. Whatever they hold, only
-`MalformedDocument` or a value within known limits leaves this module.
+Documents come from services, proxies, files and people. Whatever they hold, the functions here
+return a value within known limits or raise `MalformedDocument`.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _DECLARATION = re.compile(r"<!\s*(?:DOCTYPE|ENTITY)", re.IGNORECASE)
 
 
 class MalformedDocument(ValueError):
-    """A document is not what it has to be; the message never quotes its content."""
+    """A document is malformed; the message never quotes its content."""
 
 
 # --- text -----------------------------------------------------------------------------
 
 
 def clean_text(text: str, max_length: int = 300) -> str:
-    """Make `text`, which somebody else wrote, harmless to show in a terminal or a log.
+    """Return untrusted `text` as it can safely be shown in a terminal or a log.
 
     Control characters (escape sequences, line breaks), bidirectional overrides, lone
     surrogates and odd spaces become a single space; what is too long is cut.
@@ -56,7 +56,7 @@ def clean_text(text: str, max_length: int = 300) -> str:
 def decimal(text: str) -> int:
     """Read a decimal number as the services write it: ASCII digits, nothing else.
 
-    `int()` alone would take " 1_0 ", "+5" and Arabic digits.
+    `int()` alone would accept " 1_0 ", "+5" and Arabic digits.
 
     Raises:
         MalformedDocument: anything else, or more than 20 digits.
@@ -166,8 +166,8 @@ def _containers_in(container: dict[str, Any] | list[Any]) -> list[Any]:
 def parse_xml(data: bytes, *, max_bytes: int = 1 << 20) -> Element:
     """Parse an XML document into an element tree whose tags have no namespaces.
 
-    OSS and gateways in front of it differ in whether they declare a namespace; nobody
-    here needs one.
+    OSS and the gateways in front of it differ in whether they declare a namespace; no caller
+    needs one.
 
     Raises:
         MalformedDocument: not UTF-8, not well-formed, with a DOCTYPE or entities, too

@@ -46,11 +46,11 @@ class Meaning(Enum):
     FIX_CLOCK = auto()  # sign for the server's time, then send it again
     VANISHED = auto()  # the multipart upload does not exist any more: start another one
     REPAIR = auto()  # OSS holds other parts than those listed: list them, send what differs
-    STORED = auto()  # the object is stored all the same: read what OSS says of it
+    STORED = auto()  # the object is stored nevertheless: read its headers
     ABSENT = auto()  # there is no such object
     NO_TARGET = auto()  # there is no such bucket
     BAD_PARAMETER = auto()  # the service does not know a parameter or its value
-    FATAL = auto()  # nothing of the above helps
+    FATAL = auto()  # retrying does not help
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,7 @@ def _as_error(
 
 
 def _by_status(status: int) -> Meaning:
-    """For codes nobody documented, and for answers of proxies, which have none."""
+    """For codes that are not documented, and for answers of proxies, which have none."""
     if status in {429, 503}:
         return Meaning.SLOW_DOWN
     if status >= 500 or status == 408:
@@ -178,7 +178,7 @@ _NO_UPLOAD_RIGHTS = _Row(
 _CHECK_SIGNATURE: Final = "Check --oss-region and --signature; report the request id if it stays."
 _OLD_SIGNATURE = _Row(
     error=PermissionDenied,
-    next_step="This bucket takes another signature version: pass --signature v4 (or v1 for old "
+    next_step="This bucket requires another signature version: pass --signature v4 (or v1 for old "
     "private deployments).",
 )
 _PAY = _Row(
@@ -202,7 +202,7 @@ _NO_RAM_RIGHTS = _Row(
     "AliyunVODFullAccess or AliyunVodUploadAuth), then run the same command again.",
 )
 _CORRECT_META: Final = (
-    "Correct what CreateUploadVideo is told (--title, --file-name with a video's extension, "
+    "Correct the parameters of CreateUploadVideo (--title, --file-name with a video's extension, "
     "--description, --tags, ...), then run again."
 )
 _BAD_META = _Row(error=ConfigurationError, next_step=_CORRECT_META)
@@ -219,15 +219,15 @@ OSS: Final = Service(
         # "0002-00000004".
         "InvalidSecurityToken": _EXPIRED,
         "AccessKeyIdAndSecurityTokenNotMatch": _EXPIRED,
-        # May be how an expiry looks while OSS's parts disagree; with fresh credentials they are
-        # what they say. The official JS SDK takes SignatureDoesNotMatch for an expiry.
+        # OSS may report an expiry like this while its nodes disagree; with fresh credentials it is
+        # final. The official JS SDK treats SignatureDoesNotMatch as an expiry.
         "AccessDenied": _NO_UPLOAD_RIGHTS,
         "SignatureDoesNotMatch": _Row(
             error=PermissionDenied, next_step=_CHECK_SIGNATURE, may_be_expiry=True
         ),
         "": _Row(may_be_expiry=True),
-        # The clock differs by more than 15 minutes. OSS doc "0002-00000504"; to V4 signatures
-        # it is InvalidArgument, "Invalid signing date in Authorization header".
+        # The clock differs by more than 15 minutes. OSS doc "0002-00000504"; for V4 signatures
+        # the code is InvalidArgument, "Invalid signing date in Authorization header".
         "RequestTimeTooSkewed": _OTHER_CLOCK,
         "0002-00000212": _OTHER_CLOCK,
         "InvalidArgument": _Row(error=PermissionDenied, next_step=_CHECK_SIGNATURE),
@@ -252,7 +252,7 @@ OSS: Final = Service(
         **_each(_BUSY, "TotalQpsLimitExceeded MetaOperationQpsLimitExceeded QpsLimitExceeded"),
         **_each(_BUSY, "ActiveRequestLimitExceeded CpuLimitExceeded"),
     },
-    # To OSS it may take longer than credentials live; a smaller part would get through.
+    # Sending a part may take longer than credentials live; a smaller part would succeed.
     rejected_next_step="Use a smaller --part-size or more bandwidth: a part must be sent within "
     "the life of one credential. Then run the same command again.",
 )
@@ -285,7 +285,7 @@ IMS: Final = Service("IMS", VOD.rows)
 """Intelligent Media Services answer with the codes of VOD."""
 
 APP_SERVER: Final = Service("app server", {})
-"""A caller's own service that hands out grants (--auth-url): only the status is known."""
+"""The caller's own service that issues grants (--auth-url). Its codes are not known."""
 
 
 # --- questions about failures -----------------------------------------------------------
@@ -297,7 +297,7 @@ def is_vanished(failure: VodupError) -> bool:
 
 
 def is_target_refused(failure: VodupError) -> bool:
-    """Whether OSS does not take our bucket or key, rather than this request."""
+    """Whether OSS refuses the bucket or the key, rather than this one request."""
     return isinstance(failure, PermissionDenied) or OSS.meaning(failure) is Meaning.NO_TARGET
 
 

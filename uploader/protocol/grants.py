@@ -1,6 +1,6 @@
-"""What VOD hands out for one upload: where to send a video, and with which credentials.
+"""Grants: where to send one video, and with which credentials.
 
-`decode` reads it from UploadAddress and UploadAuth.
+VOD issues them as UploadAddress and UploadAuth; `decode` reads these.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _VIDEO_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 @dataclass(frozen=True, slots=True)
 class UploadTarget:
-    """Where the object goes, as the address told it; `TrustPolicy.check_target` judges it.
+    """Where the object is stored, as the address names it; see `TrustPolicy.check_target`.
 
     Attributes:
         endpoint: scheme and host, no trailing slash; https where no scheme was given.
@@ -36,12 +36,12 @@ class UploadTarget:
 class StsCredentials:
     """Temporary credentials for one upload. They have no repr and cannot be pickled.
 
-    They live in memory only. `dataclasses.asdict` would still copy them out: don't.
+    They are kept in memory only. Do not pass them to `dataclasses.asdict`.
 
     Attributes:
         expires_at: aware UTC, from `ExpireUTCTime`; None when it is absent or unreadable.
         life_s: seconds of life counted from issue, from `Expiration`; None when absent,
-            not above 0 or longer than a day. Documents say 3,000 s whatever is told here.
+            not above 0 or longer than a day. The documents say 3,000 s, whatever this field says.
         region: the VOD API's region, for RefreshUploadVideo. Not OSS's: accounts in VOD
             Shanghai may store in Beijing.
     """
@@ -62,12 +62,12 @@ class StsCredentials:
 
 @dataclass(frozen=True, slots=True)
 class UploadGrant:
-    """What VOD hands out for one upload: a video, a target and credentials.
+    """What VOD issues for one upload: a video, a target and credentials.
 
     Attributes:
-        video_id: None when the answer did not name it, as some app servers' do not.
-        was_swapped: UploadAddress and UploadAuth came in each other's place. The samples
-            of the official documents print them so.
+        video_id: None when the answer does not name it, as with some app servers.
+        was_swapped: UploadAddress and UploadAuth were in each other's place, as they are
+            printed in samples of the official documents.
     """
 
     video_id: str | None
@@ -83,7 +83,7 @@ def is_video_id(text: str) -> bool:
 
 
 def mask(grant: UploadGrant) -> dict[str, str | float | bool | None]:
-    """Return what may be shown of a grant: no secret, the AccessKeyId shortened."""
+    """Return the fields that may be shown: no secret, the AccessKeyId shortened."""
     credentials = grant.credentials
     expires_at = credentials.expires_at
     return {
@@ -102,5 +102,5 @@ def mask(grant: UploadGrant) -> dict[str, str | float | bool | None]:
 
 
 def _shortened(access_key_id: str) -> str:
-    # "STS." and three characters tell two credentials apart and give nothing away.
+    # "STS." and three characters are enough to distinguish two credentials.
     return f"{access_key_id[:7]}…" if len(access_key_id) >= 16 else "…"

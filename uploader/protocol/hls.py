@@ -1,7 +1,7 @@
-"""HLS playlists: what they refer to, and the same playlist with other names in it (RFC 8216).
+"""HLS playlists: finds the files they refer to, and rewrites the references (RFC 8216).
 
-A playlist is rewritten in place: what is not a reference stays as it was, to the byte, so
-tags nobody here knows survive.
+A playlist is rewritten in place: what is not a reference stays the same, to the byte, so
+unknown tags are preserved.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_PLAYLIST_SIZE: Final = 16 * 1024 * 1024
 """Bytes; 24 hours in 2-second segments of 100 characters are 4.3 MB."""
 
 MAX_NAME_LENGTH: Final = 200
-"""OSS takes keys of 1,023 bytes, of which VOD's prefix needs some."""
+"""OSS accepts keys of 1,023 bytes, of which VOD's prefix needs some."""
 
 _MASTER_TAGS: Final = frozenset(
     # RFC 8216 §4.3.4: these appear in master playlists only.
@@ -31,7 +31,7 @@ _MASTER_TAGS: Final = frozenset(
 _PLAYLIST_TAGS: Final = frozenset({"#EXT-X-MEDIA", "#EXT-X-I-FRAME-STREAM-INF"})
 _FILE_TAGS: Final = frozenset({"#EXT-X-MAP", "#EXT-X-PART"})
 _KEY_TAGS: Final = frozenset({"#EXT-X-KEY", "#EXT-X-SESSION-KEY", "#EXT-X-SESSION-DATA"})
-"""What these name may live elsewhere for good: a key server, a licence service."""
+"""These may refer to files outside the package: a key server, a licence service."""
 
 _LIVE_TAGS: Final = frozenset({"#EXT-X-PRELOAD-HINT", "#EXT-X-RENDITION-REPORT", "#EXT-X-SKIP"})
 _ATTRIBUTE: Final = re.compile(r'([A-Z0-9-]+)=("[^"]*"|[^",]*)(?:,|\s*$)')
@@ -46,7 +46,7 @@ class Reference:
     Attributes:
         uri: as it is written.
         line, start: where, the line counted from 0 and the character within it.
-        is_playlist: whether another playlist is meant.
+        is_playlist: whether it refers to another playlist.
     """
 
     uri: str
@@ -61,8 +61,8 @@ class Playlist:
 
     Attributes:
         lines: without the line feeds between them; carriage returns stay.
-        references: those to files of the package, in the order of the text. Keys and
-            session data that live on a server are none of them.
+        references: those to files of the package, in the order of the text; without keys
+            and session data on a server.
         is_master: whether it lists playlists instead of segments.
     """
 
@@ -89,7 +89,7 @@ def parse_playlist(data: bytes) -> Playlist:
 
 
 def rewritten(playlist: Playlist, name_of: Callable[[Reference], str]) -> bytes:
-    """The playlist with every reference replaced by `name_of` it."""
+    """Return the playlist with every reference replaced by `name_of(reference)`."""
     lines = list(playlist.lines)
     for reference in reversed(playlist.references):  # from the end: places before stay valid
         line, end = lines[reference.line], reference.start + len(reference.uri)
@@ -98,7 +98,7 @@ def rewritten(playlist: Playlist, name_of: Callable[[Reference], str]) -> bytes:
 
 
 def file_path(uri: str) -> str:
-    """The relative path that a URI of a package means: decoded, without query and fragment."""
+    """Return the relative path of a URI: decoded, without query and fragment."""
     return unquote(re.split(r"[?#]", uri, maxsplit=1)[0], errors="surrogateescape")
 
 

@@ -41,14 +41,14 @@ def create_upload_media(
     first again.
 
     Raises:
-        ConfigurationError: `meta` has what IMS does not know, or the name no extension.
+        ConfigurationError: a field of `meta` is not one of IMS, or the name has no extension.
     """
     if meta.template_group_id or meta.reference_id:
-        raise ConfigurationError("IMS knows no template groups and no ReferenceIds.")
+        raise ConfigurationError("IMS has no template groups and no ReferenceIds.")
     stem, dot, extension = (meta.file_name or file_name).rpartition(".")
     if not dot or not extension or not stem:
         raise ConfigurationError(
-            "IMS wants to know a file's extension.", next_step="Pass --file-name, with one."
+            "IMS requires a file name with an extension.", next_step="Pass one with --file-name."
         )
     file_info = {
         "Type": "audio" if extension.lower() in _AUDIO else "video",
@@ -95,7 +95,7 @@ def refresh_upload_media(endpoint: str, media_id: str) -> Operation[UploadGrant]
 
 
 def get_media_info(endpoint: str, media_id: str) -> Operation[VideoFacts]:
-    """Ask what IMS knows of the source file (IMS API: GetMediaInfo)."""
+    """Read IMS's record of the source file (IMS API: GetMediaInfo)."""
     params = {"MediaId": media_id, "OutputType": "oss"}
     return rpc_operation(endpoint, "GetMediaInfo", params, _parse_media_info, version=_VERSION)
 

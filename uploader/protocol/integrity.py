@@ -1,4 +1,4 @@
-"""What proves that OSS holds the bytes we sent: CRC-64/XZ and OSS's ETag formula.
+"""The checksums that prove which bytes OSS stores: CRC-64/XZ, and OSS's ETag formula.
 
 OSS returns the CRC-64 of a part or an object in `x-oss-hash-crc64ecma` (OSS doc
 "Verify data consistency with CRC-64"). The CRC of the whole follows from the CRCs of its
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 __all__ = [
-    "combine_crc64",
     "crc64",
     "join_crc64",
     "multipart_etag",
@@ -47,11 +46,6 @@ def crc64(data: bytes | bytearray | memoryview, crc: int = 0) -> int:
     Any contiguous buffer is read in place (fastcrc from 0.4 on). crc64(b"") is 0.
     """
     return xz(data, crc)
-
-
-def combine_crc64(crc1: int, crc2: int, size2: int) -> int:
-    """Return the CRC of two adjoining pieces from each one's CRC and the second's size."""
-    return _multiply(crc1, _shift_by(size2)) ^ crc2
 
 
 def join_crc64(pieces: Iterable[tuple[int, int]]) -> int:
@@ -148,8 +142,8 @@ def multipart_etag(part_md5s: Iterable[str]) -> str:
     """Return the ETag that OSS gives an object made of parts with these MD5s.
 
     It is the MD5 of the parts' MD5s written as upper-case hexadecimal text, then "-" and
-    their number. S3 hashes the binary digests instead. OSS does not document it;
-    answers of the service recorded in the tests of its SDKs pin it down.
+    their number. S3 hashes the binary digests instead. OSS does not document it; it follows
+    from answers of the service that are recorded in the tests of its SDKs.
 
     Raises:
         ValueError: no part, or something that is not 32 hexadecimal digits.

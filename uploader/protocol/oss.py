@@ -49,13 +49,13 @@ __all__ = [
 LIST_PAGE_SIZE = 1000
 """The most parts in one answer (OSS API: ListParts, max-parts)."""
 _COMPLETE_TIMEOUT_S = 300.0
-"""OSS may take long to join 10,000 parts, and goes on when the client has left
+"""OSS may need long to join 10,000 parts, and continues when the client has disconnected
 (OSS API: CompleteMultipartUpload)."""
 
 
 @dataclass(frozen=True, slots=True)
 class PartReceipt:
-    """What OSS says it stored. `crc64` is None where it does not tell."""
+    """OSS's answer for a part. `crc64` is None where the answer has none."""
 
     etag: str
     crc64: int | None
@@ -64,7 +64,7 @@ class PartReceipt:
 
 @dataclass(frozen=True, slots=True)
 class ListedPart:
-    """One part as ListParts shows it."""
+    """One part as ListParts returns it."""
 
     number: int
     size: int
@@ -82,7 +82,7 @@ class PartsPage:
 
 @dataclass(frozen=True, slots=True)
 class ObjectFacts:
-    """What OSS says of a whole object; None where it does not tell."""
+    """OSS's answer about a whole object; None for what the answer does not have."""
 
     etag: str | None
     crc64: int | None
@@ -98,8 +98,8 @@ def initiate_multipart_upload(
 ) -> Operation[str]:
     """Start a multipart upload; the answer is its UploadId.
 
-    An answer lost on the way leaves an upload nobody knows; OSS's lifecycle rules remove
-    it. Repeating it is harmless otherwise.
+    If the answer is lost, an unknown upload remains, which OSS's lifecycle rules remove.
+    Repeating the call is harmless otherwise.
     """
     request = _request("POST", target, {"uploads": ""}, headers=headers, body=BytesBody(b""))
     return Operation(name="InitiateMultipartUpload", request=request, parse=_parse_initiated)
@@ -108,7 +108,7 @@ def initiate_multipart_upload(
 def upload_part(
     target: UploadTarget, upload_id: str, part: Part, body: Body, *, needs_md5: bool = False
 ) -> Operation[tuple[PartReceipt, SentBody]]:
-    """Store one part; the answer is OSS's receipt beside what was sent for it."""
+    """Store one part; the result is OSS's answer and what was sent."""
     params = {"partNumber": str(part.number), "uploadId": upload_id}
     return Operation(
         name="UploadPart",
@@ -153,8 +153,8 @@ def complete_multipart_upload(
 ) -> Operation[ObjectFacts]:
     """Join exactly the listed (part number, ETag) into the object.
 
-    Never `x-oss-complete-all`: that takes whatever the server has. Repeating it after a
-    lost answer gives NoSuchUpload, which then means "probably done" (see the engine).
+    Never `x-oss-complete-all`, which joins whatever the server has. Repeated after a lost
+    answer it returns NoSuchUpload, which then means that it has probably succeeded.
     """
     xml = "".join(
         f"<Part><PartNumber>{number}</PartNumber><ETag>{escape(etag)}</ETag></Part>"
@@ -171,23 +171,23 @@ def complete_multipart_upload(
 
 
 def abort_multipart_upload(target: UploadTarget, upload_id: str) -> Operation[None]:
-    """Delete a multipart upload and its parts; parts under way may survive the first call."""
+    """Delete a multipart upload and its parts; parts being sent may survive the first call."""
     request = _request("DELETE", target, {"uploadId": upload_id})
     return Operation(name="AbortMultipartUpload", request=request, parse=_parse_aborted)
 
 
 def head_object(target: UploadTarget) -> Operation[ObjectFacts]:
-    """Ask what the object is."""
+    """Read size and checksums of the object."""
     return Operation(
         name="HeadObject", request=_request("HEAD", target, {}), parse=_parse_object_facts
     )
 
 
 def read_signed_url(url: str) -> Operation[ObjectFacts]:
-    """Ask what the object behind a URL signed by VOD is, by reading its first byte.
+    """Read size and checksums of the object behind a URL that VOD has signed.
 
-    Such URLs are signed for GET, so HEAD is refused; the headers of a range tell the
-    CRC-64 of the whole object all the same (OSS API: GetObject).
+    Such URLs are signed for GET, so HEAD is refused. The first byte is read instead: its headers
+    have the CRC-64 of the whole object (OSS API: GetObject).
     """
     request = Request(method="GET", endpoint=url, headers={"range": "bytes=0-0"})
     return Operation(name="GetObject", request=request, parse=_parse_object_facts)
@@ -228,7 +228,7 @@ def _parse_stored(
 ) -> tuple[PartReceipt, SentBody]:
     _require_success(response, name)
     if response.sent.size != expected_size:
-        # A success told before the body was read says nothing about the body.
+        # A success reported before the body was read says nothing about the body.
         raise unusable(name, "it came before the body was sent completely")
     etag = plain_etag(response.headers.get("etag", ""))
     if not etag:
@@ -239,7 +239,7 @@ def _parse_stored(
 
 
 def _require_intact(name: str, receipt: PartReceipt, sent: SentBody) -> None:
-    """Compare what OSS stored with what left here. Encrypted objects have other ETags."""
+    """Compare what OSS stored with what was sent. Encrypted objects have other ETags."""
     is_same = True
     if receipt.crc64 is not None:
         is_same = receipt.crc64 == sent.crc64
@@ -291,8 +291,8 @@ def _parse_object_facts(response: Response) -> ObjectFacts:
     name = "GetObject" if response.status == 206 else "HeadObject"
     _require_success(response, name)
     if not (_request_id(response) or "x-oss-hash-crc64ecma" in response.headers):
-        # No document shows whose answer it is, and what a login page says of an object
-        # would be believed. OSS's common headers are in each of its answers.
+        # There is no document in the body to check, and the answer may be a login page's.
+        # Every answer of OSS has its common headers.
         raise unusable(name, "it is not from OSS")
     etag = plain_etag(response.headers.get("etag", ""))
     size = response.headers.get("content-length", "")

@@ -27,7 +27,7 @@ MIB = 1024 * KIB
 
 # --- cutting a file ---------------------------------------------------------------------
 
-# Too small costs a round trip a part; too large costs more when a part has to be repeated.
+# Smaller: every part costs a round trip. Larger: more is sent again when a part fails.
 DEFAULT_PART_SIZE = 8 * MIB
 # Between these the part size follows the link.
 LEAST_PART_SIZE = 1 * MIB
@@ -36,14 +36,14 @@ MOST_PART_SIZE = 64 * MIB
 SPREAD_PART_SIZE = 2 * MIB
 # Bytes a second of one connection while nothing is known: 1 Mbit/s for four of them.
 SLOWEST_CONNECTION_RATE = 32 * KIB
-# A part shall take at most this share of a credential's life: they are renewed when half of it
-# is left at the latest, and a part may take twice as long as expected.
+# Sending a part should take at most this share of a credential's life: credentials are renewed
+# when half of it is left at the latest, and a part may take twice as long as expected.
 CREDENTIAL_SHARE = 1 / 4
 # Between two parts a connection waits for a round trip; this many are to be filled with bytes.
 ROUND_TRIPS_A_PART = 10
 TAIL_MIN_SIZE = 1 * MIB
-# On links that are not near. There a connection may be so slow, and take so long to become
-# faster when the others have ended, that its last MiB takes a second or more.
+# With a long round trip a connection may be so slow, and need so long to become faster when the
+# others have ended, that its last MiB takes a second or more.
 FAR_TAIL_MIN_SIZE = 512 * KIB
 FAR_RTT_S = 0.01
 MAX_TAIL_CONCURRENCY = 256
@@ -51,7 +51,7 @@ MAX_TAIL_CONCURRENCY = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outlook:
-    """What is known of the way to OSS before the first part is sent.
+    """What is known of the path to OSS before the first part is sent.
 
     Attributes:
         connection_rate: bytes a second of one connection; None while nothing is known.
@@ -85,10 +85,10 @@ def plan_file(
             trip of each part shows, and 10,000 parts may not suffice. Too large: an
             interruption costs up to concurrency × part size sent again.
         concurrency: how many parts are in flight; the tail is shaped for it.
-        first_concurrency: how many are at first, where more are hoped for. On links that
-            are not near, so few parts that they would all start at once are then cut like
-            others: otherwise the last of them would start when the first have ended.
-        outlook: the link and the credentials.
+        first_concurrency: how many are in flight at first, if fewer. With a long round trip
+            a file of so few parts that `concurrency` would send all at once gets a tail as
+            well: otherwise its last parts would start when the first have ended.
+        outlook: the path to OSS and the credentials.
 
     Raises:
         ConfigurationError: size, part size or concurrency are out of range, or the part
@@ -191,7 +191,7 @@ def _least_part_size(size: int, count: int) -> int:
 def _check_part_size(part_size: int, size: int) -> None:
     if not MIN_PART_SIZE <= part_size <= MAX_PART_SIZE:
         raise ConfigurationError(
-            f"A part size of {part_size} bytes is not possible: OSS takes "
+            f"A part size of {part_size} bytes is not possible: OSS accepts "
             f"{MIN_PART_SIZE} (100 KiB) to {MAX_PART_SIZE} (5 GiB)."
         )
     least = _ceil_div(size, MAX_PART_COUNT)
@@ -226,15 +226,15 @@ def plan_stream(
 ) -> Plan:
     """Return the open plan of a source whose end is not known: larger and larger parts.
 
-    Parts are small at first, because whoever produces a stream may stop soon and every part
-    under way is kept until OSS has it; and large in the end, because OSS takes 10,000.
+    Parts are small at first, because the stream may end soon and every part is buffered until
+    OSS has it; and large in the end, because OSS accepts 10,000.
 
     Args:
         part_size: of the first parts; None chooses 5 MiB, or by the expected size.
         expected_size: a guess of the whole. Parts then stay as small as those of a file
             of that size, and grow after it. Too small: parts grow early. Too large: parts
             are larger than they need be.
-        largest_size: bytes of one part that can be kept until OSS has it.
+        largest_size: bytes of one part that can be buffered until OSS has it.
 
     Raises:
         ConfigurationError: the expected size does not fit, or a number is out of range.
@@ -244,7 +244,7 @@ def plan_stream(
     if expected_size is not None:
         if not 1 <= expected_size <= MAX_OBJECT_SIZE:
             raise ConfigurationError(
-                f"{expected_size} bytes cannot be expected: OSS takes 1 to {MAX_OBJECT_SIZE}."
+                f"{expected_size} bytes cannot be expected: OSS accepts 1 to {MAX_OBJECT_SIZE}."
             )
         # A tenth of the numbers is left for what was not expected.
         roomy = _least_part_size(expected_size, MAX_PART_COUNT * 9 // 10)
@@ -257,8 +257,8 @@ def plan_stream(
     if plan.capacity < (expected_size or 0):
         raise ConfigurationError(
             f"{expected_size} bytes do not fit into {MAX_PART_COUNT} parts of at most "
-            f"{max(size, largest_size)} bytes, which is what can be kept of this stream.",
-            next_step="Keep parts in a spool (--spool DIR), or allow more (--memory, "
+            f"{max(size, largest_size)} bytes, which is what can be buffered of this stream.",
+            next_step="Buffer parts on disk (--spool DIR), or allow larger buffers (--memory, "
             "--spool-size).",
         )
     return plan

@@ -1,8 +1,8 @@
 """The plan of an upload: which parts it has.
 
-A plan stores the decision, the sizes of the parts, and not the inputs of a formula: parts
-must stay the same for one UploadId whatever a later run, its options or its link say, while
-the way of choosing them (`part_sizes`) may change. Sizes repeat, so they are kept as runs.
+A plan stores the sizes of the parts, not how they were chosen: parts must stay the same for
+one UploadId, whatever the options or the network of a later run, while the way of choosing
+them (`part_sizes`) may change. Sizes repeat, so they are kept as runs.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ class Plan:
     def replace_from(self, number: int, runs: Iterable[Run]) -> Plan:
         """Return the plan with other parts from `number` on; those before it are the same.
 
-        For parts that have not begun: no part that was ever sent may change its range.
+        For parts that were never sent: no other part may change its range.
 
         Raises:
             ValueError: the number is not one of this plan's, the new parts break OSS's
@@ -244,7 +244,7 @@ def _check_limits(plan: Plan) -> None:
 def check_object_size(size: int) -> None:
     """Raise a `ConfigurationError` unless an object can have this size."""
     if size < 1:
-        raise ConfigurationError("There are no bytes to plan for: an empty file is no video.")
+        raise ConfigurationError("The source is empty: there is nothing to upload.")
     if size > MAX_OBJECT_SIZE:
         raise ConfigurationError(
             f"{size} bytes are more than an OSS object can have ({MAX_OBJECT_SIZE}, 48.8 TB)."

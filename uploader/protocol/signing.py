@@ -1,7 +1,7 @@
 """Signs requests: for OSS with STS credentials, for VOD and IMS with the caller's AccessKey.
 
 oss2 and aliyunsdkcore compute the signatures, and are the oracles of the tests; they send
-nothing. The clock and the nonce are arguments: every attempt is signed anew.
+nothing. The clock and the nonce are arguments: every attempt has a signature of its own.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _OSS2 = "uploader.protocol._oss2"
 
 @dataclass(frozen=True, slots=True)
 class OssDialect:
-    """How an endpoint wants to be spoken to.
+    """How requests to an OSS endpoint are signed and addressed.
 
     Attributes:
         region: of V4 signatures, "cn-shanghai" (not "oss-cn-shanghai"); None takes it
-            from the endpoint's name. CNAME and acceleration endpoints do not tell it.
+            from the endpoint's name. CNAME and acceleration endpoints do not contain it.
         signature: "v4", or "v1" for old private deployments. OSS refuses V1 for accounts
             made since 2025-03 and buckets made since 2025-09.
         is_cname: the endpoint is a domain bound to the bucket, which is not put before it.
@@ -60,12 +60,12 @@ def sign_oss(
 ) -> SignedRequest:
     """Sign for the server's time `at` (aware UTC).
 
-    The region of a V4 signature is the dialect's, else the endpoint's; the region VOD
-    names beside the credentials is its own and only a last resort, for accounts may
-    store in another one.
+    The region of a V4 signature is the dialect's, else the endpoint's; the region that
+    VOD names beside the credentials is its own and only used last, because an account's bucket
+    may be in another one.
 
     Raises:
-        ConfigurationError: the region is not to be found out.
+        ConfigurationError: the region is not known.
     """
     request = operation.request
     region = dialect.region or oss_region(request.endpoint) or credentials.region
@@ -108,7 +108,7 @@ def _signer(version: str, credentials: StsCredentials) -> _Signing:
 
 
 class _Snapshot:
-    """Credentials as oss2's signers ask for them: provider and credentials in one."""
+    """Provider and credentials in one, with the methods that oss2's signers call."""
 
     def __init__(self, credentials: StsCredentials) -> None:
         self._credentials = credentials
@@ -129,8 +129,8 @@ class _Snapshot:
 def _load_oss2_auth() -> Any:  # noqa: ANN401 - oss2 has no types
     """Import `oss2.auth` under a name of ours, without oss2's `__init__`.
 
-    That one imports its client, resumable uploads, encryption and the VOD SDK's core:
-    twice the time of the signers alone. The application's own `oss2` is not touched.
+    `oss2/__init__` imports its client, resumable uploads, encryption and the VOD SDK's core:
+    twice the time of the signers alone. The application's own `oss2` is not affected.
     """
     package = ModuleType(_OSS2)
     found = importlib.util.find_spec("oss2")
@@ -143,7 +143,7 @@ def _load_oss2_auth() -> Any:  # noqa: ANN401 - oss2 has no types
 def _signer_classes() -> dict[str, Callable[[_Snapshot], _Signing]]:
     """Import oss2's signers (0.1 s) at the first signature, not before."""
     auth = _load_oss2_auth()
-    # At DEBUG oss2 logs the string to sign, token and all. No level of ours may show it.
+    # At DEBUG oss2 logs the string to sign with the SecurityToken, which must never be logged.
     logging.getLogger(auth.__name__).setLevel(logging.WARNING)
 
     class V4(auth.ProviderAuthV4):  # type: ignore[misc, name-defined]
@@ -165,7 +165,7 @@ def _signer_classes() -> dict[str, Callable[[_Snapshot], _Signing]]:
             )
 
     class V1(auth.ProviderAuth):  # type: ignore[misc, name-defined]
-        """`ProviderAuth._sign_request`; OSS takes `x-oss-date` in place of `Date`."""
+        """`ProviderAuth._sign_request`; OSS accepts `x-oss-date` in place of `Date`."""
 
         def sign_at(self, request: _Signable, bucket: str, key: str, at: datetime) -> None:
             snapshot = self.credentials_provider.get_credentials()
@@ -194,7 +194,7 @@ def _bucket_url(endpoint: str, bucket: str, *, is_cname: bool) -> str:
     if is_cname:
         return endpoint
     if host == "localhost" or host.replace(".", "").isdigit() or ":" in host:
-        return f"{endpoint}/{bucket}"  # an IP address takes no bucket label before it
+        return f"{endpoint}/{bucket}"  # an IP address has no subdomains
     return f"{parts.scheme}://{bucket}.{parts.netloc}"
 
 
@@ -208,8 +208,8 @@ def sign_rpc(
 ) -> SignedRequest:
     """Sign with signature version 1.0 (HMAC-SHA1) for the server's time `at`.
 
-    The call's own parameters travel in a form body, for a description may be longer
-    than a URL should be; they are part of the signed set all the same.
+    The call's own parameters are sent in a form body, because a description may be longer than
+    a URL should be; they are signed as well.
     """
     params = operation.request.params
     form = {name: value for name, value in params.items() if name not in _SYSTEM_PARAMS}

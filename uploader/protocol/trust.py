@@ -1,9 +1,9 @@
 """Which hosts, buckets and keys may receive credentials and bytes.
 
-An address is data: it comes from an app server, a file, a command. Whoever could choose
-the host would collect signatures and tokens, so a host must match Alibaba Cloud's own
-names as a whole. An endpoint is taken apart once, by one pattern, and what is used
-afterwards is put together from the pieces that matched: no second parser can disagree.
+An address is data: it comes from an app server, a file or a command. Whoever chooses the
+host receives signatures and tokens, so a host must match Alibaba Cloud's own names as a whole.
+An endpoint is parsed once, by one pattern, and the origin used afterwards is built from the
+matched groups: no second parser can disagree.
 """
 
 from __future__ import annotations
@@ -74,10 +74,10 @@ class TrustPolicy:
             private cloud. Set from code or flags only, never from data. Reached over
             https on port 443 like the others.
         allow_loopback: whether 127.0.0.1 and [::1] may be used, on any port, even over
-            plain http: for a development server. Written out; a name such as localhost
-            resolves to whatever the machine says.
+            plain http: for a development server. Only these literals: a name such as localhost
+            may resolve to another host.
         expected_bucket: the one bucket uploads may go to; None: any. The host check does
-            not stop somebody else's bucket at the real OSS, this does.
+            not stop a foreign bucket at the real OSS, this does.
     """
 
     allowed_hosts: frozenset[str] = frozenset()
@@ -150,8 +150,8 @@ class TrustPolicy:
 def oss_region(endpoint: str) -> str | None:
     """Return the OSS region of a checked endpoint, for signing: "cn-shanghai".
 
-    None where the host does not tell it: acceleration, a CNAME, loopback. It must then be
-    set by hand.
+    None where the host does not contain it: acceleration, a CNAME, loopback. It must then be
+    configured.
     """
     host = endpoint.rpartition("://")[2].partition(":")[0]
     found = _REGION_IN_HOST.fullmatch(host)

@@ -54,11 +54,11 @@ class AccessKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VideoMeta:
-    """What CreateUploadVideo is told of a video (VOD API: CreateUploadVideo).
+    """The description of a video (VOD API: CreateUploadVideo).
 
     Attributes:
-        title: up to 128 characters; None takes the file's name, as far as VOD allows it.
-        file_name: with an extension VOD supports; None takes the source's name.
+        title: up to 128 characters; None: the file's name, as far as VOD allows it.
+        file_name: with an extension VOD supports; None: the source's name.
         description: up to 1,024 characters.
         cover_url: of a picture.
         cate_id: category.
@@ -66,8 +66,8 @@ class VideoMeta:
         template_group_id, workflow_id: transcoding; a workflow wins over a template group.
         storage_location: the bucket's domain as VOD's console shows it.
         app_id: default "app-1000000".
-        reference_id: your own id, `[A-Za-z0-9_-]{6,64}`, unique in your account. Given
-            one, vodup uses it instead of its own to find a lost answer again.
+        reference_id: your own id, `[A-Za-z0-9_-]{6,64}`, unique in your account. If set,
+            vodup uses it instead of its own to find the video again when an answer is lost.
         user_data: JSON text (message callback, extend, acceleration).
     """
 
@@ -97,7 +97,7 @@ class VideoFacts:
 
     Attributes:
         status: "Uploading", "Normal", "UploadFail", "Deleted", ... (VOD API:
-            GetMezzanineInfo). A multipart upload that stopped stays "Uploading". IMS says
+            GetMezzanineInfo). A multipart upload that stopped stays "Uploading". IMS has
             "Init", "Preparing", "PrepareFail" and "Normal" (IMS API: GetMediaInfo).
         size: bytes; 0 or None while there is no file.
         file_url: a signed URL of the source file, when VOD gives one.
@@ -109,7 +109,7 @@ class VideoFacts:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether VOD still waits for the file: a refresh is then no overwrite."""
+        """Whether VOD still waits for the file: new credentials then overwrite nothing."""
         if self.status in {"Preparing", "PrepareFail"}:  # of IMS: may mean either
             return not self.size
         return self.status in {"Uploading", "UploadFail", "Init"}
@@ -145,7 +145,7 @@ def create_upload_video(
 
 
 def title_of(file_name: str) -> str:
-    """Make of a file's name a title VOD takes.
+    """Return a title that VOD accepts, made of a file's name.
 
     At most 128 characters; none of four UTF-8 bytes (emoji), no control characters (VOD
     API: CreateUploadVideo, IllegalCharacters).
@@ -163,7 +163,7 @@ def refresh_upload_video(
 
 
 def get_mezzanine_info(endpoint: str, video_id: str) -> Operation[VideoFacts]:
-    """Ask what VOD knows of the source file."""
+    """Read VOD's record of the source file."""
     params = {"VideoId": video_id, "OutputType": "oss"}
     return rpc_operation(endpoint, "GetMezzanineInfo", params, _parse_mezzanine)
 
@@ -238,7 +238,7 @@ def problem_of(meta: VideoMeta) -> str | None:
 def _text_problem(name: str, value: str) -> str | None:
     most = _MAX_LENGTHS.get(name, 2048)
     if len(value) > most:
-        return f"{name} has {len(value):,} characters, VOD takes {most:,}"
+        return f"{name} has {len(value):,} characters, VOD accepts {most:,}"
     if _REFUSED_CHARACTERS.search(value):
         return f"{name} has characters VOD refuses (emoji, control characters)"
     return None
@@ -246,10 +246,10 @@ def _text_problem(name: str, value: str) -> str | None:
 
 def _tags_problem(tags: tuple[str, ...]) -> str | None:
     if len(tags) > _MAX_TAG_COUNT:
-        return f"there are {len(tags)} tags, VOD takes {_MAX_TAG_COUNT}"
+        return f"there are {len(tags)} tags, VOD accepts {_MAX_TAG_COUNT}"
     for tag in tags:
         if len(tag) > _MAX_TAG_LENGTH:
-            return f"a tag has {len(tag)} characters, VOD takes {_MAX_TAG_LENGTH}"
+            return f"a tag has {len(tag)} characters, VOD accepts {_MAX_TAG_LENGTH}"
         if "," in tag or _REFUSED_CHARACTERS.search(tag):
             return "a tag has characters VOD refuses (commas, emoji, control characters)"
     return None
@@ -271,7 +271,7 @@ def parse_grant(action: str, response: Response) -> UploadGrant:
     try:
         return decode_answer(response.body)
     except InvalidGrant as error:
-        # A captive portal answers 200, too: what is not VOD's answer is not an answer.
+        # A captive portal answers 200, too.
         raise unusable(action, error.message.removesuffix(".")) from error
 
 
@@ -285,8 +285,8 @@ def facts_of(action: str, status: object, size: object, file_url: object) -> Vid
     """Read the three facts as VOD and IMS give them.
 
     Raises:
-        TransportError: there is no status (what is not said must not be taken for a finished
-            video), or the size is not a number.
+        TransportError: there is no status, which must not pass for a finished video, or the
+            size is not a number.
     """
     if not isinstance(status, str) or not status:
         raise unusable(action, "it has no status")
@@ -314,7 +314,7 @@ def _mezzanine_fields(body: bytes) -> dict[str, Any]:
 
 
 def require_success(action: str, response: Response) -> None:
-    """Raise what the service says against the call.
+    """Raise an error unless the service has carried the call out.
 
     Raises:
         ServiceError: it refused the call, or redirected it.

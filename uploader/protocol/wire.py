@@ -45,22 +45,22 @@ class Body(Protocol):
         """Fill `into` with the bytes from `position` if that needs no waiting.
 
         Returns the number of bytes (at least 1, at most `len(into)`), or None when the
-        bytes are not at hand and `read` must be awaited instead.
+        bytes are not in memory and `read` must be awaited instead.
         """
 
     async def read(self, into: memoryview, position: int) -> int:
         """Fill `into` with the bytes from `position`; returns how many (at least 1)."""
 
     def sent(self, position: int) -> None:
-        """Be told that everything before `position` has been handed to the network.
+        """Receive how far the body has been sent: everything before `position`.
 
-        A smaller position than before means that an attempt has started over.
+        A smaller position than before means that another attempt has started.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class BytesBody:
-    """A small body that is in memory anyway."""
+    """A small body in memory."""
 
     data: bytes
 
@@ -80,7 +80,7 @@ class BytesBody:
         return self.read_now(into, position) or 0
 
     def sent(self, position: int) -> None:
-        """Nobody watches small bodies."""
+        """Do nothing: the progress of small bodies is not shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ class SignedRequest:
 
 @dataclass(frozen=True, slots=True)
 class SentBody:
-    """What left this machine, computed over the very bytes handed to the network.
+    """What was sent, computed over the very bytes handed to the network.
 
     Attributes:
         size: bytes handed over; less than the body's size when the answer came early.
@@ -160,7 +160,7 @@ class Response:
 
     @property
     def retry_after_s(self) -> float | None:
-        """How long the server asks to wait, if it says so in whole seconds."""
+        """How long the server asks to wait; only whole seconds are read."""
         value = self.headers.get("retry-after", "")
         return float(value) if value.isascii() and value.isdigit() and len(value) < 6 else None
 
@@ -221,9 +221,9 @@ class Operation(Generic[T]):
         max_attempts: how often it may fail with something that passes, as a busy service does;
             None: for as long as `RetryPolicy` allows. Too small: a short outage ends the upload.
         needs_md5: whether the body's MD5 is wanted in `Response.sent`.
-        probe: a request without a body that the same refusal would meet, if there is one.
-            A peer that refuses a body on its way and resets the connection may take its own
-            answer with it; this one's answer arrives.
+        probe: a request without a body that would be refused for the same reason, if there is
+            one. A peer that refuses a body while it is being sent may reset the connection
+            before its answer is read; the probe's answer arrives.
     """
 
     name: str
@@ -238,13 +238,13 @@ class Operation(Generic[T]):
 
 
 class Transport(Protocol):
-    """Carries one signed request and brings the whole answer back."""
+    """Sends one signed request and returns the whole answer."""
 
     async def send(self, request: SignedRequest, *, answer_timeout_s: float) -> Response:
         """Send `request` once, without following redirects and without retrying.
 
-        Ends in bounded time: a peer that does not take or give a byte for the stall
-        timeout, or does not answer within `answer_timeout_s` after the body, is given up.
+        Ends in bounded time: fails if no byte was sent or received for the stall timeout, and
+        if there is no answer `answer_timeout_s` after the body.
 
         Raises:
             TransportError: there is no usable answer.
@@ -256,12 +256,12 @@ class Signer(Protocol):
     """Signs with credentials that may be renewed while requests are under way."""
 
     async def prepare(self) -> None:
-        """Wait until there are credentials worth signing with; may renew them."""
+        """Wait until there are credentials to sign with; may renew them."""
 
     def is_ready(self) -> bool:
         """Whether the credentials have not been refused since `prepare`.
 
-        Between `prepare` and `sign` a call may have waited long for its turn.
+        Between `prepare` and `sign` a call may have waited long for its slot.
         """
 
     def sign(self, operation: Operation[Any], *, clock_offset_s: float) -> SignedRequest:
@@ -271,17 +271,17 @@ class Signer(Protocol):
         """
 
     def is_aged(self, signed: SignedRequest) -> bool:
-        """Whether the credentials of `signed` were near their end, or are replaced by now.
+        """Whether the credentials of `signed` were about to expire, or have been replaced since.
 
-        Decides whether a refusal that does not say "expired" may still mean it.
+        If so, a refusal that does not name an expiry may still be one.
         """
 
     async def renew(self, refused: SignedRequest) -> None:
         """Replace the credentials that signed `refused`.
 
-        Of many callers refused alike one renews and all profit. Raises a
+        Of several calls refused at a time, one renews for all of them. Raises a
         `CredentialError` when renewing makes no progress.
         """
 
     def accepted(self, signed: SignedRequest) -> None:
-        """Note that the service took the credentials of `signed`."""
+        """Record that the service accepted the credentials of `signed`."""
