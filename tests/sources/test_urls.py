@@ -25,6 +25,7 @@ from uploader import (
     UrlSource,
     VodupError,
 )
+from uploader.clock import SystemClock
 from uploader.sources import as_source
 from uploader.sources.url_client import CheckedResolver, checked_socket
 from uploader.sources.url_policy import identity_of, is_public
@@ -47,6 +48,13 @@ async def site() -> AsyncIterator[Site]:
 def source_of(site: Site, name: str | None = None, **given: Any) -> UrlSource:
     usual: dict[str, Any] = {"policy": PRIVATE, "patience_s": 1.0}
     return UrlSource(site.url, name, **usual | given)
+
+
+class Patient(SystemClock):
+    """A clock that must not be waited for."""
+
+    async def sleep(self, seconds: float) -> None:
+        raise AssertionError("nothing has failed")
 
 
 async def refusal(source: UrlSource) -> VodupError:
@@ -203,6 +211,22 @@ async def test_a_refusal_is_reported_at_once(site: Site, status: int, words: str
     assert words in str(error)
 
 
+@pytest.mark.parametrize("encoding", ["", "identity", "Identity", "aws-chunked", "identity, "])
+async def test_these_encodings_are_not_compression(site: Site, encoding: str) -> None:
+    """S3 stores the aws-chunked of an upload as if it described the object."""
+    site.extra["Content-Encoding"] = encoding
+    async with source_of(site) as source:
+        assert await read_all(source.body(0, len(DATA))) == DATA
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "gzip, aws-chunked"])
+async def test_a_compressed_response_is_refused(site: Site, encoding: str) -> None:
+    site.extra["Content-Encoding"] = encoding
+    error = await refusal(source_of(site))
+    assert "compressed" in error.message
+    assert "gzip" in error.message or "br" in error.message
+
+
 async def test_a_server_that_does_not_listen(site: Site) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -210,6 +234,52 @@ async def test_a_server_that_does_not_listen(site: Site) -> None:
         url = f"http://127.0.0.1:{port}/movie.mp4"
         error = await refusal(UrlSource(url, policy=PRIVATE, patience_s=0.1))
     assert error.is_temporary
+
+
+async def test_a_range_shorter_than_requested_is_continued(desk: Desk, site: Site) -> None:
+    """RFC 9110, 15.3.7: a server may send a part of what was requested."""
+    site.longest_range = 70_000
+    async with source_of(site, clock=Patient()) as source:
+        assert await read_all(source.body(3, 200_000)) == DATA[3:200_003]
+        assert [r["range"] for r in site.headers[1:]] == [
+            "bytes=3-200002", "bytes=70003-200002", "bytes=140003-200002",
+        ]  # fmt: skip
+    await desk.assert_stored(await desk.push(source_of(site)), DATA)
+
+
+async def test_a_server_that_drops_the_range_is_retried(site: Site) -> None:
+    async with source_of(site) as source:
+        site.dropped_ranges = 1
+        assert await read_all(source.body(7, 100)) == DATA[7:107]
+        site.dropped_ranges = 1
+        assert (await source.fingerprint()).size == len(DATA)
+
+
+async def test_a_server_that_keeps_dropping_the_range_is_named(site: Site) -> None:
+    async with source_of(site, patience_s=0.3) as source:
+        site.with_ranges = False
+        with pytest.raises(SourceUnreadable, match="ignored the requested range") as caught:
+            await source.read_crc(7, 100)
+        assert caught.value.is_temporary
+        assert "download the file" in caught.value.next_step.lower()
+        with pytest.raises(SourceUnreadable, match="ignored the requested range"):
+            await source.fingerprint()
+
+
+async def test_all_of_another_object_instead_of_a_range_is_a_change(site: Site) -> None:
+    async with source_of(site) as source:
+        site.obeys, site.with_date, site.dropped_ranges = False, False, 1
+        site.put(DATA[::-1])
+        with pytest.raises(SourceChanged, match="another object"):
+            await source.read_crc(7, 100)
+
+
+async def test_another_range_than_requested_is_named(site: Site) -> None:
+    async with source_of(site) as source:
+        site.shift = 5
+        with pytest.raises(SourceUnreadable, match="bytes 12 to 106 instead of 7 to 106") as caught:
+            await source.read_crc(7, 100)
+        assert "download the file" in caught.value.next_step.lower()
 
 
 # --- secrets --------------------------------------------------------------------------

@@ -23,6 +23,10 @@ class Site:
         breaks_after: bytes of an answer after which the connection breaks, once for each
             of `breaks` left.
         statuses: what the next requests are answered instead.
+        longest_range: bytes of the largest range it gives, however many are requested.
+        dropped_ranges: how many of the next requests are answered with all there is.
+        shift: how far its ranges begin behind the requested ones.
+        extra: headers of every response with bytes.
         headers: of each request, as it came.
     """
 
@@ -35,7 +39,11 @@ class Site:
     breaks_after: int = 0
     breaks: int = 0
     silent: bool = False
+    longest_range: int | None = None
+    dropped_ranges: int = 0
+    shift: int = 0
     ends_by: str = "length"
+    extra: dict[str, str] = field(default_factory=dict)
     statuses: list[int] = field(default_factory=list)
     locations: list[str] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
@@ -71,15 +79,19 @@ class Site:
 
     async def _send(self, request: web.Request) -> web.StreamResponse:
         data, size = self.data, len(self.data)
-        headers = {"Content-Type": "video/mp4"}
+        headers = {"Content-Type": "video/mp4", **self.extra}
         if self.with_etag:
             headers["ETag"] = self.etag
         if self.with_date:
             headers["Last-Modified"] = formatdate(self.changed_at, usegmt=True)
         status, piece = 200, data
         found = re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("Range", ""))
-        if found and self.with_ranges:
-            first, last = int(found[1]), min(int(found[2]), size - 1)
+        if found and self.dropped_ranges:
+            self.dropped_ranges -= 1
+        elif found and self.with_ranges:
+            first, last = int(found[1]) + self.shift, min(int(found[2]), size - 1)
+            if self.longest_range is not None:
+                last = min(last, first + self.longest_range - 1)
             if first >= size:
                 return web.Response(status=416, headers={"Content-Range": f"bytes */{size}"})
             status, piece = 206, data[first : last + 1]

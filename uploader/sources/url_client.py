@@ -188,9 +188,18 @@ class UrlClient:
             return None
         if status not in (200, 206, 416):
             return SourceUnreadable(f"{self.name} cannot be read: its server answers {status}.")
-        if response.headers.get("Content-Encoding", "identity") != "identity":
-            return SourceUnreadable(f"{self.name} is sent compressed, which was not requested.")
+        if encodings := _compressions(response.headers.get("Content-Encoding", "")):
+            return SourceUnreadable(
+                f"{self.name} is sent compressed ({', '.join(encodings)}) without request.",
+                next_step="Store the video uncompressed, or download it and upload the file.",
+            )
         return None
+
+
+def _compressions(content_encoding: str) -> list[str]:
+    """The encodings that change bytes. S3 stores the aws-chunked of an upload with the object."""
+    encodings = [word.strip().lower() for word in content_encoding.split(",")]
+    return [word for word in encodings if word not in ("", "identity", "aws-chunked")]
 
 
 # --- addresses ------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, Self
 import aiohttp
 
 from uploader.clock import Clock, SystemClock
-from uploader.errors import SourceChanged, SourceUnreadable
+from uploader.errors import SourceUnreadable
 from uploader.protocol.integrity import crc64
 from uploader.protocol.wire import Body
 from uploader.sources.contract import (
@@ -150,9 +150,7 @@ class UrlSource(Ranges):
         """Request size, ETag and time of the last change again."""
         if self._stream is not None:
             return await self._stream.fingerprint()
-        pin = await self._client.retried(self._look_up, self._patience_s)
-        if pin is None:
-            raise SourceChanged(f"{self.name} is not given in ranges any more.")
+        pin = await self._client.retried(self._look_up_again, self._patience_s)
         return pin.fingerprint
 
     def body(self, offset: int, size: int, on_sent: Callable[[int], None] | None = None) -> Body:
@@ -200,22 +198,26 @@ class UrlSource(Ranges):
 
     # --- requests -------------------------------------------------------------------
 
-    async def open_range(self, offset: int, end: int) -> aiohttp.ClientResponse:
-        """Request a range of the pinned object.
+    async def open_range(self, offset: int, end: int) -> tuple[aiohttp.ClientResponse, int]:
+        """Request a range of the pinned object; return the response and where it ends.
 
         Raises:
             SourceChanged: it is not the object that was seen first.
             SourceUnreadable: the server refuses; `is_temporary` if a later request may succeed.
         """
         headers = {"Range": f"bytes={offset}-{end - 1}", **self._pinned().headers}
-        return await self._open(
-            headers, lambda response: self._require_range(response, offset, end)
-        )
+        response = await self._client.get(headers)
+        try:
+            return response, self._end_of(response, offset, end)
+        except BaseException:
+            self._client.release(response)
+            raise
 
     async def _download(self) -> AsyncGenerator[bytes, None]:
         """Request all of the object and yield it; without ranges, nothing can be repeated."""
-        response = await self._open({}, self._require_whole)
+        response = await self._client.get({})
         try:
+            self._require_whole(response)
             while piece := await response.content.read(_READ_SIZE):
                 yield piece
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -227,17 +229,6 @@ class UrlSource(Ranges):
         finally:
             self._client.release(response)
 
-    async def _open(
-        self, headers: dict[str, str], require: Callable[[aiohttp.ClientResponse], None]
-    ) -> aiohttp.ClientResponse:
-        response = await self._client.get(headers)
-        try:
-            require(response)
-        except BaseException:
-            self._client.release(response)
-            raise
-        return response
-
     async def _look_up(self) -> _Pin | None:
         """Return what the object is now; None if the server has no ranges that can be pinned."""
         response = await self._client.get({"Range": "bytes=0-0"})
@@ -248,6 +239,12 @@ class UrlSource(Ranges):
             return pin
         finally:
             self._client.release(response)
+
+    async def _look_up_again(self) -> _Pin:
+        pin = await self._look_up()
+        if pin is None:
+            raise self._range_ignored()
+        return pin
 
     def _pin_of(self, response: aiohttp.ClientResponse) -> _Pin | None:
         if response.status == 416:
@@ -273,18 +270,30 @@ class UrlSource(Ranges):
                 next_step="Download the file, check that it is complete, and upload it.",
             )
 
-    def _require_range(self, response: aiohttp.ClientResponse, offset: int, end: int) -> None:
+    def _end_of(self, response: aiohttp.ClientResponse, offset: int, end: int) -> int:
+        """Check a range; it may end before the requested `end` (RFC 9110, 15.3.7)."""
+        pin = self._pinned()
         if response.status == 416:
             raise self._client.changed("it has become shorter")
         found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
-        if response.status != 206 or found is None:
-            raise self._client.changed("its server gives no ranges any more")
-        if _Pin.of(response, int(found[3])) != self._pinned():
+        first, last, size = map(int, found.groups()) if found else (0, 0, pin.size)
+        if _Pin.of(response, size) != pin:
             raise self._client.changed("it is another object now")
-        if (int(found[1]), int(found[2])) != (offset, end - 1):
-            raise self._client.changed(
-                f"bytes {found[1]} to {found[2]} came instead of {offset} on"
+        if response.status != 206 or found is None:
+            raise self._range_ignored()
+        if first != offset or not offset <= last < end:
+            raise SourceUnreadable(
+                f"{self.name} cannot be read: its server sent bytes {first} to {last} instead of "
+                f"{offset} to {end - 1}.",
+                next_step="Download the file and upload it, or report this to its server.",
             )
+        return last + 1
+
+    def _range_ignored(self) -> SourceUnreadable:
+        return temporary_failure(
+            f"{self.name} cannot be read: its server ignored the requested range.",
+            "Run the same command again; if that fails as well, download the file and upload it.",
+        )
 
     def _pinned(self) -> _Pin:
         return require_open(self._pin)
@@ -306,6 +315,7 @@ class _Download(RandomAccess):
         self._end = end
         self._patience_s = patience_s
         self._response: aiohttp.ClientResponse | None = None
+        self._response_end = 0
         self._offset = 0
 
     async def read(self, into: memoryview, offset: int) -> int:
@@ -316,9 +326,10 @@ class _Download(RandomAccess):
         try:
             if self._response is None or self._offset != offset:
                 self._release()
-                self._response = await self._source.open_range(offset, self._end)
+                opened = await self._source.open_range(offset, self._end)
+                self._response, self._response_end = opened
                 self._offset = offset
-            piece = await self._response.content.read(len(into))
+            piece = await self._response.content.read(min(len(into), self._response_end - offset))
             if not piece:
                 raise aiohttp.ClientPayloadError("the response ended early")
         except BaseException:
@@ -326,8 +337,8 @@ class _Download(RandomAccess):
             raise
         into[: len(piece)] = piece
         self._offset += len(piece)
-        if self._offset == self._end:
-            self._release()
+        if self._offset == self._response_end:
+            self._release()  # the server may have sent less than requested
         return len(piece)
 
     def _release(self) -> None:
