@@ -227,6 +227,45 @@ async def test_a_compressed_response_is_refused(site: Site, encoding: str) -> No
     assert "gzip" in error.message or "br" in error.message
 
 
+ERROR_PAGES = ["text/html", "TEXT/HTML; charset=utf-8", "application/xml", "application/json"]
+
+
+@pytest.mark.parametrize("with_ranges", [True, False])
+@pytest.mark.parametrize("content_type", ERROR_PAGES)
+async def test_a_page_is_not_stored_as_a_video(
+    desk: Desk, site: Site, content_type: str, with_ranges: bool
+) -> None:
+    """A login page or an error that a server sends with status 200."""
+    site.extra["Content-Type"] = content_type
+    site.with_ranges = with_ranges
+    error = await desk.fail(source_of(site))
+    assert isinstance(error, SourceUnreadable)
+    assert content_type.partition(";")[0].lower() in error.message
+    assert "--any-content-type" in error.next_step
+    assert not desk.server.videos
+
+    policy = UrlPolicy(allow_private=True, any_content_type=True)
+    await desk.assert_stored(await desk.push(source_of(site, policy=policy)), DATA)
+
+
+@pytest.mark.parametrize("content_type", ["", "text/plain", "application/octet-stream", "x"])
+async def test_servers_that_do_not_know_videos_are_read(site: Site, content_type: str) -> None:
+    site.extra["Content-Type"] = content_type
+    async with source_of(site) as source:
+        assert await read_all(source.body(0, 10)) == DATA[:10]
+
+
+async def test_a_login_page_during_the_download_completes_nothing(desk: Desk, site: Site) -> None:
+    site.with_ranges = False
+    answers = itertools.count()
+    site.before_answer = lambda: site.extra.update(
+        {"Content-Type": "text/html"} if next(answers) else {}
+    )
+    error = await desk.fail(source_of(site))
+    assert "text/html" in error.message
+    assert desk.server.stats.completes == 0
+
+
 async def test_a_server_that_does_not_listen(site: Site) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

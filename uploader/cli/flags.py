@@ -159,6 +159,9 @@ class UrlFlags:
         "Allow source URLs that lead to this machine or to private networks."
     )
     max_redirects: int = option(number(0, 20), "Redirects to follow for a source URL.", default=5)
+    any_content_type: bool = switch(
+        "Upload from source URLs even what is served as a web page, XML or JSON."
+    )
 
 
 @group

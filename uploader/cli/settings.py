@@ -203,7 +203,11 @@ def make_meta(flags: VideoFlags) -> VideoMeta:
 
 def make_url_policy(flags: UrlFlags) -> UrlPolicy:
     """Return where source URLs may lead."""
-    return UrlPolicy(allow_private=flags.allow_private_sources, max_redirects=flags.max_redirects)
+    return UrlPolicy(
+        allow_private=flags.allow_private_sources,
+        max_redirects=flags.max_redirects,
+        any_content_type=flags.any_content_type,
+    )
 
 
 @contextmanager

@@ -34,6 +34,11 @@ T = TypeVar("T")
 _PAUSES_S: Final = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
 _TEMPORARY_STATUSES: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+_PAGES: Final = frozenset(
+    "text/html application/xhtml+xml text/xml application/xml application/problem+xml "
+    "application/json application/problem+json".split()
+)
+"""Content types that no video has. Others are accepted: many servers know no video types."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -192,6 +197,14 @@ class UrlClient:
             return SourceUnreadable(
                 f"{self.name} is sent compressed ({', '.join(encodings)}) without request.",
                 next_step="Store the video uncompressed, or download it and upload the file.",
+            )
+        content_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        if status != 416 and content_type in _PAGES and not self.policy.any_content_type:
+            return SourceUnreadable(
+                f"{self.name} is served as {content_type}, so it is probably an error or login "
+                "page.",
+                next_step="Open the URL in a browser. If it is a video, pass --any-content-type "
+                "(UrlPolicy(any_content_type=True) in code).",
             )
         return None
 

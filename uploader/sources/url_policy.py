@@ -40,10 +40,13 @@ class UrlPolicy:
         allow_private: also addresses of this machine and of private networks.
         max_redirects: how many redirects are followed; the same rules apply to each, and
             none may lead from https to http.
+        any_content_type: also what is served as a web page or a document, which is an
+            error or login page more often than a video.
     """
 
     allow_private: bool = False
     max_redirects: int = 5
+    any_content_type: bool = False
 
     def require_address(self, address: str, host: str) -> None:
         """Check an address of a host.
