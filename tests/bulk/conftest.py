@@ -59,10 +59,10 @@ class Quick(Cli):
 
 
 def _run(words: tuple[str, ...]) -> int:
-    from uploader.cli.app import app
+    from uploader.cli.app import run
 
     try:
-        app(list(words), prog_name="vodup")
+        run(list(words))
     except SystemExit as end:
         return int(end.code or 0)
     raise AssertionError("a command ends with a code")

@@ -41,7 +41,7 @@ class Ended:
 
 
 class Running:
-    """A command under way; its JSON lines as they come."""
+    """A running command; its JSON lines as they arrive."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
@@ -118,7 +118,7 @@ class Cli:
         return Ended(done.returncode, done.stdout, done.stderr)
 
     def start(self, *words: str) -> Running:
-        """Start, to be watched."""
+        """Start in the background."""
         return Running(
             subprocess.Popen(
                 [*VODUP, *words],

@@ -46,7 +46,7 @@ def test_the_documented_codes(kind: type[VodupError], code: int) -> None:
     assert run.EXIT_CODES[kind] == code
 
 
-def test_an_error_of_another_module_takes_the_code_of_its_base() -> None:
+def test_an_unlisted_error_takes_the_code_of_its_base() -> None:
     class Special(errors.SourceChanged):
         """Somebody's own."""
 
@@ -63,7 +63,7 @@ def test_an_error_of_another_module_takes_the_code_of_its_base() -> None:
         (403, "", 1),
     ],
 )
-def test_a_busy_service_is_temporary_and_a_plain_no_is_not(
+def test_a_busy_service_is_temporary_and_a_refusal_is_not(
     status: int, code: str, expected: int
 ) -> None:
     error = ServiceError("no", operation="UploadPart", status=status, code=code)
@@ -78,6 +78,6 @@ def test_several_files_share_a_code_only_if_they_agree(codes: list[int], expecte
     assert run.common_code(codes) == expected
 
 
-def test_signals_end_as_shells_count_them() -> None:
+def test_signals_have_the_exit_codes_of_shells() -> None:
     assert run.interrupted_code(signal.SIGINT) == 130
     assert run.interrupted_code(signal.SIGTERM) == 143

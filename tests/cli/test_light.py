@@ -1,4 +1,4 @@
-"""`vodup --help` is there at once."""
+"""`vodup --help` starts fast."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def test_the_flags_of_a_command_come_before_those_it_shares() -> None:
     assert len(names) == len(set(names))
 
 
-def test_what_typer_read_becomes_the_flags() -> None:
+def test_the_values_from_typer_become_the_flags() -> None:
     given = {name: None for name in AccessFlags.__dataclass_fields__}
     flags = values_of(AccessFlags, {**given, "allow_host": ["a.example", "b.example"]})
     assert flags.allow_host == ("a.example", "b.example")
@@ -125,7 +125,7 @@ def test_a_worker_opens_no_more_connections_than_its_memory_holds(
     assert make_worker_options(flags).concurrency == expected
 
 
-def test_two_ways_of_getting_grants_exclude_each_other() -> None:
+def test_two_sources_of_grants_exclude_each_other() -> None:
     with pytest.raises(ConfigurationError, match="cannot be used together"):
         make_provider(AccessFlags(auth_command="x", auth_url="https://x"))
 
@@ -150,7 +150,7 @@ def test_figures_for_people() -> None:
     assert [units.count(n, "part") for n in (1, 1200)] == ["1 part", "1,200 parts"]
 
 
-def test_what_is_printed_cannot_steer_a_terminal_nor_show_a_token() -> None:
+def test_printed_text_cannot_control_the_terminal_nor_show_a_token() -> None:
     text = printable("a\x1b[2Jb\u202ec CAIS" + "x" * 30)
 
     assert text == "a\ufffd[2Jb\ufffdc [redacted]"

@@ -75,7 +75,7 @@ def test_abort_removes_the_parts(cli: Cli, stopped: str) -> None:
     assert cli.run("clean", "--aborted", "-q").code == 0
 
 
-def test_a_forgotten_upload_is_an_orphan_until_it_is_aborted(cli: Cli, stopped: str) -> None:
+def test_a_removed_upload_is_an_orphan_until_it_is_aborted(cli: Cli, stopped: str) -> None:
     forgotten = cli.run("clean", "film", "--force")
     assert "--orphans" in forgotten.err
     before = cli.server.stats.aborts
@@ -87,7 +87,7 @@ def test_a_forgotten_upload_is_an_orphan_until_it_is_aborted(cli: Cli, stopped: 
     assert cli.run("clean", "--orphans").out == "Nothing to clean.\n"
 
 
-def test_names_that_nobody_recorded_are_2_with_a_sentence(cli: Cli) -> None:
+def test_names_without_a_record_are_2_with_a_sentence(cli: Cli) -> None:
     for command in ("resume", "abort", "status"):
         ended = cli.run(command, "nobody")
 
@@ -97,14 +97,14 @@ def test_names_that_nobody_recorded_are_2_with_a_sentence(cli: Cli) -> None:
         assert "Traceback" not in ended.err
 
 
-def test_a_command_that_was_told_too_little_is_a_usage_error() -> None:
+def test_a_command_with_too_few_flags_is_a_usage_error() -> None:
     with pytest.raises(ConfigurationError, match="Nothing selected"):
         clean(CleanFlags())
     with pytest.raises(ConfigurationError, match="Name the uploads"):
         resume(ResumeFlags())
 
 
-def test_verify_tells_a_changed_file(cli: Cli) -> None:
+def test_verify_detects_a_changed_file(cli: Cli) -> None:
     cli.file()
     assert cli.run("push", "movie.mp4").code == 0
     cli.file(seed=b"other")
@@ -133,7 +133,7 @@ def test_inspect_shows_everything_but_secrets(cli: Cli) -> None:
         assert auth[name] not in ended.out
 
 
-def test_inspect_takes_the_bare_pair_and_tells_distrust(cli: Cli) -> None:
+def test_inspect_takes_the_bare_pair_and_reports_distrust(cli: Cli) -> None:
     answer = Vod(cli.server).ok("CreateUploadVideo", Title="t", FileName="a.mp4")
     pair = f"{answer['UploadAddress']}\n{answer['UploadAuth']}\n"
 
@@ -150,7 +150,7 @@ def test_inspect_of_nonsense_is_3(cli: Cli) -> None:
 # --- doctor, devserver, version --------------------------------------------------------
 
 
-def test_doctor_finds_everything_in_order(cli: Cli) -> None:
+def test_doctor_reports_that_everything_is_in_order(cli: Cli) -> None:
     ended = cli.run("doctor", "--json")
 
     found = {line["name"]: line for line in ended.lines}
@@ -162,9 +162,9 @@ def test_doctor_finds_everything_in_order(cli: Cli) -> None:
 
 @pytest.mark.parametrize(
     ("has_bbr", "verdict", "detail"),
-    [(True, "ok", "bbr where the network is far"), (False, "warning", "modprobe tcp_bbr")],
+    [(True, "ok", "bbr is available for long distances"), (False, "warning", "modprobe tcp_bbr")],
 )
-def test_doctor_says_whether_the_kernel_has_bbr(
+def test_doctor_reports_whether_the_kernel_has_bbr(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, has_bbr: bool, verdict: str, detail: str
 ) -> None:
     monkeypatch.setattr("uploader.cli.doctor.may_use_congestion", lambda name: has_bbr)

@@ -32,7 +32,7 @@ FAILED = (
 
 
 def _assert_failed(ended: Ended, code: int, *words: str) -> None:
-    """It ended with `code`, told what failed and what to do, and showed no traceback."""
+    """It ended with `code`, printed what failed and what to do next, and no traceback."""
     assert ended.code == code, ended.err
     assert "vodup: " in ended.err
     assert "next: " in ended.err
@@ -41,7 +41,7 @@ def _assert_failed(ended: Ended, code: int, *words: str) -> None:
         assert word in ended.err
 
 
-def test_a_file_is_stored_and_the_sentence_names_its_video(cli: Cli) -> None:
+def test_a_file_is_uploaded_and_the_sentence_names_its_video(cli: Cli) -> None:
     path = cli.file()
 
     ended = cli.run("push", path.name, "--title", "A movie")
@@ -52,7 +52,7 @@ def test_a_file_is_stored_and_the_sentence_names_its_video(cli: Cli) -> None:
     assert cli.server.videos[video_id].title == "A movie"
 
 
-def test_a_playlist_is_stored_with_its_segments_as_one_video(cli: Cli) -> None:
+def test_a_playlist_is_uploaded_with_its_segments_as_one_video(cli: Cli) -> None:
     for number in range(3):
         cli.file(f"segment{number}.ts", size=200_000 + number)
     playlist = cli.folder / "index.m3u8"
@@ -69,7 +69,7 @@ def test_a_playlist_is_stored_with_its_segments_as_one_video(cli: Cli) -> None:
     assert objects[ended.last["object_key"]] == playlist.read_bytes()
 
 
-def test_json_lines_are_all_there_is_on_stdout(cli: Cli) -> None:
+def test_stdout_has_only_json_lines(cli: Cli) -> None:
     cli.file()
 
     ended = cli.run("push", "movie.mp4", "--json")
@@ -83,7 +83,7 @@ def test_json_lines_are_all_there_is_on_stdout(cli: Cli) -> None:
     assert ended.last["crc64"].isdecimal()
 
 
-def test_quiet_prints_the_video_id_alone(cli: Cli) -> None:
+def test_quiet_prints_only_the_video_id(cli: Cli) -> None:
     cli.file()
 
     ended = cli.run("push", "movie.mp4", "-q")
@@ -142,7 +142,7 @@ def test_a_signal_stops_gracefully_and_the_upload_is_resumable(
     assert ended.last["resumed_part_count"] >= 2
 
 
-def test_ctrl_c_says_how_far_it_came(cli: Cli, slow_server: DevServer) -> None:
+def test_ctrl_c_prints_the_progress(cli: Cli, slow_server: DevServer) -> None:
     cli.file(size=12 * MIB)
     stored = slow_server.stats.parts_stored
     running = cli.start("push", "movie.mp4", "--part-size=1M", "--concurrency=2")
@@ -182,7 +182,7 @@ def test_a_second_process_is_refused_with_6(cli: Cli, slow_server: DevServer) ->
     _assert_failed(ended, 6)
 
 
-def test_failures_are_apart_and_share_a_code(cli: Cli) -> None:
+def test_failures_are_separate_and_share_a_code(cli: Cli) -> None:
     cli.file()
 
     ended = cli.run("push", "missing.mp4", "movie.mp4", "--json")
@@ -215,7 +215,7 @@ def test_no_credentials_are_3(cli: Cli) -> None:
     _assert_failed(cli.run("push", "movie.mp4", env=nobody), 3)
 
 
-def test_a_video_that_is_not_there_is_1_and_no_other_is_made(cli: Cli) -> None:
+def test_an_unknown_video_is_1_and_no_other_is_created(cli: Cli) -> None:
     cli.file()
     before = len(cli.server.videos)
 
@@ -225,7 +225,7 @@ def test_a_video_that_is_not_there_is_1_and_no_other_is_made(cli: Cli) -> None:
     assert len(cli.server.videos) == before
 
 
-def test_an_unfitting_extension_is_2(cli: Cli) -> None:
+def test_an_unsupported_extension_is_2(cli: Cli) -> None:
     cli.file("movie.bin")
 
     _assert_failed(cli.run("push", "movie.bin"), 2, "--file-name")
@@ -306,14 +306,14 @@ def test_a_hostile_endpoint_in_a_grant_is_7(cli: Cli) -> None:
     _assert_failed(cli.run("push", "movie.mp4", "--grant", str(grant)), 7)
 
 
-def test_a_grant_that_is_none_is_3(cli: Cli) -> None:
+def test_an_incomplete_grant_is_3(cli: Cli) -> None:
     cli.file()
     (cli.folder / "grant.json").write_text('{"VideoId": "abc"}')
 
     _assert_failed(cli.run("push", "movie.mp4", "--grant", "grant.json"), 3)
 
 
-def test_loopback_is_refused_unless_it_was_asked_for(cli: Cli) -> None:
+def test_loopback_is_refused_unless_allowed(cli: Cli) -> None:
     cli.file()
 
     ended = cli.run("push", "movie.mp4", env={"VODUP_ALLOW_LOOPBACK_HTTP": "0"})
@@ -321,7 +321,7 @@ def test_loopback_is_refused_unless_it_was_asked_for(cli: Cli) -> None:
     _assert_failed(ended, 7)
 
 
-def test_an_auth_command_hands_out_grants(cli: Cli) -> None:
+def test_an_auth_command_provides_grants(cli: Cli) -> None:
     path = cli.file()
     answer = _answer(cli)
     script = f"cat {_save(cli, answer)}"
@@ -335,14 +335,14 @@ def test_an_auth_command_hands_out_grants(cli: Cli) -> None:
 
 
 class _AppServer(http.server.BaseHTTPRequestHandler):
-    """Hands out one answer to those who know the token."""
+    """Returns one grant to those who know the token."""
 
     answer: ClassVar[dict[str, str]]
-    asked: ClassVar[list[dict[str, str]]]
+    requests: ClassVar[list[dict[str, str]]]
 
     def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        self.asked.append(asked)
+        request = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.requests.append(request)
         is_known = self.headers["authorization"] == "Bearer app-token"
         body = json.dumps(self.answer).encode() if is_known else b"{}"
         self.send_response(200 if is_known else 401)
@@ -364,9 +364,9 @@ def test_a_command_is_run_after_each_upload(cli: Cli, tmp_path: Path) -> None:
     assert ended.code == 0, ended.err
     assert cli.run("push", "none.mp4", env={"VODUP_ON_FINISHED": command}).code == 4
 
-    first, told, second, _ = (tmp_path / "notes").read_text().splitlines()
+    first, result, second, _ = (tmp_path / "notes").read_text().splitlines()
     assert first == f"verified {cli.folder / 'movie.mp4'} {ended.last['video_id']}"
-    assert json.loads(told)["result"]["size"] == ended.last["size"]
+    assert json.loads(result)["result"]["size"] == ended.last["size"]
     assert second.split()[:2] == ["failed", str(cli.folder / "none.mp4")]
 
 
@@ -379,7 +379,7 @@ def test_a_command_that_fails_after_an_upload_is_9(cli: Cli) -> None:
     _assert_failed(cli.run("push", "movie.mp4", "--on-finished", "'"), 2, "--on-finished")
 
 
-def test_installed_packages_have_a_say_unless_they_may_not(cli: Cli, tmp_path: Path) -> None:
+def test_hooks_of_installed_packages_run_unless_disabled(cli: Cli, tmp_path: Path) -> None:
     cli.file()
     site = tmp_path / "site"
     about = site / "house-1.0.dist-info"
@@ -400,9 +400,9 @@ def test_installed_packages_have_a_say_unless_they_may_not(cli: Cli, tmp_path: P
     assert cli.run("push", "movie.mp4", "--no-installed-hooks", env=env).code == 0
 
 
-def test_an_app_server_hands_out_grants_to_those_who_know_its_token(cli: Cli) -> None:
+def test_an_app_server_provides_grants_for_its_token(cli: Cli) -> None:
     path = cli.file()
-    _AppServer.answer, _AppServer.asked = _answer(cli), []
+    _AppServer.answer, _AppServer.requests = _answer(cli), []
     env = {
         "ALIBABA_CLOUD_ACCESS_KEY_ID": "",
         "ALIBABA_CLOUD_ACCESS_KEY_SECRET": "",
@@ -418,8 +418,8 @@ def test_an_app_server_hands_out_grants_to_those_who_know_its_token(cli: Cli) ->
 
     assert ended.code == 0, ended.err
     assert cli.server.object_bytes(_AppServer.answer["VideoId"]) == path.read_bytes()
-    assert _AppServer.asked[0]["action"] == "create"
-    assert _AppServer.asked[0]["file_name"] == "movie.mp4"
+    assert _AppServer.requests[0]["action"] == "create"
+    assert _AppServer.requests[0]["file_name"] == "movie.mp4"
     _assert_failed(refused, 3, "401", "VODUP_AUTH_URL_TOKEN")
 
 
@@ -449,7 +449,7 @@ def test_no_secret_is_printed_at_debug(cli: Cli) -> None:
     assert "Traceback" not in printed
 
 
-# --- what a terminal would obey ---------------------------------------------------------
+# --- control characters ------------------------------------------------------------------
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b31m\r\nFAKE: all is well\u202egnp.exe"
 
@@ -458,7 +458,7 @@ HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b31m\r\nFAKE: all is well\u202egnp.exe"
     ("operation", "code"), [("CreateUploadVideo", "Forbidden.RAM"), ("PutObject", "AccessDenied")]
 )
 @pytest.mark.parametrize("words", [("--json",), ("--log-level", "debug")])
-def test_no_word_of_a_server_steers_a_terminal(
+def test_messages_of_a_server_cannot_control_the_terminal(
     cli: Cli, operation: str, code: str, words: tuple[str, ...]
 ) -> None:
     cli.file()
@@ -473,10 +473,10 @@ def test_no_word_of_a_server_steers_a_terminal(
 
     assert ended.code != 0
     assert operation in ended.err + ended.out
-    assert_tame(ended)
+    assert_no_control(ended)
 
 
-def test_no_name_of_a_file_steers_a_terminal(cli: Cli) -> None:
+def test_file_names_cannot_control_the_terminal(cli: Cli) -> None:
     name = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e.mp4"
     cli.file(name)
 
@@ -485,10 +485,10 @@ def test_no_name_of_a_file_steers_a_terminal(cli: Cli) -> None:
     missing = cli.run("push", f"no-{name}")
 
     for end in (ended, listed, missing):
-        assert_tame(end)
+        assert_no_control(end)
 
 
-def assert_tame(ended: Ended) -> None:
+def assert_no_control(ended: Ended) -> None:
     for character in "\x1b\x07\x9b\u202e\r":
         assert character not in ended.err + ended.out, repr(ended.err + ended.out)
     assert not any(line.startswith("FAKE") for line in (ended.err + ended.out).splitlines())

@@ -1,4 +1,4 @@
-"""`vodup push` of what has no end yet: pipes and commands, killed and run again."""
+"""`vodup push` of pipes, commands, URLs and growing files, killed and run again."""
 
 from __future__ import annotations
 
@@ -68,14 +68,14 @@ def killed(running: Running, *, when: Callable[[dict[str, Any]], bool] = is_unde
 
 @contextmanager
 def serving_in_thread(data: bytes) -> Iterator[tuple[str, list[str]]]:
-    """A plain web server without ranges; its URL, and what it was asked."""
-    asked: list[str] = []
+    """A plain web server without ranges; its URL, and the requests it got."""
+    requests: list[str] = []
 
     class Answers(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            asked.append(self.path)
+            requests.append(self.path)
             self.send_response(200)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
@@ -88,7 +88,7 @@ def serving_in_thread(data: bytes) -> Iterator[tuple[str, list[str]]]:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}/movie.mp4?token=SECRET", asked
+        yield f"http://127.0.0.1:{server.server_address[1]}/movie.mp4?token=SECRET", requests
         server.shutdown()
         thread.join()
 
@@ -99,16 +99,16 @@ def movie(cli: Cli) -> Path:
     return path
 
 
-def test_standard_input_is_stored(cli: Cli) -> None:
+def test_standard_input_is_uploaded(cli: Cli) -> None:
     ended = piped(cli, "push", "-", "--file-name", "movie.mp4", "--json")
 
     assert ended.code == 0, ended.err
     assert cli.server.object_bytes(ended.last["video_id"]) == DATA
     assert (ended.last["verified_by"], ended.last["size"]) == ("crc64", len(DATA))
-    assert ended.lines[0]["size"] == 0, "nobody knows yet"
+    assert ended.lines[0]["size"] == 0, "unknown yet"
 
 
-def test_a_file_on_standard_input_is_one_too(cli: Cli) -> None:
+def test_a_file_on_standard_input_is_uploaded(cli: Cli) -> None:
     with movie(cli).open("rb") as file:
         done = subprocess.run(
             [*VODUP, "push", "-", "--file-name", "movie.mp4", "-q"],
@@ -117,13 +117,13 @@ def test_a_file_on_standard_input_is_one_too(cli: Cli) -> None:
     assert cli.server.object_bytes(done.stdout.strip()) == DATA
 
 
-def test_without_a_name_it_is_a_mistake_of_usage(cli: Cli) -> None:
+def test_standard_input_without_a_file_name_is_a_usage_error(cli: Cli) -> None:
     ended = piped(cli, "push", "-")
     assert ended.code == 2
     assert "Add --file-name" in ended.err
 
 
-def test_nothing_at_all_is_a_mistake_of_usage(cli: Cli) -> None:
+def test_flags_that_contradict_each_other_are_usage_errors(cli: Cli) -> None:
     assert cli.run("push").code == 2
     assert cli.run("push", "a.mp4", "--pipe-command", "cat b").code == 2
     assert cli.run("push", "-", "--pipe-command", "'", "--file-name", "movie.mp4").code == 2
@@ -131,15 +131,13 @@ def test_nothing_at_all_is_a_mistake_of_usage(cli: Cli) -> None:
     assert cli.run("push", "-", *both).code == 2
 
 
-def test_an_empty_pipe_is_no_video(cli: Cli) -> None:
+def test_an_empty_pipe_is_4(cli: Cli) -> None:
     ended = piped(cli, "push", "-", "--file-name", "movie.mp4", data=b"")
     assert ended.code == 4
     assert "movie.mp4 is empty" in ended.err
 
 
-def test_a_killed_push_goes_on_when_the_producer_comes_again(
-    cli: Cli, slow_server: DevServer
-) -> None:
+def test_a_killed_push_resumes_with_the_same_producer(cli: Cli, slow_server: DevServer) -> None:
     words = ("push", "-", "--file-name", "movie.mp4", "--key", cli.folder.name, *SMALL)
     content = movie(cli)
     twice = slow_server.stats.bytes_sent_twice
@@ -155,7 +153,7 @@ def test_a_killed_push_goes_on_when_the_producer_comes_again(
 
 
 @pytest.mark.parametrize("kind", ["http", "fsspec"])
-def test_a_killed_push_of_a_url_goes_on(cli: Cli, slow_server: DevServer, kind: str) -> None:
+def test_a_killed_push_of_a_url_resumes(cli: Cli, slow_server: DevServer, kind: str) -> None:
     with serving_in_thread(DATA) as (url, _):
         if kind == "fsspec":
             url = f"file://{movie(cli).rename(cli.folder / 'movie.mp4')}"
@@ -175,7 +173,7 @@ def test_a_killed_push_of_a_url_goes_on(cli: Cli, slow_server: DevServer, kind: 
     assert slow_server.stats.bytes_sent_twice - twice <= 2 * PART
 
 
-def test_an_interrupted_pipe_says_what_it_takes_to_go_on(cli: Cli, slow_server: DevServer) -> None:
+def test_an_interrupted_pipe_prints_how_to_resume(cli: Cli, slow_server: DevServer) -> None:
     running = started(cli, "push", "-", "--file-name", "movie.mp4", *SMALL, data=movie(cli))
     running.until(is_under_way)
     running.process.send_signal(signal.SIGINT)
@@ -192,7 +190,7 @@ def test_an_interrupted_pipe_says_what_it_takes_to_go_on(cli: Cli, slow_server: 
     assert again.last["video_id"] == ended.last["video_id"]
 
 
-def test_another_producer_does_not_go_on_with_it(cli: Cli, slow_server: DevServer) -> None:
+def test_a_different_producer_is_refused(cli: Cli, slow_server: DevServer) -> None:
     words = ("push", "-", "--file-name", "movie.mp4", "--key", cli.folder.name, *SMALL)
     killed(started(cli, *words, data=movie(cli)))
     completed = slow_server.stats.completes
@@ -204,7 +202,7 @@ def test_another_producer_does_not_go_on_with_it(cli: Cli, slow_server: DevServe
     assert slow_server.stats.completes == completed
 
 
-def test_a_spool_goes_on_without_the_producer(cli: Cli, slow_server: DevServer) -> None:
+def test_a_spool_resumes_without_the_producer(cli: Cli, slow_server: DevServer) -> None:
     small = (*SLOWLY, "--part-size", str(PART))
     words = ("push", "-", "--file-name", "movie.mp4", "--spool", "spool", *small)
     running = started(cli, *words, data=movie(cli))
@@ -225,7 +223,7 @@ def test_a_spool_goes_on_without_the_producer(cli: Cli, slow_server: DevServer) 
     assert os.listdir(cli.folder / "spool") == []
 
 
-def test_resume_says_that_a_stream_has_to_come_again(cli: Cli, slow_server: DevServer) -> None:
+def test_resume_of_a_stream_needs_its_producer(cli: Cli, slow_server: DevServer) -> None:
     key = cli.folder.name
     words = ("push", "-", "--file-name", "movie.mp4", "--key", key, *SMALL)
     killed(started(cli, *words, data=movie(cli)))
@@ -238,7 +236,7 @@ def test_resume_says_that_a_stream_has_to_come_again(cli: Cli, slow_server: DevS
     assert f"--key {key}" in ended.last["next_step"]
 
 
-def test_a_url_leads_to_no_private_address_and_is_shown_without_its_query(cli: Cli) -> None:
+def test_a_url_of_a_private_address_is_refused_and_shown_without_its_query(cli: Cli) -> None:
     ended = cli.run("push", "http://127.0.0.1:9/movie.mp4?token=SECRET", "--json")
 
     assert ended.code == 7
@@ -247,8 +245,8 @@ def test_a_url_leads_to_no_private_address_and_is_shown_without_its_query(cli: C
     assert "SECRET" not in ended.out + ended.err
 
 
-def test_a_url_is_stored_where_a_flag_allows_it_and_a_manifest_may_name_it(cli: Cli) -> None:
-    with serving_in_thread(DATA) as (url, asked):
+def test_a_url_is_uploaded_where_a_flag_allows_it_also_from_a_manifest(cli: Cli) -> None:
+    with serving_in_thread(DATA) as (url, requests):
         ended = cli.run("push", url, "--allow-private-sources", "--json")
         assert ended.code == 0, ended.err
         assert cli.server.object_bytes(ended.last["video_id"]) == DATA
@@ -257,10 +255,10 @@ def test_a_url_is_stored_where_a_flag_allows_it_and_a_manifest_may_name_it(cli: 
         rows = [{"path": url, "key": "from-a-manifest"}, {"path": "file:///etc/passwd"}]
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (cli.folder / "rows.jsonl").write_text(lines)
-        del asked[:]
+        del requests[:]
         words = ("ingest", "rows.jsonl", "--report", "done.jsonl", "--json", "--retries", "0")
         refused = cli.run(*words)
-        assert asked == [], "what a row says allows nothing"
+        assert requests == [], "a row cannot allow it"
         codes = {line["row"]: line["exit_code"] for line in refused.lines if "exit_code" in line}
         assert codes == {1: 7, 2: 2}
 
@@ -269,7 +267,7 @@ def test_a_url_is_stored_where_a_flag_allows_it_and_a_manifest_may_name_it(cli: 
         assert cli.server.object_bytes(done["video_id"]) == DATA
 
 
-def test_a_followed_file_is_killed_and_followed_on(cli: Cli, slow_server: DevServer) -> None:
+def test_a_killed_push_of_a_growing_file_resumes(cli: Cli, slow_server: DevServer) -> None:
     path, done = cli.folder / "recording.mp4", cli.folder / "done"
     path.write_bytes(DATA[: 2 * MIB])
     small = (*SLOWLY, "--part-size", str(PART))
@@ -292,13 +290,13 @@ def test_a_followed_file_is_killed_and_followed_on(cli: Cli, slow_server: DevSer
     assert slow_server.stats.bytes_sent_twice - twice <= 2 * PART
 
 
-def test_how_a_file_is_followed_has_to_make_sense(cli: Cli) -> None:
+def test_flags_of_follow_without_follow_are_usage_errors(cli: Cli) -> None:
     assert cli.run("push", "a.mp4", "--until-idle", "3").code == 2
     assert cli.run("push", "-", "--follow", "--file-name", "a.mp4").code == 2
     assert cli.run("push", "--follow", "a.mp4", "--until-exit", "nobody").code == 2
 
 
-def test_a_command_is_started_and_judged_by_its_exit_status(cli: Cli) -> None:
+def test_the_output_of_a_command_counts_only_with_exit_status_0(cli: Cli) -> None:
     content = movie(cli)
     completed = cli.server.stats.completes
     fails = f"{sys.executable} -c \"import sys; print('x' * {MIB}); sys.exit(7)\""

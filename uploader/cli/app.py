@@ -53,10 +53,10 @@ app.add_typer(database, name="db")
 F = TypeVar("F")
 
 
-def run() -> None:
-    """Run the command line and exit."""
+def run(words: list[str] | None = None) -> None:
+    """Run a command line, that of this process unless `words` are given, and exit."""
     try:
-        app(prog_name="vodup")
+        app(words, prog_name="vodup")
     except VodupError as error:  # from reading a flag
         err(paragraph(error))
         raise SystemExit(exit_code(error)) from None

@@ -1,4 +1,4 @@
-"""`vodup doctor`: is everything there that an upload needs?"""
+"""`doctor`: checks everything that an upload needs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _REMOTE_FILE_SYSTEMS: Final = ("nfs", "cifs", "smb", "fuse.", "9p", "afs", "ceph
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What was seen of one thing. `code` is the exit code if it failed."""
+    """The result of one check. `code` is the exit code if it failed."""
 
     name: str
     verdict: Literal["ok", "warning", "failed"]
@@ -50,8 +50,8 @@ class Finding:
 
 
 def doctor(flags: DoctorFlags) -> int:
-    """Look at everything and return the code of what failed."""
-    findings = _examined(flags)
+    """Run all checks and return the code of those that failed."""
+    findings = _findings(flags)
     for finding in findings:
         if flags.json:
             line = {k: v for k, v in asdict(finding).items() if k != "code"}
@@ -61,8 +61,8 @@ def doctor(flags: DoctorFlags) -> int:
     return run.common_code(f.code for f in findings if f.verdict == "failed")
 
 
-def _examined(flags: DoctorFlags) -> list[Finding]:
-    """Look at everything, network included."""
+def _findings(flags: DoctorFlags) -> list[Finding]:
+    """Run all checks, of the network too."""
     findings: list[Finding] = [*_versions(), _credentials(flags), *_state_path(flags)]
 
     async def work() -> int:
@@ -89,17 +89,17 @@ def _versions() -> Iterator[Finding]:
 
 def _credentials(flags: AccessFlags) -> Finding:
     if flags.auth_command or flags.auth_url:
-        return Finding("credentials", "ok", "grants come from --auth-command or --auth-url")
+        return Finding("credentials", "ok", "from --auth-command or --auth-url")
     origin = key_origin()
     if origin is None:
         detail = "no AccessKey: set ALIBABA_CLOUD_ACCESS_KEY_ID and _SECRET, or push with a --grant"
         return Finding("credentials", "failed", detail, run.CREDENTIALS)
-    return Finding("credentials", "ok", f"an AccessKey from {origin}")
+    return Finding("credentials", "ok", f"AccessKey from {origin}")
 
 
 def _state_path(flags: StateFlags) -> Iterator[Finding]:
     if flags.state == "memory":
-        yield Finding("state", "warning", "memory: nothing survives this process")
+        yield Finding("state", "warning", "memory: progress is lost when the process ends")
         return
     location = locate(flags.state or None)
     if not isinstance(location, SqliteFile):
@@ -112,19 +112,21 @@ def _state_path(flags: StateFlags) -> Iterator[Finding]:
 def _state_folder(path: Path, folder: Path) -> Finding:
     free = shutil.disk_usage(folder).free
     kind = _file_system_of(folder)
-    mode = f"{stat.S_IMODE(path.stat().st_mode):04o}" if path.exists() else "not there yet"
+    mode = f"{stat.S_IMODE(path.stat().st_mode):04o}" if path.exists() else "not created yet"
     detail = f"{path} ({mode}), {kind or 'unknown file system'}, {size(free)} free"
     if not os.access(folder, os.W_OK):
         return Finding("state", "failed", f"{detail}: {folder} is not writable", run.TEMPORARY)
     if free < _LOW_SPACE:
         return Finding("state", "warning", f"{detail}: little space")
     if kind.startswith(_REMOTE_FILE_SYSTEMS):
-        return Finding("state", "warning", f"{detail}: locks of a network file system may lie")
+        return Finding(
+            "state", "warning", f"{detail}: its file locks are unreliable"
+        )
     return Finding("state", "ok", detail)
 
 
 def _file_system_of(folder: Path) -> str:
-    """Return the type of the file system `folder` is on, "" where that is not told."""
+    """Return the type of the file system `folder` is on, "" if unknown."""
     try:
         mounts = Path("/proc/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -148,7 +150,7 @@ async def _records(flags: StateFlags) -> Finding:
     open_count = sum(phase not in {Phase.DONE, Phase.ABORTED} for phase in phases)
     detail = f"{count(len(phases), 'upload')} recorded, {open_count} unfinished"
     if orphans:
-        return Finding("uploads", "warning", f"{detail}; `vodup clean --orphans` would help")
+        return Finding("uploads", "warning", f"{detail}; run `vodup clean --orphans`")
     return Finding("uploads", "ok", detail)
 
 
@@ -177,12 +179,12 @@ def _checked_origin(flags: AccessFlags, network: Network) -> str:
 
 async def _reach_oss(flags: AccessFlags, origin: str, network: Network) -> Finding:
     if urlsplit(origin).hostname in {"127.0.0.1", "::1"}:
-        return Finding("OSS", "ok", "a development server tells its own with each grant")
+        return Finding("OSS", "ok", "the development server names its endpoint with each upload")
     return await _reach("OSS", f"https://oss-{region_of(flags)}.aliyuncs.com", network)
 
 
 async def _reach(name: str, endpoint: str, network: Network) -> Finding:
-    """Ask without a signature: any answer shows the way, TLS and the service's clock."""
+    """Send an unsigned request: any answer proves route and TLS, and shows the service's clock."""
     request = SignedRequest("GET", f"{endpoint}/", {}, None)
     began = time.monotonic()
     try:
@@ -200,7 +202,7 @@ def _reached(name: str, endpoint: str, answer: Response, took_s: float) -> Findi
         words.append("without TLS")
     offset_s = _offset_s(answer)
     if offset_s is not None:
-        words.append(f"its clock is {offset_s:+.0f} s from ours")
+        words.append(f"clock offset {offset_s:+.0f} s")
     is_off = offset_s is not None and abs(offset_s) > _MAX_OFFSET_S
     return Finding(name, "warning" if is_off else "ok", ", ".join(words))
 
@@ -211,17 +213,19 @@ def _offset_s(answer: Response) -> float | None:
 
 
 async def _access_key(provider: GrantProvider, network: Network) -> Finding:
-    """A cheap signed call: a video that cannot exist is not found by those who may ask."""
+    """Send a cheap signed request: with access, a video that cannot exist is not found."""
     try:
         async with asyncio.timeout(2 * _REQUEST_S):
             await provider.connect(network).facts(_NO_VIDEO)
     except VideoGone:
         pass
     except TimeoutError:
-        return Finding("AccessKey", "failed", "no answer in time", run.TEMPORARY)
+        return Finding(
+            "AccessKey", "failed", "no answer in time", run.TEMPORARY
+        )
     except VodupError as error:
         return Finding("AccessKey", "failed", error.message, run.exit_code(error))
-    return Finding("AccessKey", "ok", "it is accepted")
+    return Finding("AccessKey", "ok", "accepted")
 
 
 def _congestion(network: Network) -> Finding:
@@ -231,7 +235,7 @@ def _congestion(network: Network) -> Finding:
     if used == "bbr":
         return Finding("congestion", "ok", used)
     if may_use_congestion("bbr"):
-        return Finding("congestion", "ok", f"{used}; bbr where the network is far")
+        return Finding("congestion", "ok", f"{used}; bbr is available for long distances")
     return Finding(
-        "congestion", "warning", f"{used}; on lossy links bbr is faster (modprobe tcp_bbr)"
+        "congestion", "warning", f"{used}; bbr is faster on lossy links (modprobe tcp_bbr)"
     )

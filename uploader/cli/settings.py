@@ -220,7 +220,7 @@ def serve_metrics(address: str | None) -> Iterator[Listener | None]:
 
     metrics = Metrics()
     with metrics.served(address) as url:
-        err(f"vodup: metrics: {url}")
+        err(f"vodup: metrics are at {url}")
         yield metrics
 
 
