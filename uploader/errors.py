@@ -1,38 +1,38 @@
-"""Everything that can go wrong, as a caller may want to catch it.
+"""All errors, as a caller may want to catch them.
 
 VodupError
 ├── ConfigurationError            an option, an argument or a manifest is wrong
-├── CredentialError               who we are, or what we may do
+├── CredentialError               identity and permissions
 │   ├── InvalidGrant              UploadAddress/UploadAuth cannot be decoded
 │   ├── CallerNotAuthenticated    no AccessKey, or VOD or an app server refuses us
 │   ├── CredentialsRejected       OSS refuses credentials that VOD has just renewed
 │   └── PermissionDenied          the credentials are good, their policy says no
-├── VideoError                    what VOD says of the video
+├── VideoError                    VOD's record of the video
 │   ├── VideoGone                 not found, or damaged
-│   └── OverwriteRefused          it is finished already; overwriting was not asked for
-├── TransferError                 bytes did not arrive, try again
+│   └── OverwriteRefused          it is finished; overwriting was not requested
+├── TransferError                 the data did not arrive
 │   ├── TransportError            no usable answer: refused, reset, stalled, timed out
-│   ├── ServiceError              an answer that says no
+│   ├── ServiceError              a service refused a request
 │   └── UploadTargetChanged       VOD moved the upload to another bucket or key
-├── IntegrityError                OSS holds other bytes than we sent
-├── UnverifiedCompletion          OSS completed, nothing proves what it holds
-├── SourceError                   the bytes we were to send
+├── IntegrityError                OSS stored other bytes than were sent
+├── UnverifiedCompletion          OSS completed the object; nothing proves its content
+├── SourceError                   the data to send
 │   ├── SourceUnreadable          missing, no permission, not a regular file, empty
-│   ├── SourceChanged             it is not what the checkpoint describes
-│   └── SourceNotRepeatable       its bytes came once and are not kept any more
-├── StateError                    what survives a crash
+│   ├── SourceChanged             not the one the checkpoint describes
+│   └── SourceNotRepeatable       a stream that is not buffered any more
+├── StateError                    the checkpoints
 │   ├── StateUnavailable          cannot be read or written (disk full, no permission)
 │   ├── UnsupportedState          written by a newer vodup
-│   ├── UploadLocked              another process works on this upload
+│   ├── UploadLocked              another process is sending this upload
 │   └── LeaseLost                 another process took this upload over
-├── HookError                     the caller's own code, before a video is made
-└── PolicyError                   refused for safety, nothing was sent
+├── HookError                     a hook failed before the video was created
+└── PolicyError                   refused for security reasons; nothing was sent
     ├── UntrustedEndpoint         credentials would go to a host that is not OSS or VOD
-    └── UnsafePath                a path leaves the folder it may come from
+    └── UnsafePath                a path leads out of its folder
 
-A class exists only where somebody would catch it apart; codes of the services stay
+A class exists only where a caller would catch it separately; codes of the services stay
 data (`ServiceError.code`). Every error says what failed, whether the same command can
-go on later (`is_resumable`), and what to do next (`next_step`).
+resume later (`is_resumable`), and what to do next (`next_step`).
 """
 
 from __future__ import annotations
@@ -82,9 +82,9 @@ class VodupError(Exception):
         next_step: one sentence for the user, starting with a verb.
         code: the service's code, for example "InvalidVideo.NotFound"; "" if it is not
             about an answer.
-        request_id: what Alibaba Cloud's support asks for; "" if there is none.
-        is_resumable: whether the checkpoint is intact and the same command goes on.
-        is_temporary: whether waiting may be all it needs: run the same command later.
+        request_id: for Alibaba Cloud's support; "" if there is none.
+        is_resumable: whether the checkpoint is intact and the same command resumes.
+        is_temporary: whether the same command may succeed later.
     """
 
     is_resumable: ClassVar[bool] = True
@@ -132,11 +132,11 @@ class ConfigurationError(VodupError):
     """An option or an argument is wrong; nothing was started."""
 
     is_resumable = False
-    default_next_step = "Correct it and run again."
+    default_next_step = "Correct it, then run again."
 
 
 class CredentialError(VodupError):
-    """Who we are, or what we may do, was not accepted."""
+    """The identity or a permission of the caller was not accepted."""
 
 
 class InvalidGrant(CredentialError):
@@ -170,10 +170,10 @@ class VideoError(VodupError):
 
 
 class VideoGone(VideoError):
-    """VOD does not know the video (any more), or calls it damaged."""
+    """VOD does not know the video, or no longer, or reports it as damaged."""
 
     default_next_step = (
-        "Check the VideoId and the region; to give this upload up, run `vodup abort`. "
+        "Check the VideoId and the region. To remove this upload, run `vodup abort`. "
         "No other video was created in its place."
     )
 
@@ -182,11 +182,11 @@ class OverwriteRefused(VideoError):
     """The video is finished; sending again would overwrite it."""
 
     is_resumable = False
-    default_next_step = "Pass --overwrite (overwrite=True) if replacing its content is meant."
+    default_next_step = "Pass --overwrite (overwrite=True) to replace its content."
 
 
 class TransferError(VodupError):
-    """The bytes could not be brought over."""
+    """The data could not be transferred."""
 
 
 class TransportError(TransferError):
@@ -195,12 +195,12 @@ class TransportError(TransferError):
     Attributes:
         is_sent: whether the service may have seen and applied the request; False only
             when certainly not (no connection was made).
-        is_timeout: whether the peer was waited for in vain: it, or the path to it, may be
+        is_timeout: whether the peer did not answer in time: it, or the path to it, may be
             overloaded.
     """
 
     is_temporary = True
-    default_next_step = "Check the network, then run the same command again to continue."
+    default_next_step = "Check the network, then run the same command again to resume."
 
     def __init__(
         self,
@@ -217,7 +217,7 @@ class TransportError(TransferError):
 
 
 class ServiceError(TransferError):
-    """A service answered, and the answer is no.
+    """A service refused a request.
 
     Only the named fields of an answer are kept, cleaned of control characters: OSS
     echoes the SecurityToken in the body of `SecurityTokenExpired`.
@@ -227,13 +227,13 @@ class ServiceError(TransferError):
         status: HTTP status. VOD sends throttling as 400: decide by `code`.
         code: for example "SecurityTokenExpired"; "" when the answer was not the service's.
         ec: OSS's detailed error code, for example "0002-00000007"; "" if absent.
-        server_epoch_s: the service's clock in seconds since 1970 as the answer told it.
+        server_epoch_s: the service's clock according to the answer, in seconds since 1970.
         retry_after_s: how long the service asks to wait, in seconds.
     """
 
     default_next_step = (
-        "Look the code up in the service's documentation, mend what it names, and run the same "
-        "command again; support asks for the request id."
+        "Look up the code in the documentation of the service and fix the cause, then run the same "
+        "command again. Support needs the request ID."
     )
 
     def __init__(
@@ -276,10 +276,11 @@ class UploadTargetChanged(TransferError):
 
 
 class IntegrityError(VodupError):
-    """What OSS holds differs from what we sent; it is not called a success."""
+    """OSS stored other bytes than were sent; this is never a success."""
 
     default_next_step = (
-        "Run the same command again; if it stays, run `vodup verify` and report the request id."
+        "Run the same command again. If it fails again, run `vodup verify` and report the request "
+        "ID."
     )
 
 
@@ -290,7 +291,7 @@ class UnverifiedCompletion(VodupError):
 
 
 class SourceError(VodupError):
-    """The bytes to send are not there as expected."""
+    """The data to send is not available as expected."""
 
 
 class SourceUnreadable(SourceError):
@@ -303,34 +304,36 @@ class SourceChanged(SourceError):
     """The source is not the one the checkpoint describes."""
 
     default_next_step = (
-        "Put the original back and run the same command, or give the upload up with "
-        "`vodup abort` and start anew."
+        "Restore the original and run the same command, or remove the upload with "
+        "`vodup abort` and start over."
     )
 
 
 class SourceNotRepeatable(SourceError):
-    """Bytes of a stream would have to be sent again, and are not kept any more.
+    """Data of a stream would have to be sent again, but is not buffered any more.
 
-    Nothing was completed. The upload goes on only with a producer that begins again from
-    its first byte; what OSS has is then compared and not sent again.
+    Nothing was completed. The upload can only be resumed with a producer that starts again at
+    its first byte; parts that OSS has are then compared, not sent again.
     """
 
     is_resumable = False
     default_next_step = (
-        "Run the producer again from its start, under the same key; what OSS has is compared and "
-        "not sent again."
+        "Run the producer again from its start, with the same --key. Parts that OSS has are "
+        "compared, not sent again."
     )
 
 
 class StateError(VodupError):
-    """The checkpoint store does not let us go on."""
+    """The checkpoint store does not allow the upload to continue."""
 
 
 class StateUnavailable(StateError):
     """The checkpoint cannot be read or written."""
 
     is_temporary = True
-    default_next_step = "Free space or mend permissions at the state path, then run again."
+    default_next_step = (
+        "Check the free space and the permissions of the state path, then run again."
+    )
 
 
 class UnsupportedState(StateError):
@@ -340,29 +343,29 @@ class UnsupportedState(StateError):
 
 
 class UploadLocked(StateError):
-    """Another process works on this upload right now."""
+    """Another process is sending this upload."""
 
-    default_next_step = "Wait for it, or stop it; its progress is shared."
+    default_next_step = "Wait for it to finish, or stop it; no progress is lost."
 
 
 class LeaseLost(StateError):
-    """This process was away too long and another one took the upload over."""
+    """This process did not renew its lease in time, and another one took the upload over."""
 
-    default_next_step = "Leave it to the other process; `vodup status` names it."
+    default_next_step = "Let the other process finish; `vodup status` shows it."
 
 
 class HookError(VodupError):
-    """Code of the caller's, called by us, failed."""
+    """A hook, code of the caller, failed."""
 
-    default_next_step = "Mend the hook, then run the same command again."
+    default_next_step = "Fix the hook, then run the same command again."
 
 
 class PolicyError(VodupError):
-    """Refused for safety; nothing was sent."""
+    """Refused for security reasons; nothing was sent."""
 
 
 class UntrustedEndpoint(PolicyError):
-    """Credentials would have gone to a host that is not known to be OSS or VOD."""
+    """Credentials would have been sent to a host that is not known to be OSS or VOD."""
 
     default_next_step = (
         "Check who issued this address. A host of your own must be allowed explicitly "
@@ -371,7 +374,7 @@ class UntrustedEndpoint(PolicyError):
 
 
 class UnsafePath(PolicyError):
-    """A path leads out of the folder it is allowed to come from."""
+    """A path leads out of the folder that it must stay in."""
 
     default_next_step = "Move the file below the root, or choose another --root."
 
@@ -387,13 +390,13 @@ def without_frames(error: VodupError) -> VodupError:
 
 
 def unexpected(error: BaseException) -> VodupError:
-    """An error that nothing translates, as the failure of one upload; the others go on.
+    """An error that nothing translates, as the failure of one upload; the others continue.
 
     Only its class is shown: a foreign message may quote anything.
     """
     failure = VodupError(
         f"Internal error ({type(error).__name__}).",
-        next_step="Report it: this is a bug in vodup. The checkpoint is kept.",
+        next_step="Report it: this is a bug in vodup. Progress is saved; run the command again.",
     )
     failure.__cause__ = error
     return failure

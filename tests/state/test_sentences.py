@@ -41,7 +41,7 @@ ORPHAN = Orphan(
     upload_id="U\0", video_id=None, endpoint="e", region=None, bucket="b", object_key="o"
 )
 CLEAN = "Remove that record with `vodup clean`, then run again."
-AGAIN = "Free space or mend permissions at the state path, then run again."
+AGAIN = "Check the free space and the permissions of the state path, then run again."
 
 
 def row(**changes: object) -> dict[str, object]:

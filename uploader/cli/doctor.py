@@ -119,9 +119,7 @@ def _state_folder(path: Path, folder: Path) -> Finding:
     if free < _LOW_SPACE:
         return Finding("state", "warning", f"{detail}: little space")
     if kind.startswith(_REMOTE_FILE_SYSTEMS):
-        return Finding(
-            "state", "warning", f"{detail}: its file locks are unreliable"
-        )
+        return Finding("state", "warning", f"{detail}: its file locks are unreliable")
     return Finding("state", "ok", detail)
 
 
@@ -220,9 +218,7 @@ async def _access_key(provider: GrantProvider, network: Network) -> Finding:
     except VideoGone:
         pass
     except TimeoutError:
-        return Finding(
-            "AccessKey", "failed", "no answer in time", run.TEMPORARY
-        )
+        return Finding("AccessKey", "failed", "no answer in time", run.TEMPORARY)
     except VodupError as error:
         return Finding("AccessKey", "failed", error.message, run.exit_code(error))
     return Finding("AccessKey", "ok", "accepted")

@@ -30,7 +30,7 @@ from uploader.cli.sources import (
     shown_name,
     source_of,
 )
-from uploader.errors import ConfigurationError, VodupError
+from uploader.errors import ConfigurationError, VodupError, unexpected
 from uploader.events import Event, Listener
 from uploader.sources import AnySource
 from uploader.state import Phase
@@ -255,8 +255,7 @@ class _Push:
             return self._fail(file, error)
         except Exception as error:  # a bug that affects one file must not stop the others
             run.explain_bug(error)
-            message = f"Internal error ({type(error).__name__})."
-            return self._fail(file, VodupError(message, next_step="Report the lines above."))
+            return self._fail(file, unexpected(error))
         file.code = run.HOOK_FAILED if file.has_failed_hook else run.DONE
         file.size = result.size
         self._view.finished(file, result)
