@@ -80,9 +80,8 @@ def test_a_repeated_request(progress: Progress, told: list[Event]) -> None:
 
 
 def test_new_credentials(progress: Progress, told: list[Event]) -> None:
-    progress.renewal_s = 0.12345678
-    progress.renewed(7)
-    progress.renewed(8)
+    progress.renewed(0.12345678)
+    progress.renewed(0.12345678)
     assert told == [
         CredentialsRenewed(**WHOSE, renewal_count=count, seconds=0.123457) for count in (1, 2)
     ]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import shlex
 import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
+from uploader.errors import ConfigurationError
 from uploader.tasks import beside
 from uploader.threads import Threads, in_thread
 
@@ -31,6 +33,7 @@ __all__ = [
     "RunningCommand",
     "describe_status",
     "run_command",
+    "split_command",
     "wait_readable",
 ]
 
@@ -51,6 +54,21 @@ _HAS_PROC: Final = os.path.exists("/proc/self/stat")
 
 _REAPERS: Final = Threads("vodup-reap", 4)
 """For processes that do not end when killed. They may wait for each other."""
+
+
+def split_command(command: str | Sequence[str], name: str) -> list[str]:
+    """Split a command line as a shell would; a list is a command already.
+
+    Raises:
+        ConfigurationError: it cannot be split or is empty; `name` says what it is.
+    """
+    try:
+        argv = shlex.split(command) if isinstance(command, str) else list(command)
+    except ValueError as error:
+        raise ConfigurationError(f"{name} cannot be split: {error}.") from None
+    if not argv:
+        raise ConfigurationError(f"{name} is empty.")
+    return argv
 
 
 class CommandNotStarted(Exception):

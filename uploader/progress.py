@@ -39,7 +39,6 @@ class Progress:
         self.sent_bytes = 0
         self.retry_count = 0
         self.renewal_count = 0
-        self.renewal_s = 0.0
         self._positions: dict[int, int] = {}
 
     def tell(self, event: Event) -> None:
@@ -96,15 +95,15 @@ class Progress:
             )
         )
 
-    def renewed(self, generation: int) -> None:
-        """VOD has given new credentials."""
+    def renewed(self, seconds: float) -> None:
+        """Credentials have been renewed, which took so many seconds."""
         self.renewal_count += 1
         self.tell(
             CredentialsRenewed(
                 key=self.key,
                 video_id=self.video_id,
                 renewal_count=self.renewal_count,
-                seconds=round(self.renewal_s, 6),
+                seconds=round(seconds, 6),
             )
         )
 

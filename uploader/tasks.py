@@ -15,7 +15,7 @@ from contextvars import Context
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
 
-__all__ = ["beside", "cancel_count", "one_error"]
+__all__ = ["beside", "cancel_count", "in_own_task", "one_error"]
 
 T = TypeVar("T")
 
@@ -45,6 +45,17 @@ def one_error() -> asyncio.TaskGroup:
     failed, with a `RuntimeError`.
     """
     return _OneErrorGroup()
+
+
+async def in_own_task(work: Coroutine[Any, Any, T]) -> T:
+    """Return what `work` returns, run in a task of its own.
+
+    For code of the caller's: what it leaves in `Task.cancelling()` stays there, and its own
+    cancellation, which nobody has requested, is a failure; see `one_error`.
+    """
+    async with one_error() as group:
+        task = group.create_task(work)
+    return task.result()
 
 
 def cancel_count() -> int:
@@ -93,7 +104,7 @@ class _OneErrorGroup(asyncio.TaskGroup):
         except asyncio.CancelledError as error:
             if cancel_count():
                 raise
-            failure = RuntimeError("a task ended as cancelled, and nobody has cancelled it")
+            failure = RuntimeError("what a task awaited was cancelled, and not the task")
             self._add_failure(failure)
             raise failure from error
         except BaseException as error:

@@ -146,10 +146,7 @@ class Transfer:
         record = self._job.record
         if record.video_id is None:
             raise ConfigurationError("Without a VideoId nothing can be renewed.")
-        began_s = self._clock.elapsed_s()
-        grant = await self._job.require_grants().renew(record.video_id)
-        self._progress.renewal_s = self._clock.elapsed_s() - began_s
-        return grant
+        return await self._job.require_grants().renew(record.video_id)
 
     def _session(self, signer: Signer) -> Session:
         network = self._job.network
@@ -530,7 +527,7 @@ class Transfer:
                 raise
             ack = await self._accept(part, receipt, sent)
         seconds = self._clock.elapsed_s() - began_s
-        self._live.note_part_time(seconds)
+        self._live.record_part_time(seconds)
         return ack, seconds
 
     async def _keep_sent(self, ack: PartAck, seconds: float, patience_s: float = 0.0) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,7 +72,7 @@ async def test_without_on_create_no_video_can_be_made() -> None:
     async def renew(video_id: str) -> UploadGrant:
         return a_grant()
 
-    with pytest.raises(ConfigurationError, match=r"^This callback .* cannot make a video\."):
+    with pytest.raises(ConfigurationError, match=r"^This callback .* cannot create a video\."):
         await CallbackProvider(renew).connect(network(Vod())).create(NEW)
 
 
@@ -84,7 +86,9 @@ async def test_what_a_callback_raises_becomes_ours_without_its_text(name: str) -
     with pytest.raises(TransportError, match=f"{name} raised KeyError") as caught:
         await call
     assert "canary" not in str(caught.value)
-    assert caught.value.next_step == "Mend what it raised, then run the same command again."
+    assert (
+        caught.value.next_step == "Fix the error in the callback, then run the same command again."
+    )
     assert isinstance(caught.value.__cause__, KeyError)
 
 
@@ -94,6 +98,27 @@ async def test_our_own_errors_pass_through_a_callback() -> None:
 
     with pytest.raises(VideoGone):
         await CallbackProvider(fail).connect(network(Vod())).renew(VIDEO_ID)
+
+
+async def test_a_callback_that_ends_as_cancelled_has_failed() -> None:
+    async def wait(video_id: str) -> UploadGrant:
+        future: asyncio.Future[UploadGrant] = asyncio.get_running_loop().create_future()
+        future.cancel()
+        return await future
+
+    with pytest.raises(TransportError, match="on_renew raised RuntimeError"):
+        await CallbackProvider(wait).connect(network(Vod())).renew(VIDEO_ID)
+
+
+async def test_a_callback_may_leave_a_count_of_cancellations_behind() -> None:
+    async def renew(video_id: str) -> UploadGrant:
+        asyncio.current_task().cancel()  # type: ignore[union-attr]
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(1)
+        return a_grant()
+
+    await CallbackProvider(renew).connect(network(Vod())).renew(VIDEO_ID)
+    assert asyncio.current_task().cancelling() == 0  # type: ignore[union-attr]
 
 
 # --- commands ------------------------------------------------------------------------
@@ -176,6 +201,23 @@ async def test_a_command_that_is_not_there_is_named() -> None:
     source = CommandProvider(["/no/such/command"]).connect(network(Vod()))
     with pytest.raises(ConfigurationError, match="/no/such/command"):
         await source.renew(VIDEO_ID)
+
+
+async def test_a_command_that_finds_no_room_on_the_machine_is_temporary() -> None:
+    source = CommandProvider(["true"]).connect(network(Vod()))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        with pytest.raises(TransportError, match="Too many open files") as caught:
+            await source.renew(VIDEO_ID)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert not caught.value.is_sent
+
+
+async def test_a_command_that_prints_without_end_is_ended() -> None:
+    with pytest.raises(InvalidGrant, match="printed more than 1048576 bytes"):
+        await CommandProvider("yes").connect(network(Vod())).renew(VIDEO_ID)
 
 
 async def test_a_command_that_fails_is_temporary() -> None:
@@ -283,7 +325,7 @@ async def test_an_app_server_that_says_no_is_believed(status: int, kind: type[Vo
     transport = Vod(any=[Response(status, {}, b"no")])
     with pytest.raises(kind, match=str(status)) as caught:
         await UrlProvider("https://h/grants").connect(network(transport)).renew(VIDEO_ID)
-    assert caught.value.next_step.split()[0] in {"Look", "Ask", "Check"}
+    assert caught.value.next_step.split()[0] in {"Ask", "Check"}
     assert len(transport.requests) == 1
 
 

@@ -115,7 +115,7 @@ class Desk:
         draw: float = 0.0,
     ) -> None:
         self.clock = clock or SkippingClock()
-        self.renewed: list[int] = []
+        self.renewed: list[float] = []
         self.live = LiveGrant(
             TARGET,
             issuer.renew if issuer else None,
@@ -146,8 +146,21 @@ async def test_sixteen_refused_callers_renew_once() -> None:
         await settled()
         issuer.gate.set()
     assert issuer.count == 1
-    assert desk.renewed == [1]
+    assert len(desk.renewed) == 1
     assert (await desk.signed()).generation == refused[0].generation + 1
+
+
+async def test_a_renewal_reports_how_long_it_took() -> None:
+    clock = SkippingClock()
+
+    class Slow(Issuer):
+        async def renew(self) -> UploadGrant:
+            await clock.sleep(7)
+            return a_grant()
+
+    desk = Desk(Slow(), a_grant(), clock=clock)
+    await refuse(desk)
+    assert desk.renewed == [7.0]
 
 
 async def test_who_was_refused_with_older_credentials_does_not_renew_again() -> None:
@@ -207,7 +220,7 @@ async def test_a_cancelled_renewal_is_taken_over_by_the_next_in_line() -> None:
     assert first.cancelled()
     assert second.result() is None
     assert issuer.count == 2
-    assert desk.renewed == [1]
+    assert len(desk.renewed) == 1
 
 
 async def test_a_failed_renewal_is_told_to_all_without_asking_again() -> None:
@@ -399,8 +412,8 @@ async def test_renewal_comes_five_minutes_and_some_jitter_ahead(
 
 async def test_slow_parts_move_renewal_forward(start: Begin) -> None:
     fresh = await start(Issuer())
-    fresh.desk.live.note_part_time(300)
-    fresh.desk.live.note_part_time(1)  # a quick one does not make it forget
+    fresh.desk.live.record_part_time(300)
+    fresh.desk.live.record_part_time(1)  # a quick one does not make it forget
     await fresh.clock.advance(2701)
     assert fresh.issuer.count == 1
     await fresh.clock.advance(3000 - 3 * 270 - 2)

@@ -38,6 +38,7 @@ from uploader.errors import (
     ConfigurationError,
     InvalidGrant,
     OverwriteRefused,
+    PermissionDenied,
     TransportError,
     UntrustedEndpoint,
     VodupError,
@@ -114,6 +115,13 @@ async def test_where_nobody_can_look_no_second_video_is_made(code: str, video: N
     assert "--video-id" in caught.value.next_step
 
 
+async def test_what_else_keeps_a_video_from_being_looked_up_is_raised_as_it_is() -> None:
+    transport = Vod(RefreshUploadVideo=[denied("Forbidden.RAM", 403)])
+    with pytest.raises(PermissionDenied) as caught:
+        await at_vod(transport).create(AGAIN)
+    assert "console" not in caught.value.next_step
+
+
 async def test_a_finished_video_is_not_overwritten_by_its_reference_id() -> None:
     transport = Vod(RefreshUploadVideo=[granted()], GetMezzanineInfo=[mezzanine("Normal")])
     with pytest.raises(OverwriteRefused) as caught:
@@ -123,7 +131,7 @@ async def test_a_finished_video_is_not_overwritten_by_its_reference_id() -> None
 
 async def test_a_video_found_again_without_its_id_is_no_find() -> None:
     transport = Vod(RefreshUploadVideo=[granted(None)])
-    with pytest.raises(TransportError, match=r"^RefreshUploadVideo did not tell the VideoId\."):
+    with pytest.raises(TransportError, match=r"^RefreshUploadVideo did not return the VideoId\."):
         await at_vod(transport).create(AGAIN)
 
 
@@ -144,7 +152,7 @@ async def test_a_grant_for_another_video_is_not_used() -> None:
     with pytest.raises(InvalidGrant, match="not used") as caught:
         await at_vod(Vod(RefreshUploadVideo=[granted("other")])).renew(VIDEO_ID)
     assert caught.value.video_id == VIDEO_ID
-    assert caught.value.next_step.startswith("Check who hands out grants")
+    assert caught.value.next_step.startswith("Correct the grant service")
 
 
 async def test_throttling_is_waited_out() -> None:
@@ -202,6 +210,22 @@ async def test_calls_side_by_side_renew_the_key_once() -> None:
         group.create_task(source.renew(VIDEO_ID))
         group.create_task(source.facts(VIDEO_ID))
     assert sorted(call["AccessKeyId"] for call in transport.calls) == ["id-1"] * 2 + ["id-2"] * 2
+
+
+async def test_what_the_callable_for_the_key_raises_becomes_ours_without_its_text() -> None:
+    def fail() -> AccessKey:
+        raise KeyError("canary")
+
+    with pytest.raises(CallerNotAuthenticated, match="raised KeyError") as caught:
+        await at_vod(Vod(), fail).renew(VIDEO_ID)
+    assert "canary" not in str(caught.value)
+    assert caught.value.next_step.startswith("Fix the callable")
+
+    async def refuse() -> AccessKey:
+        raise PermissionDenied("Not you.")
+
+    with pytest.raises(PermissionDenied):
+        await at_vod(Vod(), refuse).renew(VIDEO_ID)
 
 
 async def test_an_sts_key_sends_its_token() -> None:
@@ -289,7 +313,8 @@ def test_the_default_chain_reads_its_file(tmp_path: Path) -> None:
 
 def test_a_default_chain_that_finds_nothing_says_so(tmp_path: Path) -> None:
     told = told_by_the_chain(tmp_path)
-    assert told.startswith("CallerNotAuthenticated The default credential chain found no AccessKey")
+    words = "No AccessKey found in the default credential chain"
+    assert told.startswith(f"CallerNotAuthenticated {words}")
 
 
 def test_without_a_key_and_without_the_default_chain_there_is_advice(

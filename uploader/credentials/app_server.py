@@ -1,13 +1,16 @@
-"""Grants from elsewhere: a callback, a command or a URL. The AccessKey stays there."""
+"""Grants from an app server: through a callback, a command or a URL.
+
+The server has the AccessKey; this host needs none.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-import shlex
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NoReturn, TypeVar
+from functools import partial
+from typing import Final, NoReturn
 from urllib.parse import quote, urlsplit
 
 from uploader.commands import (
@@ -15,14 +18,13 @@ from uploader.commands import (
     CommandOutputTooLong,
     describe_status,
     run_command,
+    split_command,
 )
-from uploader.credentials.contract import Answer, GrantSource, Network, NewVideo, of_video, vod_call
+from uploader.credentials.contract import Answer, GrantSource, Network, NewVideo, of_video
 from uploader.credentials.live import PlainSigner
 from uploader.errors import (
-    CallerNotAuthenticated,
     ConfigurationError,
     InvalidGrant,
-    PermissionDenied,
     ServiceError,
     TransportError,
     UntrustedEndpoint,
@@ -36,34 +38,50 @@ from uploader.protocol.trust import TrustPolicy
 from uploader.protocol.vod import VideoFacts
 from uploader.protocol.wire import BytesBody, Operation, Request, Response
 from uploader.session import Session
+from uploader.tasks import in_own_task
 
-_COMMAND_GRACE_S = 1.0
-"""Renewals of the upload wait while a command ends. Too short: it cannot remove its files."""
+__all__ = ["CallbackProvider", "CommandProvider", "UrlProvider"]
 
-_ANSWER_LIMIT = 1024 * 1024
-"""Bytes; an answer has about two thousand."""
+_COMMAND_GRACE_S: Final = 1.0
+"""Requests wait for a renewal until its command has ended. Too short: it cannot clean up."""
 
-
-def _grant_of(answer: Answer) -> UploadGrant:
-    return answer if isinstance(answer, UploadGrant) else decode_answer(answer)
+_ANSWER_LIMIT: Final = 1024 * 1024
+"""Bytes that a command may print; an answer has about two thousand."""
 
 
-def _cannot_create(who: str) -> NoReturn:
+def _cannot_create(provider: str) -> NoReturn:
     raise ConfigurationError(
-        f"{who} renews grants but cannot make a video.",
+        f"{provider} renews grants but cannot create a video.",
         next_step="Pass the VideoId (--video-id), a grant (--grant), or a provider that creates.",
     )
 
 
+class _AppServerSource:
+    """A `GrantSource` on a coroutine function that takes the fields of a request."""
+
+    def __init__(self, request: Callable[[Mapping[str, str]], Awaitable[UploadGrant]]) -> None:
+        self._request = request
+
+    async def create(self, video: NewVideo) -> UploadGrant:
+        return await self._request({"action": "create", **video.fields})
+
+    async def renew(self, video_id: str) -> UploadGrant:
+        grant = await self._request({"action": "renew", "video_id": video_id})
+        return of_video(grant, video_id)
+
+    async def facts(self, video_id: str) -> VideoFacts | None:
+        return None
+
+
 @dataclass(frozen=True, slots=True)
 class CallbackProvider:
-    """Your own coroutines hand out grants.
+    """Coroutine functions of the caller's issue grants.
 
     Attributes:
         on_renew: gets the VideoId; returns an `UploadGrant` or an answer to decode.
-        on_create: gets a `NewVideo`; must return the same video when asked again with
-            the same `reference_id`.
-        scope: names your service in the keys of uploads.
+        on_create: gets a `NewVideo`; must return the same video when it is called again
+            with the same `reference_id`.
+        scope: names the issuer in the keys of uploads.
     """
 
     on_renew: Callable[[str], Awaitable[Answer]]
@@ -75,28 +93,6 @@ class CallbackProvider:
         return _CallbackSource(self)
 
 
-_Asked = TypeVar("_Asked")
-
-
-async def _answered(
-    name: str, callback: Callable[[_Asked], Awaitable[Answer]], asked: _Asked
-) -> Answer:
-    """Call a caller's coroutine. What it raises becomes ours: a renewal that fails ahead of
-    time must not end an upload that goes on.
-    """
-    try:
-        return await callback(asked)
-    except VodupError:
-        raise
-    except Exception as error:
-        # Its text is not repeated: it may hold what the coroutine asked with.
-        raise TransportError(
-            f"The callback {name} raised {type(error).__name__}.",
-            is_sent=True,
-            next_step="Mend what it raised, then run the same command again.",
-        ) from error
-
-
 @dataclass(frozen=True, slots=True)
 class _CallbackSource:
     provider: CallbackProvider
@@ -104,25 +100,48 @@ class _CallbackSource:
     async def create(self, video: NewVideo) -> UploadGrant:
         if self.provider.on_create is None:
             _cannot_create("This callback")
-        return _grant_of(await _answered("on_create", self.provider.on_create, video))
+        return await _called("on_create", partial(self.provider.on_create, video))
 
     async def renew(self, video_id: str) -> UploadGrant:
-        answer = await _answered("on_renew", self.provider.on_renew, video_id)
-        return of_video(_grant_of(answer), video_id)
+        grant = await _called("on_renew", partial(self.provider.on_renew, video_id))
+        return of_video(grant, video_id)
 
     async def facts(self, video_id: str) -> VideoFacts | None:
         return None
 
 
+async def _called(name: str, callback: Callable[[], Awaitable[Answer]]) -> UploadGrant:
+    """Call a callback. A renewal ahead of time that fails must not end the upload, so
+    everything that it raises becomes a `VodupError`.
+    """
+
+    async def call() -> Answer:
+        return await callback()
+
+    try:
+        answer = await in_own_task(call())
+    except VodupError:
+        raise
+    except Exception as error:
+        # Its text is not repeated: it may hold what the callback authenticates with.
+        raise TransportError(
+            f"The callback {name} raised {type(error).__name__}.",
+            is_sent=True,
+            next_step="Fix the error in the callback, then run the same command again.",
+        ) from error
+    return answer if isinstance(answer, UploadGrant) else decode_answer(answer)
+
+
 @dataclass(frozen=True, slots=True)
 class CommandProvider:
-    """A command prints grants, so that no AccessKey is needed on this host.
+    """A command prints grants, so that this host needs no AccessKey.
 
-    The command is run without a shell. `{video_id}` in an argument is replaced, without
-    one the VideoId is appended; the environment has VODUP_ACTION ("renew" or "create"),
+    The command runs without a shell. `{video_id}` in an argument is replaced; without one the
+    VideoId is appended. The environment has VODUP_ACTION ("renew" or "create"),
     VODUP_VIDEO_ID, and for "create" VODUP_TITLE, VODUP_FILE_NAME, VODUP_FILE_SIZE,
     VODUP_REFERENCE_ID and VODUP_META (JSON). It prints an answer of CreateUploadVideo or
-    RefreshUploadVideo, JSON or XML, within `timeout_s`.
+    RefreshUploadVideo, JSON or XML, within `timeout_s`; after that it is ended, with all
+    processes that it has started.
     """
 
     command: str | Sequence[str] = field(repr=False)
@@ -130,58 +149,37 @@ class CommandProvider:
 
     @property
     def scope(self) -> str:
-        """The program's name: arguments may hold what should not be recorded."""
+        """The program's name: arguments may hold secrets."""
         return f"command:{os.path.basename(self.argv[0])}"
 
     @property
     def argv(self) -> list[str]:
         """The command as a list."""
-        try:
-            parts = shlex.split(self.command) if isinstance(self.command, str) else self.command
-        except ValueError as error:
-            raise ConfigurationError(f"The auth command cannot be split: {error}.") from None
-        if not parts:
-            raise ConfigurationError("The auth command is empty.")
-        return list(parts)
+        return split_command(self.command, "The auth command")
 
     def connect(self, network: Network) -> GrantSource:
         """Nothing to connect."""
-        return _CommandSource(self)
+        return _AppServerSource(self._request)
 
-
-@dataclass(frozen=True, slots=True)
-class _CommandSource:
-    provider: CommandProvider
-
-    async def create(self, video: NewVideo) -> UploadGrant:
-        return decode_answer(await self._run("create", "", _told_of(video)))
-
-    async def renew(self, video_id: str) -> UploadGrant:
-        return of_video(decode_answer(await self._run("renew", video_id, {})), video_id)
-
-    async def facts(self, video_id: str) -> VideoFacts | None:
-        return None
-
-    async def _run(self, action: str, video_id: str, told: Mapping[str, str]) -> bytes:
-        argv = self.provider.argv
+    async def _request(self, fields: Mapping[str, str]) -> UploadGrant:
+        argv, video_id = self.argv, fields.get("video_id", "")
         if any("{video_id}" in part for part in argv):
             argv = [part.replace("{video_id}", video_id) for part in argv]
         elif video_id:
             argv = [*argv, video_id]
-        variables = {f"VODUP_{name.upper()}": value for name, value in told.items()}
-        variables |= {"VODUP_ACTION": action, "VODUP_VIDEO_ID": video_id}
-        return await self._output_of(argv, variables)
+        fields = {"video_id": "", **fields}
+        variables = {f"VODUP_{name.upper()}": value for name, value in fields.items()}
+        return decode_answer(await self._output_of(argv, {**os.environ, **variables}))
 
-    async def _output_of(self, argv: Sequence[str], variables: Mapping[str, str]) -> bytes:
-        """What the command prints; its standard error goes where ours goes."""
+    async def _output_of(self, argv: Sequence[str], environment: Mapping[str, str]) -> bytes:
+        """Return what the command prints to its standard output."""
         name = f"The auth command {argv[0]}"
-        timeout_s = self.provider.timeout_s
         try:
             ended = await run_command(
                 argv,
-                timeout_s=timeout_s,
+                timeout_s=self.timeout_s,
                 grace_s=_COMMAND_GRACE_S,
-                environment={**os.environ, **variables},
+                environment=environment,
                 output_limit=_ANSWER_LIMIT,
             )
         except CommandNotStarted as error:
@@ -192,9 +190,8 @@ class _CommandSource:
         except CommandOutputTooLong as error:
             raise InvalidGrant(f"{name} was ended: {error}.") from error
         except TimeoutError:
-            raise TransportError(
-                f"{name} did not finish within {timeout_s:g} s.", is_sent=True
-            ) from None
+            message = f"{name} did not finish within {self.timeout_s:g} s."
+            raise TransportError(message, is_sent=True) from None
         if ended.status != 0:
             raise TransportError(
                 f"{name} {describe_status(ended.status)}.",
@@ -204,25 +201,15 @@ class _CommandSource:
         return ended.output
 
 
-def _told_of(video: NewVideo) -> dict[str, str]:
-    return {
-        "title": video.meta.title or video.file_name,
-        "file_name": video.meta.file_name or video.file_name,
-        "file_size": str(video.file_size),
-        "reference_id": video.meta.reference_id or video.reference_id,
-        "meta": video.meta.to_text(),
-    }
-
-
 @dataclass(frozen=True, slots=True)
 class UrlProvider:
-    """An app server hands out grants, so that no AccessKey is needed on this host.
+    """An app server issues grants over HTTP, so that this host needs no AccessKey.
 
     With `{video_id}` in the URL: GET. Without: POST of a JSON object with `action`
     ("renew" or "create"), `video_id`, and for "create" `title`, `file_name`,
     `file_size`, `reference_id` and `meta` (JSON). The answer is one of CreateUploadVideo
-    or RefreshUploadVideo, JSON or XML. https only, but for a loopback literal where that
-    is allowed. 401 is raised as `CallerNotAuthenticated`, 403 as `PermissionDenied`.
+    or RefreshUploadVideo, JSON or XML. https only, except for a loopback literal where
+    that is allowed. 401 is raised as `CallerNotAuthenticated`, 403 as `PermissionDenied`.
 
     Attributes:
         bearer_token: sent as `Authorization: Bearer …`.
@@ -239,12 +226,29 @@ class UrlProvider:
         return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
     def connect(self, network: Network) -> GrantSource:
-        """Check the URL; nothing is sent yet."""
-        _require_private(self.url, network.trust)
-        return _UrlSource(self, network)
+        """Check the URL. Sends nothing."""
+        _require_https(self.url, network.trust)
+        session = network.session(PlainSigner(), APP_SERVER)
+        return _AppServerSource(partial(self._request, session))
+
+    async def _request(self, session: Session, fields: Mapping[str, str]) -> UploadGrant:
+        headers = {"content-type": "application/json", "accept": "application/json"}
+        if self.bearer_token:
+            headers["authorization"] = f"Bearer {self.bearer_token}"
+        if "{video_id}" in self.url:
+            if "video_id" not in fields:
+                _cannot_create("This auth URL")
+            filled = self.url.replace("{video_id}", quote(fields["video_id"], safe=""))
+            request = Request(method="GET", endpoint=filled, headers=headers)
+        else:
+            body = BytesBody(json.dumps(fields).encode())
+            request = Request(method="POST", endpoint=self.url, headers=headers, body=body)
+        return await session.call(
+            Operation(name="AuthUrl", request=request, parse=_parse_auth_answer)
+        )
 
 
-def _require_private(url: str, trust: TrustPolicy) -> None:
+def _require_https(url: str, trust: TrustPolicy) -> None:
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -258,61 +262,7 @@ def _require_private(url: str, trust: TrustPolicy) -> None:
         )
 
 
-class _UrlSource:
-    def __init__(self, provider: UrlProvider, network: Network) -> None:
-        self._provider = provider
-        self._session = Session(
-            network.transport,
-            PlainSigner(),
-            clock=network.clock,
-            service=APP_SERVER,
-            slot=lambda: vod_call(network.pace),
-            retry=network.retry,
-            on_retry=network.on_retry,
-        )
-
-    async def create(self, video: NewVideo) -> UploadGrant:
-        return await self._ask({"action": "create", **_told_of(video)})
-
-    async def renew(self, video_id: str) -> UploadGrant:
-        grant = await self._ask({"action": "renew", "video_id": video_id})
-        return of_video(grant, video_id)
-
-    async def facts(self, video_id: str) -> VideoFacts | None:
-        return None
-
-    async def _ask(self, told: Mapping[str, str]) -> UploadGrant:
-        headers = {"content-type": "application/json", "accept": "application/json"}
-        if self._provider.bearer_token:
-            headers["authorization"] = f"Bearer {self._provider.bearer_token}"
-        url = self._provider.url
-        if "{video_id}" in url:
-            if not told.get("video_id"):
-                _cannot_create("This auth URL")
-            filled = url.replace("{video_id}", quote(told["video_id"], safe=""))
-            request = Request(method="GET", endpoint=filled, headers=headers)
-        else:
-            body = BytesBody(json.dumps(told).encode())
-            request = Request(method="POST", endpoint=url, headers=headers, body=body)
-        return await self._session.call(
-            Operation(name="AuthUrl", request=request, parse=_parse_auth_answer)
-        )
-
-
 def _parse_auth_answer(response: Response) -> UploadGrant:
-    if response.status == 401:
-        raise CallerNotAuthenticated(
-            "The auth URL answered 401: it does not know who asks.",
-            code="HTTP401",
-            next_step="Look at the token that goes to the auth URL (VODUP_AUTH_URL_TOKEN), then "
-            "run the same command again.",
-        )
-    if response.status == 403:
-        raise PermissionDenied(
-            "The auth URL answered 403: it gives this caller nothing for this video.",
-            code="HTTP403",
-            next_step="Ask its operator who may upload here, then run the same command again.",
-        )
     if response.status != 200:
         raise ServiceError(
             f"The auth URL answered {response.status}.",

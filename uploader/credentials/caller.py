@@ -1,4 +1,4 @@
-"""The caller's own AccessKey, and what signs with it."""
+"""The caller's own AccessKey, and calls of VOD and IMS that it signs."""
 
 from __future__ import annotations
 
@@ -7,27 +7,66 @@ import inspect
 import os
 import secrets
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from uploader.clock import Clock
-from uploader.errors import (
-    CallerNotAuthenticated,
-)
+from uploader.errors import CallerNotAuthenticated, VodupError
 from uploader.protocol.signing import sign_rpc
 from uploader.protocol.vod import AccessKey
 from uploader.protocol.wire import Operation, SignedRequest
+from uploader.tasks import in_own_task
 from uploader.threads import in_thread
+
+__all__ = ["AccessKeys", "CallerProvider", "CallerSigner"]
 
 AccessKeys = Callable[[], AccessKey | Awaitable[AccessKey]]
 
 
-def access_key_from_env() -> AccessKey | AccessKeys:
-    """The caller's AccessKey as `VodProvider.from_env` finds it."""
-    return _key_from_env() or _default_chain()
+@dataclass(frozen=True, slots=True)
+class CallerProvider:
+    """A service that is called with the caller's own AccessKey.
+
+    Attributes:
+        access_key: a key, or a callable (plain or async) that returns the newest one.
+        region: of the service, for example "cn-shanghai". Videos of another region are not
+            found. IMS has "cn-shanghai", "cn-beijing" and "cn-shenzhen" (CreateUploadMedia).
+        endpoint: overrides "https://vod.<region>.aliyuncs.com", for IMS "https://ice…".
+    """
+
+    HOST: ClassVar[str]
+    ENDPOINT_VARIABLE: ClassVar[str]
+
+    access_key: AccessKey | AccessKeys = field(repr=False)
+    region: str = "cn-shanghai"
+    endpoint: str | None = None
+
+    @classmethod
+    def from_env(cls, *, region: str | None = None, endpoint: str | None = None) -> Self:
+        """Take the AccessKey from ALIBABA_CLOUD_ACCESS_KEY_ID, _SECRET and _SECURITY_TOKEN.
+
+        Without them, the default chain of alibabacloud-credentials is used (config files,
+        ECS role, OIDC), if that package is installed. The region defaults to VODUP_REGION,
+        the endpoint to VODUP_VOD_ENDPOINT or VODUP_IMS_ENDPOINT.
+
+        Raises:
+            CallerNotAuthenticated: there is neither.
+        """
+        return cls(
+            _access_key_from_env(),
+            region or os.environ.get("VODUP_REGION") or "cn-shanghai",
+            endpoint or os.environ.get(cls.ENDPOINT_VARIABLE) or None,
+        )
+
+    @property
+    def scope(self) -> str:
+        """The endpoint, for example "https://vod.cn-shanghai.aliyuncs.com"."""
+        return self.endpoint or f"https://{self.HOST}.{self.region}.aliyuncs.com"
 
 
-def _key_from_env() -> AccessKey | None:
+def _access_key_from_env() -> AccessKey | AccessKeys:
+    """Return the caller's AccessKey as `CallerProvider.from_env` finds it."""
     key_id = os.environ.get("ALIBABA_CLOUD_ACCESS_KEY_ID", "").strip()
     secret = os.environ.get("ALIBABA_CLOUD_ACCESS_KEY_SECRET", "").strip()
     if bool(key_id) != bool(secret):
@@ -35,7 +74,9 @@ def _key_from_env() -> AccessKey | None:
             "Only one of ALIBABA_CLOUD_ACCESS_KEY_ID and ALIBABA_CLOUD_ACCESS_KEY_SECRET is set."
         )
     token = os.environ.get("ALIBABA_CLOUD_SECURITY_TOKEN", "").strip()
-    return AccessKey(id=key_id, secret=secret, security_token=token or None) if key_id else None
+    if not key_id:
+        return _default_chain()
+    return AccessKey(id=key_id, secret=secret, security_token=token or None)
 
 
 def _default_chain() -> AccessKeys:
@@ -43,15 +84,14 @@ def _default_chain() -> AccessKeys:
         from alibabacloud_credentials.client import Client
     except ImportError:
         raise CallerNotAuthenticated(
-            "There is no AccessKey: ALIBABA_CLOUD_ACCESS_KEY_ID is not set.",
+            "No AccessKey found: ALIBABA_CLOUD_ACCESS_KEY_ID is not set.",
             next_step="Set ALIBABA_CLOUD_ACCESS_KEY_ID and ALIBABA_CLOUD_ACCESS_KEY_SECRET, or "
             "install vodup[credentials] for config files and roles, or push with --grant, "
             "--auth-command or --auth-url, which need no AccessKey.",
         ) from None
     client: list[Any] = []
 
-    def ask() -> AccessKey:
-        # Its own async path holds a thread lock on the event loop; a thread does not.
+    def read() -> AccessKey:
         if not client:
             client.append(Client())
         found = client[0].get_credential()
@@ -61,22 +101,23 @@ def _default_chain() -> AccessKeys:
             security_token=found.security_token or None,
         )
 
-    async def ask_in_thread() -> AccessKey:
+    async def read_in_thread() -> AccessKey:
+        # Its own async path holds a thread lock on the event loop; a thread does not.
         try:
-            return await in_thread(ask)
+            return await in_thread(read)
         except Exception as error:  # the chain raises bare exceptions of many kinds
             raise CallerNotAuthenticated(
-                f"The default credential chain found no AccessKey ({type(error).__name__})."
+                f"No AccessKey found in the default credential chain ({type(error).__name__})."
             ) from None
 
-    return ask_in_thread
+    return read_in_thread
 
 
 class CallerSigner:
-    """Signs calls of RPC style with the caller's AccessKey. Mutable state: the newest key.
+    """Signs RPC calls with the caller's AccessKey. Mutable: the newest key.
 
-    One upload may ask VOD for credentials and for facts at a time, so keys are asked for
-    one at a time, too.
+    One upload may renew credentials and read facts at a time, so the key is requested
+    by one of them, and the other waits.
     """
 
     def __init__(self, access_key: AccessKey | AccessKeys, clock: Clock) -> None:
@@ -90,17 +131,25 @@ class CallerSigner:
         async with self._lock:
             if self._key is not None:
                 return
-            self._key = await self._ask()
+            self._key = await self._newest()
 
     def is_ready(self) -> bool:
-        """Whether there is one."""
+        """Whether there is a key."""
         return self._key is not None
 
-    async def _ask(self) -> AccessKey:
+    async def _newest(self) -> AccessKey:
         if isinstance(self._source, AccessKey):
             return self._source
-        found = self._source()
-        return await found if inspect.isawaitable(found) else found
+        try:
+            return await in_own_task(_called(self._source))
+        except VodupError:
+            raise
+        except Exception as error:
+            # Its text is not repeated: it may hold what the callable uses to authenticate.
+            raise CallerNotAuthenticated(
+                f"The callable for the AccessKey raised {type(error).__name__}.",
+                next_step="Fix the callable, then run again.",
+            ) from error
 
     def sign(self, operation: Operation[Any], *, clock_offset_s: float) -> SignedRequest:
         """Sign with the newest key."""
@@ -111,20 +160,25 @@ class CallerSigner:
         return sign_rpc(operation, self._key, at=at, nonce=nonce, generation=self._generation)
 
     def is_aged(self, signed: SignedRequest) -> bool:
-        """Whether it was replaced since."""
+        """Whether the key has been replaced since."""
         return signed.generation != self._generation
 
     async def renew(self, refused: SignedRequest) -> None:
-        """Ask for another one."""
+        """Get a newer key than the one that signed `refused`."""
         async with self._lock:
             if refused.generation != self._generation:
                 return
-            fresh = await self._ask()
+            fresh = await self._newest()
             if fresh == self._key:
                 raise CallerNotAuthenticated(
-                    "VOD does not accept this AccessKey, or it has expired."
+                    "The service rejected this AccessKey: it is unknown, disabled or expired."
                 )
             self._key, self._generation = fresh, self._generation + 1
 
     def accepted(self, signed: SignedRequest) -> None:
-        """Nothing to note."""
+        """Nothing to record."""
+
+
+async def _called(source: AccessKeys) -> AccessKey:
+    found = source()
+    return await found if inspect.isawaitable(found) else found

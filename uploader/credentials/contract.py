@@ -1,4 +1,4 @@
-"""Who hands out grants: what a provider is given, and what it must give."""
+"""What a grant provider is given, and what it must return."""
 
 from __future__ import annotations
 
@@ -8,25 +8,27 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 from uploader.clock import Clock
-from uploader.errors import (
-    InvalidGrant,
-)
+from uploader.errors import InvalidGrant
 from uploader.pace import Pace
+from uploader.protocol.failures import Service
 from uploader.protocol.grants import UploadGrant
 from uploader.protocol.trust import TrustPolicy
 from uploader.protocol.vod import VideoFacts, VideoMeta
-from uploader.protocol.wire import Transport
-from uploader.session import Retried, RetryPolicy
+from uploader.protocol.wire import Signer, Transport
+from uploader.session import Retried, RetryPolicy, Session
+
+__all__ = ["Answer", "GrantProvider", "GrantSource", "Network", "NewVideo"]
 
 Answer = UploadGrant | str | bytes | Mapping[str, Any]
+"""A grant, or an answer of CreateUploadVideo or RefreshUploadVideo to decode."""
 
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """What a provider needs to talk to anybody.
+    """What it takes to call a service.
 
     Attributes:
-        congestion: tells which TCP congestion control the connections use, "" if unknown.
+        congestion: returns the TCP congestion control of the connections, "" if unknown.
     """
 
     transport: Transport
@@ -37,10 +39,27 @@ class Network:
     on_retry: Callable[[Retried], None] = field(default=lambda _: None)
     congestion: Callable[[], str] = field(default=lambda: "")
 
+    def session(self, signer: Signer, service: Service) -> Session:
+        """Return a session for calls that count towards the account's calls a second."""
+        return Session(
+            self.transport,
+            signer,
+            clock=self.clock,
+            service=service,
+            slot=self._vod_call,
+            retry=self.retry,
+            on_retry=self.on_retry,
+        )
+
+    @asynccontextmanager
+    async def _vod_call(self) -> AsyncIterator[None]:
+        await self.pace.vod_call()
+        yield
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewVideo:
-    """A video to be made. `is_repeat`: an earlier run may have made it already."""
+    """A video to create. `is_repeat`: an earlier run may have created it already."""
 
     meta: VideoMeta
     file_name: str
@@ -48,47 +67,52 @@ class NewVideo:
     reference_id: str
     is_repeat: bool = False
 
+    @property
+    def fields(self) -> dict[str, str]:
+        """What an app server or a command needs to create it."""
+        return {
+            "title": self.meta.title or self.file_name,
+            "file_name": self.meta.file_name or self.file_name,
+            "file_size": str(self.file_size),
+            "reference_id": self.meta.reference_id or self.reference_id,
+            "meta": self.meta.to_text(),
+        }
+
 
 class GrantSource(Protocol):
-    """Hands out grants over an open network."""
+    """Issues grants over an open network."""
 
     async def create(self, video: NewVideo) -> UploadGrant:
-        """Make a video. Called again after a crash it must not make a second one."""
+        """Create a video. Called again after a crash it must not create a second one."""
 
     async def renew(self, video_id: str) -> UploadGrant:
         """Return a grant with new credentials for the same video."""
 
     async def facts(self, video_id: str) -> VideoFacts | None:
-        """Tell what VOD knows of the video; None where that cannot be asked."""
+        """Return VOD's record of the video; None where it cannot be read."""
 
 
 @runtime_checkable
 class GrantProvider(Protocol):
-    """Describes who hands out grants. Immutable; may be shared between uploaders."""
+    """Describes who issues grants. Immutable; may be shared between uploaders."""
 
     @property
     def scope(self) -> str:
         """Which service and region: a part of the default key of an upload."""
 
     def connect(self, network: Network) -> GrantSource:
-        """Begin to use `network`; nothing is sent yet."""
-
-
-@asynccontextmanager
-async def vod_call(pace: Pace) -> AsyncIterator[None]:
-    """Wait for a turn: calls a second are limited for the account."""
-    await pace.vod_call()
-    yield
+        """Return a source that uses `network`. Sends nothing."""
 
 
 def of_video(grant: UploadGrant, video_id: str) -> UploadGrant:
-    """Require that a grant is for this video; the answer need not say so."""
+    """Require that a grant is for this video; the answer need not name it."""
     if grant.video_id is None:
         return replace(grant, video_id=video_id)
     if grant.video_id != video_id:
         raise InvalidGrant(
             f"The renewed grant is for video {grant.video_id}, not {video_id}; it was not used.",
             video_id=video_id,
-            next_step="Check who hands out grants: the VideoId of an upload never changes.",
+            next_step="Correct the grant service: an upload must keep its VideoId. Then run the "
+            "same command again.",
         )
     return grant

@@ -1,4 +1,4 @@
-"""The credentials of one upload, renewed one at a time and ahead of their end."""
+"""The credentials of one upload: renewed by one caller at a time, and before they run out."""
 
 from __future__ import annotations
 
@@ -7,29 +7,27 @@ import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Final
 
 from uploader.clock import Clock
-from uploader.errors import (
-    CredentialsRejected,
-    VideoError,
-    VodupError,
-)
+from uploader.errors import CredentialsRejected, VideoError, VodupError
 from uploader.protocol.grants import StsCredentials, UploadGrant, UploadTarget
 from uploader.protocol.signing import OssDialect, sign_oss
 from uploader.protocol.wire import Operation, SignedRequest
 
-DOCUMENTED_LIFE_S = 3000.0
+__all__ = ["DOCUMENTED_LIFE_S", "LiveGrant", "PlainSigner", "life_s", "renew_ahead_s"]
+
+DOCUMENTED_LIFE_S: Final = 3000.0
 """VOD doc "Upload URLs and credentials": 3,000 s, whatever `Expiration` says."""
 
-_RENEW_AHEAD_S = 300.0
-_MAX_REFUSED_IN_A_ROW = 2
-_RENEWAL_PAUSE_S = 10.0
+_RENEW_AHEAD_S: Final = 300.0
+_MAX_REFUSED_IN_A_ROW: Final = 2
+_RENEWAL_PAUSE_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """Credentials with the time they came and the time they end, on `Clock.elapsed_s`."""
+    """Credentials, when they were received and when they run out, on `Clock.elapsed_s`."""
 
     credentials: StsCredentials
     generation: int
@@ -44,8 +42,8 @@ class _Held:
 def life_s(credentials: StsCredentials, *, clock: Clock) -> float:
     """Return how long these credentials will last from now, in seconds.
 
-    The earliest of what the document says, `Expiration` and `ExpireUTCTime`: they
-    contradict each other in practice. 0 or less: they have run out.
+    The minimum of the documented time, `Expiration` and `ExpireUTCTime`: in practice they
+    contradict each other. 0 or less: the credentials have run out.
     """
     signals = [DOCUMENTED_LIFE_S]
     if credentials.life_s is not None:
@@ -56,10 +54,10 @@ def life_s(credentials: StsCredentials, *, clock: Clock) -> float:
 
 
 def renew_ahead_s(life_s: float, *, slow_part_s: float) -> float:
-    """Return how long before their end credentials are renewed, in seconds.
+    """Return how long before they run out credentials are renewed, in seconds.
 
-    Five minutes, or three slow parts if that is more, so that what is under way still
-    finishes; in proportion for credentials that live less than the documented time.
+    Five minutes, or the time of three slow parts if that is more, so that requests under
+    way still finish; a tenth of the life of credentials that last less than 3,000 s.
     """
     usual = min(_RENEW_AHEAD_S, life_s / 10)
     return min(max(usual, 3 * slow_part_s), life_s / 2)
@@ -68,9 +66,11 @@ def renew_ahead_s(life_s: float, *, slow_part_s: float) -> float:
 class LiveGrant:
     """Signs for one OSS object with credentials that are replaced while parts are sent.
 
-    Mutable state: the held credentials, which of them OSS has refused or accepted, and
-    where VOD points by now (`moved_to`, None while that is our target). A `Signer` (see
-    `protocol.wire`).
+    A `Signer` (see `protocol.wire`). Mutable: the credentials, and which of them OSS has
+    refused or accepted.
+
+    Attributes:
+        moved_to: the bucket and key that VOD names by now; None while they are ours.
     """
 
     def __init__(
@@ -81,12 +81,15 @@ class LiveGrant:
         clock: Clock,
         dialect: OssDialect,
         grant: UploadGrant | None = None,
-        on_renewed: Callable[[int], None] = lambda _: None,
+        on_renewed: Callable[[float], None] = lambda _: None,
         draw: Callable[[], float] = random.random,
     ) -> None:
-        """`grant` may be missing or stale: it is renewed when first needed.
+        """`grant` may be missing or have run out: it is renewed when first needed.
 
-        `renew` None: nobody can renew; the given credentials must do.
+        Args:
+            renew: returns a new grant; None: the given credentials cannot be renewed.
+            on_renewed: called after each renewal with the seconds that it took.
+            draw: random numbers in [0, 1), for jitter.
         """
         self._target, self._renew, self._clock, self._dialect = target, renew, clock, dialect
         self._on_renewed, self._draw = on_renewed, draw
@@ -112,21 +115,21 @@ class LiveGrant:
         now_s = self._clock.elapsed_s()
         life = life_s(credentials, clock=self._clock)
         if life <= 0:
-            # Just received, and yet over by our wall clock, which may be the one that is
-            # wrong. OSS decides; if it refuses them, that is counted.
+            # Just received, but already over by our wall clock, which may be wrong. OSS
+            # decides; if it refuses them, that is counted.
             life = min(credentials.life_s or DOCUMENTED_LIFE_S, DOCUMENTED_LIFE_S)
         return _Held(credentials, generation, now_s, now_s + life)
 
     async def prepare(self) -> None:
-        """Make sure there are credentials that are neither refused nor past their end."""
+        """Make sure that there are credentials that have neither been refused nor run out."""
         if not self.is_ready() or self._has_run_out():
             await self._replace(self._generation)
 
     def is_ready(self) -> bool:
         """Whether there are credentials that OSS has not refused.
 
-        What ran out while a call waited for its turn is tried all the same: our deadline is
-        the earliest of several guesses.
+        Credentials that ran out while a call waited for its slot are used all the same:
+        the deadline is the earliest of several estimates.
         """
         return self._held is not None and self._generation != self._refused_generation
 
@@ -150,28 +153,28 @@ class LiveGrant:
         )
 
     def is_aged(self, signed: SignedRequest) -> bool:
-        """Whether the credentials were replaced since, or four fifths of their life is over."""
+        """Whether the credentials were replaced since, or four fifths of their life are over."""
         held = self._held
         if held is None or signed.generation != held.generation:
             return True
         return self._clock.elapsed_s() > held.deadline_s - held.life_s / 5
 
     def accepted(self, signed: SignedRequest) -> None:
-        """OSS took these credentials: renewing makes progress."""
+        """OSS has accepted these credentials, so renewing them makes progress."""
         if signed.generation == self._generation:
             self._accepted_generation = signed.generation
             self._refused_in_a_row = 0
 
     async def renew(self, refused: SignedRequest) -> None:
-        """Replace the credentials that signed `refused`, unless somebody has done so."""
-        self._note_refused(refused.generation)
+        """Replace the credentials that signed `refused`, unless that has been done."""
+        self._record_refusal(refused.generation)
         await self._replace(refused.generation)
 
-    def _note_refused(self, generation: int) -> None:
-        """Sign nothing more with these: `prepare` waits from here on.
+    def _record_refusal(self, generation: int) -> None:
+        """Sign nothing more with these credentials: from now on `prepare` renews them.
 
-        A renewal counts as one made in vain only when OSS has refused what it brought:
-        while no request is sent, credentials come and go without having been tried.
+        A renewal counts as useless only when OSS has refused its credentials; while no
+        request is sent, credentials are replaced without having been tried.
         """
         if generation != self._generation or generation == self._refused_generation:
             return
@@ -179,8 +182,8 @@ class LiveGrant:
         if generation > 0 and generation != self._accepted_generation:
             self._refused_in_a_row += 1
 
-    def note_part_time(self, seconds: float) -> None:
-        """Remember how long slow parts take: renewals must come that much earlier."""
+    def record_part_time(self, seconds: float) -> None:
+        """Take into account how long a part took: slow parts need earlier renewals."""
         self._slow_part_s = max(seconds, self._slow_part_s * 0.9)
 
     def move(self, target: UploadTarget) -> None:
@@ -188,10 +191,12 @@ class LiveGrant:
         self._target, self.moved_to = target, None
 
     async def keep_fresh(self) -> None:
-        """Renew ahead of the deadline for as long as this runs; uploading goes on meanwhile.
+        """Renew ahead of the deadline for as long as this runs; parts are sent meanwhile.
 
-        While the old credentials still work a failing renewal is no failure of the
-        upload; what VOD says of the video itself is.
+        A renewal that fails while the old credentials still work is repeated.
+
+        Raises:
+            VideoError: VOD's record of the video does not allow the upload any more.
         """
         if self._renew is None:
             return
@@ -217,26 +222,28 @@ class LiveGrant:
         return max(0.0, held.deadline_s - ahead_s - jitter_s - self._clock.elapsed_s())
 
     async def _replace(self, refused_generation: int) -> None:
-        """Renew once for all who were refused with the same generation."""
+        """Renew once for all callers whose requests were refused with one generation."""
         async with self._lock:
             current = self._generation
             if current != refused_generation:
                 return  # another caller renewed while this one waited
             if self._failure is not None and self._failure[0] == refused_generation:
                 raise self._failure[1]
+            began_s = self._clock.elapsed_s()
             try:
-                fresh = await self._ask()
+                fresh = await self._request()
             except VodupError as error:
                 self._failure = (refused_generation, error)
                 raise
-            self._note_target(fresh.target)
+            seconds = self._clock.elapsed_s() - began_s
+            self._compare_target(fresh.target)
             self._held = self._hold(fresh.credentials, generation=current + 1)
-        self._on_renewed(current + 1)
+        self._on_renewed(seconds)
 
-    async def _ask(self) -> UploadGrant:
+    async def _request(self) -> UploadGrant:
         if self._renew is None:
             raise CredentialsRejected(
-                "The upload credentials have run out, and nobody was named who renews them.",
+                "The upload credentials have run out and cannot be renewed.",
                 next_step="Run the same command with a new --grant (an answer of "
                 "RefreshUploadVideo), or with --auth-command or --auth-url.",
             )
@@ -246,10 +253,10 @@ class LiveGrant:
             )
         return await self._renew()
 
-    def _note_target(self, target: UploadTarget) -> None:
-        """Keep the first bucket and key, as the official SDKs do; remember where VOD points.
+    def _compare_target(self, target: UploadTarget) -> None:
+        """Keep the first bucket and key, as the official SDKs do; record what VOD names now.
 
-        Another endpoint alone means nothing: acceleration is asked for on Create only.
+        Another endpoint alone means nothing: acceleration is requested on Create only.
         """
         ours = (self._target.bucket, self._target.object_key)
         is_same = (target.bucket, target.object_key) == ours
@@ -257,27 +264,27 @@ class LiveGrant:
 
 
 class PlainSigner:
-    """For requests that carry their right in their URL, or need none."""
+    """A `Signer` for requests that are authorized by their URL or headers."""
 
     async def prepare(self) -> None:
-        """Nothing to wait for."""
+        """Nothing to get."""
 
     def is_ready(self) -> bool:
-        """There is nothing that could run out."""
+        """Always."""
         return True
 
     def sign(self, operation: Operation[Any], *, clock_offset_s: float) -> SignedRequest:
-        """Send it as it is: `endpoint` is the whole URL."""
+        """Return the request unchanged: `endpoint` is the whole URL."""
         request = operation.request
         return SignedRequest(request.method, request.endpoint, request.headers, request.body)
 
     def is_aged(self, signed: SignedRequest) -> bool:
-        """There are no credentials."""
+        """Never: there are no credentials."""
         return False
 
     async def renew(self, refused: SignedRequest) -> None:
-        """Nothing can be renewed."""
-        raise CredentialsRejected("This address was refused.")
+        """Raise: nothing can be renewed."""
+        raise CredentialsRejected("This URL was refused.")
 
     def accepted(self, signed: SignedRequest) -> None:
-        """Nothing to note."""
+        """Nothing to record."""

@@ -2,70 +2,37 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Final
 
-from uploader.credentials.caller import AccessKeys, CallerSigner, access_key_from_env
-from uploader.credentials.contract import GrantSource, Network, NewVideo, of_video, vod_call
-from uploader.errors import (
-    OverwriteRefused,
-    TransportError,
-    VideoGone,
-    VodupError,
-)
+from uploader.credentials.caller import AccessKeys, CallerProvider, CallerSigner
+from uploader.credentials.contract import GrantSource, Network, NewVideo, of_video
+from uploader.errors import OverwriteRefused, TransportError, VideoGone, VodupError
 from uploader.protocol import vod
 from uploader.protocol.failures import VOD, is_outcome_known
 from uploader.protocol.grants import UploadGrant
 from uploader.protocol.vod import AccessKey, VideoFacts
-from uploader.session import Session
 
-_CREATE_ATTEMPTS = 3
+__all__ = ["VodProvider"]
 
-_LOOK_YOURSELF = (
-    "Look in the VOD console whether the video was made, for its ReferenceId cannot be asked for "
-    "here: if it was, pass its VideoId (--video-id), else run `vodup abort`; then run again."
+_CREATE_ATTEMPTS: Final = 3
+
+_CHECK_CONSOLE: Final = (
+    "Check in the VOD console whether the video was created, because this region cannot look it "
+    "up by ReferenceId. If it was, pass its VideoId (--video-id), else run `vodup abort`; then "
+    "run again."
 )
 
 
 @dataclass(frozen=True, slots=True)
-class VodProvider:
-    """ApsaraVideo VOD, called with the caller's own AccessKey.
+class VodProvider(CallerProvider):
+    """ApsaraVideo VOD, called with the caller's own AccessKey."""
 
-    Attributes:
-        access_key: a key, or a callable (plain or async) that returns the newest one.
-        region: of the VOD service, for example "cn-shanghai". Videos of another region
-            are not found.
-        endpoint: overrides "https://vod.<region>.aliyuncs.com".
-    """
-
-    access_key: AccessKey | AccessKeys = field(repr=False)
-    region: str = "cn-shanghai"
-    endpoint: str | None = None
-
-    @classmethod
-    def from_env(cls, *, region: str | None = None, endpoint: str | None = None) -> VodProvider:
-        """Take the AccessKey from ALIBABA_CLOUD_ACCESS_KEY_ID, _SECRET and _SECURITY_TOKEN.
-
-        Without them, the default chain of alibabacloud-credentials is asked (config
-        files, ECS role, OIDC), if that package is installed. Region and endpoint default
-        to VODUP_REGION and VODUP_VOD_ENDPOINT.
-
-        Raises:
-            CallerNotAuthenticated: there is neither.
-        """
-        return cls(
-            access_key_from_env(),
-            region or os.environ.get("VODUP_REGION") or "cn-shanghai",
-            endpoint or os.environ.get("VODUP_VOD_ENDPOINT") or None,
-        )
-
-    @property
-    def scope(self) -> str:
-        """For example "https://vod.cn-shanghai.aliyuncs.com"."""
-        return self.endpoint or f"https://vod.{self.region}.aliyuncs.com"
+    HOST = "vod"
+    ENDPOINT_VARIABLE = "VODUP_VOD_ENDPOINT"
 
     def connect(self, network: Network) -> GrantSource:
-        """Check the endpoint; nothing is sent yet."""
+        """Check the endpoint. Sends nothing."""
         return _VodSource(network.trust.check_vod_endpoint(self.scope), self.access_key, network)
 
 
@@ -74,18 +41,10 @@ class _VodSource:
 
     def __init__(self, endpoint: str, access_key: AccessKey | AccessKeys, network: Network) -> None:
         self._endpoint = endpoint
-        self._session = Session(
-            network.transport,
-            CallerSigner(access_key, network.clock),
-            clock=network.clock,
-            service=VOD,
-            slot=lambda: vod_call(network.pace),
-            retry=network.retry,
-            on_retry=network.on_retry,
-        )
+        self._session = network.session(CallerSigner(access_key, network.clock), VOD)
 
     async def create(self, video: NewVideo) -> UploadGrant:
-        """Make the video, or find the one that an attempt without an answer has made."""
+        """Create the video, or find the one that an attempt without an answer has created."""
         operation = vod.create_upload_video(
             self._endpoint,
             video.meta,
@@ -96,15 +55,15 @@ class _VodSource:
         reference_id = operation.request.params["ReferenceId"]
         if video.is_repeat and (found := await self._find(reference_id)):
             return found
-        has_doubt = video.is_repeat
+        may_exist = video.is_repeat
         for _ in range(_CREATE_ATTEMPTS):
             try:
                 return await self._session.call(operation)
             except VodupError as failure:
-                has_doubt = has_doubt or not is_outcome_known(failure)
-                if not has_doubt:
+                may_exist = may_exist or not is_outcome_known(failure)
+                if not may_exist:
                     raise
-                # Perhaps carried out, or a duplicate of what was: never a second video.
+                # It may have been created, or this was a duplicate: never a second video.
                 if found := await self._find(reference_id):
                     return found
                 last = failure
@@ -113,8 +72,8 @@ class _VodSource:
     async def _find(self, reference_id: str) -> UploadGrant | None:
         """Return a grant for the video of this ReferenceId; None if there is none.
 
-        Where that cannot be told, as in a region that does not know ReferenceId yet, it
-        raises: the video may exist, and a second one must not be made.
+        Raises where that cannot be found out, as in a region that does not know
+        ReferenceId yet: the video may exist, and a second one must not be created.
         """
         operation = vod.refresh_upload_video(self._endpoint, reference_id=reference_id)
         try:
@@ -122,11 +81,11 @@ class _VodSource:
         except VideoGone:
             return None
         except VodupError as error:
-            if error.code.startswith(("MissingParameter", "InvalidParameter")):
-                error.next_step = _LOOK_YOURSELF
+            if VOD.is_bad_parameter(error):
+                error.next_step = _CHECK_CONSOLE
             raise
         if grant.video_id is None:
-            raise TransportError("RefreshUploadVideo did not tell the VideoId.", is_sent=True)
+            raise TransportError("RefreshUploadVideo did not return the VideoId.", is_sent=True)
         facts = await self.facts(grant.video_id)
         if facts is not None and not facts.is_waiting:
             raise OverwriteRefused(

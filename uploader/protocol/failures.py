@@ -97,7 +97,7 @@ class Service:
             return Meaning.RETRY
         if not isinstance(failure, ServiceError):
             return Meaning.FATAL
-        row = self._row(failure)
+        row = self._row(failure.code, failure.ec)
         if row.meaning is not None:
             return row.meaning
         if row.may_be_expiry and is_aged and failure.status == 403:
@@ -111,7 +111,7 @@ class Service:
         """
         if not isinstance(failure, ServiceError):
             return failure
-        row = self._row(failure)
+        row = self._row(failure.code, failure.ec)
         return _as_error(row.error, failure.message, row.next_step, failure)
 
     def rejected_error(self, failure: VodupError, *, renewal_count: int) -> VodupError:
@@ -125,9 +125,13 @@ class Service:
             failure,
         )
 
-    def _row(self, failure: ServiceError) -> _Row:
-        first_word = failure.code.partition(".")[0]
-        keys = (failure.ec or failure.code, failure.code, f"{first_word}.*")
+    def is_bad_parameter(self, error: VodupError) -> bool:
+        """Whether a parameter was refused, also where `final_error` made this of the failure."""
+        return self._row(error.code).meaning is Meaning.BAD_PARAMETER
+
+    def _row(self, code: str, ec: str = "") -> _Row:
+        first_word = code.partition(".")[0]
+        keys = (ec or code, code, f"{first_word}.*")
         return next((self.rows[key] for key in keys if key in self.rows), _Row())
 
 
@@ -284,8 +288,22 @@ VOD: Final = Service(
 IMS: Final = Service("IMS", VOD.rows)
 """Intelligent Media Services answer with the codes of VOD."""
 
-APP_SERVER: Final = Service("app server", {})
-"""The caller's own service that issues grants (--auth-url). Its codes are not known."""
+APP_SERVER: Final = Service(
+    "app server",
+    {
+        "HTTP401": _Row(
+            error=CallerNotAuthenticated,
+            next_step="Check the token for the auth URL (VODUP_AUTH_URL_TOKEN), then run the same "
+            "command again.",
+        ),
+        "HTTP403": _Row(
+            error=PermissionDenied,
+            next_step="Ask the operator of the auth URL for permission to upload this video, then "
+            "run the same command again.",
+        ),
+    },
+)
+"""The caller's own service that issues grants (--auth-url). Only its HTTP status is known."""
 
 
 # --- questions about failures -----------------------------------------------------------
