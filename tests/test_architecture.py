@@ -163,7 +163,7 @@ TOO_LONG = frozenset(
 )
 
 # Classes that stand in two modules today, and will get names of their own.
-SHARED_NAMES = frozenset("Batch Entry GiveBack Journal Row Stored UrlSource".split())
+SHARED_NAMES = frozenset("Batch Entry GiveBack Journal Row Stored".split())
 
 # What a value has no use for: each of these waits, asks the clock, rolls dice or touches a device.
 # `http` itself is not among them: HTTPStatus is a table of numbers.
