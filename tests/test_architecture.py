@@ -85,6 +85,7 @@ LINES = (
     _hand("transport.watchdog"),
     _hand("transport.client", "aiohttp", "yarl"),
     _hand("transport"),
+    _hand("private_files"),
     _hand("sources.contract"),
     _hand("sources.bytes"),
     _hand("sources.files", "aiofiles"),

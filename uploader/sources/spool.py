@@ -13,7 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 
-from uploader.errors import SourceChanged, SourceNotRepeatable, SourceUnreadable
+from uploader.errors import SourceChanged, SourceNotRepeatable, SourceUnreadable, UnsafePath
+from uploader.private_files import (
+    make_private_folder,
+    open_private_file,
+    require_private_folder,
+)
 from uploader.protocol.integrity import crc64
 from uploader.protocol.wire import Body
 from uploader.sources.contract import RandomAccess, RangeBody, Ranges
@@ -177,11 +182,14 @@ class Spool:
             ) from error
 
     def _open(self, reference: str) -> None:
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private_folder(self._folder)
+        require_private_folder(self._folder, next_step="Choose a folder of your own with --spool.")
         self._lock = _locked(self._folder)
         self._reference = reference
         self._earlier = _read_journal(self._folder)
-        self._journal = _open_file(self._folder / "journal", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        self._journal = open_private_file(
+            self._folder / "journal", os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        )
         if not self._earlier.size or self._earlier.reference != reference:
             self._clear()
 
@@ -210,7 +218,7 @@ class Spool:
         """Write up to `size` bytes; return how many, and their CRC-64."""
         buffer = memoryview(bytearray(min(size, READ_SIZE)))
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-        descriptor = await self._in_thread(_open_file, path, flags)
+        descriptor = await self._in_thread(open_private_file, path, flags)
         written = crc = 0
         try:
             while written < size:
@@ -233,13 +241,9 @@ class Spool:
         _write_all(self._journal, memoryview(json.dumps(words).encode() + b"\n"))
 
 
-def _open_file(path: Path, flags: int) -> int:
-    return os.open(path, flags | os.O_CLOEXEC, 0o600)
-
-
 def _locked(folder: Path) -> int:
     """Lock the folder; return the descriptor that holds the lock."""
-    descriptor = _open_file(folder / "lock", os.O_RDWR | os.O_CREAT)
+    descriptor = open_private_file(folder / "lock", os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -254,8 +258,11 @@ def _locked(folder: Path) -> int:
 def _read_journal(folder: Path) -> _Journal:
     """Read a journal; lines that a crash cut off or that are malformed are ignored."""
     journal = _Journal()
-    with suppress(OSError, ValueError, TypeError):
-        for line in (folder / "journal").read_text(encoding="utf-8").splitlines():
+    with (
+        suppress(OSError, ValueError, TypeError, UnsafePath),
+        open(open_private_file(folder / "journal", os.O_RDONLY), encoding="utf-8") as lines,
+    ):
+        for line in lines:
             match json.loads(line):
                 case ["spool", int(version), str(identity), str(reference)] if version == _VERSION:
                     journal = _Journal(identity, reference)
@@ -301,7 +308,7 @@ class _SpooledPart(Ranges, RandomAccess):
             ) from error
 
     def _read(self, into: memoryview, offset: int) -> int:
-        descriptor = _open_file(self.path, os.O_RDONLY)
+        descriptor = open_private_file(self.path, os.O_RDONLY)
         try:
             status = os.fstat(descriptor)
             if (status.st_size, status.st_mtime_ns) != (self.size, self.mtime_ns):

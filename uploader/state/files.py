@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from uploader.errors import ConfigurationError, StateUnavailable, UnsafePath, UnsupportedState
+from uploader.private_files import make_private_folder
 
 __all__ = [
     "APPLICATION_ID",
@@ -55,7 +56,7 @@ def secure_directory(directory: Path) -> None:
         StateUnavailable: it cannot be created.
     """
     try:
-        _make_private(directory)
+        make_private_folder(directory)
         found = directory.stat()
     except OSError as error:
         raise StateUnavailable(
@@ -72,18 +73,6 @@ def secure_directory(directory: Path) -> None:
             f"others may write into the state directory {directory}.",
             next_step=f"Run `chmod go-w {directory}`, or choose another place with --state.",
         )
-
-
-def _make_private(directory: Path) -> None:
-    """Like `mkdir -p -m 700`, for every folder that is missing."""
-    if directory.is_dir():
-        return
-    _make_private(directory.parent)  # ends at "/" or ".", which are there, deleted or not
-    try:
-        directory.mkdir(mode=0o700)
-    except FileExistsError:  # another process was faster
-        return
-    directory.chmod(0o700)  # the umask may have taken even our own rights
 
 
 def refuse_network_mount(directory: Path, *, mounts: Path = _MOUNTS) -> None:
