@@ -99,6 +99,17 @@ async def test_threads_that_are_shut_down_end_and_begin_nothing_more() -> None:
         await asyncio.sleep(0.001)
 
 
+async def test_idle_threads_end_and_no_work_is_lost_meanwhile() -> None:
+    hasty = Threads("test-hasty", 2, idle_s=0.001)
+    for pause in range(200):
+        await asyncio.sleep(pause % 5 / 2000)
+        async with asyncio.timeout(10):
+            assert await hasty.run(divmod, pause, 7) == divmod(pause, 7)
+    while named("test-hasty"):  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+    hasty.shutdown()
+
+
 async def test_nothing_is_kept_of_work_that_is_done(two: Threads) -> None:
     class Thing:
         """Something that can be referred to weakly."""

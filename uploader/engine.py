@@ -27,7 +27,7 @@ from uploader.errors import (
 )
 from uploader.events import Event, Listener, UploadResult
 from uploader.handles import Submissions, UploadHandle
-from uploader.hooks import EndedUpload, PlannedVideo, asked_before_create, told_of_the_end
+from uploader.hooks import EndedUpload, PlannedVideo, notify_ended, run_before_create
 from uploader.opening import (
     Asked,
     Job,
@@ -215,7 +215,7 @@ class Uploader:
         planned = PlannedVideo(
             key=job.key, source=job.source.name, size=job.source.size, meta=job.asked.meta
         )
-        meta = await asked_before_create(hooks, planned)
+        meta = await run_before_create(hooks, planned)
         return replace(job, asked=replace(job.asked, meta=meta))
 
     async def _tell_hooks(
@@ -233,7 +233,7 @@ class Uploader:
         ended = EndedUpload(
             key=progress.key, source=source.name, video_id=video_id, result=result, error=error
         )
-        failures = await told_of_the_end(self._options.hooks, ended)
+        failures = await notify_ended(self._options.hooks, ended)
         for failure in failures:
             progress.hook_failed(failure)
         return tuple(failure.message for failure in failures)

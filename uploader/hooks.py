@@ -1,29 +1,26 @@
-"""The caller's own code at three moments: before a video is made, after it is verified, on failure.
+"""The caller's own code, called before a video is created, after it is verified, and on failure.
 
-Hooks differ from listeners (`on_event`): they are awaited, may take their time, and the first of
-them has a say. They are given facts, never credentials.
+Hooks differ from listeners (`on_event`): they are awaited, they may take time, and a hook may
+change or refuse a video before it is created. They are given facts, never credentials.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import json
 import os
-import shlex
-import threading
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from inspect import isawaitable, iscoroutinefunction
 from typing import TYPE_CHECKING, Any, Final
 
-from uploader.commands import CommandNotStarted, describe_status, run_command
+from uploader.commands import CommandNotStarted, describe_status, run_command, split_command
 from uploader.errors import ConfigurationError, HookError, VodupError
 from uploader.events import UploadResult
 from uploader.protocol.documents import clean_text
 from uploader.protocol.vod import VideoMeta
-from uploader.threads import Worker
+from uploader.tasks import in_own_task
+from uploader.threads import Threads
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -33,18 +30,20 @@ __all__ = [
     "EndedUpload",
     "Hooks",
     "PlannedVideo",
-    "asked_before_create",
     "command_hooks",
     "installed_hooks",
-    "told_of_the_end",
+    "notify_ended",
+    "run_before_create",
 ]
 
 ENTRY_POINTS: Final = "vodup.hooks"
-"""The group in which packages name a `Hooks`, or a function without arguments that makes one."""
+"""The group in which packages name a `Hooks`, or a function without arguments that returns one."""
 
-_MOST_THREADS: Final = 1024
-"""Functions at once, in threads that cannot be stopped. Too few: files that end together wait for
-nothing and fail. Too many: what hangs for every file of a batch takes the machine's threads."""
+_MAX_THREAD_COUNT: Final = 1024
+"""Threads cannot be stopped. Too few: hooks of uploads that end together fail without a reason.
+Too many: hooks that hang for every file of a batch use up the machine's threads."""
+
+_THREADS = Threads("vodup-hook", _MAX_THREAD_COUNT)
 
 SECRETS: Final = (
     "ALIBABA_CLOUD_ACCESS_KEY_ID",
@@ -52,7 +51,7 @@ SECRETS: Final = (
     "ALIBABA_CLOUD_SECURITY_TOKEN",
     "VODUP_AUTH_URL_TOKEN",
 )
-"""Variables that a command of the caller's is not given: what tells of an upload needs none."""
+"""Variables that a command is not given: it needs none of them."""
 
 _VARIABLES: Final = (
     "status",
@@ -66,20 +65,20 @@ _VARIABLES: Final = (
     "error",
     "message",
 )
-"""What a command is told in its environment, after "VODUP_"."""
+"""What a command's environment holds, each name after "VODUP_"."""
 
 _COMMAND_TIMEOUT_S: Final = 600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedVideo:
-    """A video that is about to be made.
+    """A video that is about to be created.
 
     Attributes:
         key: the upload's name in the state store.
         source: where the bytes come from, for people.
         size: bytes; 0 while a stream has no end.
-        meta: what CreateUploadVideo is to be told.
+        meta: the metadata for CreateUploadVideo.
     """
 
     key: str
@@ -106,28 +105,27 @@ class EndedUpload:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hooks:
-    """Functions or coroutine functions that are called with what happens to each upload.
+    """Functions or coroutine functions that are called for each upload.
 
-    A function runs in a thread of its own, with the caller's context variables; a coroutine
-    function on the uploader's loop, which it must not block.
+    A function runs in a thread, with the caller's context variables; a coroutine function
+    runs on the uploader's loop, which it must not block.
 
     Attributes:
-        before_create: called before CreateUploadVideo, by every run that has to make a
-            video. May return another `VideoMeta`, which the next hook sees. What it raises
-            ends the upload before anything exists: a `VodupError` as it is (`PolicyError`
-            for a veto), anything else as `HookError`. A `reference_id` of its choice must be
-            the same for the same `PlannedVideo.key`: a video whose answer was lost is found
-            again by it.
+        before_create: called before CreateUploadVideo, by every run that has to create a
+            video. It may return another `VideoMeta`, which the next hook gets. If it raises,
+            the upload fails before anything exists: a `VodupError` is raised as it is
+            (`PolicyError` to refuse the video), anything else as `HookError`. If it sets a
+            `reference_id`, that must be the same for the same `PlannedVideo.key`: a video
+            whose answer was lost is found again by it.
         after_verify: called once OSS holds the verified object, and again by every later
-            run that finds the receipt (`result.is_receipt`): at least once, whatever
-            crashes in between. Failing changes nothing about the upload; it is told as
+            run that finds the result recorded (`result.is_receipt`): at least once, also
+            after a crash. Its failure does not change the result; it is reported as
             `HookFailed`, in the log, and in `UploadResult.hook_failures`.
-        on_failure: called with every error an upload ends with; not on cancellation.
-            Failing changes nothing about the error; it is told as `HookFailed` and in the
-            log.
+        on_failure: called with every error that ends an upload; not on cancellation. Its
+            failure does not change the error; it is reported as `HookFailed` and in the log.
         name: what messages call these hooks.
         timeout_s: how long each call may take. A function in a thread cannot be stopped;
-            its answer is not waited for any longer.
+            it is not waited for any longer.
     """
 
     before_create: (
@@ -139,34 +137,31 @@ class Hooks:
     timeout_s: float = 60.0
 
 
-async def asked_before_create(hooks: Sequence[Hooks], planned: PlannedVideo) -> VideoMeta:
-    """Call what wants a say before a video is made; what CreateUploadVideo is to be told.
+async def run_before_create(hooks: Sequence[Hooks], planned: PlannedVideo) -> VideoMeta:
+    """Call the hooks before a video is created; return the metadata to create it with.
 
     Raises:
-        VodupError: a hook's own.
+        VodupError: raised by a hook.
         HookError: a hook failed, took too long or returned something else.
     """
     for hook in hooks:
         if hook.before_create is None:
             continue
+        name = f"The hook {hook.name} (before_create)"
         try:
-            answer = await _called(hook.before_create, planned, hook.timeout_s)
+            answer = await _call(hook.before_create, planned, hook.timeout_s)
         except VodupError:
             raise
         except Exception as error:
-            raise HookError(
-                f"before_create of {hook.name} failed ({_reason(error)}); no video was made."
-            ) from error
+            raise HookError(f"{name} failed: {_reason(error)}. No video was created.") from error
         if answer is not None and not isinstance(answer, VideoMeta):
-            raise HookError(
-                f"before_create of {hook.name} returned {type(answer).__name__}, not VideoMeta."
-            )
+            raise HookError(f"{name} returned {type(answer).__name__}, not VideoMeta.")
         planned = replace(planned, meta=answer or planned.meta)
     return planned.meta
 
 
-async def told_of_the_end(hooks: Sequence[Hooks], ended: EndedUpload) -> list[HookError]:
-    """Call what wants to know how an upload ended; the failures of hooks, which change nothing."""
+async def notify_ended(hooks: Sequence[Hooks], ended: EndedUpload) -> list[HookError]:
+    """Tell the hooks how an upload has ended; return their failures, which change nothing."""
     failures = []
     moment = "after_verify" if ended.error is None else "on_failure"
     for hook in hooks:
@@ -174,10 +169,10 @@ async def told_of_the_end(hooks: Sequence[Hooks], ended: EndedUpload) -> list[Ho
         if function is None:
             continue
         try:
-            await _called(function, ended, hook.timeout_s)
+            await _call(function, ended, hook.timeout_s)
         except Exception as error:
-            words = f"{moment} of {hook.name} failed ({_reason(error)})."
-            failures.append(HookError(words, video_id=ended.video_id))
+            message = f"The hook {hook.name} ({moment}) failed: {_reason(error)}."
+            failures.append(HookError(message, video_id=ended.video_id))
     return failures
 
 
@@ -190,63 +185,37 @@ def _reason(error: Exception) -> str:
 
 
 class _NoAnswer(Exception):
-    """A call that neither returned nor raised what may be passed on; the text is for people."""
+    """A call has neither returned nor raised an error to report; the text says why."""
 
 
-async def _called(function: Callable[[Any], object], told: object, timeout_s: float) -> object:
-    """Call it and wait; whatever it does, it ends neither this task nor this process."""
+async def _call(function: Callable[[Any], object], value: object, timeout_s: float) -> object:
+    """Call a hook and wait for it. It can end neither this task nor the process."""
     try:
         async with asyncio.timeout(timeout_s) as limit:
-            answer = (
-                function(told) if iscoroutinefunction(function) else await _threaded(function, told)
-            )
-            return await answer if isawaitable(answer) else answer
+            return await in_own_task(_answer_of(function, value))
     except TimeoutError:
         if not limit.expired():
             raise
-        raise _NoAnswer(f"no end within {timeout_s:g} s") from None
-    except asyncio.CancelledError:
-        if _is_being_cancelled():
-            raise
-        raise _NoAnswer("what it waited for was cancelled") from None
-    except SystemExit as error:
-        raise _NoAnswer(f"it left with {error.code}") from None
+        raise _NoAnswer(f"it did not finish within {timeout_s:g} s") from None
 
 
-def _is_being_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
-
-
-_threads = threading.BoundedSemaphore(_MOST_THREADS)
-
-
-def _threaded(function: Callable[[Any], object], told: object) -> asyncio.Future[object]:
-    """In a thread that nobody has to wait for, when the process ends or time is over."""
-    threads = _threads
-    if not threads.acquire(blocking=False):
-        raise _NoAnswer(f"{_MOST_THREADS:,} earlier calls of hooks have not ended")
-
-    def call() -> object:
-        try:
-            return function(told)
-        except StopIteration as error:  # no future takes it
-            raise RuntimeError("StopIteration") from error
-        finally:
-            threads.release()
-
-    worker = Worker("vodup-hook")
+async def _answer_of(function: Callable[[Any], object], value: object) -> object:
     try:
-        return worker.call(partial(contextvars.copy_context().run, call))
-    finally:
-        worker.stop()
+        if iscoroutinefunction(function):
+            return await function(value)
+        if _THREADS.is_exhausted:
+            raise _NoAnswer(f"{_MAX_THREAD_COUNT:,} earlier calls of hooks have not finished")
+        answer = await _THREADS.run(function, value)
+        return await answer if isawaitable(answer) else answer
+    except SystemExit as error:
+        raise _NoAnswer(f"it called sys.exit({error.code})") from None
 
 
 # --- of installed packages ----------------------------------------------------------------
 
 
 def installed_hooks() -> tuple[Hooks, ...]:
-    """Hooks that installed packages name as entry points, by name. The command uses them all.
+    """Return the hooks that installed packages name as entry points, sorted by name.
 
     Raises:
         ConfigurationError: one cannot be loaded.
@@ -272,7 +241,7 @@ def _loaded(point: EntryPoint) -> Hooks:
 def _unusable(point: EntryPoint, reason: str) -> ConfigurationError:
     return ConfigurationError(
         f"The hooks {point.name} ({point.value}) of an installed package cannot be used: {reason}.",
-        next_step="Mend or uninstall that package, or pass --no-installed-hooks.",
+        next_step="Fix or uninstall that package, or pass --no-installed-hooks.",
     )
 
 
@@ -280,20 +249,21 @@ def _unusable(point: EntryPoint, reason: str) -> ConfigurationError:
 
 
 def command_hooks(command: str | Sequence[str], *, timeout_s: float = _COMMAND_TIMEOUT_S) -> Hooks:
-    """Hooks that run a command after every upload, however it ended.
+    """Return hooks that run a command after every upload, verified or failed.
 
-    It runs without a shell; a text is split as one would. Its environment has VODUP_STATUS
-    ("verified" or "failed"), VODUP_KEY, VODUP_FILE, VODUP_VIDEO_ID, of a verified one
-    VODUP_BUCKET, VODUP_OBJECT_KEY, VODUP_SIZE and VODUP_CRC64, of a failed one VODUP_ERROR and
-    VODUP_MESSAGE, and else what ours has, without the AccessKey, the auth URL's token (`SECRETS`)
-    and a database's URL in VODUP_STATE. The same and more is a line of JSON on its standard input.
-    What it prints goes to our standard error. It has failed if it cannot be started, does not end
-    with 0, or not in time: it is ended then, with all it started.
+    The command runs without a shell; a string is split as a shell would. Its environment is ours
+    without the AccessKey, the token of the auth URL (`SECRETS`) and a database URL in
+    VODUP_STATE, and has VODUP_STATUS ("verified" or "failed"), VODUP_KEY, VODUP_FILE and
+    VODUP_VIDEO_ID; if verified VODUP_BUCKET, VODUP_OBJECT_KEY, VODUP_SIZE and VODUP_CRC64; if
+    failed VODUP_ERROR and VODUP_MESSAGE. Its standard input is one line of JSON with the same and
+    more. Its output goes to our standard error. It fails if it cannot be started, exits with
+    another status than 0, or does not finish in time; it is ended then, with all processes that
+    it has started.
 
     Raises:
-        ConfigurationError: there is no command, or it cannot be split.
+        ConfigurationError: the command is empty or cannot be split.
     """
-    argv = _argv(command)
+    argv = split_command(command, "The command to run after uploads")
 
     async def run(ended: EndedUpload) -> None:
         await _run_command(argv, ended)
@@ -303,29 +273,19 @@ def command_hooks(command: str | Sequence[str], *, timeout_s: float = _COMMAND_T
     )
 
 
-def _argv(command: str | Sequence[str]) -> list[str]:
-    try:
-        argv = shlex.split(command) if isinstance(command, str) else list(command)
-    except ValueError as error:
-        raise ConfigurationError(f"The command cannot be split: {error}.") from None
-    if not argv:
-        raise ConfigurationError("The command to run after uploads is empty.")
-    return argv
-
-
 async def _run_command(argv: Sequence[str], ended: EndedUpload) -> None:
-    told = _told(ended)
-    line = json.dumps(told).encode() + b"\n"
+    facts = _facts_of(ended)
+    line = json.dumps(facts).encode() + b"\n"
     try:
-        command = await run_command(argv, environment=_environment(told), stdin=line)
+        command = await run_command(argv, environment=_environment(facts), stdin=line)
     except CommandNotStarted as error:
         raise HookError(f"{argv[0]} cannot be started ({error})") from error
     if command.status != 0:
         raise HookError(f"{argv[0]} {describe_status(command.status)}")
 
 
-def _told(ended: EndedUpload) -> dict[str, Any]:
-    told: dict[str, Any] = {
+def _facts_of(ended: EndedUpload) -> dict[str, Any]:
+    facts: dict[str, Any] = {
         "status": "verified" if ended.error is None else "failed",
         "key": ended.key,
         "file": ended.source,
@@ -335,9 +295,9 @@ def _told(ended: EndedUpload) -> dict[str, Any]:
         result = asdict(ended.result)
         del result["hook_failures"]  # this is one of the hooks
         # Many readers of JSON keep only 53 bits of a number.
-        told["result"] = result | {"crc64": str(ended.result.crc64)}
+        facts["result"] = result | {"crc64": str(ended.result.crc64)}
     if (error := ended.error) is not None:
-        told |= {
+        facts |= {
             "error": type(error).__name__,
             "message": error.message,
             "code": error.code,
@@ -345,12 +305,12 @@ def _told(ended: EndedUpload) -> dict[str, Any]:
             "next_step": error.next_step,
             "is_resumable": error.is_resumable,
         }
-    return told
+    return facts
 
 
-def _environment(told: dict[str, Any]) -> dict[str, str]:
-    """Ours without secrets, and what the command is told; nothing of an upload but this one."""
-    facts = told | told.get("result", {})
+def _environment(facts: dict[str, Any]) -> dict[str, str]:
+    """Our variables without secrets, and those of this upload alone."""
+    facts = facts | facts.get("result", {})
     ours = {name: value for name, value in os.environ.items() if name not in SECRETS}
     if "://" in ours.get("VODUP_STATE", ""):
         del ours["VODUP_STATE"]  # a database's URL may hold its password

@@ -5,12 +5,13 @@
 | `DISKS` | 8 per process | reads, looks at files |
 | `in_thread` | 8 per process | short work: ledgers, lists, certificates, AccessKeys |
 | `Threads` elsewhere | 1 per stream or file object, 32 per process for fsspec | foreign readers |
-| a `Worker` | 1 per open state store, 1 per call of a hook | ordered work; work of any length |
+| `Threads` of hooks | 1,024 per process | the caller's functions, which may hang |
+| a `Worker` | 1 per open state store | transactions, in order |
 
 asyncio's own pool is left alone: the lookup of host names uses it, and `asyncio.run` waits for
 its threads. All threads here are daemons, so one that never returns (a dead file server, a pipe
 without a writer) does not keep the interpreter from exiting. A forked child has none of its
-parent's threads; `Threads` start again there when they are next used.
+parent's threads; `Threads` start again there when they are next used. Idle ones end.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from contextlib import suppress
 from functools import partial
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Final, ParamSpec, TypeVar
 
 __all__ = ["DISKS", "Threads", "Worker", "in_thread"]
@@ -41,10 +42,12 @@ class Threads(Executor):
     Args:
         name: what the threads are called.
         most: how many threads there are at most; each is started when all others are busy.
+        idle_s: how long a thread waits for work. Too short: nearly every call starts one. Too
+            long: what a burst of calls has started stays.
     """
 
-    def __init__(self, name: str, most: int) -> None:
-        self._name, self._most = name, most
+    def __init__(self, name: str, most: int, *, idle_s: float = 10.0) -> None:
+        self._name, self._most, self._idle_s = name, most, idle_s
         self._begin()
         _ALL.add(self)
 
@@ -53,6 +56,11 @@ class Threads(Executor):
         self._jobs: _Jobs = SimpleQueue()
         self._thread_count = self._unfinished_count = 0
         self._is_shut_down = False
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether all threads are busy, so that more work has to wait."""
+        return self._unfinished_count >= self._most
 
     async def run(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Return what `work` returns, with the caller's context variables.
@@ -71,7 +79,7 @@ class Threads(Executor):
             self._jobs.put(partial(self._carry_out, future, partial(fn, *args, **kwargs)))
             self._unfinished_count += 1
             if self._thread_count < min(self._unfinished_count, self._most):
-                _start(self._name, self._jobs)
+                _start(self._name, self._run_jobs)
                 self._thread_count += 1
         return future
 
@@ -82,6 +90,21 @@ class Threads(Executor):
             for _ in range(self._thread_count):
                 self._jobs.put(None)
             self._thread_count = 0
+
+    def _run_jobs(self) -> None:
+        while True:
+            try:
+                job = self._jobs.get(timeout=self._idle_s)
+            except Empty:
+                with self._lock:
+                    if self._jobs.empty():  # nothing was submitted meanwhile
+                        self._thread_count -= 1
+                        return
+                continue
+            if job is None:
+                return
+            job()
+            del job  # or its last arguments live until the next one comes
 
     def _carry_out(self, future: Future[T], work: Callable[[], T]) -> None:
         if self._is_shut_down:
@@ -136,7 +159,7 @@ class Worker:
     def __init__(self, name: str) -> None:
         self._loop = asyncio.get_running_loop()
         self._jobs: _Jobs = SimpleQueue()
-        self._thread = _start(name, self._jobs)
+        self._thread = _start(name, self._run_jobs)
 
     def submit(self, job: Callable[[], None]) -> None:
         """Run `job` after those already submitted. It must not raise."""
@@ -162,6 +185,11 @@ class Worker:
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more
             self._loop.call_soon_threadsafe(callback, *args)
 
+    def _run_jobs(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
+            del job
+
     def stop(self) -> None:
         """End the thread after what is already submitted."""
         self._jobs.put(None)
@@ -181,13 +209,7 @@ def _fail(future: asyncio.Future[T], error: BaseException) -> None:
         future.set_exception(error)
 
 
-def _start(name: str, jobs: _Jobs) -> threading.Thread:
-    thread = threading.Thread(target=_run_all, args=(jobs,), name=name, daemon=True)
+def _start(name: str, run: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=run, name=name, daemon=True)
     thread.start()
     return thread
-
-
-def _run_all(jobs: _Jobs) -> None:
-    while (job := jobs.get()) is not None:
-        job()
-        del job  # or its last arguments live until the next one comes

@@ -32,6 +32,7 @@ from uploader import (
 )
 from uploader.devserver import Fault
 from uploader.hooks import ENTRY_POINTS, SECRETS
+from uploader.threads import Threads
 
 from .harness import PART, Desk, created, until
 
@@ -101,8 +102,8 @@ def confused(planned: PlannedVideo) -> Any:  # noqa: ANN401 - on purpose
     ("hook", "words"),
     [
         (failing, "KeyError: 'no such title'"),
-        (hanging, "no end within 0.2 s"),
-        (blocking, "no end within 0.2 s"),
+        (hanging, "did not finish within 0.2 s"),
+        (blocking, "did not finish within 0.2 s"),
         (confused, "returned str"),
     ],
 )
@@ -191,13 +192,13 @@ async def test_a_hook_that_fails_afterwards_changes_nothing(
 
     await desk.assert_stored(result, movie)
     (failed,) = desk.told(HookFailed)
-    assert "after_verify of ours failed" in failed.message
+    assert "The hook ours (after_verify) failed" in failed.message
     assert result.hook_failures == (failed.message,)
     assert (failed.key, failed.video_id) == (result.key, result.video_id)
     desk.order(REFUSED)
     error = await desk.fail(desk.file(2 * PART, "other.mp4"), hooks=hooks)
     assert isinstance(error, PermissionDenied)
-    assert "on_failure of ours failed" in desk.told(HookFailed)[-1].message
+    assert "The hook ours (on_failure) failed" in desk.told(HookFailed)[-1].message
 
 
 def leaving(ended: object) -> None:
@@ -225,8 +226,8 @@ async def waiting_for_what_is_cancelled(ended: object) -> None:
 @pytest.mark.parametrize(
     ("hook", "words"),
     [
-        (leaving, "it left with 3"),
-        (leaving_on_the_loop, "it left with 3"),
+        (leaving, "it called sys.exit(3)"),
+        (leaving_on_the_loop, "it called sys.exit(3)"),
         (exhausted, "StopIteration"),
         (impatient, "TimeoutError: the house's server is slow"),
         (waiting_for_what_is_cancelled, "was cancelled"),
@@ -261,7 +262,7 @@ async def test_an_upload_that_is_cancelled_while_a_hook_runs_is_cancelled(desk: 
 async def test_hooks_that_hang_do_not_take_thread_after_thread(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("uploader.hooks._threads", threading.BoundedSemaphore(2))
+    monkeypatch.setattr("uploader.hooks._THREADS", Threads("vodup-hook", 2))
     going = threading.Event()
     others = set(threading.enumerate())
 
@@ -280,7 +281,6 @@ async def test_hooks_that_hang_do_not_take_thread_after_thread(
     finally:
         going.set()
     assert ["earlier calls" in failure for failure in failures] == [False, False, True, True]
-    await until(lambda: not hooked())
     assert (await desk.push(desk.file(PART), hooks=hooks)).hook_failures == ()
 
 
@@ -478,6 +478,6 @@ async def test_a_command_that_hangs_is_ended_with_all_it_started(desk: Desk) -> 
     await desk.push(desk.file(PART), hooks=hooks)
 
     assert 0.5 <= time.monotonic() - began < 20
-    assert "no end within 0.5 s" in desk.told(HookFailed)[0].message
+    assert "did not finish within 0.5 s" in desk.told(HookFailed)[0].message
     with pytest.raises(ProcessLookupError):
         os.kill(int(pids.read_text()), 0)
