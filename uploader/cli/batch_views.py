@@ -123,6 +123,8 @@ class TextBatchView:
 
     def summary(self, progress: BatchProgress, flags: ReportFlags) -> None:
         """Print what the batch came to."""
+        if progress.stopped and not progress.read_count:
+            return  # nothing was read: the error says it all
         out(summarized(progress, flags))
         tracker = progress.tracker
         if tracker.hook_failure_count:

@@ -66,8 +66,8 @@ class PushedFile:
             case UploadStarted():
                 self.upload = tracker.active[event.key]
                 self.upload.source = self.label
-            case RequestRetried():
-                self.trouble = event.reason
+            case RequestRetried() if event.pause_s:
+                self.trouble = event.reason.rstrip(".")
             case PartStored():
                 self.trouble = ""
             case HookFailed():
@@ -264,15 +264,20 @@ def totals(files: Sequence[PushedFile]) -> str:
 class TextView:
     """Sentences: results on standard output, all else on standard error.
 
-    With --quiet only VideoIds and errors are printed.
+    With --quiet only VideoIds and errors are printed. Mutable: the files whose trouble before
+    their start was reported.
     """
 
     def __init__(self, flags: OutputFlags) -> None:
         self._is_quiet, self._is_verbose = flags.quiet, flags.verbose
+        self._troubled: set[int] = set()
 
     def event(self, file: PushedFile, event: Event) -> None:
         """Print what is out of the ordinary."""
         sentence = incident(file, event)
+        if file.trouble and file.upload is None and id(file) not in self._troubled:
+            self._troubled.add(id(file))  # there is no bar yet that would show it
+            sentence = f"{file.label}: {file.trouble}; retrying."
         if sentence is not None and not self._is_quiet:
             err(sentence)
 
@@ -307,8 +312,9 @@ class TextView:
 
         def total() -> Total:
             ended = sum(file.code is not None for file in files)
-            count = f"{ended} of {len(files)} files" if len(files) > 1 else ""
-            line = progress_line(tracker, None, count)
+            notes = [f"{ended} of {len(files)} files"] if len(files) > 1 else []
+            notes += {f"retrying: {file.trouble}" for file in files if file.trouble}
+            line = progress_line(tracker, None, *notes)
             return Total(line, tracker.done_bytes, tracker.size or None)
 
         def note(upload: TrackedUpload) -> str:

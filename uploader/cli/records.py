@@ -24,6 +24,7 @@ from uploader.cli.flags import (
 from uploader.cli.printing import err, out, paragraph, printable
 from uploader.errors import ConfigurationError, UnsupportedState, VodupError
 from uploader.state import Orphan, Phase, StateStore, UploadRecord, UploadStatus, open_state
+from uploader.state.locations import SqliteFile, locate
 from uploader.threads import in_thread
 
 if TYPE_CHECKING:
@@ -66,11 +67,20 @@ def _age_s(record: UploadRecord) -> float:
 def status(flags: StatusFlags) -> int:
     """Show what is recorded, once or until interrupted."""
     if flags.embedded is None:
+        _warn_of_missing_file(flags)
         return run.run_async(_status(flags, flags))
     from uploader.cli.cluster import place_of
 
     with place_of(flags) as url:
         return run.run_async(_status(flags, StateFlags(state=url)))
+
+
+def _warn_of_missing_file(flags: StateFlags) -> None:
+    """A mistyped --state looks like a state without uploads."""
+    if flags.state and flags.state != "memory":
+        location = locate(flags.state)
+        if isinstance(location, SqliteFile) and not location.path.exists():
+            err(f"vodup: --state: {location.path} did not exist; created.")
 
 
 async def _status(flags: StatusFlags, place: StateFlags) -> int:
