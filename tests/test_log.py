@@ -25,7 +25,7 @@ from uploader.events import (
     UploadProgress,
     UploadRestarted,
 )
-from uploader.log import configure, get_logger, is_heard, redact
+from uploader.log import configure, get_logger, is_enabled, redact
 from uploader.progress import Progress
 
 TOKEN = "CAIS" + "tOkEnCaNaRy4711+/=" * 5
@@ -75,7 +75,7 @@ def test_standard_logging_gets_the_values_as_extra(caplog: pytest.LogCaptureFixt
     assert (vars(record)["video_id"], vars(record)["part_number"]) == ("c6a2", 17)
 
 
-def test_standard_logging_decides_what_is_heard(caplog: pytest.LogCaptureFixture) -> None:
+def test_standard_logging_decides_what_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     get_logger().info("part.acked")
     assert not caplog.records
@@ -99,7 +99,7 @@ def test_a_failed_upload_reaches_standard_logging(caplog: pytest.LogCaptureFixtu
     assert vars(record)["message_"] == "It was refused."
 
 
-def test_standard_logging_hears_no_secret(caplog: pytest.LogCaptureFixture) -> None:
+def test_standard_logging_gets_no_secret(caplog: pytest.LogCaptureFixture) -> None:
     get_logger(security_token=TOKEN).warning("it.happened", reason=f"token {TOKEN} is bad")
     (record,) = caplog.records
     assert "tOkEnCaNaRy" not in repr(vars(record))
@@ -145,16 +145,16 @@ def test_the_command_line_writes_redacted_lines_for_people() -> None:
     assert "\x1b" not in text
 
 
-def test_structlog_is_loaded_by_the_first_who_has_something_to_say() -> None:
+def test_structlog_is_loaded_for_the_first_event() -> None:
     code = (
         "import logging, sys\n"
-        "from uploader.log import configure, get_logger, is_heard\n"
+        "from uploader.log import configure, get_logger, is_enabled\n"
         "configure('warning', is_json=True, stream=sys.stderr)\n"
-        "assert not is_heard(logging.INFO) and is_heard(logging.WARNING)\n"
+        "assert not is_enabled(logging.INFO) and is_enabled(logging.WARNING)\n"
         "assert not {'structlog', 'rich'} & set(sys.modules)\n"
         "get_logger(token='t').info('below.the_level')\n"
         "get_logger(token='t').warning('it.happened')\n"
-        "assert not is_heard(logging.INFO) and is_heard(logging.WARNING)\n"
+        "assert not is_enabled(logging.INFO) and is_enabled(logging.WARNING)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
     event = json.loads(done.stderr)
@@ -174,7 +174,7 @@ def test_values_are_hidden_by_key(key: str) -> None:
     assert cleaned(outer={key: {"inner": 1}}) == {"outer": {key: "[redacted]"}}
 
 
-def test_no_value_is_nothing_to_hide() -> None:
+def test_none_is_not_hidden() -> None:
     assert cleaned(bearer_token=None) == {"bearer_token": None}
 
 
@@ -207,29 +207,31 @@ def test_control_characters_are_replaced(char: str) -> None:
     assert cleaned(names=[f"a{char}b"]) == {"names": ["a\N{REPLACEMENT CHARACTER}b"]}
 
 
-@pytest.mark.parametrize(("level", "is_info_heard"), [("info", True), ("critical", False)])
-def test_what_nobody_hears_is_known_before_it_is_made(level: str, is_info_heard: bool) -> None:
+@pytest.mark.parametrize(("level", "is_info_enabled"), [("info", True), ("critical", False)])
+def test_whether_an_event_is_logged_is_known_before_it_is_made(
+    level: str, is_info_enabled: bool
+) -> None:
     configure(level, is_json=True, stream=io.StringIO())
-    assert is_heard(logging.INFO) is is_info_heard
-    assert is_heard(logging.CRITICAL)
+    assert is_enabled(logging.INFO) is is_info_enabled
+    assert is_enabled(logging.CRITICAL)
 
 
 def test_without_structlog_the_standard_logger_decides(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="vodup"):
-        assert not is_heard(logging.INFO)
-        assert is_heard(logging.WARNING)
+        assert not is_enabled(logging.INFO)
+        assert is_enabled(logging.WARNING)
 
 
-def test_a_logger_that_does_not_say_is_told_everything() -> None:
+def test_a_logger_without_levels_gets_every_event() -> None:
     structlog.configure(wrapper_class=structlog.stdlib.BoundLogger)
-    assert is_heard(logging.DEBUG)
+    assert is_enabled(logging.DEBUG)
 
 
 def test_a_structlog_that_another_thread_is_loading_is_not_configured(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "structlog", types.ModuleType("structlog"))
-    assert not is_heard(logging.DEBUG)
+    assert not is_enabled(logging.DEBUG)
 
 
 # --- events ---------------------------------------------------------------------------
@@ -255,7 +257,7 @@ def test_an_event_is_logged_under_its_type(event: Event, level: str) -> None:
     assert (line["key"], line["video_id"]) == ("movie.mp4", "v-1")
 
 
-def test_how_far_it_has_come_is_not_logged() -> None:
+def test_progress_is_not_logged() -> None:
     stream = io.StringIO()
     configure("debug", is_json=True, stream=stream)
     event = UploadProgress(

@@ -1,14 +1,14 @@
-"""structlog wiring and redaction. A library never configures logging.
+"""Logging through structlog, with secrets redacted. A library never configures logging.
 
-An application that has configured structlog gets our events through it. One that has
-configured only the standard library's logging gets them on the logger "vodup" with the
-values as `extra` (names of its own, such as "message", become "message_"). Nobody
-configured: nothing is printed (structlog's own default would print to stdout, where a
-program's output belongs).
+If the application has configured structlog, our events go through it. If it has configured
+only the standard library's logging, they go to the logger "vodup" with their values as
+`extra` (names that `LogRecord` uses itself, such as "message", become "message_"). If it has
+configured neither, nothing is printed: structlog's default would print to stdout, where a
+program's output belongs.
 
-structlog is loaded when there is something to say, for it brings rich along where that is
-installed: a third of the time that an upload needs to begin. Who has not loaded it has not
-configured it either.
+structlog is loaded for the first event that is logged, because it loads rich where that is
+installed: a third of the time that an upload needs to start. An application that has not
+loaded structlog has not configured it either.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from structlog.stdlib import BoundLogger
     from structlog.typing import EventDict, Processor
 
-__all__ = ["configure", "get_logger", "is_heard", "redact"]
+__all__ = ["configure", "get_logger", "is_enabled", "redact"]
 
 _NAME = "vodup"
 logging.getLogger(_NAME).addHandler(logging.NullHandler())
@@ -35,16 +35,18 @@ _SECRET_VALUE = re.compile(r"STS\.[A-Za-z0-9]{8,}|CAIS[A-Za-z0-9+/=%]{20,}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _REDACTED = "[redacted]"
 
-_MEANT = {"exc_info", "stack_info"}
-_TAKEN = (vars(logging.makeLogRecord({})).keys() | {"message", "asctime"}) - _MEANT
-"""What a `LogRecord` calls its own things: `extra` with such a name raises KeyError."""
+_RESERVED = (vars(logging.makeLogRecord({})).keys() | {"message", "asctime"}) - {
+    "exc_info",
+    "stack_info",
+}
+"""Names of a `LogRecord`'s own attributes: `extra` with such a name raises KeyError."""
 
 
 def redact(logger: object, method: str, event: EventDict) -> EventDict:
-    """Hide what looks like a secret, by key and by value. The second line of defence.
+    """Replace what looks like a secret, by key and by value, and control characters.
 
-    The first is that secrets have no repr and are never passed to a logger. Control
-    characters go as well: names of files and messages of servers are not ours.
+    This is the second line of defence; the first is that secrets have no repr and are never
+    passed to a logger. Control characters come from file names and messages of servers.
     """
     return {key: _clean(key, value) for key, value in event.items()}
 
@@ -53,7 +55,7 @@ def _clean(key: str, value: object) -> object:
     if value is not None and _SECRET_KEY.search(key):
         return _REDACTED
     if key == "exc_info":
-        return value  # for whoever prints tracebacks, as it is
+        return value  # for the renderer of tracebacks
     if isinstance(value, str):
         return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", _SECRET_VALUE.sub(_REDACTED, value))
     if isinstance(value, Mapping):
@@ -65,17 +67,17 @@ def _clean(key: str, value: object) -> object:
     return value
 
 
-def _rename_taken(logger: object, method: str, event: EventDict) -> EventDict:
-    """Append "_" to names the standard library keeps for itself."""
-    return {f"{key}_" if key in _TAKEN else key: value for key, value in event.items()}
+def _rename_reserved(logger: object, method: str, event: EventDict) -> EventDict:
+    """Append "_" to names that `LogRecord` uses itself."""
+    return {f"{key}_" if key in _RESERVED else key: value for key, value in event.items()}
 
 
 def get_logger(**context: object) -> BoundLogger:
-    """Return a bound logger. Ask anew where it is used: configuration may come later."""
+    """Return a bound logger. Call it for each event: configuration may come later."""
     import structlog
 
-    while _asked:
-        _asked.pop()()
+    while _pending:
+        _pending.pop()()
     if structlog.is_configured():
         processors = [redact, *structlog.get_config()["processors"]]
         logger = structlog.wrap_logger(None, processors=processors)
@@ -87,7 +89,7 @@ def get_logger(**context: object) -> BoundLogger:
             structlog.contextvars.merge_contextvars,
             structlog.stdlib.filter_by_level,
             redact,
-            _rename_taken,
+            _rename_reserved,
             structlog.stdlib.render_to_log_kwargs,
         ],
         context_class=dict,
@@ -96,37 +98,33 @@ def get_logger(**context: object) -> BoundLogger:
     return cast("BoundLogger", logger.bind(**context))
 
 
-def is_heard(level: int) -> bool:
-    """Whether anybody listens at this level of `logging`; what nobody reads need not be made.
-
-    Yes where that cannot be told.
-    """
-    if _asked:
-        return bool(level >= _asked[-1].keywords["level"])
+def is_enabled(level: int) -> bool:
+    """Whether events of this level of `logging` are logged; True where that is not known."""
+    if _pending:
+        return bool(level >= _pending[-1].keywords["level"])
     # Another thread may be loading it right now: a module without its names is not configured.
     is_configured = getattr(sys.modules.get("structlog"), "is_configured", None)
     if is_configured is None or not is_configured():
         return logging.getLogger(_NAME).isEnabledFor(level)
     try:
         return bool(get_logger().is_enabled_for(level))
-    except AttributeError:  # of a wrapper without this, or of the logger inside it
+    except AttributeError:  # the wrapper, or the logger inside it, does not have the method
         return True
 
 
 def configure(level: str, *, is_json: bool, stream: TextIO) -> None:
-    """Let the command line's log go to `stream` (stderr), redacted.
+    """Send the log of the command line to `stream` (stderr), redacted.
 
-    Where structlog is not loaded yet it is configured by the first who has something to say.
+    If structlog is not loaded yet, it is configured for the first event that is logged.
     """
     number = logging.getLevelNamesMapping()[level.upper()]
-    wish = partial(_configure, level=number, is_json=is_json, stream=stream)
-    _asked[:] = [wish]
+    _pending[:] = [partial(_configure, level=number, is_json=is_json, stream=stream)]
     if "structlog" in sys.modules:
         get_logger()
 
 
-_asked: list[partial[None]] = []
-"""How the command line wants structlog configured, until that has been done. Mutable."""
+_pending: list[partial[None]] = []
+"""The configuration of the command line, until structlog has it. Mutable."""
 
 
 def _configure(*, level: int, is_json: bool, stream: TextIO) -> None:

@@ -19,7 +19,7 @@ from uploader.events import (
     UploadProgress,
     UploadRestarted,
 )
-from uploader.log import get_logger, is_heard
+from uploader.log import get_logger, is_enabled
 from uploader.session import Retried
 
 __all__ = ["Progress"]
@@ -136,7 +136,7 @@ def _log(event: Event) -> None:
     if isinstance(event, UploadProgress):
         return
     level = _level_of(event)
-    if not is_heard(level):
+    if not is_enabled(level):
         return  # a twentieth of what a small file costs
     log = get_logger(**asdict(event))
     match level:
