@@ -41,6 +41,7 @@ from uploader.protocol import oss, vod
 from uploader.protocol.documents import MalformedDocument
 from uploader.protocol.part_sizes import plan_file
 from uploader.protocol.plan import Part, read_plan
+from uploader.protocol.trust import ServiceName
 from uploader.protocol.wire import BytesBody, Operation, Response, SentBody
 from uploader.sources import Fingerprint
 from uploader.state import PartAck, Phase, UploadRecord
@@ -210,9 +211,10 @@ def _dates(data: bytes) -> None:
 def _trusted(data: bytes) -> None:
     policy = TrustPolicy()
     text = _text(data)
-    for check in (policy.check_oss_endpoint, policy.check_vod_endpoint):
+    services: tuple[ServiceName, ...] = ("OSS", "VOD", "IMS")
+    for service in services:
         with contextlib.suppress(VodupError):
-            host = check(text).removeprefix("https://")
+            host = policy.check_endpoint(service, text).removeprefix("https://")
             assert host.endswith(".aliyuncs.com")
             assert set(host) <= set("abcdefghijklmnopqrstuvwxyz0123456789-.")
     for target in (

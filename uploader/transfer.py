@@ -281,7 +281,7 @@ class Transfer:
                 url = re.sub("^http:", "https:", url)  # VOD's URLs are plain; OSS takes both
             parts = urlsplit(url)
             host = parts.netloc.removeprefix(f"{self._target.bucket}.")
-            self._job.network.trust.check_oss_endpoint(f"{parts.scheme}://{host}")
+            self._job.network.trust.check_endpoint("OSS", f"{parts.scheme}://{host}")
             return Stored(await self._session(PlainSigner()).call(oss.read_signed_url(url)), "-url")
         except (VodupError, ValueError) as error:  # ValueError: it is no URL at all
             get_logger(key=self._job.key).info("object.not_readable", reason=str(error))

@@ -215,5 +215,5 @@ async def test_only_ims_is_trusted_as_ims(desk: Desk, endpoint: str) -> None:
         == "https://ice.cn-beijing.aliyuncs.com"
     )
     for good in ("https://ice.cn-shanghai.aliyuncs.com", "https://ice.aliyuncs.com"):
-        assert TrustPolicy().check_ims_endpoint(good) == good
-    assert LOOPBACK.check_ims_endpoint(desk.server.vod_endpoint) == desk.server.vod_endpoint
+        assert TrustPolicy().check_endpoint("IMS", good) == good
+    assert LOOPBACK.check_endpoint("IMS", desk.server.vod_endpoint) == desk.server.vod_endpoint

@@ -38,7 +38,7 @@ def target(**changes: str) -> Callable[[], object]:
 
 
 def oss(endpoint: str, **policy: bool) -> Callable[[], object]:
-    return lambda: TrustPolicy(**policy).check_oss_endpoint(endpoint)  # type: ignore[arg-type]
+    return lambda: TrustPolicy(**policy).check_endpoint("OSS", endpoint)  # type: ignore[arg-type]
 
 
 def refused(code: str, *, by: Service, ec: str = "") -> Callable[[], object]:
@@ -114,7 +114,7 @@ SAID: dict[str, Callable[[], object]] = {
     "an address of a machine": oss("https://10.0.0.1"),
     "this machine": oss("http://127.0.0.1:80"),
     "another host": oss("https://evil.example"),
-    "another service": lambda: TrustPolicy().check_vod_endpoint(TARGET.endpoint),
+    "another service": lambda: TrustPolicy().check_endpoint("VOD", TARGET.endpoint),
     "no bucket name": target(bucket="Evil/"),
     "another bucket": lambda: TrustPolicy(expected_bucket="outin-2").check_target(TARGET),
     "a key of no size": target(object_key=""),

@@ -52,7 +52,7 @@ def _target(
     ],
 )
 def test_hosts_of_oss_are_trusted(endpoint: str, origin: str | None, region: str | None) -> None:
-    checked = _STRICT.check_oss_endpoint(endpoint)
+    checked = _STRICT.check_endpoint("OSS", endpoint)
     assert checked == (origin or endpoint)
     assert oss_region(checked) == region
 
@@ -67,9 +67,9 @@ def test_hosts_of_oss_are_trusted(endpoint: str, origin: str | None, region: str
     ],
 )
 def test_hosts_of_vod_are_trusted(endpoint: str) -> None:
-    assert _STRICT.check_vod_endpoint(endpoint) == endpoint
+    assert _STRICT.check_endpoint("VOD", endpoint) == endpoint
     with pytest.raises(UntrustedEndpoint):
-        _STRICT.check_oss_endpoint(endpoint)
+        _STRICT.check_endpoint("OSS", endpoint)
 
 
 HOSTILE_ENDPOINTS = [
@@ -144,16 +144,16 @@ HOSTILE_ENDPOINTS = [
 @pytest.mark.parametrize("endpoint", HOSTILE_ENDPOINTS)
 def test_everything_else_is_refused(endpoint: str) -> None:
     with pytest.raises(UntrustedEndpoint):
-        _STRICT.check_oss_endpoint(endpoint)
+        _STRICT.check_endpoint("OSS", endpoint)
     with pytest.raises(UntrustedEndpoint):
-        _STRICT.check_vod_endpoint(endpoint)
+        _STRICT.check_endpoint("VOD", endpoint)
     with pytest.raises(UntrustedEndpoint):
         _STRICT.check_target(_target(endpoint=endpoint))
 
 
 def test_a_refusal_does_not_repeat_a_password() -> None:
     with pytest.raises(UntrustedEndpoint) as caught:
-        _STRICT.check_oss_endpoint("https://user:secret-4711@oss-cn-shanghai.aliyuncs.com")
+        _STRICT.check_endpoint("OSS", "https://user:secret-4711@oss-cn-shanghai.aliyuncs.com")
     assert "4711" not in str(caught.value)
 
 
@@ -164,7 +164,7 @@ def test_a_refusal_does_not_repeat_a_password() -> None:
 )
 def test_endpoint_fuzz_ends_in_a_refusal_or_a_host_every_parser_agrees_on(endpoint: str) -> None:
     try:
-        checked = _STRICT.check_oss_endpoint(endpoint)
+        checked = _STRICT.check_endpoint("OSS", endpoint)
     except UntrustedEndpoint:
         return
     assert re.fullmatch(r"https://[a-z0-9.-]*oss[a-z0-9-]*\.aliyuncs\.com", checked)
@@ -176,8 +176,8 @@ def test_endpoint_fuzz_ends_in_a_refusal_or_a_host_every_parser_agrees_on(endpoi
 
 def test_further_hosts_are_allowed_by_exact_name_over_tls() -> None:
     policy = TrustPolicy(allowed_hosts=frozenset({"Media.Example.com"}))
-    assert policy.check_oss_endpoint("https://media.example.com") == "https://media.example.com"
-    assert policy.check_vod_endpoint("MEDIA.example.com") == "https://media.example.com"
+    assert policy.check_endpoint("OSS", "https://media.example.com") == "https://media.example.com"
+    assert policy.check_endpoint("VOD", "MEDIA.example.com") == "https://media.example.com"
     assert oss_region("https://media.example.com") is None
     for endpoint in (
         "http://media.example.com",
@@ -187,7 +187,7 @@ def test_further_hosts_are_allowed_by_exact_name_over_tls() -> None:
         "https://xmedia.example.com",
     ):
         with pytest.raises(UntrustedEndpoint):
-            policy.check_oss_endpoint(endpoint)
+            policy.check_endpoint("OSS", endpoint)
 
 
 @pytest.mark.parametrize(
@@ -211,8 +211,8 @@ def test_only_plain_host_names_can_be_allowed(host: str) -> None:
     ],
 )
 def test_loopback_literals_can_be_allowed_with_any_port(endpoint: str, origin: str) -> None:
-    assert _LOCAL.check_oss_endpoint(endpoint) == origin
-    assert _LOCAL.check_vod_endpoint(endpoint) == origin
+    assert _LOCAL.check_endpoint("OSS", endpoint) == origin
+    assert _LOCAL.check_endpoint("VOD", endpoint) == origin
     assert oss_region(origin) is None
 
 
@@ -239,7 +239,7 @@ def test_loopback_literals_can_be_allowed_with_any_port(endpoint: str, origin: s
 )
 def test_allowing_loopback_allows_nothing_more(endpoint: str) -> None:
     with pytest.raises(UntrustedEndpoint):
-        _LOCAL.check_oss_endpoint(endpoint)
+        _LOCAL.check_endpoint("OSS", endpoint)
 
 
 # --- buckets and keys -----------------------------------------------------------------
@@ -354,10 +354,10 @@ def test_a_host_name_is_no_longer_than_dns_allows(host: str, is_name: bool) -> N
 def test_a_loopback_port_is_one_there_can_be(port: int, is_port: bool) -> None:
     endpoint, policy = f"http://127.0.0.1:{port}", TrustPolicy(allow_loopback=True)
     if is_port:
-        assert policy.check_oss_endpoint(endpoint) == endpoint
+        assert policy.check_endpoint("OSS", endpoint) == endpoint
     else:
         with pytest.raises(UntrustedEndpoint):
-            policy.check_oss_endpoint(endpoint)
+            policy.check_endpoint("OSS", endpoint)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from uploader.cli.printing import out
 from uploader.cli.settings import api_origin, key_origin, make_provider, region_of
 from uploader.credentials import GrantProvider, ImsProvider, Network, VodProvider
 from uploader.errors import StateError, VideoGone, VodupError
+from uploader.protocol.trust import ServiceName
 from uploader.protocol.wire import Response, SignedRequest
 from uploader.state import Phase, open_state
 from uploader.state.locations import SqliteFile, locate
@@ -170,9 +171,8 @@ async def _services(flags: AccessFlags, network: Network) -> list[Finding]:
 
 
 def _checked_origin(flags: AccessFlags, network: Network) -> str:
-    is_ims = flags.service == "ims"
-    check = network.trust.check_ims_endpoint if is_ims else network.trust.check_vod_endpoint
-    return check(api_origin(flags))
+    service: ServiceName = "IMS" if flags.service == "ims" else "VOD"
+    return network.trust.check_endpoint(service, api_origin(flags))
 
 
 async def _reach_oss(flags: AccessFlags, origin: str, network: Network) -> Finding:

@@ -35,7 +35,7 @@ class ImsProvider(CallerProvider):
 
     def connect(self, network: Network) -> GrantSource:
         """Check the endpoint. Sends nothing."""
-        return _ImsSource(network.trust.check_ims_endpoint(self.scope), self.access_key, network)
+        return _ImsSource(network.trust.check_endpoint("IMS", self.scope), self.access_key, network)
 
 
 class _ImsSource:

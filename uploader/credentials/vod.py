@@ -33,7 +33,7 @@ class VodProvider(CallerProvider):
 
     def connect(self, network: Network) -> GrantSource:
         """Check the endpoint. Sends nothing."""
-        return _VodSource(network.trust.check_vod_endpoint(self.scope), self.access_key, network)
+        return _VodSource(network.trust.check_endpoint("VOD", self.scope), self.access_key, network)
 
 
 class _VodSource:

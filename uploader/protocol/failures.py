@@ -192,7 +192,7 @@ _PAY = _Row(
 _NO_VIDEO = _Row(
     error=VideoGone,
     next_step="Check the VideoId and that the region is the video's own. The checkpoint is kept "
-    "and no other video was created; `vodup abort` gives this upload up.",
+    "and no other video was created; `vodup abort` aborts this upload.",
 )
 _CHECK_KEY: Final = (
     "Check ALIBABA_CLOUD_ACCESS_KEY_ID and ALIBABA_CLOUD_ACCESS_KEY_SECRET (OSS_* variables are "

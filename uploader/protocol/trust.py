@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 from uploader.errors import ConfigurationError, UntrustedEndpoint
 from uploader.protocol.grants import UploadTarget
 
-__all__ = ["TrustPolicy", "oss_region"]
+__all__ = ["ServiceName", "TrustPolicy", "oss_region"]
 
 MAX_KEY_SIZE = 1023  # bytes of UTF-8 (OSS doc "Object naming")
 _MAX_ENDPOINT_LENGTH = 300
@@ -35,14 +35,17 @@ _DNS_NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 # hexadecimal and with one to four parts (WHATWG URL, "ends in a number").
 _NUMERIC_TAIL = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)")
 
-# OSS doc "Regions and endpoints": oss-cn-x, oss-cn-x-internal, oss-accelerate,
-# oss-accelerate-overseas, dual stack cn-x.oss, and vpc100-oss-cn-x of older accounts.
-# Not *.aliyuncs.com: customers of other products choose names there.
-_OSS_HOST = re.compile(rf"(?:oss(?:-{_NAME})?|vpc100-oss-{_NAME}|{_NAME}\.oss)\.aliyuncs\.com")
-# VOD doc "Endpoints".
-_VOD_HOST = re.compile(rf"(?:vod(?:\.{_NAME})?|vod-vpc\.{_NAME})\.aliyuncs\.com")
-# IMS doc "Endpoints".
-_IMS_HOST = re.compile(rf"ice(?:\.{_NAME})?\.aliyuncs\.com")
+ServiceName = Literal["OSS", "VOD", "IMS"]
+
+_HOSTS: dict[ServiceName, re.Pattern[str]] = {
+    # OSS doc "Regions and endpoints": oss-cn-x, oss-cn-x-internal, oss-accelerate,
+    # oss-accelerate-overseas, dual stack cn-x.oss, and vpc100-oss-cn-x of older accounts.
+    # Not *.aliyuncs.com: customers of other products choose names there.
+    "OSS": re.compile(rf"(?:oss(?:-{_NAME})?|vpc100-oss-{_NAME}|{_NAME}\.oss)\.aliyuncs\.com"),
+    # VOD doc and IMS doc "Endpoints".
+    "VOD": re.compile(rf"(?:vod(?:\.{_NAME})?|vod-vpc\.{_NAME})\.aliyuncs\.com"),
+    "IMS": re.compile(rf"ice(?:\.{_NAME})?\.aliyuncs\.com"),
+}
 _REGION_IN_HOST = re.compile(
     r"(?:(?:vpc100-)?oss-(?P<plain>[a-z]{2}-[a-z0-9-]+?)(?:-internal)?"
     r"|(?P<dual>[a-z]{2}-[a-z0-9-]+?)\.oss)\.aliyuncs\.com"
@@ -89,29 +92,21 @@ class TrustPolicy:
         names = frozenset(_checked_host_name(host) for host in self.allowed_hosts)
         object.__setattr__(self, "allowed_hosts", names)
 
-    def check_oss_endpoint(self, endpoint: str) -> str:
-        """Return the origin to send objects to, such as "https://oss-cn-x.aliyuncs.com".
+    def check_endpoint(self, service: ServiceName, endpoint: str) -> str:
+        """Return the origin to send requests to, such as "https://oss-cn-x.aliyuncs.com".
 
         Raises:
-            UntrustedEndpoint: it is not OSS, or not reached over TLS.
+            UntrustedEndpoint: it is not one of `service`, or not reached over TLS.
         """
-        return self._checked(endpoint, _OSS_HOST, "OSS")
-
-    def check_vod_endpoint(self, endpoint: str) -> str:
-        """Return the origin to call VOD at, such as "https://vod.cn-x.aliyuncs.com".
-
-        Raises:
-            UntrustedEndpoint: it is not VOD, or not reached over TLS.
-        """
-        return self._checked(endpoint, _VOD_HOST, "VOD")
-
-    def check_ims_endpoint(self, endpoint: str) -> str:
-        """Return the origin to call IMS at, such as "https://ice.cn-x.aliyuncs.com".
-
-        Raises:
-            UntrustedEndpoint: it is not IMS, or not reached over TLS.
-        """
-        return self._checked(endpoint, _IMS_HOST, "IMS")
+        origin = _parse(endpoint, service)
+        if self.allow_loopback and origin.host in _LOOPBACK:
+            return str(origin)
+        if origin.host in _LOOPBACK:
+            _refuse(service, "it is this machine, which has not been allowed")
+        _check_public(origin, service)
+        if not _HOSTS[service].fullmatch(origin.host) and origin.host not in self.allowed_hosts:
+            _refuse(service, f"{origin.host} is not a host of {service}")
+        return f"https://{origin.host}"
 
     def check_target(self, target: UploadTarget) -> UploadTarget:
         """Return `target` with its endpoint normalised.
@@ -119,23 +114,12 @@ class TrustPolicy:
         Raises:
             UntrustedEndpoint: endpoint, bucket or key could lead elsewhere.
         """
-        endpoint = self.check_oss_endpoint(target.endpoint)
+        endpoint = self.check_endpoint("OSS", target.endpoint)
         self._check_bucket(target.bucket)
         _check_key(target.object_key, "object key")
         if target.object_prefix is not None:
             _check_key(target.object_prefix, "object prefix")
         return replace(target, endpoint=endpoint)
-
-    def _checked(self, endpoint: str, pattern: re.Pattern[str], service: str) -> str:
-        origin = _parse(endpoint, service)
-        if self.allow_loopback and origin.host in _LOOPBACK:
-            return str(origin)
-        if origin.host in _LOOPBACK:
-            _refuse(service, "it is this machine, which has not been allowed")
-        _check_public(origin, service)
-        if not pattern.fullmatch(origin.host) and origin.host not in self.allowed_hosts:
-            _refuse(service, f"{origin.host} is not a host of {service}")
-        return f"https://{origin.host}"
 
     def _check_bucket(self, bucket: str) -> None:
         if not _BUCKET.fullmatch(bucket):
