@@ -332,6 +332,14 @@ async def test_a_running_command_is_read_from_its_descriptor(marked: Marked) -> 
     await command.stop()
 
 
+async def test_stopping_ends_what_a_command_has_left_behind(marked: Marked) -> None:
+    """Such as the rest of a pipeline whose shell has been killed; it may still write."""
+    command = RunningCommand(["sh", "-c", f"{LONG} & exit"], environment=marked.environment)
+    await asyncio.sleep(0.3)
+    await command.stop()
+    assert marked.alive() == []
+
+
 async def test_stopping_closes_what_others_write_to(marked: Marked) -> None:
     command = RunningCommand(["sh", "-c", f"yes & {LONG}"], environment=marked.environment)
     await command.stop()

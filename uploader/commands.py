@@ -116,14 +116,14 @@ async def run_command(
         timeout_s: when to end it; None leaves that to the caller's cancellation.
         grace_s: how long its process group may take to end after SIGTERM, in seconds.
         environment: None is ours.
-        stdin: what it may read. It need not.
+        stdin: what it may read; it need not.
         output_limit: how many bytes it may print; what it prints is captured. None: its output
             goes to our standard error, unlimited.
 
     Raises:
         CommandNotStarted: it cannot be started.
         CommandOutputTooLong: it printed more than `output_limit`.
-        TimeoutError: it has not ended within `timeout_s`. It has by now, at most `grace_s` later.
+        TimeoutError: it did not end within `timeout_s`, and was ended, at most `grace_s` later.
     """
     stdout = _STDERR if output_limit is None else subprocess.PIPE
     command = RunningCommand(
@@ -140,7 +140,7 @@ async def run_command(
     try:
         async with asyncio.timeout(timeout_s), beside(command.feed(stdin), collect()):
             status = await command.wait()
-            with suppress(TimeoutError):  # somebody else has the pipe, and may keep it
+            with suppress(TimeoutError):  # another process has the pipe and may keep it
                 async with asyncio.timeout(_LAST_OUTPUT_S):
                     await is_whole.wait()
     finally:
@@ -151,7 +151,7 @@ async def run_command(
 class RunningCommand:
     """A command that has been started. Mutable: its status, and our ends of its pipes.
 
-    Whoever starts it must `stop` it, also after it has ended.
+    `stop` must be called, also after it has ended.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class RunningCommand:
         has_stdin: bool = False,
         stdout: int = subprocess.PIPE,
     ) -> None:
-        """Start it; like asyncio's, this waits for `exec`, which takes a millisecond.
+        """Start it. As in asyncio, this waits for `exec`, about a millisecond.
 
         Raises:
             CommandNotStarted: it cannot be started.
@@ -194,7 +194,7 @@ class RunningCommand:
         return self._process.stdout.fileno()
 
     async def feed(self, data: bytes) -> None:
-        """Write to its standard input, as far as it reads, and close that."""
+        """Write to its standard input as much as it reads, and close that."""
         pipe = self._process.stdin
         if pipe is None:
             return
@@ -207,7 +207,7 @@ class RunningCommand:
         pipe.close()
 
     async def collect(self, output: bytearray, limit: int) -> None:
-        """Add what it prints to `output`, until everybody has closed the pipe.
+        """Add what it prints to `output`, until all processes have closed the pipe.
 
         Raises:
             CommandOutputTooLong: it is more than `limit` bytes.
@@ -231,13 +231,13 @@ class RunningCommand:
         return self._status
 
     async def stop(self) -> None:
-        """End it with all that is in its group, unless it has ended by itself, and close our pipes.
+        """End all that is in its group, unless `wait` has returned, and close our pipes.
 
-        A cancellation meanwhile takes the rest of the grace from it.
+        A cancellation meanwhile ends the grace.
         """
         for pipe in self._pipes():
             pipe.close()
-        if self._is_reaped():
+        if self._has_ended:
             return
         cancelled: asyncio.CancelledError | None = None
         for number, patience_s in ((signal.SIGTERM, self._grace_s), (signal.SIGKILL, _KILL_S)):

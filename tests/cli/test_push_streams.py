@@ -310,3 +310,14 @@ def test_the_output_of_a_command_counts_only_with_exit_status_0(cli: Cli) -> Non
     ended = cli.run("push", "--pipe-command", command, "--file-name", "movie.mp4", "--json")
     assert ended.code == 0, ended.err
     assert cli.server.object_bytes(ended.last["video_id"]) == DATA
+
+
+def test_a_command_has_an_exit_status_also_where_the_parent_ignores_sigchld(cli: Cli) -> None:
+    words = ["push", "--pipe-command", "head -c 300000 /dev/zero", "--file-name", "a.mp4"]
+    ignore = "signal.signal(signal.SIGCHLD, signal.SIG_IGN)"
+    parent = f"import os, signal, sys; {ignore}; os.execv(sys.argv[1], sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", parent, *VODUP, *words, "--json"],
+        cwd=cli.folder, env=cli.env, capture_output=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, b"")

@@ -143,6 +143,7 @@ def finish(work: Callable[[], int], output: OutputFlags | None = None) -> int:
 def _code_of(work: Callable[[], int], output: OutputFlags | None) -> int:
     try:
         _disable_core_dumps()
+        _keep_exit_statuses()
         if output is not None:
             _configure_logging(output)
         return work()
@@ -181,6 +182,12 @@ def _disable_core_dumps() -> None:
 
         _, hard = resource.getrlimit(resource.RLIMIT_CORE)
         resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+
+
+def _keep_exit_statuses() -> None:
+    """A parent that ignores SIGCHLD passes that on, and then commands end without a status."""
+    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def _configure_logging(output: OutputFlags) -> None:
