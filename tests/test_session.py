@@ -125,7 +125,7 @@ class Slots:
 
 
 class WatchedClock(SkippingClock):
-    """Asserts that nobody sleeps with a slot in hand."""
+    """Asserts that no call sleeps while it holds a slot."""
 
     def __init__(self, slots: Slots, *, wrong_by_s: float = 0.0) -> None:
         super().__init__(wrong_by_s=wrong_by_s)
@@ -253,7 +253,7 @@ async def test_retry_after_does_not_shorten_a_pause() -> None:
     assert rig.clock.pauses == [1.0, 1.0, 2.0, 4.0, 8.0]
 
 
-async def test_every_attempt_is_signed_anew() -> None:
+async def test_every_attempt_has_its_own_signature() -> None:
     rig = Rig([BROKEN, refused(500, "InternalError"), OK])
     await rig.call()
     assert len({request.url for request in rig.sent}) == 3
@@ -263,7 +263,7 @@ async def test_every_attempt_is_signed_anew() -> None:
 # --- refusals that a reset takes with it -------------------------------------------------
 
 
-async def test_what_a_broken_body_hides_is_asked_for_and_mended() -> None:
+async def test_a_probe_finds_the_refusal_that_resets_hide() -> None:
     rig = Rig([BROKEN, BROKEN, refused(403, "SecurityTokenExpired"), OK])
     assert await rig.call(PROBED) == "done"
     assert rig.signer.signed_for == [PROBED, PROBED, PROBE, PROBED]
@@ -296,7 +296,7 @@ async def test_a_clock_that_a_broken_body_hides_is_corrected() -> None:
     assert rig.signer.signed_for == [PROBED, PROBED, PROBE, PROBED]
 
 
-async def test_an_upload_that_is_gone_behind_broken_bodies_is_told() -> None:
+async def test_a_probe_finds_that_the_upload_has_vanished() -> None:
     rig = Rig([BROKEN, BROKEN, refused(404, "NoSuchUpload")])
     assert (await rig.fails(ServiceError, PROBED)).code == "NoSuchUpload"
     assert rig.signer.signed_for == [PROBED, PROBED, PROBE]
@@ -320,7 +320,7 @@ async def test_a_probe_that_finds_nothing_changes_nothing(found: Answer) -> None
         TransportError("The peer took nothing.", is_sent=True, is_timeout=True),
     ],
 )
-async def test_only_bodies_broken_off_in_a_row_are_asked_about(between: Answer) -> None:
+async def test_only_resets_in_a_row_are_probed(between: Answer) -> None:
     rig = Rig([BROKEN, between, BROKEN, OK])
     await rig.call(PROBED)
     assert PROBE not in rig.signer.signed_for
@@ -527,14 +527,14 @@ async def test_without_a_date_there_is_nothing_to_learn() -> None:
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-async def test_a_clock_more_than_a_day_away_is_not_believed(sign: int) -> None:
+async def test_a_clock_more_than_a_day_away_is_ignored(sign: int) -> None:
     rig = Rig([skewed(server_ahead_s=sign * (24 * 3600 + 1)), OK])
     await rig.fails(ServiceError)
     assert len(rig.sent) == 1
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-async def test_a_clock_a_day_away_is_believed(sign: int) -> None:
+async def test_a_clock_a_day_away_is_used(sign: int) -> None:
     rig = Rig([skewed(server_ahead_s=sign * 24 * 3600), OK])
     await rig.call()
     assert rig.signer.offsets_s == [0.0, sign * 24 * 3600.0]

@@ -142,7 +142,7 @@ def test_the_prefix_for_hls_is_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    "told",
+    "text",
     [
         "2020-07-29T15:20:31Z",
         "2020-07-29t15:20:31z",
@@ -155,8 +155,8 @@ def test_the_prefix_for_hls_is_kept() -> None:
         " 2020-07-29T15:20:31Z ",
     ],
 )
-def test_an_instant_is_read_as_utc(told: str) -> None:
-    expires_at = _auth(ExpireUTCTime=told).expires_at
+def test_an_instant_is_read_as_utc(text: str) -> None:
+    expires_at = _auth(ExpireUTCTime=text).expires_at
     assert expires_at == datetime(2020, 7, 29, 15, 20, 31, tzinfo=UTC)
     assert expires_at is not None
     assert expires_at.utcoffset() is not None
@@ -176,12 +176,12 @@ def test_an_instant_without_an_offset_does_not_follow_the_local_zone(
 
 
 @pytest.mark.parametrize(
-    "told",
+    "text",
     ["", None, "soon", "2020-07-29", "2020-13-01T00:00:00Z", "2020-07-29T15:20:31+99:99",
      "0001-01-01T00:00:00+23:00", "9999-12-31T23:59:59-23:00", "٢٠٢٠-07-29T15:20:31Z", "3600"],
 )  # fmt: skip
-def test_an_unreadable_instant_is_no_hint(told: str | None) -> None:
-    assert _auth(ExpireUTCTime=told).expires_at is None
+def test_an_unreadable_instant_is_no_hint(text: str | None) -> None:
+    assert _auth(ExpireUTCTime=text).expires_at is None
 
 
 def test_a_date_in_expiration_counts_where_expireutctime_is_absent() -> None:
@@ -192,7 +192,7 @@ def test_a_date_in_expiration_counts_where_expireutctime_is_absent() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "life_s"),
+    ("value", "life_s"),
     [
         ("3600", 3600),
         (3600, 3600),
@@ -216,8 +216,8 @@ def test_a_date_in_expiration_counts_where_expireutctime_is_absent() -> None:
         ("9" * 500, None),
     ],
 )
-def test_a_lifetime_is_read_if_it_can_be_one(told: object, life_s: float | None) -> None:
-    assert _auth(Expiration=told).life_s == life_s
+def test_a_lifetime_is_read_if_it_can_be_one(value: object, life_s: float | None) -> None:
+    assert _auth(Expiration=value).life_s == life_s
 
 
 # --- refusals -------------------------------------------------------------------------
@@ -395,10 +395,10 @@ def test_every_letter_of_a_key_survives_the_dropping_of_line_breaks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "life_s"), [("0.5", 0.5), (1, 1.0), (86_400, 86_400.0), ("86400", 86_400.0)]
+    ("value", "life_s"), [("0.5", 0.5), (1, 1.0), (86_400, 86_400.0), ("86400", 86_400.0)]
 )
-def test_a_life_may_be_half_a_second_or_a_day(told: object, life_s: float) -> None:
-    assert _auth(Expiration=told).life_s == life_s
+def test_a_life_may_be_half_a_second_or_a_day(value: object, life_s: float) -> None:
+    assert _auth(Expiration=value).life_s == life_s
 
 
 def test_an_instant_is_in_utc_itself_and_not_just_equal() -> None:
@@ -411,11 +411,11 @@ def test_an_instant_is_in_utc_itself_and_not_just_equal() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "request_id"),
+    ("value", "request_id"),
     [("A" * 100, "A" * 100), ("A" * 101, "A" * 99 + "…"), (7, ""), (None, "")],
 )
-def test_a_request_id_is_text_of_at_most_100_characters(told: object, request_id: str) -> None:
-    fields = {"UploadAddress": b64(ADDRESS), "UploadAuth": b64(AUTH), "RequestId": told}
+def test_a_request_id_is_text_of_at_most_100_characters(value: object, request_id: str) -> None:
+    fields = {"UploadAddress": b64(ADDRESS), "UploadAuth": b64(AUTH), "RequestId": value}
     assert decode_answer(fields).request_id == request_id
 
 
@@ -619,9 +619,9 @@ def test_what_an_app_server_encodes_is_decoded_to_the_same(
 def test_no_variable_of_a_failed_decoding_is_kept(kind: str) -> None:
     """Error reporters send the variables of every frame an error came through."""
     auth = {"AccessKeyId": "STS.x", "AccessKeySecret": "top-secret", "SecurityToken": 7}
-    told = base64.b64encode(json.dumps(auth).encode()).decode() if kind == "text" else auth
+    given = base64.b64encode(json.dumps(auth).encode()).decode() if kind == "text" else auth
     with pytest.raises(InvalidGrant) as caught:
-        decode_grant({"Endpoint": "https://oss-cn-shanghai.aliyuncs.com"}, told)
+        decode_grant({"Endpoint": "https://oss-cn-shanghai.aliyuncs.com"}, given)
 
     error = caught.value
     frame = error.__traceback__ and error.__traceback__.tb_next
@@ -631,5 +631,5 @@ def test_no_variable_of_a_failed_decoding_is_kept(kind: str) -> None:
         frame = frame.tb_next
     assert seen
     assert "top-secret" not in "".join(seen)
-    assert str(told) not in "".join(seen)
+    assert str(given) not in "".join(seen)
     assert error.__cause__ is error.__context__ is None

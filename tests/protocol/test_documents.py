@@ -181,7 +181,7 @@ def test_written_xml_is_read_back(root: str, name: str, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "shown"),
+    ("given", "shown"),
     [
         ("The token has expired.", "The token has expired."),
         ("  two\r\n lines\t", "two lines"),
@@ -193,8 +193,8 @@ def test_written_xml_is_read_back(root: str, name: str, text: str) -> None:
         ("a\u200bb\ufeffc", "a b c"),
     ],
 )
-def test_text_of_others_is_made_harmless(told: str, shown: str) -> None:
-    assert clean_text(told) == shown
+def test_text_of_others_is_made_harmless(given: str, shown: str) -> None:
+    assert clean_text(given) == shown
 
 
 @given(st.text(max_size=400) | st.text("\x00\x1b \u202e\ud800a", max_size=400), st.integers(1, 90))

@@ -262,7 +262,7 @@ def test_only_a_plain_no_is_a_known_outcome(failure: VodupError, is_known: bool)
     assert is_outcome_known(failure) is is_known
 
 
-def test_only_no_such_upload_says_that_an_upload_has_vanished() -> None:
+def test_only_no_such_upload_means_that_an_upload_has_vanished() -> None:
     assert is_vanished(refused(404, "NoSuchUpload"))
     assert not is_vanished(refused(404, "NoSuchKey"))
     assert not is_vanished(refused(403, "SecurityTokenExpired"))

@@ -39,7 +39,7 @@ def test_a_media_is_described_in_json() -> None:
     assert (params["AppId"], params["UserData"]) == ("app-1", "{}")
 
 
-def test_what_is_not_given_is_not_told() -> None:
+def test_empty_fields_are_not_sent() -> None:
     operation = ims.create_upload_media(AT, VideoMeta(), file_name="talk.mp3", file_size=0)
     params = dict(operation.request.params)
     assert json.loads(params["FileInfo"]) == {"Type": "audio", "Name": "talk", "Ext": "mp3"}
@@ -58,17 +58,17 @@ def facts(info: Any, status: int = 200) -> VideoFacts:  # noqa: ANN401 - any JSO
     return operation.parse(Response(status, {}, json.dumps({"MediaInfo": info}).encode()))
 
 
-def told(status: object, **file: object) -> dict[str, Any]:
+def info_of(status: object, **file: object) -> dict[str, Any]:
     return {"MediaBasicInfo": {"Status": status}, "FileInfoList": [{"FileBasicInfo": file}]}
 
 
 def test_what_ims_knows_of_a_file() -> None:
-    assert facts(told("Normal", FileSize="12", FileUrl="https://u")) == VideoFacts(
+    assert facts(info_of("Normal", FileSize="12", FileUrl="https://u")) == VideoFacts(
         "Normal", 12, "https://u"
     )
     assert facts({"MediaBasicInfo": {"Status": "Init"}}) == VideoFacts("Init", None)
     assert facts({"MediaBasicInfo": {"Status": "Init"}, "FileInfoList": []}).size is None
-    assert facts(told("Preparing", FileSize="")).size is None
+    assert facts(info_of("Preparing", FileSize="")).size is None
 
 
 @pytest.mark.parametrize(
@@ -90,18 +90,27 @@ def test_ims_waits_for_a_file_it_does_not_have(
 
 
 @pytest.mark.parametrize(
-    "info", [None, [], {}, {"MediaBasicInfo": []}, told(""), told(7), told("Normal", FileSize="x")]
+    "info",
+    [
+        None,
+        [],
+        {},
+        {"MediaBasicInfo": []},
+        info_of(""),
+        info_of(7),
+        info_of("Normal", FileSize="x"),
+    ],
 )
-def test_an_answer_that_tells_no_status_is_none(info: object) -> None:
+def test_an_answer_without_a_status_is_not_usable(info: object) -> None:
     with pytest.raises(TransportError, match="GetMediaInfo is not usable"):
         facts(info)
 
 
-def test_a_refusal_is_told() -> None:
+def test_a_refusal_is_raised() -> None:
     with pytest.raises(ServiceError, match="GetMediaInfo was refused"):
         facts({}, status=404)
 
 
-def test_credentials_are_asked_for_by_media_id() -> None:
+def test_credentials_are_requested_by_media_id() -> None:
     params = dict(ims.refresh_upload_media(AT, "m1").request.params)
     assert (params["Action"], params["MediaId"]) == ("RefreshUploadMedia", "m1")

@@ -220,7 +220,7 @@ def test_head_of_an_object_without_a_crc() -> None:
     assert HEAD.parse(answer("")) == ObjectFacts(None, None, None, "6A7D")
 
 
-def test_the_first_byte_tells_the_size_of_the_whole() -> None:
+def test_the_answer_for_the_first_byte_has_the_size_of_the_whole() -> None:
     response = answer("x", 206, content_length="1", content_range="bytes 0-0/102400", etag='"A"')
     assert GET.parse(response).size == 102400
     assert GET.parse(answer("x", 206, content_range="bytes 0-0/*")).size is None
@@ -348,7 +348,7 @@ REFUSALS = [
 @pytest.mark.parametrize("attributes", ["", NAMESPACE])
 @pytest.mark.parametrize(("status", "code", "more"), REFUSALS, ids=[r[1] for r in REFUSALS])
 @pytest.mark.parametrize("operation", EVERY, ids=IDS)
-def test_refusals_tell_code_reason_and_request_and_nothing_more(
+def test_refusals_name_code_reason_and_request_and_nothing_more(
     operation: Operation[Any], status: int, code: str, more: str, attributes: str
 ) -> None:
     headers = {"date": "Sun, 22 Nov 2026 09:03:54 GMT", "retry-after": "7"}
@@ -470,7 +470,7 @@ def test_hostile_texts_are_harmless_to_show() -> None:
         st.text(max_size=30),
     ),
 )
-def test_whatever_comes_is_a_value_or_one_of_our_errors(
+def test_any_answer_is_a_value_or_one_of_our_errors(
     operation: Operation[Any], status: int, body: bytes, headers: dict[str, str]
 ) -> None:
     parse: Callable[[Response], object] = operation.parse

@@ -250,7 +250,7 @@ def test_automatic_part_sizes_leave_numbers_for_the_tail(size: int, concurrency:
     assert _has_tail(plan_file(size, concurrency=concurrency))
 
 
-def test_the_tail_is_for_8_connections_where_nobody_says() -> None:
+def test_the_tail_is_for_8_connections_by_default() -> None:
     assert plan_file(10 * GIB) == plan_file(10 * GIB, concurrency=8)
 
 
@@ -289,7 +289,9 @@ def test_distinct_sizes_stay_few() -> None:
         (1, None, 0),
     ],
 )
-def test_impossible_wishes_are_refused(size: int, part_size: int | None, concurrency: int) -> None:
+def test_impossible_sizes_of_parts_are_refused(
+    size: int, part_size: int | None, concurrency: int
+) -> None:
     with pytest.raises(ConfigurationError):
         plan_file(size, part_size=part_size, concurrency=concurrency)
 
@@ -360,7 +362,7 @@ def test_an_expected_size_reaches_the_limit_of_oss() -> None:
 
 
 @given(_SIZES)
-def test_whatever_is_expected_fits(expected: int) -> None:
+def test_any_expected_size_fits(expected: int) -> None:
     plan = plan_stream(expected_size=expected, largest_size=MAX_PART_SIZE)
     assert plan.capacity >= expected
 
@@ -415,7 +417,7 @@ def test_numbers_outside_of_the_limits(numbers: dict[str, int]) -> None:
 
 
 @pytest.mark.parametrize("size", [0, MAX_OBJECT_SIZE + 1])
-def test_sizes_nobody_can_expect(size: int) -> None:
+def test_impossible_expected_sizes_are_refused(size: int) -> None:
     with pytest.raises(ConfigurationError, match="cannot be expected"):
         plan_stream(expected_size=size, largest_size=MAX_PART_SIZE)
 

@@ -232,7 +232,7 @@ def test_an_open_plan_can_grow_otherwise() -> None:
     assert again == plan_of((MIB, 2), (4 * MIB, 9998), is_open=True)
 
 
-def test_a_plan_can_be_cut_anew_from_its_first_part() -> None:
+def test_a_plan_can_be_cut_again_from_its_first_part() -> None:
     assert plan_of((MIB, 4)).replace_from(1, [Run(2 * MIB, 2)]) == plan_of((2 * MIB, 2))
 
 

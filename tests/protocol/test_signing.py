@@ -152,17 +152,17 @@ def test_the_time_is_signed_in_utc() -> None:
     assert signed_by_us(head_object(target()), at) == signed_by_us(head_object(target()))
 
 
-def test_a_signed_request_knows_its_generation_body_and_wish() -> None:
+def test_a_signed_request_has_generation_body_and_needs_md5() -> None:
     signed = signed_by_us(upload_part(target(), "u", Part(1, 0, 4), BODY, needs_md5=True))
     assert (signed.generation, signed.body, signed.needs_md5) == (3, BODY, True)
     assert not signed_by_us(put_object(target(), BODY)).needs_md5
 
 
-def test_the_region_is_told_else_the_endpoints_else_that_of_the_credentials() -> None:
-    def region(endpoint: str, told: str | None, of_credentials: str | None) -> str:
+def test_the_region_is_the_dialects_else_the_endpoints_else_that_of_the_credentials() -> None:
+    def region(endpoint: str, chosen: str | None, of_credentials: str | None) -> str:
         operation = head_object(UploadTarget(endpoint, "bkt", "k"))
         credentials = StsCredentials("id", "secret", "token", region=of_credentials)
-        dialect = OssDialect(region=told)
+        dialect = OssDialect(region=chosen)
         signed = sign_oss(operation, credentials, at=AT, generation=1, dialect=dialect)
         return signed.headers["authorization"].split("/")[2]
 
@@ -189,7 +189,7 @@ def test_nothing_logged_at_any_level_holds_the_token(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(1)
-    logging.getLogger("oss2").debug("that the test hears oss2 at all is not what it is about")
+    logging.getLogger("oss2").debug("a record of oss2, so that its logger is known")
     signed_by_us(head_object(target()), dialect=OssDialect(signature=signature))
     assert "tOkEnCaNaRy" not in caplog.text
     assert "secret4711" not in caplog.text

@@ -68,7 +68,7 @@ def own_params(operation: Operation[Any]) -> dict[str, str]:
 # --- parameters ----------------------------------------------------------------------
 
 
-def test_create_tells_all_it_is_given() -> None:
+def test_create_sends_all_fields() -> None:
     operation = create()
     assert operation.request.params == {
         "Action": "CreateUploadVideo",
@@ -91,7 +91,7 @@ def test_create_tells_all_it_is_given() -> None:
     assert not operation.is_repeatable
 
 
-def test_create_tells_nothing_it_is_not_given() -> None:
+def test_create_sends_no_empty_fields() -> None:
     assert own_params(create(VideoMeta())) == {
         "Title": "a.mp4",
         "FileName": "a.mp4",
@@ -110,7 +110,7 @@ def test_the_other_calls_may_be_repeated() -> None:
     assert own_params(by_reference) == {"ReferenceId": "vodup-1"}
 
 
-def test_meta_as_text_leaves_out_what_is_not_said() -> None:
+def test_meta_as_text_leaves_out_empty_fields() -> None:
     assert VideoMeta().to_text() == "{}"
     assert json.loads(VideoMeta(title="é", tags=("x",), cate_id=0).to_text()) == {
         "title": "é",
@@ -267,7 +267,7 @@ ERROR = {
 
 @pytest.mark.parametrize("body", [ERROR, as_xml("Error", ERROR)], ids=["json", "xml"])
 @pytest.mark.parametrize("operation", EVERY, ids=IDS)
-def test_refusals_tell_code_reason_and_request(operation: Operation[Any], body: object) -> None:
+def test_refusals_name_code_reason_and_request(operation: Operation[Any], body: object) -> None:
     date = "Sun, 22 Nov 2026 09:03:54 GMT"
     with pytest.raises(ServiceError) as caught:
         operation.parse(answer(body, 404, date=date, retry_after="7"))
@@ -322,7 +322,7 @@ _JSON = st.recursive(
 
 
 @given(st.sampled_from(EVERY), st.sampled_from([200, 204, 302, 400, 503]), _JSON)
-def test_whatever_comes_is_a_value_or_one_of_our_errors(
+def test_any_answer_is_a_value_or_one_of_our_errors(
     operation: Operation[Any], status: int, body: object
 ) -> None:
     try:
