@@ -291,6 +291,15 @@ def edit_and_hide_it(path: Path) -> None:
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
+def touch(path: Path) -> None:
+    """A new change time, and nothing else."""
+    path.chmod(0o600)
+
+
+def content_of(path: Path) -> bytes:
+    return path.read_bytes()
+
+
 def punch_a_hole(path: Path) -> None:
     subprocess.run(["fallocate", "-p", "-o", "0", "-l", "4096", path], check=True)
 
@@ -326,8 +335,42 @@ async def test_a_change_is_detected_when_reading_for_a_checksum(
 ) -> None:
     async with FileSource(path) as source:
         change(path)
-        with pytest.raises(SourceChanged):
-            await source.read_crc(0, len(CONTENT))
+        try:
+            crc, _ = await source.read_crc(0, len(CONTENT))
+        except SourceChanged:
+            assert change is not edit_and_hide_it
+        else:
+            assert change is edit_and_hide_it
+            assert crc == crc64(content_of(path)) != crc64(CONTENT), "the checksum tells"
+
+
+async def test_a_part_of_a_touched_file_can_be_read(path: Path) -> None:
+    """Its content is compared before the upload completes."""
+    async with FileSource(path) as source:
+        fingerprint = await source.fingerprint()
+        touch(path)
+        assert fingerprint.is_touched(await source.fingerprint())
+        assert await read_all(source.body(0, MIB)) == CONTENT[:MIB]
+        make_cold(path)
+        assert await read_all(source.body(0, MIB)) == CONTENT[:MIB]
+
+
+@pytest.mark.parametrize("is_cold", [False, True], ids=["cached", "cold"])
+async def test_a_file_sent_by_one_request_must_not_be_touched(path: Path, is_cold: bool) -> None:
+    """Nothing is compared later; but the same command may succeed."""
+    async with FileSource(path) as source:
+        body = source.body(0, len(CONTENT))
+        touch(path)
+        if is_cold:
+            make_cold(path)
+        with pytest.raises(SourceChanged, match=r"\(change time\)") as caught:
+            await read_all(body)
+        assert caught.value.is_temporary
+        assert "again" in caught.value.next_step
+        grow(path)
+        with pytest.raises(SourceChanged) as caught:
+            await read_all(body)
+        assert not caught.value.is_temporary
 
 
 async def test_a_truncated_file_never_yields_a_short_body(path: Path) -> None:

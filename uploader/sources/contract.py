@@ -11,7 +11,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from types import TracebackType
 from typing import Final, Protocol, Self, TypeVar
 
@@ -314,6 +314,14 @@ class Fingerprint:
             return cls(**{name: int(value) for name, value in found.items()})
         except ValueError:
             raise MalformedDocument("it is not a fingerprint") from None
+
+    def is_touched(self, other: Fingerprint) -> bool:
+        """Whether `other` differs in its change time alone; then only the content decides.
+
+        A chmod or a new link changes nothing else, and neither does an edit after which the
+        modification time is set back.
+        """
+        return self != other and self == replace(other, ctime_ns=self.ctime_ns)
 
     def changes(self, other: Fingerprint) -> list[str]:
         """Name the fields that differ, in words for people."""

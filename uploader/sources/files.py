@@ -15,6 +15,7 @@ import stat
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from contextlib import suppress
+from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, Self, TypeVar
@@ -30,6 +31,7 @@ from uploader.sources.contract import (
     RangeBody,
     Ranges,
     changed_source,
+    checksums_of,
     empty_source,
     require_open,
     truncated_source,
@@ -114,7 +116,15 @@ class FileSource(Ranges):
 
     def body(self, offset: int, size: int, on_sent: Callable[[int], None] | None = None) -> Body:
         """Return the range as a request body."""
-        return RangeBody(self._opened(), offset, size, on_sent)
+        file = self._opened()
+        is_whole = size == file.fingerprint.size
+        return RangeBody(_WholeFile(file) if is_whole else file, offset, size, on_sent)
+
+    async def read_crc(
+        self, offset: int, size: int, *, with_md5: bool = False
+    ) -> tuple[int, str | None]:
+        """Return the checksums of the range, read again from the file."""
+        return await checksums_of(RangeBody(self._opened(), offset, size), with_md5=with_md5)
 
     async def _open(self) -> AsyncFileIO:
         opener = functools.partial(_open_descriptor, follow_symlinks=self._follow_symlinks)
@@ -183,10 +193,23 @@ class OpenFile(RandomAccess):
         await self.in_thread(self.check_now)
 
     def check_now(self) -> None:
-        """The same on the event loop: files that `read_now` can read are local."""
-        changes = self.fingerprint.changes(Fingerprint.of_file(os.fstat(self._descriptor)))
-        if changes:
-            raise changed_source(self._path, changes)
+        """The same on the event loop: files that `read_now` can read are local.
+
+        A new change time alone is left to the end of the upload, which compares all bytes.
+        """
+        now = Fingerprint.of_file(os.fstat(self._descriptor))
+        if now != self.fingerprint and not self.fingerprint.is_touched(now):
+            raise changed_source(self._path, self.fingerprint.changes(now))
+
+    def check_untouched_now(self) -> None:
+        """Raise `SourceChanged` also if only the change time is new."""
+        now = Fingerprint.of_file(os.fstat(self._descriptor))
+        if now != self.fingerprint:
+            error = changed_source(self._path, self.fingerprint.changes(now))
+            if self.fingerprint.is_touched(now):
+                error.is_temporary = True
+                error.next_step = "Run the same command again: the file is read again."
+            raise error
 
     def current_fingerprint(self, follow_symlinks: bool) -> Fingerprint:
         """Return the fingerprint of the descriptor, which must still be the file at the path."""
@@ -236,6 +259,25 @@ class OpenFile(RandomAccess):
             return os.preadv(self._descriptor, [into], offset)
         except OSError as exc:
             raise unreadable_source(self._path, exc) from exc
+
+
+@dataclass(frozen=True, slots=True)
+class _WholeFile(RandomAccess):
+    """A file that one request stores: nothing is compared later, so it must not be touched."""
+
+    file: OpenFile
+
+    def read_now(self, into: memoryview, offset: int) -> int | None:
+        return self.file.read_now(into, offset)
+
+    async def read(self, into: memoryview, offset: int) -> int:
+        return await self.file.read(into, offset)
+
+    def check_now(self) -> None:
+        self.file.check_untouched_now()
+
+    async def check(self) -> None:
+        await self.file.in_thread(self.file.check_untouched_now)
 
 
 class _UninterruptedDisks(Executor):

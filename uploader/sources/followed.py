@@ -45,10 +45,10 @@ class Until:
 class _UncheckedFile(OpenFile):
     """A descriptor of a file that may change; the last reading finds what has changed."""
 
-    async def check(self) -> None:
+    def check_now(self) -> None:
         return None
 
-    def check_now(self) -> None:
+    def check_untouched_now(self) -> None:
         return None
 
 

@@ -13,7 +13,7 @@ import stat
 from bisect import bisect_left, bisect_right
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Self
 
 from uploader.errors import SourceUnreadable, UnsafePath
@@ -138,7 +138,7 @@ class HlsPackage:
         self._members = ()
 
     async def fingerprint(self) -> Fingerprint:
-        """Return what identifies all members right now; `inode` is a CRC-64 over all of them."""
+        """Return what identifies all members right now; `inode` is a CRC-64 of their own ones."""
         return _fingerprint_of_all(await self._read_members())
 
     def body(self, offset: int, size: int, on_sent: Callable[[int], None] | None = None) -> Body:
@@ -154,14 +154,15 @@ class HlsPackage:
         """Open one member.
 
         Raises:
-            SourceChanged: it is not the file it was when the package was opened.
+            SourceChanged: it is not the file it was when the package was opened. A new change
+                time alone is left to the end of the upload, which compares all bytes.
         """
         member = self.members[number - 1]
         async with member.source() as source:
             if member.path is not None:
-                changes = member.fingerprint.changes(await source.fingerprint())
-                if changes:
-                    raise changed_source(member.path, changes)
+                known, now = member.fingerprint, await source.fingerprint()
+                if now != known and not known.is_touched(now):
+                    raise changed_source(member.path, known.changes(now))
             self._open[number] = source
             try:
                 yield source
@@ -198,7 +199,8 @@ class HlsPackage:
 
 def _fingerprint_of_all(members: tuple[Member, ...]) -> Fingerprint:
     prints = [member.fingerprint for member in members]
-    text = "\n".join(f"{m.name} {m.fingerprint.to_text()}" for m in members)
+    untouched = [replace(one, ctime_ns=0).to_text() for one in prints]
+    text = "\n".join(f"{m.name} {one}" for m, one in zip(members, untouched, strict=True))
     return Fingerprint(
         size=sum(member.size for member in members),
         mtime_ns=max(one.mtime_ns for one in prints),
