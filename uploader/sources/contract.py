@@ -24,6 +24,7 @@ from uploader.threads import in_thread
 
 __all__ = [
     "BytesLike",
+    "Checksums",
     "Fingerprint",
     "NotRegular",
     "PartStream",
@@ -44,6 +45,8 @@ __all__ = [
 T = TypeVar("T")
 
 BytesLike = bytes | bytearray | memoryview
+Checksums = tuple[int, str | None]
+"""CRC-64, and MD5 as upper-case hex where it was requested."""
 
 
 # --- ranges and their checksums -------------------------------------------------------
@@ -64,15 +67,13 @@ class Ranges(Protocol):
         """Return the range as a request body; `on_sent` gets the number of bytes sent so far."""
         ...
 
-    async def read_crc(
-        self, offset: int, size: int, *, with_md5: bool = False
-    ) -> tuple[int, str | None]:
-        """Read the range; return its CRC-64 and, if asked for, its MD5 (upper-case hex)."""
+    async def read_crc(self, offset: int, size: int, *, with_md5: bool = False) -> Checksums:
+        """Read the range and return its checksums; the MD5 only if requested."""
         return await checksums_of(self.body(offset, size), with_md5=with_md5)
 
 
-async def checksums_of(body: Body, *, with_md5: bool) -> tuple[int, str | None]:
-    """Read all of a body; return its CRC-64 and, if asked for, its MD5 (upper-case hex)."""
+async def checksums_of(body: Body, *, with_md5: bool) -> Checksums:
+    """Read all of a body and return its checksums; the MD5 only if requested."""
     md5 = hashlib.md5(usedforsecurity=False) if with_md5 else None
     buffer = memoryview(bytearray(min(body.size, _CHECKSUM_READ_SIZE)))
     crc = position = 0

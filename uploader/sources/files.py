@@ -25,6 +25,7 @@ import aiofiles
 from uploader.errors import SourceChanged, SourceUnreadable
 from uploader.protocol.wire import Body
 from uploader.sources.contract import (
+    Checksums,
     Fingerprint,
     NotRegular,
     RandomAccess,
@@ -120,9 +121,7 @@ class FileSource(Ranges):
         is_whole = size == file.fingerprint.size
         return RangeBody(_WholeFile(file) if is_whole else file, offset, size, on_sent)
 
-    async def read_crc(
-        self, offset: int, size: int, *, with_md5: bool = False
-    ) -> tuple[int, str | None]:
+    async def read_crc(self, offset: int, size: int, *, with_md5: bool = False) -> Checksums:
         """Return the checksums of the range, read again from the file."""
         return await checksums_of(RangeBody(self._opened(), offset, size), with_md5=with_md5)
 

@@ -31,6 +31,7 @@ from uploader.protocol.integrity import crc64, join_crc64
 from uploader.protocol.wire import Body
 from uploader.sources.bytes import BytesSource
 from uploader.sources.contract import (
+    Checksums,
     Fingerprint,
     NotRegular,
     Source,
@@ -169,9 +170,7 @@ class HlsPackage:
             finally:
                 del self._open[number]
 
-    async def read_crc(
-        self, offset: int, size: int, *, with_md5: bool = False
-    ) -> tuple[int, str | None]:
+    async def read_crc(self, offset: int, size: int, *, with_md5: bool = False) -> Checksums:
         """Return the CRC-64 of a range of whole members, and the MD5 of a single one."""
         first, end = (bisect_left(self._offsets, place) for place in (offset, offset + size))
         members = self.members[first:end]

@@ -21,7 +21,7 @@ from uploader.private_files import (
 )
 from uploader.protocol.integrity import crc64
 from uploader.protocol.wire import Body
-from uploader.sources.contract import RandomAccess, RangeBody, Ranges
+from uploader.sources.contract import Checksums, RandomAccess, RangeBody, Ranges
 from uploader.sources.part_buffer import (
     BUFFERED_PART_COUNT,
     BufferedPart,
@@ -342,9 +342,7 @@ class _PartAtOss:
             "OSS has lost them, and they are not in the spool any more."
         )
 
-    async def read_crc(
-        self, offset: int, size: int, *, with_md5: bool = False
-    ) -> tuple[int, str | None]:
+    async def read_crc(self, offset: int, size: int, *, with_md5: bool = False) -> Checksums:
         """Return the recorded CRC-64 of the whole part."""
         if (offset, size) != (0, self.entry.size) or with_md5:
             self.body(offset, size)

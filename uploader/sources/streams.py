@@ -13,7 +13,7 @@ from typing import Self
 from uploader.errors import SourceNotRepeatable
 from uploader.protocol.plan import Part
 from uploader.protocol.wire import Body
-from uploader.sources.contract import BytesLike, Fingerprint, empty_source
+from uploader.sources.contract import BytesLike, Checksums, Fingerprint, empty_source
 from uploader.sources.part_buffer import BufferedPart, MemoryBuffer, PartBuffer
 from uploader.sources.readers import IteratorReader, Reader
 
@@ -76,9 +76,7 @@ class StreamSource:
         """
         return self._part_at(offset).body(0, size, on_sent)
 
-    async def read_crc(
-        self, offset: int, size: int, *, with_md5: bool = False
-    ) -> tuple[int, str | None]:
+    async def read_crc(self, offset: int, size: int, *, with_md5: bool = False) -> Checksums:
         """Return the checksums of a buffered part.
 
         Raises:

@@ -21,6 +21,7 @@ from uploader.errors import SourceUnreadable
 from uploader.protocol.integrity import crc64
 from uploader.protocol.wire import Body
 from uploader.sources.contract import (
+    Checksums,
     Fingerprint,
     PartStream,
     RandomAccess,
@@ -160,9 +161,7 @@ class UrlSource(Ranges):
         download = _Download(self, self._client, offset + size, self._patience_s)
         return RangeBody(download, offset, size, on_sent)
 
-    async def read_crc(
-        self, offset: int, size: int, *, with_md5: bool = False
-    ) -> tuple[int, str | None]:
+    async def read_crc(self, offset: int, size: int, *, with_md5: bool = False) -> Checksums:
         """Read the range again, or return what the buffer knows of a part."""
         if self._stream is not None:
             return await self._stream.read_crc(offset, size, with_md5=with_md5)
