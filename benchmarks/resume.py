@@ -165,7 +165,7 @@ def _is_only_one_missing(bench: Bench, count: int) -> bool:
 
 def _start_s(bench: Bench) -> float:
     """What Python and the imports of an upload take."""
-    code = "import uploader.cli.app, uploader.engine, oss2, aliyunsdkcore.auth.composer"
+    code = "import uploader.cli.app, uploader.uploader, oss2, aliyunsdkcore.auth.composer"
     argv = [*vodup_command()[:1], "-c", code]
     return median(execute(argv).wall_s for _ in range(bench.scale.rounds)) or 0.0
 

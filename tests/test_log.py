@@ -26,7 +26,7 @@ from uploader.events import (
     UploadRestarted,
 )
 from uploader.log import configure, get_logger, is_enabled, redact
-from uploader.progress import Progress
+from uploader.upload.progress import Progress
 
 TOKEN = "CAIS" + "tOkEnCaNaRy4711+/=" * 5
 WHOSE: dict[str, Any] = {"key": "movie.mp4", "video_id": "v-1"}
@@ -56,9 +56,13 @@ def test_nobody_configured_nothing_is_printed() -> None:
     code = (
         "from uploader.errors import VodupError\n"
         "from uploader.log import get_logger\n"
-        "from uploader.progress import Progress\n"
+        "from uploader.upload.progress import Progress\n"
         "get_logger(video_id='v').error('upload.failed', code='X')\n"
-        "Progress('k', 'v', []).failed(VodupError('It failed.'))\n"
+        "try:\n"
+        "    with Progress('k', 'v', []).reporting_failure():\n"
+        "        raise VodupError('It failed.')\n"
+        "except VodupError:\n"
+        "    pass\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
@@ -92,7 +96,8 @@ def test_fields_named_like_those_of_a_log_record_are_kept(
 
 
 def test_a_failed_upload_reaches_standard_logging(caplog: pytest.LogCaptureFixture) -> None:
-    Progress("k", "c6a2", []).failed(refusal().located(video_id="c6a2", phase="send"))
+    with pytest.raises(ServiceError), Progress("k", "c6a2", []).reporting_failure():
+        raise refusal()
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert vars(record)["code"] == "AccessDenied"
@@ -251,7 +256,7 @@ def test_a_structlog_that_another_thread_is_loading_is_not_configured(
 def test_an_event_is_logged_under_its_type(event: Event, level: str) -> None:
     stream = io.StringIO()
     configure("debug", is_json=True, stream=stream)
-    Progress("movie.mp4", "v-1", []).tell(event)
+    Progress("movie.mp4", "v-1", []).emit(event)
     line = json.loads(stream.getvalue())
     assert (line["event"], line["level"]) == (event.type, level)
     assert (line["key"], line["video_id"]) == ("movie.mp4", "v-1")
@@ -264,5 +269,5 @@ def test_progress_is_not_logged() -> None:
         **WHOSE, done_bytes=1, size=2, acked_part_count=0, part_count=1, renewal_count=0,
         retry_count=0,
     )  # fmt: skip
-    Progress("movie.mp4", "v-1", []).tell(event)
+    Progress("movie.mp4", "v-1", []).emit(event)
     assert not stream.getvalue()

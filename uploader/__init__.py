@@ -22,7 +22,6 @@ if TYPE_CHECKING:
         UrlProvider,
         VodProvider,
     )
-    from uploader.engine import Uploader, upload_sync
     from uploader.errors import (
         CallerNotAuthenticated,
         ConfigurationError,
@@ -96,6 +95,7 @@ if TYPE_CHECKING:
     from uploader.sources.fsspec import FsspecSource
     from uploader.sources.urls import UrlSource
     from uploader.state import MemoryState, SqlState, StateStore, UploadRecord, UploadStatus
+    from uploader.uploader import Uploader, upload_sync
 
 __all__ = [
     "AccessKey",
@@ -199,7 +199,7 @@ _HOMES = {
     "credentials": "CallbackProvider CommandProvider GrantProvider GrantSource ImsProvider "
     "NewVideo UrlProvider VodProvider",
     "blocking": "BlockingHandle BlockingUploader",
-    "engine": "Uploader upload_sync",
+    "uploader": "Uploader upload_sync",
     "handles": "UploadHandle",
     "errors": "CallerNotAuthenticated ConfigurationError CredentialError CredentialsRejected "
     "HookError IntegrityError InvalidGrant LeaseLost OverwriteRefused PermissionDenied PolicyError "

@@ -1,4 +1,4 @@
-"""The engine for code without an event loop: threads call, one loop of its own works.
+"""Uploads from threads: `BlockingUploader` runs an `Uploader` on an event loop of its own.
 
 The loop runs in a thread for as long as the block lasts; any number of threads may use one
 `BlockingUploader` at once, and share its connections, bandwidth and VOD calls.
@@ -17,11 +17,11 @@ from anyio import EndOfStream, create_memory_object_stream
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from uploader.batch import Outcome, UploadItem
-from uploader.engine import AnyProvider, Uploader
 from uploader.events import UploadResult
 from uploader.handles import UploadHandle
 from uploader.protocol.oss import ObjectFacts
 from uploader.sources import AnySource
+from uploader.uploader import AnyProvider, Uploader
 
 if TYPE_CHECKING:
     from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
@@ -60,26 +60,26 @@ class BlockingUploader:
         self._stack.__exit__(kind, error, trace)
         self._open = None
 
-    def upload(self, source: AnySource, **asked: Any) -> UploadResult:
+    def upload(self, source: AnySource, **options: Any) -> UploadResult:
         """As `Uploader.upload`; blocks until it is done."""
         portal, uploader = self._opened()
-        return portal.call(partial(uploader.upload, source, **asked))
+        return portal.call(partial(uploader.upload, source, **options))
 
-    def submit(self, source: AnySource, **asked: Any) -> BlockingHandle:
-        """As `Uploader.submit`; blocks only while too many are under way."""
+    def submit(self, source: AnySource, **options: Any) -> BlockingHandle:
+        """As `Uploader.submit`; blocks only while too many are running."""
         portal, uploader = self._opened()
-        return BlockingHandle(portal, portal.call(partial(uploader.submit, source, **asked)))
+        return BlockingHandle(portal, portal.call(partial(uploader.submit, source, **options)))
 
-    def upload_many(self, items: Iterable[UploadItem], **asked: Any) -> Iterator[Outcome]:
+    def upload_many(self, items: Iterable[UploadItem], **options: Any) -> Iterator[Outcome]:
         """As `Uploader.upload_many`. `items` is read in the thread of the loop.
 
-        Ending the iteration early cancels what is under way; it can be resumed.
+        Ending the iteration early cancels running uploads; they can be resumed.
         """
         portal, uploader = self._opened()
         send, receive = create_memory_object_stream[Outcome](_OUTCOMES_AHEAD)
 
         async def pump(send: MemoryObjectSendStream[Outcome]) -> None:
-            async with send, aclosing(uploader.upload_many(items, **asked)) as outcomes:
+            async with send, aclosing(uploader.upload_many(items, **options)) as outcomes:
                 async for outcome in outcomes:
                     await send.send(outcome)
 
@@ -92,7 +92,7 @@ class BlockingUploader:
         finally:
             portal.call(receive.aclose)
             with suppress(CancelledError):
-                pumping.result()  # what went wrong with reading the items, if anything did
+                pumping.result()  # raises an error in reading the items
 
     def abort(self, key: str) -> None:
         """As `Uploader.abort`."""
@@ -144,7 +144,7 @@ class BlockingHandle:
         Raises:
             VodupError: how it failed.
             concurrent.futures.CancelledError: it was cancelled.
-            TimeoutError: it has not ended within `timeout_s`; it goes on.
+            TimeoutError: it has not ended within `timeout_s`; it keeps running.
         """
         waiting = self._portal.start_task_soon(self._handle.result)
         try:
@@ -156,9 +156,9 @@ class BlockingHandle:
         """As `UploadHandle.pause`."""
         self._portal.call(self._handle.pause)
 
-    def go_on(self) -> None:
-        """As `UploadHandle.go_on`."""
-        self._portal.call(self._handle.go_on)
+    def resume(self) -> None:
+        """As `UploadHandle.resume`."""
+        self._portal.call(self._handle.resume)
 
     def cancel(self) -> None:
         """As `UploadHandle.cancel`."""

@@ -14,30 +14,30 @@ from uploader.tasks import cancel_count, one_error
 __all__ = ["Submissions", "UploadHandle"]
 
 Abort = Callable[[str], Awaitable[None]]
-Begin = Callable[[asyncio.Event, Listener], Awaitable[UploadResult]]
-"""Carries an upload out: sends only while the event is set, and tells the listener."""
+Run = Callable[[asyncio.Event, Listener], Awaitable[UploadResult]]
+"""Runs an upload: requests begin only while the event is set; events go to the listener."""
 
 
 class UploadHandle:
     """One upload that runs beside its caller.
 
-    Mutable: whether it may send, what its watchers have not read yet, how it ended. Used
+    Mutable: whether it is paused, what its watchers have not read yet, how it ended. Used
     on the event loop of its uploader.
 
     Attributes:
         key, video_id: as soon as they are known.
     """
 
-    def __init__(self, begin: Begin, abort: Abort) -> None:
-        self._begin, self._abort = begin, abort
-        self._going = asyncio.Event()
-        self._going.set()
+    def __init__(self, run: Run, abort: Abort) -> None:
+        self._run_upload, self._abort = run, abort
+        self._resumed = asyncio.Event()
+        self._resumed.set()
         self._ended = asyncio.Event()
         self._watchers: list[_Watcher] = []
         self._task: asyncio.Task[None] | None = None
         self._result: UploadResult | None = None
         self._failure: Exception | None = None
-        self._is_heard = False
+        self._is_awaited = False
         self.key: str | None = None
         self.video_id: str | None = None
 
@@ -48,30 +48,30 @@ class UploadHandle:
 
     @property
     def is_paused(self) -> bool:
-        """Whether it begins no request until `go_on`."""
-        return not self._going.is_set()
+        """Whether it begins no request until `resume`."""
+        return not self._resumed.is_set()
 
     @property
-    def unheard(self) -> Exception | None:
-        """How it failed, if nobody has asked for its result."""
-        return None if self._is_heard else self._failure
+    def unawaited_failure(self) -> Exception | None:
+        """How it failed, if its result was never awaited."""
+        return None if self._is_awaited else self._failure
 
     def pause(self) -> None:
-        """Begin no more requests. What is under way is finished; the upload stays ours."""
-        self._going.clear()
+        """Begin no more requests. Those under way finish; the upload stays claimed."""
+        self._resumed.clear()
 
-    def go_on(self) -> None:
-        """The reverse of `pause`."""
-        self._going.set()
+    def resume(self) -> None:
+        """Begin requests again."""
+        self._resumed.set()
 
     async def result(self) -> UploadResult:
-        """Wait for its end; may be asked by many, and again.
+        """Wait for its end; any number of callers may, and again.
 
         Raises:
             VodupError: how it failed.
             CancelledError: it was cancelled.
         """
-        self._is_heard = True
+        self._is_awaited = True
         await self._ended.wait()
         if self._failure is not None:
             raise self._failure
@@ -83,7 +83,7 @@ class UploadHandle:
         return self.result().__await__()
 
     async def events(self) -> AsyncGenerator[Event, None]:
-        """What is told from now on, to the last event.
+        """Every event from now on, to the last one.
 
         A slow reader misses nothing but old `UploadProgress`: of those only the newest
         counts. Any number of readers may follow one upload.
@@ -97,22 +97,22 @@ class UploadHandle:
             self._watchers.remove(watcher)
 
     async def cancel(self) -> None:
-        """Stop, and wait until nothing is left of it; the checkpoint stays.
+        """Stop, and wait until nothing of it runs any more; the checkpoint stays.
 
-        The same upload submitted again goes on where this one was.
+        The same upload submitted again resumes where this one was.
         """
         self.stop()
         await self._ended.wait()
 
     async def abort(self) -> None:
-        """Stop and give the upload up: its parts are removed. The video stays.
+        """Stop and abort the upload: its parts are removed. The video stays.
 
         Raises:
-            ConfigurationError: it is finished, or had not begun.
+            ConfigurationError: it is finished, or had not started.
         """
         await self.cancel()
         if self.key is None:
-            raise ConfigurationError("The upload had not begun; there is nothing to give up.")
+            raise ConfigurationError("The upload had not started; there is nothing to abort.")
         await self._abort(self.key)
 
     def stop(self) -> None:
@@ -128,7 +128,7 @@ class UploadHandle:
 
     async def _run(self) -> None:
         try:
-            self._result = await self._begin(self._going, self._hear)
+            self._result = await self._run_upload(self._resumed, self._receive)
         except asyncio.CancelledError as stray:
             if cancel_count():
                 raise
@@ -142,7 +142,7 @@ class UploadHandle:
             watcher.close()
         on_end(self)
 
-    def _hear(self, event: Event) -> None:
+    def _receive(self, event: Event) -> None:
         self.key, self.video_id = event.key, event.video_id
         for watcher in self._watchers:
             watcher.put(event)
@@ -154,30 +154,30 @@ class _Watcher:
     def __init__(self, *, is_closed: bool) -> None:
         self._unread: deque[Event] = deque()
         self._progress: UploadProgress | None = None  # the one among them
-        self._news = asyncio.Event()
+        self._arrived = asyncio.Event()
         self._is_closed = is_closed
 
     def put(self, event: Event) -> None:
-        """Keep it; a newer progress takes the place of one that nobody has read."""
+        """Keep it; a newer progress replaces one that was not read."""
         if isinstance(event, UploadProgress):
             if self._progress is not None:
                 self._unread.remove(self._progress)
             self._progress = event
         self._unread.append(event)
-        self._news.set()
+        self._arrived.set()
 
     def close(self) -> None:
         """Nothing more will come."""
         self._is_closed = True
-        self._news.set()
+        self._arrived.set()
 
     async def next(self) -> Event | None:
         """Wait for the next event; None after the last."""
         while not self._unread:
             if self._is_closed:
                 return None
-            self._news.clear()
-            await self._news.wait()
+            self._arrived.clear()
+            await self._arrived.wait()
         event = self._unread.popleft()
         if event is self._progress:
             self._progress = None
@@ -185,20 +185,20 @@ class _Watcher:
 
 
 class Submissions:
-    """The uploads beside their callers. Mutable: those under way, and those that failed."""
+    """The uploads beside their callers. Mutable: those that run, and those that failed."""
 
-    def __init__(self, most: int) -> None:
-        self._places = asyncio.Semaphore(most)
+    def __init__(self, max_count: int) -> None:
+        self._slots = asyncio.Semaphore(max_count)
         self._group: asyncio.TaskGroup | None = None
-        self._under_way: set[UploadHandle] = set()
+        self._running: set[UploadHandle] = set()
         self._failed: list[UploadHandle] = []
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Run what is submitted in the block.
 
-        Its end waits for all of it, and raises the first failure that nobody asked for. An
-        error in the block cancels what is under way.
+        Its end waits for all of it, and raises the first failure whose result was never
+        awaited. An error in the block cancels what is running.
         """
         async with one_error() as group:
             self._group = group
@@ -206,23 +206,24 @@ class Submissions:
                 yield
             finally:
                 self._group = None
-        failure = next(filter(None, (handle.unheard for handle in self._failed)), None)
+        unawaited = (handle.unawaited_failure for handle in self._failed)
+        failure = next(filter(None, unawaited), None)
         if failure is not None:
             raise failure
 
-    async def submit(self, begin: Begin, abort: Abort) -> UploadHandle:
-        """Start an upload as soon as there is a place for it."""
-        await self._places.acquire()
+    async def submit(self, run: Run, abort: Abort) -> UploadHandle:
+        """Start an upload as soon as fewer than `max_count` run."""
+        await self._slots.acquire()
         if self._group is None:
-            self._places.release()
+            self._slots.release()
             raise RuntimeError("An Uploader works inside its block: async with Uploader(…) as up:")
-        handle = UploadHandle(begin, abort)
-        self._under_way.add(handle)
-        handle.run_in(self._group, self._note_end)
+        handle = UploadHandle(run, abort)
+        self._running.add(handle)
+        handle.run_in(self._group, self._remove)
         return handle
 
-    def _note_end(self, handle: UploadHandle) -> None:
-        self._places.release()
-        self._under_way.discard(handle)
-        if handle.unheard is not None:
+    def _remove(self, handle: UploadHandle) -> None:
+        self._slots.release()
+        self._running.discard(handle)
+        if handle.unawaited_failure is not None:
             self._failed.append(handle)

@@ -12,8 +12,8 @@ from uploader import UnsafePath
 from uploader.bulk.paths import Root
 from uploader.bulk.rows import RawRow, Row, RowRules, require_title_template
 from uploader.errors import ConfigurationError, SourceError, VodupError
-from uploader.opening import default_key
 from uploader.protocol.vod import VideoMeta
+from uploader.upload.request import default_key
 
 
 def row(folder: Path, /, **fields: Any) -> Row:

@@ -17,7 +17,7 @@ COMMANDS = (
 ).split()
 HEAVY = (
     "aiohttp aiofiles aiosqlite aliyunsdkcore asyncio defusedxml fastcrc oss2 pydantic rich "
-    "sqlalchemy ssl structlog uploader.devserver uploader.engine uploader.state yarl"
+    "sqlalchemy ssl structlog uploader.devserver uploader.uploader uploader.state yarl"
 ).split()
 
 MAIN = """

@@ -99,7 +99,7 @@ def denied(code: str, status: int = 400) -> Response:
 
 
 def mezzanine(status: str) -> Response:
-    return told(Mezzanine={"Status": status, "Size": 0})
+    return told(Mezzanine={"Status": status, "Size": 9})
 
 
 GONE = denied("InvalidVideo.NotFound", 404)

@@ -25,9 +25,9 @@ from uploader import (
 )
 from uploader.devserver import DevServer, Fault
 from uploader.devserver.stats import RequestRecord
-from uploader.engine import AnyProvider
 from uploader.sources import AnySource
 from uploader.state import StateStore, open_state
+from uploader.uploader import AnyProvider
 
 from ..devserver.clients import Vod, granted
 

@@ -40,11 +40,12 @@ from uploader import (
 from uploader.clock import SystemClock
 from uploader.credentials import GrantSource, Network
 from uploader.devserver import ThreadedDevServer
-from uploader.opening import default_key
+from uploader.events import Listener
 from uploader.pace import MAX_CONCURRENCY, Bandwidth, LinkProbe, Pace
 from uploader.protocol.wire import Response, SignedRequest, Transport
 from uploader.state import Checkpoint, MemoryState, Phase, UploadRecord
 from uploader.transport import AiohttpTransport
+from uploader.upload.request import default_key
 
 from .harness import LOOPBACK, PART, Desk, created, options
 
@@ -62,19 +63,26 @@ def result_for(key: str) -> UploadResult:
 
 
 class Recording(Uploader):
-    """Uploads nothing; remembers what it was asked for and tells one event. Mutable."""
+    """Uploads nothing; remembers what was requested and emits one event. Mutable."""
 
-    told = UploadRestarted(key="k", video_id="v", reason="r", lost_bytes=1)
+    emitted = UploadRestarted(key="k", video_id="v", reason="r", lost_bytes=1)
 
     def __init__(self) -> None:
         super().__init__(state="memory")
-        self.asked: list[dict[str, Any]] = []
+        self.requested: list[UploadItem] = []
+        self.resumed: list[asyncio.Event | None] = []
 
-    async def upload(self, source: object, **given: Any) -> UploadResult:
-        if listener := given.pop("on_event", None):
-            listener(self.told)
-        self.asked.append({"source": source, **given})
-        return result_for(given.get("key") or "")
+    async def _upload(
+        self,
+        item: UploadItem,
+        *listeners: Listener | None,
+        resumed: asyncio.Event | None = None,
+    ) -> UploadResult:
+        for listener in filter(None, listeners):
+            listener(self.emitted)
+        self.requested.append(item)
+        self.resumed.append(resumed)
+        return result_for(item.key or "")
 
 
 ALL = {
@@ -87,46 +95,42 @@ ALL = {
 }
 
 
-async def test_an_upload_beside_the_caller_is_asked_for_the_same() -> None:
-    told: list[Event] = []
+async def test_uploads_are_requested_alike_by_every_method() -> None:
+    events: list[Event] = []
     async with Recording() as up:
-        handle = await up.submit(**ALL, on_event=told.append)  # type: ignore[arg-type]
-        await handle
-        await (await up.submit("other.mp4"))
+        await up.upload(**ALL, on_event=events.append)  # type: ignore[arg-type]
+        await (await up.submit(**ALL, on_event=events.append))  # type: ignore[arg-type]
+        items = [UploadItem(**ALL)]  # type: ignore[arg-type]
+        ended = [outcome async for outcome in up.upload_many(items, on_event=events.append)]
+        await up.upload("other.mp4")
 
-    first, second = up.asked
-    going = first.pop("going")
-    assert isinstance(going, asyncio.Event)
-    assert going.is_set()
-    assert first == ALL
-    assert told == [up.told]
-    second.pop("going")
-    nothing = {"meta": None, "video_id": None, "grant": None, "key": None, "overwrite": False}
-    assert second == {"source": "other.mp4", **nothing}
-
-
-async def test_each_of_many_uploads_is_asked_for_the_same() -> None:
-    told: list[Event] = []
-    async with Recording() as up:
-        given = [UploadItem(**ALL)]  # type: ignore[arg-type]
-        ended = [outcome async for outcome in up.upload_many(given, on_event=told.append)]
-
-    assert up.asked == [ALL]
-    assert told == [up.told]
+    assert up.requested == [*items * 3, UploadItem(source="other.mp4")]
+    assert events == [up.emitted] * 3
     assert [outcome.result for outcome in ended] == [result_for("mine")]
+
+
+async def test_only_an_upload_with_a_handle_can_be_paused() -> None:
+    async with Recording() as up:
+        await up.upload("movie.mp4")
+        await (await up.submit("movie.mp4"))
+
+    never, resumed = up.resumed
+    assert never is None
+    assert resumed is not None
+    assert resumed.is_set()
 
 
 async def test_no_more_of_many_are_under_way_than_asked_for() -> None:
     under_way = most = 0
 
     class Slow(Recording):
-        async def upload(self, source: object, **given: Any) -> UploadResult:
+        async def _upload(self, *given: Any, **options: Any) -> UploadResult:
             nonlocal under_way, most
             under_way += 1
             most = max(most, under_way)
             await asyncio.sleep(0.001)
             under_way -= 1
-            return result_for("k")
+            return await super()._upload(*given, **options)
 
     async with Slow() as up:
         items = [UploadItem(source="x") for _ in range(20)]
@@ -251,7 +255,7 @@ async def test_the_transport_is_made_as_asked(
         watched.append(probe)
         return steering(pace, probe)
 
-    monkeypatch.setattr("uploader.engine.AiohttpTransport", Noted)
+    monkeypatch.setattr("uploader.uploader.AiohttpTransport", Noted)
     monkeypatch.setattr(Pace, "steering", watching)
     trustme.CA().cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     opts = UploadOptions(concurrency=5, stall_timeout_s=7.0, ca_file=tmp_path / "ca.pem")

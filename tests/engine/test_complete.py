@@ -295,7 +295,7 @@ async def test_a_video_that_somebody_else_finished_meanwhile_is_not_overwritten(
     error = await desk.fail(movie)
 
     assert isinstance(error, OverwriteRefused)
-    assert "not by this upload" in error.message
+    assert "finished by another upload" in error.message
     assert desk.count("RefreshUploadVideo") == refreshes
     assert desk.server.object_bytes(theirs.video_id) == content(2 * PART, seed=1)
     await desk.assert_stored(await desk.push(movie, overwrite=True), movie)

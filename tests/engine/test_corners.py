@@ -372,7 +372,7 @@ async def test_a_receipt_outside_of_the_plan_is_no_proof_of_the_same_file(desk: 
     assert isinstance(await desk.fail(movie), SourceChanged)
 
 
-async def test_a_damaged_receipt_of_a_finished_upload_is_named(desk: Desk) -> None:
+async def test_a_damaged_result_of_a_finished_upload_is_named(desk: Desk) -> None:
     movie = desk.file(PART)
     await desk.push(movie)
     execute(desk, "UPDATE vodup_upload SET receipt = '[7]'")
@@ -380,7 +380,7 @@ async def test_a_damaged_receipt_of_a_finished_upload_is_named(desk: Desk) -> No
     error = await desk.fail(movie)
 
     assert isinstance(error, UnsupportedState)
-    assert "receipt" in error.message
+    assert "result" in error.message
 
 
 async def test_a_record_that_lost_its_video_is_not_sent_to(desk: Desk) -> None:
@@ -427,7 +427,7 @@ async def test_an_uploader_works_inside_its_block_only(desk: Desk) -> None:
 
 async def test_without_provider_and_grant_nothing_can_be_begun(desk: Desk) -> None:
     async with desk.uploader_without_provider() as up:
-        with pytest.raises(ConfigurationError, match="Nobody was named"):
+        with pytest.raises(ConfigurationError, match="No provider issues grants"):
             await up.upload(desk.file(PART))
 
 

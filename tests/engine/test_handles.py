@@ -143,7 +143,7 @@ async def test_a_paused_upload_begins_no_request_and_goes_on_where_it_was(desk: 
         sent = desk.count("UploadPart")
         await asyncio.sleep(0.5)
         assert desk.count("UploadPart") == sent < 20
-        handle.go_on()
+        handle.resume()
         result = await handle
     assert desk.count("UploadPart") == result.part_count
     await desk.assert_stored(result, source)
@@ -156,7 +156,7 @@ async def test_a_paused_upload_leaves_the_connections_to_the_others(desk: Desk) 
         handle.pause()
         await up.upload(desk.file(4 * PART, "other.mp4"))
         assert not handle.is_done
-        handle.go_on()
+        handle.resume()
         await handle
 
 
@@ -276,7 +276,7 @@ def test_a_blocking_handle_waits_pauses_and_cancels(place: Desk) -> None:
         with pytest.raises(TimeoutError):
             handle.result(timeout_s=0.2)
         handle.pause()
-        handle.go_on()
+        handle.resume()
         handle.cancel()
         assert handle.is_done
         with pytest.raises(concurrent.futures.CancelledError):

@@ -25,11 +25,11 @@ from uploader import (
     VideoMeta,
 )
 from uploader.devserver import Fault
-from uploader.opening import default_key
 from uploader.protocol.integrity import crc64
 from uploader.protocol.wire import Response, SignedRequest
 from uploader.state import open_state
 from uploader.transport import AiohttpTransport
+from uploader.upload.request import default_key
 
 from .harness import PART, Desk, content, foreign_part, until
 from .test_complete import COMPLETE

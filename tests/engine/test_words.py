@@ -53,7 +53,7 @@ async def test_nobody_hands_out_grants(desk: Desk) -> None:
     assert_says(
         caught.value,
         ConfigurationError,
-        "Nobody was named who hands out grants for this upload.",
+        "No provider issues grants for this upload.",
         "Pass a provider, or a fresh grant (--grant).",
     )
     assert_says(
@@ -75,7 +75,7 @@ async def test_a_grant_of_another_video_and_of_none(desk: Desk) -> None:
     assert_says(
         nobodys,
         ConfigurationError,
-        "The grant does not tell its VideoId, and renewing needs it.",
+        "The grant does not name its VideoId, and renewing needs it.",
         "Pass video_id= (--video-id) as well.",
     )
     assert desk.server.stats.initiates == 0
@@ -91,7 +91,7 @@ async def test_a_new_video_without_an_id(desk: Desk) -> None:
 
     error = await desk.fail(desk.file(PART), provider=CallbackProvider(renew, create))
 
-    assert_says(error, ConfigurationError, "The grant for the new video does not tell its VideoId.")
+    assert_says(error, ConfigurationError, "The grant for the new video does not name its VideoId.")
 
 
 async def test_an_upload_of_another_video(desk: Desk) -> None:
@@ -105,7 +105,7 @@ async def test_an_upload_of_another_video(desk: Desk) -> None:
         error,
         ConfigurationError,
         f"The upload mine belongs to video {before.video_id}, not to {other}.",
-        "Pass another --key, or leave --video-id away to continue it.",
+        "Pass another --key, or leave --video-id out to continue it.",
     )
 
 
@@ -134,7 +134,7 @@ async def test_a_file_that_changed_since_it_was_finished(desk: Desk) -> None:
     assert_says(
         await desk.fail(movie, key="mine"),
         SourceChanged,
-        f"{movie} was uploaded as video {result.video_id}, and has changed since.",
+        f"{movie} has changed since it was uploaded as video {result.video_id}.",
         "To make a new video of it, pass --key NAME or run `vodup clean mine` first; to replace "
         "the video's content, pass --overwrite.",
     )
@@ -159,7 +159,7 @@ async def test_a_file_that_changed_since_it_was_begun(
     assert_says(
         error,
         SourceChanged,
-        f"{movie} is not the file this upload was begun with (changed: {changes}).",
+        f"{movie} is not the file that this upload was started with (changed: {changes}).",
     )
 
 
@@ -168,8 +168,8 @@ async def test_a_file_that_changed_since_it_was_begun(
     [
         ("plan", "nonsense", "plan"),
         ("fingerprint", "nonsense", "fingerprint"),
-        ("receipt", "[7]", "receipt"),
-        ("receipt", "{", "receipt"),
+        ("receipt", "[7]", "result"),
+        ("receipt", "{", "result"),
     ],
 )
 async def test_a_checkpoint_that_is_not_readable(
@@ -219,7 +219,7 @@ async def test_an_upload_that_is_finished_cannot_be_given_up(desk: Desk) -> None
         caught.value,
         ConfigurationError,
         f"Video {result.video_id} is finished; there is nothing to abort.",
-        "`vodup clean mine` removes its receipt.",
+        "`vodup clean mine` removes its record.",
     )
 
 
@@ -267,8 +267,8 @@ async def test_a_file_that_changes_while_it_is_sent(desk: Desk) -> None:
         failing.result(),
         SourceChanged,
         f"{movie} changed while it was sent (changed: modification time, change time).",
-        "Nothing was completed. Put the original back and run the same command, or give this "
-        "upload up with `vodup abort mine` and start anew.",
+        "Nothing was completed. Put the original back and run the same command, or abort this "
+        "upload with `vodup abort mine` and start over.",
     )
 
 
@@ -375,7 +375,7 @@ async def test_an_object_of_which_nothing_is_told(desk: Desk) -> None:
     assert_says(
         error,
         UnverifiedCompletion,
-        "OSS completed the object, but tells neither a CRC-64 nor an ETag that would prove what "
+        "OSS completed the object, but returns neither a CRC-64 nor an ETag that would prove what "
         "it holds.",
     )
     assert error.phase == "verify"
@@ -443,6 +443,6 @@ async def test_a_video_that_somebody_else_finished_meanwhile(desk: Desk) -> None
     assert_says(
         error,
         OverwriteRefused,
-        f"Video {begun.video_id} is finished (status Normal), and not by this upload; going on "
+        f"Video {begun.video_id} was finished by another upload (status Normal); sending to it "
         "would replace its content and may start transcoding again.",
     )

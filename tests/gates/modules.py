@@ -24,6 +24,7 @@ _ENGINE = (
     "tests/engine",
     "tests/model/test_findings.py",
     "tests/sources/test_streams.py",
+    "tests/test_log.py",
     "tests/test_public.py",
 )
 
@@ -33,11 +34,9 @@ JUDGED_BY: dict[str, tuple[str, ...]] = {
         "tests/engine/test_issuers.py",
         "tests/engine/test_providers.py",
     ),
-    "engine": _ENGINE,
-    "opening": _ENGINE,
     "options": ("tests/engine/test_arguments.py",),
-    "progress": ("tests/test_log.py", "tests/test_progress.py", "tests/engine/test_plain.py"),
-    "transfer": _ENGINE,
+    "upload": _ENGINE,
+    "uploader": _ENGINE,
 }
 """Modules and packages whose tests stand elsewhere than their names suggest."""
 

@@ -64,7 +64,7 @@ def test_no_call_of_ours_blocks_the_loop(tmp_path: Path) -> None:
             watch.functions["os.path.abspath"].deactivate()
             watch.functions["io.TextIOWrapper.read"].can_block_in("state/leases.py", "_boot_id")
             # The thread has done its last work by then, and only has to return.
-            watch.functions["threading.Lock.acquire"].can_block_in("state/worker.py", "join")
+            watch.functions["threading.Lock.acquire"].can_block_in("uploader/threads.py", "join")
             runner.run(work)
         assert not threaded.server.faults.unconsumed
         assert threaded.server.open_upload_count == 0

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
-from uploader import events, progress
+from uploader import events
+from uploader.upload.progress import _level_of
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "observability.md").read_text()
@@ -39,7 +40,7 @@ def test_every_event_is_listed_with_its_level() -> None:
     there = {}
     for kind in kinds():
         made = kind(**{field.name: None for field in fields(kind)})  # type: ignore[arg-type]
-        level = logging.getLevelName(progress._level_of(made)).lower()
+        level = logging.getLevelName(_level_of(made)).lower()
         there[kind.type] = "" if kind is events.UploadProgress else level
     assert {name: level for name, (level, _) in table("Events").items()} == there
 

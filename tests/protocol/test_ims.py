@@ -72,21 +72,21 @@ def test_what_ims_knows_of_a_file() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "size", "is_waiting"),
+    ("status", "size", "is_finished"),
     [
-        ("Init", None, True),
-        ("Preparing", None, True),
-        ("Preparing", 12, False),
-        ("PrepareFail", 0, True),
-        ("PrepareFail", 12, False),
-        ("Normal", 12, False),
-        ("Normal", None, False),
+        ("Init", None, False),
+        ("Preparing", None, False),
+        ("Preparing", 12, True),
+        ("PrepareFail", 0, False),
+        ("PrepareFail", 12, True),
+        ("Normal", 12, True),
+        ("Normal", None, True),
     ],
 )
-def test_ims_waits_for_a_file_it_does_not_have(
-    status: str, size: int | None, is_waiting: bool
+def test_a_media_is_finished_once_ims_has_its_file(
+    status: str, size: int | None, is_finished: bool
 ) -> None:
-    assert VideoFacts(status, size).is_waiting is is_waiting
+    assert VideoFacts(status, size).is_finished is is_finished
 
 
 @pytest.mark.parametrize(

@@ -240,18 +240,22 @@ def test_an_odd_url_is_no_url(url: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "is_waiting"),
+    ("status", "size", "is_finished"),
     [
-        ("Uploading", True),
-        ("UploadFail", True),
-        ("UploadSucc", False),
-        ("Normal", False),
-        ("Deleted", False),
-        ("SomethingNew", False),
+        ("Uploading", None, False),
+        ("Uploading", 12, False),
+        ("UploadFail", None, False),
+        ("UploadSucc", 12, True),
+        ("Normal", 12, True),
+        ("Normal", None, True),
+        ("Normal", 0, False),
+        ("SomethingNew", None, True),
     ],
 )
-def test_vod_waits_for_a_file_it_does_not_have(status: str, is_waiting: bool) -> None:
-    assert VideoFacts(status, None).is_waiting is is_waiting
+def test_a_video_is_finished_once_vod_has_its_file(
+    status: str, size: int | None, is_finished: bool
+) -> None:
+    assert VideoFacts(status, size).is_finished is is_finished
 
 
 # --- refusals ------------------------------------------------------------------------

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from uploader.errors import ConfigurationError, VodupError, unexpected
-from uploader.opening import default_key
 from uploader.protocol.vod import VideoMeta, problem_of, refuses_name, title_of
 from uploader.sources.url_policy import URL, identity_of, parsed_url, shown
+from uploader.upload.request import default_key
 
 from .paths import Root
 

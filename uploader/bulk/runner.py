@@ -11,7 +11,6 @@ from itertools import islice
 from typing import Final
 
 from uploader.batch import Outcome, UploadItem
-from uploader.engine import Uploader
 from uploader.errors import (
     CallerNotAuthenticated,
     ConfigurationError,
@@ -23,6 +22,7 @@ from uploader.sources import MemoryBuffer, UrlPolicy, of_path, of_url
 from uploader.sources.part_buffer import BufferSpace
 from uploader.tasks import beside
 from uploader.threads import in_thread
+from uploader.uploader import Uploader
 
 from .ledger import KnownRow, Ledger, Record, failure_record, success_record
 from .manifests import Stream

@@ -74,7 +74,7 @@ async def _abort(orphan: Orphan, grants: GrantSource, network: Network) -> None:
 async def _require_unfinished(video_id: str, grants: GrantSource) -> None:
     """New credentials for a finished video would open an overwrite."""
     facts = await grants.facts(video_id)
-    if facts is not None and not facts.is_waiting:
+    if facts is not None and facts.is_finished:
         raise OverwriteRefused(
             f"Video {video_id} is finished (status {facts.status}); credentials to abort with "
             "would allow overwriting it.",

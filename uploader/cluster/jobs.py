@@ -13,8 +13,8 @@ from uploader.bulk.paths import Root
 from uploader.bulk.rows import RawRow, Row, RowRules, is_url
 from uploader.bulk.runner import CheckedRow
 from uploader.errors import ConfigurationError, UnsupportedState
-from uploader.opening import default_key
 from uploader.protocol.vod import VideoMeta
+from uploader.upload.request import default_key
 
 __all__ = [
     "QUEUE",

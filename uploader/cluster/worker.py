@@ -24,7 +24,6 @@ from uploader.bulk.runner import STOPS_ALL, CheckedRow
 from uploader.cluster.database import as_state_errors, borrowed
 from uploader.cluster.jobs import QUEUE, TASK, checked_row, queue_at, storable, this_node
 from uploader.cluster.queue import Ending, Queue, make_queue
-from uploader.engine import Uploader
 from uploader.errors import (
     LeaseLost,
     SourceUnreadable,
@@ -38,6 +37,7 @@ from uploader.events import UploadResult
 from uploader.log import get_logger
 from uploader.sources.url_policy import UrlPolicy
 from uploader.tasks import beside
+from uploader.uploader import Uploader
 
 if TYPE_CHECKING:
     from procrastinate import App, JobContext

@@ -87,7 +87,7 @@ class _VodSource:
         if grant.video_id is None:
             raise TransportError("RefreshUploadVideo did not return the VideoId.", is_sent=True)
         facts = await self.facts(grant.video_id)
-        if facts is not None and not facts.is_waiting:
+        if facts is not None and facts.is_finished:
             raise OverwriteRefused(
                 f"The ReferenceId {reference_id} belongs to the finished video {grant.video_id}.",
                 video_id=grant.video_id,

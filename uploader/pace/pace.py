@@ -126,14 +126,14 @@ class Pace:
 
     @asynccontextmanager
     async def slot(
-        self, owner: Hashable = None, *, going: asyncio.Event | None = None
+        self, owner: Hashable = None, *, resumed: asyncio.Event | None = None
     ) -> AsyncIterator[None]:
         """Hold one slot; owners (uploads) share the slots evenly.
 
-        `going`: the owner waits for a slot only while this is set.
+        `resumed`: the owner waits for a slot only while this is set.
         """
-        if going is not None:
-            await going.wait()
+        if resumed is not None:
+            await resumed.wait()
         self._set_first_limit()
         await self._slots.acquire(owner)
         try:

@@ -108,11 +108,15 @@ class VideoFacts:
     file_url: str | None = field(default=None, repr=False)
 
     @property
-    def is_waiting(self) -> bool:
-        """Whether VOD still waits for the file: new credentials then overwrite nothing."""
+    def is_finished(self) -> bool:
+        """Whether VOD has the file: refreshing the video is then the overwrite API.
+
+        A size of 0 says that there is none, whatever the status; of a damaged video, for
+        example, which VOD refuses to refresh.
+        """
         if self.status in {"Preparing", "PrepareFail"}:  # of IMS: may mean either
-            return not self.size
-        return self.status in {"Uploading", "UploadFail", "Init"}
+            return bool(self.size)
+        return self.size != 0 and self.status not in {"Uploading", "UploadFail", "Init"}
 
 
 # --- operations ------------------------------------------------------------------

@@ -1,12 +1,14 @@
-"""Counting what one run does, and telling whoever listens."""
+"""What one run of an upload does: counters, and the events that listeners and the log get."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 
-from uploader.errors import HookError, VodupError
+from uploader.errors import VodupError
 from uploader.events import (
     CredentialsRenewed,
     Event,
@@ -20,7 +22,9 @@ from uploader.events import (
     UploadRestarted,
 )
 from uploader.log import get_logger, is_enabled
+from uploader.protocol.plan import MAX_OBJECT_SIZE
 from uploader.session import Retried
+from uploader.upload.proof import AckedParts
 
 __all__ = ["Progress"]
 
@@ -28,7 +32,7 @@ __all__ = ["Progress"]
 class Progress:
     """What one run has done so far.
 
-    Mutable: counters, the VideoId once it is known, and `phase`, which step is being done
+    Mutable: counters, the VideoId once it is known, and `phase`, the step that is being done
     (in the words of `VodupError.phase`).
     """
 
@@ -41,12 +45,14 @@ class Progress:
         self.renewal_count = 0
         self._positions: dict[int, int] = {}
 
-    def tell(self, event: Event) -> None:
-        """Tell every listener."""
+    def emit(self, event: Event) -> None:
+        """Give an event to every listener."""
         for listener in self._listeners:
             listener(event)
 
-    def watch(self, part_number: int) -> Callable[[int], None]:
+    # --- parts ------------------------------------------------------------------------------
+
+    def watch_part(self, part_number: int) -> Callable[[int], None]:
         """Return what a part's body calls with its position; going back is a repeat."""
 
         def sent(position: int) -> None:
@@ -56,13 +62,18 @@ class Progress:
 
         return sent
 
-    def arrived(self, part_number: int) -> None:
-        """The part is with OSS, and counted there from now on."""
+    @property
+    def under_way_bytes(self) -> int:
+        """Bytes sent of parts that are not acked."""
+        return sum(self._positions.values())
+
+    def count_acked(self, part_number: int) -> None:
+        """OSS has the part: its bytes are not counted as under way any more."""
         self._positions.pop(part_number, None)
 
-    def stored(self, part_number: int, size: int, seconds: float) -> None:
-        """Tell of a part that this run has sent."""
-        self.tell(
+    def emit_stored(self, part_number: int, size: int, seconds: float) -> None:
+        """Report a part that this run has sent."""
+        self.emit(
             PartStored(
                 key=self.key,
                 video_id=self.video_id,
@@ -72,16 +83,29 @@ class Progress:
             )
         )
 
-    @property
-    def under_way_bytes(self) -> int:
-        """Bytes of parts without a receipt that have left."""
-        return sum(self._positions.values())
+    def emit_progress(self, acked: AckedParts) -> None:
+        """Report how much has been sent, parts under way included."""
+        plan, done_bytes = acked.plan, acked.size + self.under_way_bytes
+        self.emit(
+            UploadProgress(
+                key=self.key,
+                video_id=self.video_id,
+                done_bytes=min(done_bytes, plan.size or MAX_OBJECT_SIZE),
+                size=plan.size,
+                acked_part_count=len(acked),
+                part_count=0 if plan.is_open else plan.part_count,
+                renewal_count=self.renewal_count,
+                retry_count=self.retry_count,
+            )
+        )
 
-    def retried(self, retried: Retried) -> None:
-        """A request failed and is being mended."""
+    # --- requests ---------------------------------------------------------------------------
+
+    def count_retry(self, retried: Retried) -> None:
+        """A request failed and is repeated."""
         self.retry_count += 1
         failure = retried.failure
-        self.tell(
+        self.emit(
             RequestRetried(
                 key=self.key,
                 video_id=self.video_id,
@@ -95,10 +119,10 @@ class Progress:
             )
         )
 
-    def renewed(self, seconds: float) -> None:
-        """Credentials have been renewed, which took so many seconds."""
+    def count_renewal(self, seconds: float) -> None:
+        """VOD issued new credentials, after so many seconds."""
         self.renewal_count += 1
-        self.tell(
+        self.emit(
             CredentialsRenewed(
                 key=self.key,
                 video_id=self.video_id,
@@ -107,13 +131,22 @@ class Progress:
             )
         )
 
-    def cancelled(self) -> None:
-        """The run is stopped from outside."""
-        self.tell(UploadCancelled(key=self.key, video_id=self.video_id))
+    # --- the end ----------------------------------------------------------------------------
 
-    def failed(self, error: VodupError) -> None:
-        """The run ends with this error."""
-        self.tell(
+    @contextmanager
+    def reporting_failure(self) -> Iterator[None]:
+        """Report an error or a cancellation that ends the block, with the step it ended in."""
+        try:
+            yield
+        except VodupError as error:
+            self._emit_failed(error.located(video_id=self.video_id, phase=self.phase))
+            raise
+        except asyncio.CancelledError:
+            self.emit(UploadCancelled(key=self.key, video_id=self.video_id))
+            raise
+
+    def _emit_failed(self, error: VodupError) -> None:
+        self.emit(
             UploadFailed(
                 key=self.key,
                 video_id=error.video_id,
@@ -126,13 +159,9 @@ class Progress:
             )
         )
 
-    def hook_failed(self, failure: HookError) -> None:
-        """A hook could not be told of the end."""
-        self.tell(HookFailed(key=self.key, video_id=self.video_id, message=failure.message))
-
 
 def _log(event: Event) -> None:
-    """Log every event under its type; how far it has come is no event for a log."""
+    """Log every event under its type, except the frequent `UploadProgress`."""
     if isinstance(event, UploadProgress):
         return
     level = _level_of(event)
@@ -152,7 +181,7 @@ def _level_of(event: Event) -> int:
     match event:
         case UploadFailed() | RequestRetried() | UploadRestarted() | HookFailed():
             return logging.WARNING
-        case PartStored():  # hundreds of a large file
+        case PartStored():  # a large file has thousands
             return logging.DEBUG
         case _:
             return logging.INFO

@@ -11,13 +11,15 @@ from typing import Any, cast
 
 import pytest
 
-from uploader import BytesSource, UploadOptions, opening
+from uploader import BytesSource, UploadOptions
 from uploader.clock import SystemClock
-from uploader.opening import Job, drained, new_plan
 from uploader.protocol.integrity import crc64
 from uploader.protocol.part_sizes import Outlook, plan_file, plan_stream
 from uploader.protocol.plan import MAX_PART_COUNT, Part
 from uploader.sources import PartStream, Source
+from uploader.upload.planning import _outlook, new_plan
+from uploader.upload.request import UploadContext, default_key
+from uploader.upload.resume import _wait_for_end, read_stream
 
 from .harness import content
 from .test_arguments import GRANT
@@ -35,17 +37,17 @@ class Noon(SystemClock):
         return datetime(2026, 11, 30, 12, tzinfo=UTC)
 
 
-def job(**changes: Any) -> Job:
-    """As much of a job as planning looks at."""
+def context(**changes: Any) -> UploadContext:
+    """As much of a context as planning reads."""
     pace = SimpleNamespace(expected_concurrency=7, limit=5, connection_rate=2e6, rtt_s=1.0)
     plain: dict[str, Any] = {
         "options": UploadOptions(part_size=3 * MIB),
         "source": SimpleNamespace(stream=None),
         "record": SimpleNamespace(size=SIZES[0]),
         "network": SimpleNamespace(pace=pace, clock=Noon()),
-        "asked": SimpleNamespace(grant=None),
+        "request": SimpleNamespace(grant=None),
     }
-    return cast("Job", SimpleNamespace(**plain | changes))
+    return cast("UploadContext", SimpleNamespace(**plain | changes))
 
 
 def expiring(**ago: float) -> SimpleNamespace:
@@ -56,7 +58,7 @@ def expiring(**ago: float) -> SimpleNamespace:
 
 
 @pytest.mark.parametrize(
-    ("asked", "life_s"),
+    ("request_", "life_s"),
     [
         (SimpleNamespace(grant=None), 3000.0),
         (expiring(seconds=1200), 1200.0),
@@ -65,13 +67,13 @@ def expiring(**ago: float) -> SimpleNamespace:
     ],
 )
 def test_a_file_is_cut_by_what_the_network_and_the_credentials_tell(
-    asked: SimpleNamespace, life_s: float
+    request_: SimpleNamespace, life_s: float
 ) -> None:
     outlook = Outlook(connection_rate=2e6, rtt_s=1.0, credential_life_s=life_s)
-    assert opening._outlook(job(asked=asked)) == outlook
+    assert _outlook(context(request=request_)) == outlook
     for part_size, size in itertools.product((None, 3 * MIB), SIZES):
-        whole = job(
-            asked=asked,
+        whole = context(
+            request=request_,
             options=UploadOptions(part_size=part_size),
             record=SimpleNamespace(size=size),
         )
@@ -100,9 +102,9 @@ def test_each_of_these_changes_the_plan() -> None:
 def test_a_stream_is_cut_by_what_it_may_become(part_size: int | None, expected_mib: int) -> None:
     stream = SimpleNamespace(expected_size=expected_mib * MIB, max_part_size=40 * MIB)
     source = SimpleNamespace(stream=stream)
-    assert new_plan(job(source=source, options=UploadOptions(part_size=part_size))) == plan_stream(
-        part_size=part_size, expected_size=expected_mib * MIB, largest_size=40 * MIB
-    )
+    assert new_plan(
+        context(source=source, options=UploadOptions(part_size=part_size))
+    ) == plan_stream(part_size=part_size, expected_size=expected_mib * MIB, largest_size=40 * MIB)
 
 
 # --- a stream that comes again ----------------------------------------------------------------
@@ -137,7 +139,7 @@ async def test_a_stream_is_read_to_its_end_piece_by_piece(size: int) -> None:
     steps = plan_stream(largest_size=MIB)
     expected = [part for part, _ in zip(steps.parts, range(size // MIB + 1), strict=False)]
 
-    found = await drained(BytesSource(data or b"x"), cast("PartStream", coming))
+    found = await read_stream(BytesSource(data or b"x"), cast("PartStream", coming))
 
     assert found == (size, crc64(data))
     assert coming.begun_for == [""]
@@ -153,15 +155,15 @@ async def test_what_can_be_read_again_is_compared_once_it_has_grown_beyond(
 ) -> None:
     coming = Coming(10, is_rereadable=is_rereadable)
     source = cast("Source", SimpleNamespace(stream=coming))
-    await opening._await_end(source, size)
+    await _wait_for_end(source, size)
     assert coming.reached_parts == ([Part(MAX_PART_COUNT, size, 1)] if is_awaited else [])
 
 
 async def test_what_is_all_there_is_not_waited_for() -> None:
     async with asyncio.timeout(1):
-        await opening._await_end(BytesSource(b"abc"), 3)
+        await _wait_for_end(BytesSource(b"abc"), 3)
 
 
 async def test_a_key_is_made_of_service_and_place_and_takes_any_name() -> None:
-    assert opening.default_key("vod.cn-shanghai", "/films/a.mp4") == "file-d284cca55cac503776e8"
-    assert len(opening.default_key("", "b\udcff.mp4")) == 25
+    assert default_key("vod.cn-shanghai", "/films/a.mp4") == "file-d284cca55cac503776e8"
+    assert len(default_key("", "b\udcff.mp4")) == 25

@@ -1,24 +1,24 @@
-"""What listeners are told of a run, field for field."""
+"""The events of a run, field for field."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
-from uploader.errors import HookError, ServiceError
+from uploader.errors import ServiceError, VodupError
 from uploader.events import (
     CredentialsRenewed,
     Event,
-    HookFailed,
     PartStored,
     RequestRetried,
     UploadCancelled,
     UploadFailed,
 )
-from uploader.progress import Progress
 from uploader.protocol.failures import Meaning
 from uploader.session import Retried
+from uploader.upload.progress import Progress
 
 WHOSE: dict[str, Any] = {"key": "movie.mp4", "video_id": "v-1"}
 REFUSAL = ServiceError(
@@ -43,7 +43,7 @@ def progress(told: list[Event]) -> Progress:
 
 
 def test_what_goes_again_is_sent_twice_but_under_way_once(progress: Progress) -> None:
-    first, second = progress.watch(1), progress.watch(2)
+    first, second = progress.watch_part(1), progress.watch_part(2)
     first(100)
     second(30)
     first(250)
@@ -51,20 +51,20 @@ def test_what_goes_again_is_sent_twice_but_under_way_once(progress: Progress) ->
     first(0)  # the request is repeated: what is sent again is sent, and counts
     first(250)
     assert (progress.sent_bytes, progress.under_way_bytes) == (530, 280)
-    progress.arrived(1)
+    progress.count_acked(1)
     assert (progress.sent_bytes, progress.under_way_bytes) == (530, 30)
-    progress.arrived(1)
+    progress.count_acked(1)
     assert progress.under_way_bytes == 30
 
 
 def test_a_stored_part(progress: Progress, told: list[Event]) -> None:
-    progress.stored(3, 1000, 0.12345678)
+    progress.emit_stored(3, 1000, 0.12345678)
     assert told == [PartStored(**WHOSE, part_number=3, size=1000, seconds=0.123457)]
 
 
 def test_a_repeated_request(progress: Progress, told: list[Event]) -> None:
     for _ in range(2):
-        progress.retried(Retried("UploadPart", 3, REFUSAL, Meaning.SLOW_DOWN, 1.23456))
+        progress.count_retry(Retried("UploadPart", 3, REFUSAL, Meaning.SLOW_DOWN, 1.23456))
     assert progress.retry_count == 2
     expected = RequestRetried(
         **WHOSE,
@@ -80,17 +80,20 @@ def test_a_repeated_request(progress: Progress, told: list[Event]) -> None:
 
 
 def test_new_credentials(progress: Progress, told: list[Event]) -> None:
-    progress.renewed(0.12345678)
-    progress.renewed(0.12345678)
+    for _ in range(2):
+        progress.count_renewal(0.12345678)
     assert told == [
         CredentialsRenewed(**WHOSE, renewal_count=count, seconds=0.123457) for count in (1, 2)
     ]
 
 
 def test_how_it_ends(progress: Progress, told: list[Event]) -> None:
-    progress.cancelled()
-    progress.failed(REFUSAL)
-    progress.hook_failed(HookError("The hook said no."))
+    with pytest.raises(asyncio.CancelledError), progress.reporting_failure():
+        raise asyncio.CancelledError
+    with pytest.raises(ServiceError), progress.reporting_failure():
+        raise REFUSAL
+    with progress.reporting_failure():
+        pass
     assert told == [
         UploadCancelled(**WHOSE),
         UploadFailed(
@@ -102,5 +105,11 @@ def test_how_it_ends(progress: Progress, told: list[Event]) -> None:
             is_resumable=True,
             next_step="Run it again.",
         ),
-        HookFailed(**WHOSE, message="The hook said no."),
     ]
+
+
+def test_an_error_is_located_where_it_ends_the_upload(progress: Progress) -> None:
+    progress.phase = "send"
+    with pytest.raises(VodupError) as caught, progress.reporting_failure():
+        raise VodupError("It failed.")
+    assert (caught.value.video_id, caught.value.phase) == ("v-1", "send")

@@ -1,4 +1,4 @@
-"""Receipts add up to the plan or prove nothing; only our figures prove OSS's."""
+"""Acked parts add up to the plan or prove nothing; only our figures prove OSS's."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uploader.errors import IntegrityError
-from uploader.evidence import ABSENT, NOTHING, PackageReceipts, Receipts, is_same_part
 from uploader.protocol.integrity import crc64
 from uploader.protocol.oss import ListedPart, ObjectFacts
-from uploader.protocol.part_sizes import plan_file
+from uploader.protocol.part_sizes import plan_file, plan_package
 from uploader.protocol.plan import Plan
 from uploader.state.records import PartAck
+from uploader.upload.proof import ABSENT, UNKNOWN, AckedParts, is_same_part
 
 PART = 100 * 1024
 """The smallest part OSS takes."""
@@ -45,8 +45,8 @@ def acks_of(data: bytes, *, has_md5: bool = True) -> list[PartAck]:
     return [ack_of(number, piece, has_md5=has_md5) for number, piece in pieces]
 
 
-def receipts_of(data: bytes, *, has_md5: bool = True) -> Receipts:
-    return Receipts(plan_of(len(data)), acks_of(data, has_md5=has_md5), is_put=False)
+def acked_of(data: bytes, *, has_md5: bool = True) -> AckedParts:
+    return AckedParts(plan_of(len(data)), acks_of(data, has_md5=has_md5), is_put=False)
 
 
 MOVIE = bytes(range(256)) * 1700  # 425 KiB: five parts
@@ -54,64 +54,64 @@ MOVIE_ACKS = acks_of(MOVIE)
 NUMBERS = range(1, len(MOVIE_ACKS) + 1)
 
 
-def total(receipts: Receipts) -> int:
-    return sum(ack.size for ack in MOVIE_ACKS if ack.number in receipts)
+def total(acked: AckedParts) -> int:
+    return sum(ack.size for ack in MOVIE_ACKS if ack.number in acked)
 
 
 # --- adding up -----------------------------------------------------------------------
 
 
 @given(st.sets(st.sampled_from(NUMBERS)))
-def test_receipts_add_up_only_when_none_is_missing(known: set[int]) -> None:
+def test_acks_add_up_only_when_none_is_missing(known: set[int]) -> None:
     acks = [ack for ack in MOVIE_ACKS if ack.number in known]
-    receipts = Receipts(plan_of(len(MOVIE)), reversed(acks), is_put=False)
-    assert len(receipts) == len(known)
-    assert receipts.size == sum(ack.size for ack in acks)
-    assert [part.number for part in receipts.missing()] == sorted(set(NUMBERS) - known)
+    acked = AckedParts(plan_of(len(MOVIE)), reversed(acks), is_put=False)
+    assert len(acked) == len(known)
+    assert acked.size == sum(ack.size for ack in acks)
+    assert [part.number for part in acked.missing()] == sorted(set(NUMBERS) - known)
     if len(known) == len(MOVIE_ACKS):
-        assert receipts.in_order() == MOVIE_ACKS
+        assert acked.in_order() == MOVIE_ACKS
     else:
         with pytest.raises(IntegrityError):
-            receipts.in_order()
+            acked.in_order()
 
 
 @pytest.mark.parametrize("sizes", [(PART - 1, PART), (PART + 1, PART - 1), (0, 2 * PART)])
-def test_receipts_for_parts_of_other_sizes_do_not_add_up(sizes: tuple[int, int]) -> None:
+def test_acks_of_other_sizes_do_not_add_up(sizes: tuple[int, int]) -> None:
     acks = [PartAck(number, size, "A", 0) for number, size in enumerate(sizes, 1)]
     with pytest.raises(IntegrityError):
-        Receipts(plan_of(2 * PART), acks, is_put=False).in_order()
+        AckedParts(plan_of(2 * PART), acks, is_put=False).in_order()
 
 
-def test_receipts_for_parts_outside_the_plan_do_not_count() -> None:
+def test_acks_outside_the_plan_do_not_count() -> None:
     strangers = [PartAck(0, 1, "A", 0), PartAck(len(MOVIE_ACKS) + 1, 1, "A", 0)]
-    receipts = Receipts(plan_of(len(MOVIE)), [*MOVIE_ACKS, *strangers], is_put=False)
-    assert len(receipts) == len(MOVIE_ACKS)
-    assert receipts.size == len(MOVIE)
-    assert receipts.in_order() == MOVIE_ACKS
+    acked = AckedParts(plan_of(len(MOVIE)), [*MOVIE_ACKS, *strangers], is_put=False)
+    assert len(acked) == len(MOVIE_ACKS)
+    assert acked.size == len(MOVIE)
+    assert acked.in_order() == MOVIE_ACKS
 
 
 @given(st.lists(st.tuples(st.booleans(), st.sampled_from(NUMBERS)), max_size=20))
-def test_sizes_follow_keeping_and_dropping(steps: list[tuple[bool, int]]) -> None:
-    receipts = Receipts(plan_of(len(MOVIE)), [], is_put=False)
-    for is_kept, number in steps:
-        if is_kept:
-            receipts.keep(MOVIE_ACKS[number - 1])
+def test_sizes_follow_adding_and_removing(steps: list[tuple[bool, int]]) -> None:
+    acked = AckedParts(plan_of(len(MOVIE)), [], is_put=False)
+    for is_added, number in steps:
+        if is_added:
+            acked.add(MOVIE_ACKS[number - 1])
         else:
-            receipts.drop(number)
-        assert (number in receipts) is is_kept
-        assert receipts.size == total(receipts)
+            acked.remove(number)
+        assert (number in acked) is is_added
+        assert acked.size == total(acked)
 
 
-def test_a_newer_receipt_replaces_the_older() -> None:
-    receipts = receipts_of(MOVIE)
-    receipts.keep(PartAck(1, PART, "NEW", 5))
-    assert receipts.in_order()[0].etag == "NEW"
-    assert receipts.size == len(MOVIE)
+def test_a_newer_ack_replaces_the_older() -> None:
+    acked = acked_of(MOVIE)
+    acked.add(PartAck(1, PART, "NEW", 5))
+    assert acked.in_order()[0].etag == "NEW"
+    assert acked.size == len(MOVIE)
 
 
 @given(st.binary(min_size=1, max_size=400_000))
 def test_joined_crc_is_the_crc_of_the_whole(data: bytes) -> None:
-    assert receipts_of(data).crc64 == crc64(data)
+    assert acked_of(data).crc64 == crc64(data)
 
 
 # --- what OSS lists ------------------------------------------------------------------
@@ -128,23 +128,23 @@ _CHANGES: list[dict[str, Any]] = [
 
 @given(st.lists(st.sampled_from([*_CHANGES, None]), min_size=5, max_size=5))
 def test_what_oss_lists_otherwise_is_sent_again(changes: list[dict[str, Any] | None]) -> None:
-    receipts = receipts_of(MOVIE)
+    acked = acked_of(MOVIE)
     listed = {
         ack.number: listed_of(ack, **change)
         for ack, change in zip(MOVIE_ACKS, changes, strict=True)
         if change is not None
     }
-    receipts.drop_unlike(listed)
+    acked.remove_unlike(listed)
     other = {
         number
         for number, change in zip(NUMBERS, changes, strict=True)
         if change is not None and change not in ({}, {"crc64": None})
     }
-    assert {number for number in NUMBERS if number in receipts} == set(NUMBERS) - other
-    assert receipts.size == total(receipts)
-    receipts.drop_unlisted(listed)
-    assert {number for number in NUMBERS if number in receipts} == set(listed) - other
-    assert receipts.size == total(receipts)
+    assert {number for number in NUMBERS if number in acked} == set(NUMBERS) - other
+    assert acked.size == total(acked)
+    acked.remove_unlisted(listed)
+    assert {number for number in NUMBERS if number in acked} == set(listed) - other
+    assert acked.size == total(acked)
 
 
 def test_etags_are_compared_whatever_their_quotes_and_case() -> None:
@@ -166,7 +166,7 @@ _WORDS = ("right", "wrong", "absent")
 @pytest.mark.parametrize(("crc", "etag", "size"), [*itertools.product(_WORDS, repeat=3)])
 @pytest.mark.parametrize("has_md5", [True, False])
 def test_proof_over_all_that_oss_may_tell(crc: str, etag: str, size: str, has_md5: bool) -> None:
-    receipts = receipts_of(MOVIE, has_md5=has_md5)
+    acked = acked_of(MOVIE, has_md5=has_md5)
     facts = ObjectFacts(
         etag={"right": right_etag(MOVIE_ACKS), "wrong": "B" * 32 + "-5", "absent": None}[etag],
         crc64={"right": crc64(MOVIE), "wrong": crc64(MOVIE) ^ 1, "absent": None}[crc],
@@ -177,53 +177,53 @@ def test_proof_over_all_that_oss_may_tell(crc: str, etag: str, size: str, has_md
     counts = crc if crc != "absent" else etag if has_md5 else "absent"
     if "wrong" in (size, counts):
         with pytest.raises(IntegrityError) as caught:
-            receipts.proof(facts)
+            acked.proof(facts)
         assert caught.value.request_id == "5C3D"
-        assert not receipts.describe(facts)
+        assert not acked.is_proved_by(facts)
     else:
         kind = "crc64" if crc == "right" else "etag"
         expected = kind if counts == "right" else None
-        assert receipts.proof(facts) == expected
-        assert receipts.describe(facts) is (expected is not None)
+        assert acked.proof(facts) == expected
+        assert acked.is_proved_by(facts) is (expected is not None)
 
 
 def test_a_crc_of_zero_is_a_crc() -> None:
-    receipts = receipts_of(MOVIE)
+    acked = acked_of(MOVIE)
     with pytest.raises(IntegrityError):
-        receipts.proof(ObjectFacts(None, 0, None, ""))
+        acked.proof(ObjectFacts(None, 0, None, ""))
 
 
 def test_one_missing_md5_leaves_no_etag() -> None:
-    receipts = receipts_of(MOVIE)
-    receipts.keep(ack_of(3, pieces_of(MOVIE)[2], has_md5=False))
-    assert receipts.etag is None
+    acked = acked_of(MOVIE)
+    acked.add(ack_of(3, pieces_of(MOVIE)[2], has_md5=False))
+    assert acked.etag is None
 
 
 def test_the_etag_of_one_put_is_its_md5() -> None:
     data = b"short"
     ack = ack_of(1, data)
-    put = Receipts(plan_of(len(data)), [ack], is_put=True)
-    multipart = Receipts(plan_of(len(data)), [ack], is_put=False)
+    put = AckedParts(plan_of(len(data)), [ack], is_put=True)
+    multipart = AckedParts(plan_of(len(data)), [ack], is_put=False)
     assert put.etag == ack.md5
     assert multipart.etag == right_etag([ack])
     assert put.proof(ObjectFacts(ack.etag.lower(), None, None, "")) == "etag"
 
 
-def test_incomplete_receipts_prove_nothing() -> None:
-    receipts = receipts_of(MOVIE)
-    receipts.drop(2)
+def test_incomplete_acks_prove_nothing() -> None:
+    acked = acked_of(MOVIE)
+    acked.remove(2)
     for facts in (
         ObjectFacts(None, crc64(MOVIE), len(MOVIE), ""),
         ObjectFacts(right_etag(MOVIE_ACKS), None, len(MOVIE), ""),
-        NOTHING,
+        UNKNOWN,
         ABSENT,
     ):
-        assert not receipts.describe(facts)
+        assert not acked.is_proved_by(facts)
 
 
 def test_an_object_that_is_not_there_is_not_ours() -> None:
-    assert not receipts_of(MOVIE).describe(ABSENT)
-    assert not receipts_of(MOVIE).describe(NOTHING)
+    assert not acked_of(MOVIE).is_proved_by(ABSENT)
+    assert not acked_of(MOVIE).is_proved_by(UNKNOWN)
 
 
 @pytest.mark.parametrize(
@@ -236,55 +236,56 @@ def test_an_object_that_is_not_there_is_not_ours() -> None:
 )
 def test_what_differs_is_named_with_both_figures(facts: ObjectFacts, said: str) -> None:
     with pytest.raises(IntegrityError) as caught:
-        receipts_of(MOVIE).proof(facts)
+        acked_of(MOVIE).proof(facts)
     assert caught.value.message == f"The object in OSS is not what was sent: {said}."
 
 
-def test_receipts_that_do_not_add_up_say_so() -> None:
-    receipts = receipts_of(MOVIE)
-    receipts.drop(2)
+def test_acks_that_do_not_add_up_say_so() -> None:
+    acked = acked_of(MOVIE)
+    acked.remove(2)
     with pytest.raises(IntegrityError) as caught:
-        receipts.in_order()
-    said = "The receipts do not add up to the plan; nothing was completed."
+        acked.in_order()
+    said = "The acked parts do not add up to the plan; nothing completed."
     assert caught.value.message == said
 
 
-def test_a_receipt_is_found_by_its_part() -> None:
-    receipts = receipts_of(MOVIE)
-    assert [receipts.of(number) for number in NUMBERS] == MOVIE_ACKS
-    assert receipts.of(99) is None
+def test_an_ack_is_found_by_its_part() -> None:
+    acked = acked_of(MOVIE)
+    assert [acked.get(number) for number in NUMBERS] == MOVIE_ACKS
+    assert acked.get(99) is None
 
 
 @pytest.mark.parametrize("is_put", [True, False])
-def test_receipts_go_along_to_a_plan_with_the_same_parts(is_put: bool) -> None:
-    receipts = Receipts(plan_of(len(MOVIE)), MOVIE_ACKS[:3], is_put=is_put)
-    longer = receipts.under(plan_of(len(MOVIE) + PART))
-    assert (len(longer), longer.size, longer.is_put) == (3, receipts.size, is_put)
-    assert longer.plan.part_count == receipts.plan.part_count + 1
+def test_acks_go_along_to_a_plan_with_the_same_parts(is_put: bool) -> None:
+    acked = AckedParts(plan_of(len(MOVIE)), MOVIE_ACKS[:3], is_put=is_put)
+    longer = acked.with_plan(plan_of(len(MOVIE) + PART))
+    assert (len(longer), longer.size, longer.is_put) == (3, acked.size, is_put)
+    assert longer.plan.part_count == acked.plan.part_count + 1
     assert [part.number for part in longer.missing()] == [4, 5, 6]
 
 
 def test_a_package_is_proved_by_its_last_object() -> None:
-    package = PackageReceipts(plan_of(len(MOVIE)), MOVIE_ACKS)
+    package_plan = plan_package((ack.size for ack in MOVIE_ACKS), names_crc64=1)
+    package = AckedParts(package_plan, MOVIE_ACKS, is_put=False)
     last = MOVIE_ACKS[-1]
-    assert package.proving() == [last]
+    assert package.of_object() == [last]
     assert package.etag == last.md5
     assert package.proof(ObjectFacts(None, last.crc64, last.size, "")) == "crc64"
     assert package.proof(ObjectFacts(last.etag, None, None, "")) == "etag"
     with pytest.raises(IntegrityError):
         package.proof(ObjectFacts(None, crc64(MOVIE), len(MOVIE), ""))
-    package.drop(1)
-    assert not package.describe(ObjectFacts(None, last.crc64, last.size, ""))
+    package.remove(1)
+    assert not package.is_proved_by(ObjectFacts(None, last.crc64, last.size, ""))
 
 
 def test_the_joined_crc_follows_every_change() -> None:
-    receipts = receipts_of(MOVIE)
-    assert receipts.crc64 == crc64(MOVIE)
+    acked = acked_of(MOVIE)
+    assert acked.crc64 == crc64(MOVIE)
     other = bytes(PART)
-    receipts.keep(ack_of(2, other))
-    assert receipts.crc64 == crc64(MOVIE[:PART] + other + MOVIE[2 * PART :])
-    receipts.drop(3)
+    acked.add(ack_of(2, other))
+    assert acked.crc64 == crc64(MOVIE[:PART] + other + MOVIE[2 * PART :])
+    acked.remove(3)
     with pytest.raises(IntegrityError):
-        assert receipts.crc64
-    receipts.keep(MOVIE_ACKS[2])
-    assert receipts.crc64 == crc64(MOVIE[:PART] + other + MOVIE[2 * PART :])
+        assert acked.crc64
+    acked.add(MOVIE_ACKS[2])
+    assert acked.crc64 == crc64(MOVIE[:PART] + other + MOVIE[2 * PART :])

@@ -1,0 +1,189 @@
+"""A video and its target, each obtained once, and what may be asked of VOD about them.
+
+The rule about finished videos is `finished_video`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from uploader.credentials import LiveGrant, NewVideo
+from uploader.errors import ConfigurationError, OverwriteRefused, VideoGone, VodupError
+from uploader.hooks import PlannedVideo, run_before_create
+from uploader.log import get_logger
+from uploader.protocol.grants import UploadGrant, UploadTarget
+from uploader.protocol.plan import Plan
+from uploader.protocol.signing import OssDialect
+from uploader.protocol.vod import VideoFacts
+from uploader.state import Phase
+from uploader.upload.planning import is_one_request
+from uploader.upload.request import UploadContext
+
+__all__ = [
+    "finished_video",
+    "live_grant",
+    "meta_from_hooks",
+    "recorded_target",
+    "refuse_finished",
+    "video_and_target",
+]
+
+
+async def meta_from_hooks(ctx: UploadContext) -> UploadContext:
+    """Let the caller's hooks change what CreateUploadVideo is given, or forbid it."""
+    if not ctx.options.hooks or not _needs_video(ctx):
+        return ctx
+    ctx.progress.phase = "create"
+    planned = PlannedVideo(
+        key=ctx.key, source=ctx.source.name, size=ctx.source.size, meta=ctx.request.meta
+    )
+    meta = await run_before_create(ctx.options.hooks, planned)
+    return replace(ctx, request=replace(ctx.request, meta=meta))
+
+
+def _needs_video(ctx: UploadContext) -> bool:
+    record, request = ctx.journal.record, ctx.request
+    if request.video_id is not None or request.grant is not None:
+        return False
+    return record is None or record.phase is Phase.ABORTED or record.video_id is None
+
+
+async def video_and_target(
+    ctx: UploadContext, plan: Plan | None, *, is_repeat: bool
+) -> UploadGrant | None:
+    """Make sure that the upload has a video and a target; returns a grant if there is one yet.
+
+    The first target is recorded for good: this upload goes nowhere else unless VOD moves it
+    and the caller allows that. `plan` is recorded in the same commit.
+
+    Args:
+        plan: None where it depends on the grant.
+        is_repeat: an earlier run may have created the video.
+    """
+    if ctx.record.endpoint is not None:
+        ctx.progress.video_id = ctx.record.video_id
+        return ctx.request.grant
+    video_id = ctx.record.video_id or ctx.request.video_id
+    grant = ctx.request.grant or await _issued_grant(ctx, video_id, is_repeat=is_repeat)
+    await ctx.journal.set_target(
+        video_id or grant.video_id,
+        ctx.network.trust.check_target(grant.target),
+        region=grant.credentials.region,
+        plan=plan.to_text() if plan else None,
+        one_request=plan is not None and is_one_request(plan),
+    )
+    ctx.progress.video_id = ctx.record.video_id
+    return grant
+
+
+async def _issued_grant(
+    ctx: UploadContext, video_id: str | None, *, is_repeat: bool
+) -> UploadGrant:
+    grants = ctx.require_grants()
+    if video_id is not None:
+        ctx.progress.phase = "renew"
+        if not ctx.may_overwrite and (facts := await finished_video(ctx, video_id)) is not None:
+            raise _overwrite_refused(f"Video {video_id} is finished already", facts)
+        return await grants.renew(video_id)
+    ctx.progress.phase = "create"
+    video = NewVideo(
+        meta=ctx.request.meta,
+        file_name=Path(ctx.record.source).name,
+        file_size=ctx.record.size,
+        reference_id=ctx.record.reference_id or "",
+        is_repeat=is_repeat,
+    )
+    grant = await grants.create(video)
+    if grant.video_id is None:
+        raise ConfigurationError("The grant for the new video does not name its VideoId.")
+    return grant
+
+
+# --- finished videos --------------------------------------------------------------------
+
+
+async def finished_video(ctx: UploadContext, video_id: str | None = None) -> VideoFacts | None:
+    """VOD's facts about the video if VOD has its file; None if not, or if VOD cannot be asked.
+
+    The one rule: nothing requests credentials for a finished video, because RefreshUploadVideo
+    of such a video is VOD's overwrite API: what is sent with those credentials replaces its
+    content and may start transcoding again (VOD API: RefreshUploadVideo). Only the caller may
+    allow that (`overwrite`), or an earlier run whose object is there and damaged.
+    """
+    video_id = video_id or ctx.record.video_id
+    if ctx.grants is None or video_id is None:
+        return None
+    facts = await ctx.grants.facts(video_id)
+    return facts if facts is not None and facts.is_finished else None
+
+
+async def refuse_finished(ctx: UploadContext) -> None:
+    """Refuse to continue an upload whose video was finished by another one meanwhile.
+
+    The upload goes on where VOD cannot be asked: it has its own target.
+
+    Raises:
+        OverwriteRefused: the video is finished.
+        VideoGone: VOD does not know it any more.
+    """
+    try:
+        facts = await finished_video(ctx)
+    except VideoGone:
+        raise
+    except VodupError as error:
+        get_logger(key=ctx.key).info("video.not_known", reason=error.message)
+        return
+    if facts is not None:
+        raise _overwrite_refused(
+            f"Video {ctx.record.video_id} was finished by another upload", facts
+        )
+
+
+def _overwrite_refused(what: str, facts: VideoFacts) -> OverwriteRefused:
+    return OverwriteRefused(
+        f"{what} (status {facts.status}); sending to it would replace its content and may start "
+        "transcoding again."
+    )
+
+
+# --- the target and its credentials -------------------------------------------------------
+
+
+def recorded_target(ctx: UploadContext) -> UploadTarget:
+    """The target in the record.
+
+    Raises:
+        ConfigurationError: there is none yet.
+        UntrustedEndpoint: it is not a place that may be given credentials.
+    """
+    record = ctx.record
+    if not (record.endpoint and record.bucket and record.object_key):
+        raise ConfigurationError(
+            f"The upload {ctx.key} has no target yet.", next_step="Run `vodup push` for it first."
+        )
+    # Checked again: the store may be shared, and what it holds decides who gets credentials.
+    target = UploadTarget(record.endpoint, record.bucket, record.object_key)
+    return ctx.network.trust.check_target(target)
+
+
+def live_grant(ctx: UploadContext, grant: UploadGrant | None) -> LiveGrant:
+    """The credentials of one upload, renewed for its video when they run out.
+
+    `grant` may have run out or be missing: it is renewed when first needed.
+    """
+
+    async def renew() -> UploadGrant:
+        if ctx.record.video_id is None:
+            raise ConfigurationError("Without a VideoId nothing can be renewed.")
+        return await ctx.require_grants().renew(ctx.record.video_id)
+
+    options = ctx.options
+    return LiveGrant(
+        recorded_target(ctx),
+        renew if ctx.grants else None,
+        clock=ctx.network.clock,
+        dialect=OssDialect(options.oss_region, options.signature, options.is_cname),
+        grant=grant,
+        on_renewed=ctx.progress.count_renewal,
+    )

@@ -1,0 +1,328 @@
+"""One object at OSS: the requests that start it, make it, look at it, restart and abort it.
+
+An object is not a video: a package has many objects and one video. Sending parts is `parts`,
+what a lost answer left open is `settle`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+from uploader.credentials import LiveGrant, PlainSigner
+from uploader.errors import (
+    IntegrityError,
+    PermissionDenied,
+    ServiceError,
+    StateError,
+    UploadTargetChanged,
+    VodupError,
+)
+from uploader.events import UploadRestarted
+from uploader.log import get_logger
+from uploader.protocol import oss
+from uploader.protocol.failures import OSS, Meaning, is_target_refused, is_vanished
+from uploader.protocol.integrity import same_etag
+from uploader.protocol.oss import ObjectFacts, PartReceipt
+from uploader.protocol.plan import Part, Plan
+from uploader.protocol.wire import Operation, SentBody, Signer
+from uploader.session import Session
+from uploader.state import Journal, PartAck, Phase
+from uploader.upload.grant import recorded_target
+from uploader.upload.planning import is_one_request, plan_of
+from uploader.upload.proof import ABSENT, UNKNOWN, AckedParts, FoundObject
+from uploader.upload.request import UploadContext
+
+__all__ = ["ObjectUpload", "Vanished"]
+
+T = TypeVar("T")
+
+
+class Vanished(Exception):
+    """The multipart upload is not there any more: all parts must be sent again.
+
+    Attributes:
+        failure: what to raise if that happens too often.
+        is_damaged: it was completed, and its object is not what was sent.
+    """
+
+    def __init__(self, reason: str, failure: VodupError, *, is_damaged: bool = False) -> None:
+        super().__init__(reason)
+        self.reason, self.failure, self.is_damaged = reason, failure, is_damaged
+
+
+class _FencedSigner:
+    """Signs only while the upload is certainly ours: each attempt, after whatever it waited for.
+
+    OSS knows no epoch. A process that was frozen, or cut off from its state, may find that
+    another one has continued the upload, and a late Abort would destroy it.
+    """
+
+    def __init__(self, signer: Signer, journal: Journal) -> None:
+        self._signer, self._journal = signer, journal
+        self.sign, self.accepted = signer.sign, signer.accepted
+        self.is_aged, self.renew = signer.is_aged, signer.renew
+
+    async def prepare(self) -> None:
+        """As the signer does; then make sure that the upload is ours."""
+        await self._signer.prepare()
+        await self._journal.confirm()
+
+    def is_ready(self) -> bool:
+        """Whether both still hold, now that there is a slot."""
+        return self._journal.is_certainly_ours and self._signer.is_ready()
+
+
+class ObjectUpload:
+    """One object on its way to OSS, under the record of its context.
+
+    Mutable: the target, the acked parts, whether parts need an MD5, and whether OSS's list
+    tells what it has of ours (`is_listed`, None: unknown).
+
+    Attributes:
+        is_new: this run recorded the target, so nothing was sent before.
+        has_started: its start was reported.
+        resumed_part_count: parts that this run did not have to send.
+        began_s: on `Clock.elapsed_s`.
+    """
+
+    def __init__(self, ctx: UploadContext, live: LiveGrant, *, is_new: bool = False) -> None:
+        self.ctx, self.live, self.is_new = ctx, live, is_new
+        self.began_s = ctx.network.clock.elapsed_s()
+        self.target = recorded_target(ctx)
+        self._session = self._session_with(live)
+        self._final_session = self._session_with(_FencedSigner(live, ctx.journal))
+        self._acked = self._recorded_parts()
+        self.has_started = False
+        self.resumed_part_count = 0
+        self.needs_md5 = False
+        self.is_listed: bool | None = None
+
+    def _session_with(self, signer: Signer) -> Session:
+        ctx, network = self.ctx, self.ctx.network
+        return Session(
+            network.transport,
+            signer,
+            clock=network.clock,
+            service=OSS,
+            slot=partial(network.pace.slot, ctx.key, resumed=ctx.request.resumed),
+            slow_down=network.pace.slow_down,
+            retry=network.retry,
+            on_retry=network.on_retry,
+        )
+
+    def _recorded_parts(self) -> AckedParts | None:
+        record = self.ctx.record
+        if record.plan is None:
+            return None
+        plan = plan_of(record.plan)
+        is_put = is_one_request(plan) and record.upload_id is None
+        return AckedParts(plan, self.ctx.journal.acks.values(), is_put=is_put)
+
+    async def call(self, operation: Operation[T]) -> T:
+        """Send a request to OSS."""
+        return await self._session.call(operation)
+
+    async def call_final(self, operation: Operation[T]) -> T:
+        """Send a request that cannot be taken back: never after another process took over."""
+        return await self._final_session.call(operation)
+
+    # --- what is known of it ----------------------------------------------------------------
+
+    @property
+    def has_plan(self) -> bool:
+        """Whether the parts are decided."""
+        return self._acked is not None
+
+    @property
+    def acked(self) -> AckedParts:
+        """The acked parts of the plan."""
+        if self._acked is None:  # pragma: no cover - set_plan() comes first
+            raise RuntimeError("set_plan() comes first")
+        return self._acked
+
+    @property
+    def upload_id(self) -> str:
+        """OSS's UploadId."""
+        if (upload_id := self.ctx.record.upload_id) is None:  # pragma: no cover - the same
+            raise RuntimeError("start() comes first")
+        return upload_id
+
+    @property
+    def is_completing(self) -> bool:
+        """Whether a request that makes the object may have been carried out."""
+        return self.ctx.record.phase is Phase.COMPLETING
+
+    # --- start ------------------------------------------------------------------------------
+
+    async def set_plan(self, plan: Plan) -> None:
+        """Decide the parts."""
+        await self.ctx.journal.set_plan(plan.to_text())
+        self._acked = self._recorded_parts()
+
+    async def close_stream(self, plan: Plan, fingerprint: str) -> None:
+        """Record where the source has ended: from here on it is like any other."""
+        await self.ctx.journal.close_stream(plan.to_text(), size=plan.size, fingerprint=fingerprint)
+        self._acked = self.acked.with_plan(plan)
+
+    async def start(self) -> None:
+        """Initiate the multipart upload; its UploadId is durable before the first part is sent."""
+        operation = oss.initiate_multipart_upload(self.target, self._headers())
+        with self.watching_target():
+            upload_id = await self.call(operation)
+        try:
+            await self.ctx.journal.set_upload_id(upload_id)
+        except StateError:
+            # Nobody else knows it, so nobody could remove it later.
+            with suppress(VodupError):
+                await self.call(oss.abort_multipart_upload(self.target, upload_id))
+            raise
+
+    def _headers(self) -> dict[str, str]:
+        notification = self.ctx.options.notification
+        return {"x-oss-notification": notification} if notification else {}
+
+    # --- make the object --------------------------------------------------------------------
+
+    async def complete(self) -> FoundObject:
+        """Join the parts. After this OSS has forgotten the UploadId."""
+        etags = [(ack.number, ack.etag) for ack in self.acked.in_order()]
+        await self.ctx.journal.start_completing()
+        return FoundObject(
+            await self.call_final(
+                oss.complete_multipart_upload(self.target, self.upload_id, etags, self._headers())
+            )
+        )
+
+    async def put(self) -> FoundObject:
+        """Store the last part with one PutObject, unless that turned out to have happened."""
+        part, progress = self.acked.plan.parts[-1], self.ctx.progress
+        if part.number in self.acked:
+            ack = self.acked.in_order()[-1]
+            return FoundObject(ObjectFacts(ack.etag or None, ack.crc64, ack.size, ""), "-head")
+        if not self.is_completing:
+            await self.ctx.journal.start_completing()
+        began_s = self.ctx.network.clock.elapsed_s()
+        accepted: PartAck | None = None
+        while accepted is None:
+            body = self.ctx.source.body(part.offset, part.size, progress.watch_part(part.number))
+            operation = oss.put_object(self.target, body, self._headers(), needs_md5=self.needs_md5)
+            try:
+                with self.watching_target():
+                    answer, sent = await self.call_final(operation)
+            except IntegrityError:
+                # What is there now is no success of an earlier run: the next one replaces it.
+                await self.ctx.journal.restart(overwrite=True)
+                raise
+            except ServiceError as error:
+                if OSS.meaning(error) is not Meaning.STORED:
+                    raise
+                await self.read_put_ack()
+                return await self.look() or FoundObject(UNKNOWN)
+            accepted = await self.accept(part, answer, sent)
+        # Not recorded by itself: the result follows at once, and holds all of it.
+        self.acked.add(accepted)
+        progress.count_acked(part.number)
+        progress.emit_stored(part.number, part.size, self.ctx.network.clock.elapsed_s() - began_s)
+        return FoundObject(ObjectFacts(answer.etag, answer.crc64, part.size, answer.request_id))
+
+    async def accept(self, part: Part, answer: PartReceipt, sent: SentBody) -> PartAck | None:
+        """Turn OSS's answer into an ack; None if it proves nothing and the part is sent again.
+
+        A CRC-64 or MD5 that was there has been compared when the answer was parsed. Where
+        OSS returns no CRC-64, the ETag must be the MD5, which is then computed: here by
+        reading again, from the next part on while sending.
+        """
+        md5 = sent.md5
+        if answer.crc64 is None and md5 is None:
+            self.needs_md5 = True
+            crc64, md5 = await self.ctx.source.read_crc(part.offset, part.size, with_md5=True)
+            if crc64 != sent.crc64 or md5 is None or not same_etag(md5, answer.etag):
+                return None
+        return PartAck(part.number, part.size, answer.etag, sent.crc64, md5)
+
+    async def read_put_ack(self) -> None:
+        """Compute from the source what the answer to a PutObject would have told."""
+        part = self.acked.plan.parts[-1]
+        if self.acked.is_put and part.number not in self.acked:
+            crc64, md5 = await self.ctx.source.read_crc(part.offset, part.size, with_md5=True)
+            self.acked.add(PartAck(part.number, part.size, md5 or "", crc64, md5))
+
+    # --- look at it -------------------------------------------------------------------------
+
+    async def look(self) -> FoundObject | None:
+        """HEAD the object; None where we may not."""
+        try:
+            return FoundObject(await self.call(oss.head_object(self.target)), "-head")
+        except PermissionDenied:
+            return None
+        except ServiceError as error:
+            if OSS.meaning(error) is Meaning.ABSENT:
+                return FoundObject(ABSENT, "-head")
+            raise
+
+    async def look_by_url(self, url: str) -> FoundObject | None:
+        """Read the object's facts through a URL signed by VOD; None if that does not work."""
+        trust = self.ctx.network.trust
+        try:
+            if not trust.allow_loopback:
+                url = re.sub("^http:", "https:", url)  # VOD's URLs are plain; OSS takes both
+            parts = urlsplit(url)
+            host = parts.netloc.removeprefix(f"{self.target.bucket}.")
+            trust.check_endpoint("OSS", f"{parts.scheme}://{host}")
+            session = self._session_with(PlainSigner())
+            return FoundObject(await session.call(oss.read_signed_url(url)), "-url")
+        except (VodupError, ValueError) as error:  # ValueError: it is no URL at all
+            get_logger(key=self.ctx.key).info("object.not_readable", reason=str(error))
+            return None
+
+    # --- restart and abort ------------------------------------------------------------------
+
+    @contextmanager
+    def watching_target(self) -> Iterator[None]:
+        """Tell a target that VOD has moved from one that was never allowed."""
+        try:
+            yield
+        except (PermissionDenied, ServiceError) as error:
+            moved_to = self.live.moved_to
+            if moved_to is None or not is_target_refused(error):
+                raise
+            if self.ctx.options.on_target_change == "restart":
+                raise Vanished(f"VOD moved the upload to {moved_to.bucket}", error) from None
+            raise UploadTargetChanged(
+                f"VOD now names another bucket or key (bucket {moved_to.bucket}), and OSS refuses "
+                f"the first: {error.message}",
+                code=error.code,
+                request_id=error.request_id,
+            ) from None
+
+    async def restart(self, vanished: Vanished) -> None:
+        """Forget all parts, and the target if VOD moved it; the video stays the same."""
+        ctx, lost_bytes, moved_to = self.ctx, self.acked.size, self.live.moved_to
+        if moved_to is not None and is_target_refused(vanished.failure):
+            self.target = ctx.network.trust.check_target(moved_to)
+            await ctx.journal.change_target(self.target)
+            self.live.move(self.target)
+        else:
+            await ctx.journal.restart(overwrite=vanished.is_damaged)
+        self._acked = None
+        ctx.progress.emit(
+            UploadRestarted(
+                key=ctx.progress.key,
+                video_id=ctx.progress.video_id,
+                reason=vanished.reason,
+                lost_bytes=lost_bytes,
+            )
+        )
+
+    async def abort(self) -> None:
+        """Remove the parts at OSS; none there is as good."""
+        try:
+            await self.call_final(oss.abort_multipart_upload(self.target, self.upload_id))
+        except ServiceError as error:
+            if not is_vanished(error):
+                raise

@@ -1,0 +1,250 @@
+"""The parts of an object: which ones OSS has, sending what is missing, accepting the answers.
+
+Acks bound what is sent twice after a crash. Where OSS lists our parts, a lost ack costs one
+reading of the part, so acks may then be written a little later, several in one commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
+from typing import Any, Final
+
+from uploader.errors import PermissionDenied, ServiceError, VodupError
+from uploader.events import PartsAdopted
+from uploader.protocol import oss
+from uploader.protocol.failures import is_vanished
+from uploader.protocol.integrity import same_etag
+from uploader.protocol.oss import ListedPart, PartReceipt
+from uploader.protocol.plan import Part
+from uploader.protocol.wire import Body, Operation, SentBody
+from uploader.state import PartAck
+from uploader.tasks import one_error
+from uploader.upload.object import ObjectUpload, Vanished
+
+__all__ = ["add_ack", "add_sent", "reconcile", "send_all", "send_missing_parts", "send_part"]
+
+_MAX_LIST_PAGES: Final = 20
+
+_PATIENCE_S: Final = 0.05
+"""How long an ack waits for others to share a commit with: at 125 parts a second that spares
+half of what the state costs. What a kill may lose of them is found again in OSS's list."""
+_MAX_PENDING_ACKS: Final = 64
+"""Acks on their way to the disk. Too large: a state that stalls leaves more to find again."""
+
+SentPart = tuple[PartAck, float]
+"""A part's ack, and the seconds since it was begun."""
+PartRequest = Callable[[Part, Body], Operation[tuple[PartReceipt, SentBody]]]
+
+
+# --- what OSS has -------------------------------------------------------------------------
+
+
+async def reconcile(upload: ObjectUpload) -> None:
+    """Compare our acks with what OSS lists. Without permission to list, ours must do.
+
+    Raises:
+        Vanished: OSS does not know the UploadId any more, and nothing was completed.
+    """
+    try:
+        listed, is_whole = await _list_parts(upload)
+    except PermissionDenied:
+        upload.is_listed = False
+        return
+    except ServiceError as error:
+        if not is_vanished(error):
+            raise
+        if upload.is_completing:
+            return  # perhaps completed: completing again finds out
+        raise _vanished(error) from None
+    upload.is_listed = upload.ctx.source.stream is None
+    upload.acked.remove_unlike(listed)
+    if is_whole:
+        upload.acked.remove_unlisted(listed)
+    await _adopt(upload, listed)
+
+
+async def _list_parts(upload: ObjectUpload) -> tuple[dict[int, ListedPart], bool]:
+    """All parts OSS lists, and whether its pages came to an end.
+
+    After the first page the others are requested at the same time: a page that begins
+    behind part n holds at least the parts n + 1 to n + 1,000.
+    """
+    end = upload.acked.plan.part_count
+    listed, begun = await _list_page(upload, 0)
+    if begun is None or begun >= end:
+        return listed, True
+    async with one_error() as group:
+        tasks = [
+            group.create_task(_list_range(upload, start, min(start + oss.LIST_PAGE_SIZE, end)))
+            for start in range(begun, end, oss.LIST_PAGE_SIZE)
+        ]
+    for task in tasks:
+        listed |= task.result()[0]
+    return listed, all(task.result()[1] for task in tasks)
+
+
+async def _list_range(
+    upload: ObjectUpload, start: int, end: int
+) -> tuple[dict[int, ListedPart], bool]:
+    """The parts start + 1 to `end` at least, and whether the pages got that far."""
+    listed: dict[int, ListedPart] = {}
+    marker = start
+    for _ in range(_MAX_LIST_PAGES):
+        page, next_marker = await _list_page(upload, marker)
+        listed |= page
+        if next_marker is None or next_marker >= end:
+            return listed, True
+        if next_marker <= marker:
+            break
+        marker = next_marker
+    return listed, False
+
+
+async def _list_page(upload: ObjectUpload, marker: int) -> tuple[dict[int, ListedPart], int | None]:
+    page = await upload.call(oss.list_parts(upload.target, upload.upload_id, marker=marker))
+    return {part.number: part for part in page.parts}, page.next_marker
+
+
+async def _adopt(upload: ObjectUpload, listed: dict[int, ListedPart]) -> None:
+    """Keep parts whose answers were lost, if the source proves to hold their bytes."""
+    if upload.ctx.source.stream is not None:
+        return  # its bytes are not there yet; acked parts are compared as they arrive
+    adopted_count = 0
+    for part in upload.acked.missing():
+        known = listed.get(part.number)
+        if known is not None and (ack := await _prove(upload, part, known)) is not None:
+            await add_ack(upload, ack)
+            adopted_count += 1
+    if adopted_count:
+        progress = upload.ctx.progress
+        progress.emit(
+            PartsAdopted(key=progress.key, video_id=progress.video_id, part_count=adopted_count)
+        )
+
+
+async def _prove(upload: ObjectUpload, part: Part, listed: ListedPart) -> PartAck | None:
+    if listed.size != part.size:
+        return None
+    needs_md5 = listed.crc64 is None
+    crc64, md5 = await upload.ctx.source.read_crc(part.offset, part.size, with_md5=needs_md5)
+    is_md5_same = md5 is not None and same_etag(md5, listed.etag)
+    if not (is_md5_same if needs_md5 else crc64 == listed.crc64):
+        return None
+    return PartAck(part.number, part.size, listed.etag, crc64, md5)
+
+
+# --- send ---------------------------------------------------------------------------------
+
+
+async def send_missing_parts(upload: ObjectUpload) -> None:
+    """Send every part that is not acked, several at a time."""
+    if not upload.acked.is_put:
+        await send_all(
+            upload, upload.acked.missing(), partial(send_part, upload), partial(add_sent, upload)
+        )
+
+
+async def send_all(
+    upload: ObjectUpload,
+    parts: Sequence[Part],
+    send: Callable[[Part], Awaitable[SentPart]],
+    add: Callable[..., Coroutine[Any, Any, None]],
+) -> None:
+    """Send parts, as many at a time as there may be connections.
+
+    Args:
+        send: stores one part.
+        add: makes its ack durable; takes what `send` returned and `patience_s`.
+    """
+    upload.ctx.progress.phase = "send"
+    pending = iter(parts)
+    unsent_count = len(parts)
+    adding: deque[asyncio.Task[None]] = deque()
+
+    async def worker() -> None:
+        nonlocal unsent_count
+        for part in pending:  # a shared iterator: every part has exactly one worker
+            sent = await send(part)
+            unsent_count -= 1
+            if not upload.is_listed or not unsent_count:
+                await add(sent)
+                continue
+            # A kill loses nothing that OSS lists, so the connection goes on meanwhile.
+            adding.append(workers.create_task(add(sent, patience_s=_PATIENCE_S)))
+            if len(adding) > _MAX_PENDING_ACKS:
+                await asyncio.wait([adding.popleft()])
+
+    with upload.watching_target():
+        async with one_error() as workers:
+            if upload.is_listed is None and _is_worth_learning(upload, len(parts)):
+                workers.create_task(_learn_whether_listed(upload))
+            for _ in range(min(len(parts), upload.ctx.network.pace.max_concurrency)):
+                workers.create_task(worker())
+
+
+def _is_worth_learning(upload: ObjectUpload, missing_count: int) -> bool:
+    """Whether many acks are to be written that a list could tell again."""
+    has_list = upload.ctx.record.upload_id is not None and upload.ctx.source.stream is None
+    return has_list and missing_count > _MAX_PENDING_ACKS
+
+
+async def _learn_whether_listed(upload: ObjectUpload) -> None:
+    """List the parts once: the policy of the credentials may not allow that."""
+    try:
+        await _list_page(upload, 0)
+    except VodupError:
+        upload.is_listed = False
+    else:
+        upload.is_listed = True
+
+
+async def send_part(
+    upload: ObjectUpload, part: Part, request: PartRequest | None = None
+) -> SentPart:
+    """Store a part; returns its ack, checked, and how long that took.
+
+    `request` is what stores it; None: UploadPart.
+    """
+    clock, progress = upload.ctx.network.clock, upload.ctx.progress
+    began_s = clock.elapsed_s()
+    request = request or partial(_upload_part, upload)
+    ack: PartAck | None = None
+    while ack is None:
+        body = upload.ctx.source.body(part.offset, part.size, progress.watch_part(part.number))
+        try:
+            answer, sent = await upload.call(request(part, body))
+        except ServiceError as error:
+            if is_vanished(error):
+                raise _vanished(error) from None
+            raise
+        ack = await upload.accept(part, answer, sent)
+    seconds = clock.elapsed_s() - began_s
+    upload.live.record_part_time(seconds)
+    return ack, seconds
+
+
+def _upload_part(
+    upload: ObjectUpload, part: Part, body: Body
+) -> Operation[tuple[PartReceipt, SentBody]]:
+    return oss.upload_part(upload.target, upload.upload_id, part, body, needs_md5=upload.needs_md5)
+
+
+async def add_sent(upload: ObjectUpload, sent: SentPart, *, patience_s: float = 0.0) -> None:
+    """Make the ack of a part durable and report the part."""
+    ack, seconds = sent
+    await add_ack(upload, ack, patience_s=patience_s)
+    upload.ctx.progress.emit_stored(ack.number, ack.size, seconds)
+
+
+async def add_ack(upload: ObjectUpload, ack: PartAck, *, patience_s: float = 0.0) -> None:
+    """Count a part as acked and make that durable: this bounds what is sent twice."""
+    upload.acked.add(ack)
+    upload.ctx.progress.count_acked(ack.number)
+    await upload.ctx.journal.add_part(ack, patience_s=patience_s)
+
+
+def _vanished(failure: ServiceError) -> Vanished:
+    return Vanished("OSS does not know the UploadId any more", failure)

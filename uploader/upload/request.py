@@ -1,0 +1,110 @@
+"""What the caller wants of one upload, and what all steps of it share."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from dataclasses import dataclass, field
+
+from uploader.credentials import GrantSource, Network
+from uploader.errors import ConfigurationError
+from uploader.options import UploadOptions
+from uploader.protocol.grants import UploadGrant
+from uploader.protocol.vod import VideoMeta
+from uploader.sources import Source
+from uploader.state import Journal, StateStore, UploadRecord
+from uploader.upload.progress import Progress
+
+__all__ = ["UploadContext", "UploadRequest", "default_key", "known_video_id"]
+
+
+@dataclass(frozen=True, slots=True)
+class UploadRequest:
+    """What the caller wants of one upload.
+
+    Attributes:
+        meta: what CreateUploadVideo is given, if a video is created.
+        video_id: continue this video; None: create one, or continue the recorded one. Known
+            wherever there is a grant.
+        grant: a decoded UploadAddress and UploadAuth to begin with.
+        overwrite: whether a finished video may be replaced.
+        resumed: requests to OSS begin only while this is set; None: it is never paused.
+    """
+
+    meta: VideoMeta = field(default_factory=VideoMeta)
+    video_id: str | None = None
+    grant: UploadGrant | None = None
+    overwrite: bool = False
+    resumed: asyncio.Event | None = None
+
+
+def known_video_id(video_id: str | None, grant: UploadGrant | None) -> str | None:
+    """The VideoId that the caller or the grant names; None if there is no grant.
+
+    Raises:
+        ConfigurationError: they contradict each other, or neither names the video.
+    """
+    if grant is None:
+        return video_id
+    if grant.video_id is not None and video_id is not None and grant.video_id != video_id:
+        raise ConfigurationError(f"The grant is for video {grant.video_id}, not for {video_id}.")
+    if (known := video_id or grant.video_id) is None:
+        raise ConfigurationError(
+            "The grant does not name its VideoId, and renewing needs it.",
+            next_step="Pass video_id= (--video-id) as well.",
+        )
+    return known
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadContext:
+    """One run of one upload: what all steps share.
+
+    Attributes:
+        key: the upload's name in the state store.
+        grants: issues grants; None: only `request.grant` is there.
+        scope: which service and region the video is in.
+    """
+
+    key: str
+    request: UploadRequest
+    source: Source
+    journal: Journal
+    store: StateStore
+    network: Network
+    scope: str
+    grants: GrantSource | None
+    options: UploadOptions
+    progress: Progress
+
+    @property
+    def record(self) -> UploadRecord:
+        """The record; there is one once the upload is recorded."""
+        if (record := self.journal.record) is None:  # pragma: no cover - it comes first
+            raise RuntimeError(f"upload {self.key} is not recorded yet")
+        return record
+
+    @property
+    def may_overwrite(self) -> bool:
+        """Whether the content of a finished video may be replaced, by this run or a former one."""
+        return self.request.overwrite or self.record.is_overwrite
+
+    def require_grants(self) -> GrantSource:
+        """What issues grants.
+
+        Raises:
+            ConfigurationError: nothing does.
+        """
+        if self.grants is None:
+            raise ConfigurationError(
+                "No provider issues grants for this upload.",
+                next_step="Pass a provider, or a fresh grant (--grant).",
+            )
+        return self.grants
+
+
+def default_key(scope: str, identity: str) -> str:
+    """The name of an upload in the state store where the caller gives none."""
+    # A file's name may hold bytes that are no UTF-8; Python carries them as surrogates.
+    named = f"{scope}\0{identity}".encode(errors="surrogateescape")
+    return f"file-{hashlib.sha256(named).hexdigest()[:20]}"

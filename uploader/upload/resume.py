@@ -1,0 +1,202 @@
+"""What an earlier run left: its result, or a record that this run continues with the same source.
+
+A source is the same if its fingerprint is, or if it is read again and holds the bytes that OSS
+has: a file that was copied or touched is still the same file.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from dataclasses import replace
+
+from uploader.errors import ConfigurationError, SourceChanged
+from uploader.events import UploadFinished, UploadResult
+from uploader.protocol.documents import MalformedDocument
+from uploader.protocol.integrity import join_crc64
+from uploader.protocol.part_sizes import plan_stream
+from uploader.protocol.plan import MAX_PART_COUNT, Part
+from uploader.sources import Fingerprint, PartStream, Source
+from uploader.state import Phase, UploadRecord
+from uploader.upload.planning import plan_of, unreadable_record
+from uploader.upload.request import UploadContext
+
+__all__ = ["earlier_result", "read_stream", "record_upload", "require_unchanged"]
+
+
+# --- an earlier result ------------------------------------------------------------------
+
+
+async def earlier_result(ctx: UploadContext) -> UploadResult | None:
+    """The result of an earlier run, if the source is still the one that it sent.
+
+    Raises:
+        SourceChanged: it is not, and the video must not be overwritten.
+    """
+    record = ctx.journal.record
+    if record is None or record.phase is not Phase.DONE or record.receipt is None:
+        return None
+    result = _result_of(record.receipt)
+    if not await _is_source_of(ctx, record, result):
+        if ctx.request.overwrite:
+            return None
+        raise SourceChanged(
+            f"{ctx.source.name} has changed since it was uploaded as video {record.video_id}.",
+            next_step=f"To make a new video of it, pass --key NAME or run `vodup clean {ctx.key}` "
+            "first; to replace the video's content, pass --overwrite.",
+        )
+    result = replace(result, is_receipt=True, sent_bytes=0)
+    ctx.progress.emit(UploadFinished(key=ctx.key, video_id=record.video_id, result=result))
+    return result
+
+
+async def _is_source_of(ctx: UploadContext, record: UploadRecord, result: UploadResult) -> bool:
+    stream = ctx.source.stream
+    if stream is not None and not stream.is_rereadable:
+        return await read_stream(ctx.source, stream) == (result.size, result.crc64)
+    await _wait_for_end(ctx.source, result.size)
+    now = (await ctx.source.fingerprint()).to_text()
+    if now == record.fingerprint:
+        return True
+    size = ctx.source.size
+    if size != result.size or (await ctx.source.read_crc(0, size))[0] != result.crc64:
+        return False
+    await ctx.journal.update_fingerprint(now)
+    return True
+
+
+async def _wait_for_end(source: Source, size: int) -> None:
+    """Wait until a file that may still be written can be compared with one of this size."""
+    stream = source.stream
+    if stream is not None and stream.is_rereadable and size:
+        await stream.wait_for(Part(MAX_PART_COUNT, size, 1))
+
+
+async def read_stream(source: Source, stream: PartStream) -> tuple[int, int]:
+    """Read a stream to its end and keep nothing; returns its size and CRC-64."""
+    await stream.begin("")
+    pieces: list[tuple[int, int]] = []
+    plan = plan_stream(largest_size=stream.max_part_size)
+    for part in plan.parts:  # pragma: no branch - a stream ends before the numbers do
+        size = await stream.wait_for(part)
+        if size:
+            pieces.append(((await source.read_crc(part.offset, size))[0], size))
+            await stream.release(part)
+        if size < part.size:
+            break
+    return sum(size for _, size in pieces), join_crc64(pieces)
+
+
+# --- the record -------------------------------------------------------------------------
+
+
+async def record_upload(ctx: UploadContext) -> bool:
+    """Record the upload, or accept the source for its record; True if it was recorded before.
+
+    Raises:
+        SourceChanged: the record is about other bytes.
+        ConfigurationError: it belongs to another video than the caller names.
+    """
+    record = ctx.journal.record
+    if record is None or record.phase in {Phase.DONE, Phase.ABORTED}:
+        await ctx.journal.create_record(await _new_record(ctx, record))
+        return False
+    _require_same_video(ctx, record)
+    await _require_same_source(ctx, record)
+    return True
+
+
+async def _new_record(ctx: UploadContext, former: UploadRecord | None) -> UploadRecord:
+    video_id = ctx.request.video_id
+    if former is not None and former.phase is Phase.DONE:
+        video_id = video_id or former.video_id  # an overwrite keeps its video
+    return UploadRecord(
+        key=ctx.key,
+        phase=Phase.NEW,
+        source=ctx.source.name,
+        fingerprint=(await ctx.source.fingerprint()).to_text(),
+        size=ctx.source.size,
+        scope=ctx.scope,
+        # Drawn, not derived from the key: a key may be used again after its record was
+        # removed, and must not lead to the video of its former life.
+        reference_id=f"vodup-{secrets.token_hex(16)}",
+        meta=ctx.request.meta.to_text(),
+        video_id=video_id,
+        is_overwrite=ctx.request.overwrite,
+    )
+
+
+def _require_same_video(ctx: UploadContext, record: UploadRecord) -> None:
+    requested = ctx.request.video_id
+    if requested is not None and record.video_id is not None and requested != record.video_id:
+        raise ConfigurationError(
+            f"The upload {ctx.key} belongs to video {record.video_id}, not to {requested}.",
+            next_step="Pass another --key, or leave --video-id out to continue it.",
+        )
+
+
+async def _require_same_source(ctx: UploadContext, record: UploadRecord) -> None:
+    await _wait_for_end(ctx.source, record.size)
+    now = await ctx.source.fingerprint()
+    if now.to_text() == record.fingerprint:
+        return
+    if now.size != record.size or not await _holds_acked_bytes(ctx, record):
+        raise SourceChanged(
+            f"{ctx.source.name} is not the file that this upload was started with "
+            f"({_changes_of(record, now)})."
+        )
+    await ctx.journal.update_fingerprint(now.to_text())
+
+
+async def _holds_acked_bytes(ctx: UploadContext, record: UploadRecord) -> bool:
+    """Read again what OSS has acked.
+
+    Where nothing is acked, nothing of the former file is stored for good; what became of a
+    PutObject without an answer is found out by comparing the object with this file.
+    """
+    acks = ctx.journal.acks
+    if record.plan is None:
+        return record.phase is not Phase.COMPLETING
+    plan = plan_of(record.plan)
+    if plan.is_single and record.upload_id is None and not acks:
+        return True
+    for ack in acks.values():
+        if ack.number > plan.part_count:
+            return False
+        crc64, _ = await ctx.source.read_crc(plan.part(ack.number).offset, ack.size)
+        if crc64 != ack.crc64:
+            return False
+    return bool(acks) or record.phase is not Phase.COMPLETING
+
+
+async def require_unchanged(ctx: UploadContext) -> None:
+    """Refuse a file that was rewritten while it was sent: OSS would hold a mixture of the two.
+
+    Raises:
+        SourceChanged: it was.
+    """
+    now, record = await ctx.source.fingerprint(), ctx.record
+    if now.to_text() != record.fingerprint:
+        raise SourceChanged(
+            f"{ctx.source.name} changed while it was sent ({_changes_of(record, now)}).",
+            next_step="Nothing was completed. Put the original back and run the same command, "
+            f"or abort this upload with `vodup abort {record.key}` and start over.",
+        )
+
+
+# --- what the record holds as text --------------------------------------------------------
+
+
+def _changes_of(record: UploadRecord, now: Fingerprint) -> str:
+    try:
+        changes = Fingerprint.from_text(record.fingerprint).changes(now)
+    except MalformedDocument as error:
+        raise unreadable_record("fingerprint", error) from None
+    return f"changed: {', '.join(changes)}"
+
+
+def _result_of(text: str) -> UploadResult:
+    try:
+        return UploadResult(**json.loads(text))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise unreadable_record("result", error) from None

@@ -1,0 +1,105 @@
+"""What became of a request that makes the object, where its answer was lost.
+
+An object is ours because of what it holds, never because it exists.
+"""
+
+from __future__ import annotations
+
+from uploader.errors import IntegrityError, UnverifiedCompletion, VodupError
+from uploader.protocol.vod import VideoFacts
+from uploader.upload.grant import finished_video, refuse_finished
+from uploader.upload.object import ObjectUpload, Vanished
+from uploader.upload.proof import ABSENT, UNKNOWN, FoundObject
+from uploader.upload.verify import with_figures
+
+__all__ = ["after_put", "after_vanished", "at_vod"]
+
+
+async def at_vod(upload: ObjectUpload) -> FoundObject | None:
+    """Before credentials are requested, ask VOD whether an earlier run has finished the video.
+
+    If it has, only the object itself, read through a URL of VOD's, can prove what it holds.
+    None: the upload goes on.
+
+    Raises:
+        OverwriteRefused: another upload has finished it.
+        IntegrityError, UnverifiedCompletion: it is finished, and not, or not provably, with
+            what was sent.
+    """
+    ctx = upload.ctx
+    if upload.is_new or ctx.may_overwrite or ctx.request.grant:
+        return None
+    ctx.progress.phase = "settle"
+    if not upload.is_completing or not upload.has_plan:
+        await refuse_finished(ctx)  # our Complete was never sent
+        return None
+    facts = await finished_video(ctx)
+    if facts is None:
+        return None
+    found = await _look_by_facts(upload, facts)
+    finished = (
+        f"VOD has finished video {ctx.record.video_id} (status {facts.status}, {facts.size} bytes) "
+        "after a run that ended while completing it"
+    )
+    if found is None:
+        raise UnverifiedCompletion(f"{finished}; its bytes could not be compared.")
+    if not upload.acked.is_proved_by(found.facts):
+        raise IntegrityError(
+            f"{finished}, but its file is not what was sent.",
+            next_step="Pass --overwrite (overwrite=True) to send it again in its place.",
+        )
+    upload.resumed_part_count = len(upload.acked)
+    return found
+
+
+async def after_put(upload: ObjectUpload) -> None:
+    """Count the last part as acked if an earlier PutObject has stored it."""
+    if not upload.is_completing:
+        return
+    await upload.read_put_ack()
+    found = await upload.look()
+    if found is None or not upload.acked.is_proved_by(found.facts):
+        upload.acked.remove(upload.acked.plan.part_count)
+
+
+async def after_vanished(upload: ObjectUpload, failure: VodupError) -> FoundObject:
+    """NoSuchUpload at Complete: completed, or gone? Decided by what the object is, if any.
+
+    Raises:
+        Vanished: there is no object, or another one.
+    """
+    upload.ctx.progress.phase = "settle"
+    found = await upload.look()
+    if found is None:
+        found = await _look_at_vod(upload)
+    if found is not None and (found.facts == UNKNOWN or upload.acked.is_proved_by(found.facts)):
+        return found
+    raise Vanished(
+        "the upload was gone before it was completed",
+        failure,
+        is_damaged=found is not None and found.facts != ABSENT,
+    )
+
+
+async def _look_at_vod(upload: ObjectUpload) -> FoundObject | None:
+    """Ask VOD where OSS does not let us look. None: VOD still waits for the file."""
+    ctx = upload.ctx
+    if ctx.record.video_id is None:
+        return None  # a file of a package: VOD does not know it, and sending it again is harmless
+    if ctx.grants is None or (facts := await ctx.grants.facts(ctx.record.video_id)) is None:
+        return FoundObject(UNKNOWN)
+    if not facts.is_finished:
+        return None
+    found = await _look_by_facts(upload, facts)
+    return found if found and upload.acked.is_proved_by(found.facts) else FoundObject(UNKNOWN)
+
+
+async def _look_by_facts(upload: ObjectUpload, facts: VideoFacts) -> FoundObject | None:
+    """The object behind VOD's URL, with figures to compare; None where it has none."""
+    if facts.file_url is None:
+        return None
+    await upload.read_put_ack()
+    found = await upload.look_by_url(facts.file_url)
+    if found is None or (found.facts.crc64 is None and found.facts.etag is None):
+        return None
+    return await with_figures(upload, found)

@@ -1,0 +1,453 @@
+"""`Uploader`: the public class, and `upload_sync` for code without an event loop.
+
+It opens what all uploads share (network, state store, budgets) and gives each upload its context;
+the steps of an upload are in `upload.main`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from uploader.batch import Items, Outcome, UploadItem, descriptor_share, require_files, upload_batch
+from uploader.clock import Clock, SystemClock
+from uploader.credentials import CallbackProvider, GrantProvider, GrantSource, Network
+from uploader.errors import (
+    ConfigurationError,
+    CredentialError,
+    StateError,
+    TransferError,
+    VodupError,
+)
+from uploader.events import HookFailed, Listener, UploadResult
+from uploader.handles import Submissions, UploadHandle
+from uploader.hooks import EndedUpload, Hooks, notify_ended
+from uploader.options import UploadOptions
+from uploader.pace import MAX_CONCURRENCY, Pace
+from uploader.protocol.grants import UploadGrant
+from uploader.protocol.oss import ObjectFacts
+from uploader.protocol.trust import TrustPolicy
+from uploader.protocol.vod import VideoMeta
+from uploader.protocol.wire import Transport
+from uploader.sources import AnySource, BytesSource, HlsPackage, Source, as_source
+from uploader.state import Journal, Phase, StateStore, UploadRecord, open_state
+from uploader.transport import AiohttpTransport
+from uploader.upload import verify
+from uploader.upload.grant import live_grant
+from uploader.upload.main import abort_upload, upload_video
+from uploader.upload.object import ObjectUpload
+from uploader.upload.package import compare_package, forget_members, upload_package
+from uploader.upload.progress import Progress
+from uploader.upload.request import UploadContext, UploadRequest, default_key, known_video_id
+
+__all__ = ["Uploader", "upload_sync"]
+
+AnyProvider = GrantProvider | Callable[[str], Awaitable[Any]]
+
+
+class Uploader:
+    """Sends sources to the objects VOD wants them in.
+
+    One uploader has one budget of connections, bandwidth and VOD calls for all its
+    uploads. It knows nothing about any single one of them: what must survive a crash is
+    in the state store, everything else is local to `upload`.
+    """
+
+    def __init__(
+        self,
+        provider: AnyProvider | None = None,
+        *,
+        state: StateStore | str | Path | None = None,
+        options: UploadOptions | None = None,
+        trust: TrustPolicy | None = None,
+        on_event: Listener | None = None,
+        transport: Transport | None = None,
+        clock: Clock | None = None,
+        shared_vod_budget: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """Nothing is opened before `async with`.
+
+        Args:
+            provider: issues grants; a coroutine function is taken as one that renews.
+                None: only what `grant=` brings, without renewal.
+            state: a store, "memory", a path, or a URL; None is SQLite in the user's
+                state directory.
+            trust: which hosts may be sent credentials.
+            on_event: called with every event of every upload.
+            transport, clock: for tests and for other networks.
+            shared_vod_budget: awaited before each call to VOD, for a quota that other
+                processes use as well.
+        """
+        self._provider = _as_provider(provider)
+        self._options = options or UploadOptions()
+        self._on_event = on_event
+        self._state = _as_store(state)
+        self._open_network = partial(
+            _open_network,
+            options=self._options,
+            trust=trust or TrustPolicy(),
+            clock=clock or SystemClock(),
+            transport=transport,
+            shared_vod_budget=shared_vod_budget,
+        )
+        self._stack = AsyncExitStack()
+        self._network: Network | None = None
+        self._submissions = Submissions(self._options.submitted)
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._state)
+            self._network = await self._open_network(stack)
+            stack.callback(self._close_network)
+            await stack.enter_async_context(self._submissions.running())
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._stack.__aexit__(exc_type, exc, traceback)
+
+    def _close_network(self) -> None:
+        self._network = None
+
+    @property
+    def scope(self) -> str:
+        """Which service and region the videos are in; a part of an upload's default key."""
+        return self._provider.scope if self._provider else ""
+
+    @property
+    def state(self) -> StateStore:
+        """The checkpoint store."""
+        return self._state
+
+    @property
+    def grants(self) -> GrantSource:
+        """Issues grants over this uploader's network: for app servers.
+
+        Raises:
+            ConfigurationError: the uploader has no provider.
+        """
+        if self._network is None or self._provider is None:
+            raise ConfigurationError("Grants need a provider, and an uploader that is open.")
+        return self._provider.connect(self._network)
+
+    # --- uploads --------------------------------------------------------------------------
+
+    async def upload(
+        self,
+        source: AnySource,
+        *,
+        meta: VideoMeta | None = None,
+        video_id: str | None = None,
+        grant: UploadGrant | None = None,
+        key: str | None = None,
+        overwrite: bool = False,
+        on_event: Listener | None = None,
+    ) -> UploadResult:
+        """Store `source` as a video and return what OSS holds, verified.
+
+        Resumes from the checkpoint when there is one; a finished upload returns its result
+        and sends nothing. VideoId, bucket and object key never change.
+
+        Args:
+            meta: what CreateUploadVideo is given, when a video is to be made.
+            video_id: continue this video instead of making one.
+            grant: a decoded UploadAddress/UploadAuth pair, used until it runs out.
+            key: the name of this upload in the state store; the default is derived from
+                the service, and the VideoId or the path or URL. A stream without a key is
+                an upload of its own each time.
+            overwrite: allow replacing the content of a finished video, which may start
+                transcoding again.
+            on_event: called with the events of this upload, after the uploader's listener.
+
+        Raises:
+            VodupError: one of its kinds; see `uploader.errors`. The checkpoint is kept
+                wherever `is_resumable`.
+        """
+        item = UploadItem(
+            source=source, meta=meta, video_id=video_id, grant=grant, key=key, overwrite=overwrite
+        )
+        return await self._upload(item, on_event)
+
+    async def submit(
+        self,
+        source: AnySource,
+        *,
+        meta: VideoMeta | None = None,
+        video_id: str | None = None,
+        grant: UploadGrant | None = None,
+        key: str | None = None,
+        overwrite: bool = False,
+        on_event: Listener | None = None,
+    ) -> UploadHandle:
+        """Start an upload beside the caller, and return a handle to watch and steer it.
+
+        Takes what `upload` takes. Waits while as many as `UploadOptions.submitted` are
+        running. Leaving the uploader's block waits for all of them, and raises the first
+        failure whose result was never awaited; an error in the block cancels them.
+        """
+
+        item = UploadItem(
+            source=source, meta=meta, video_id=video_id, grant=grant, key=key, overwrite=overwrite
+        )
+
+        async def run(resumed: asyncio.Event, listener: Listener) -> UploadResult:
+            return await self._upload(item, listener, on_event, resumed=resumed)
+
+        return await self._submissions.submit(run, self.abort)
+
+    async def upload_many(
+        self, items: Items, *, files: int | None = None, on_event: Listener | None = None
+    ) -> AsyncGenerator[Outcome, None]:
+        """Upload every item and yield how each ended, in the order in which they end.
+
+        One item's failure is its outcome and stops no other. All of them share this
+        uploader's connections, bandwidth and VOD calls. Items are read a bounded number
+        ahead; the largest of those is started first.
+
+        Args:
+            files: how many at once. Too few: small files wait for each other's round
+                trips. Too many: more is unfinished when the batch is interrupted.
+            on_event: called with the events of every item, after the uploader's listener.
+
+        Close the iterator (`contextlib.aclosing`) to stop early: running uploads are
+        cancelled and can be resumed.
+        """
+
+        async def upload(item: UploadItem) -> UploadResult:
+            return await self._upload(item, on_event)
+
+        async with aclosing(upload_batch(upload, items, files=require_files(files))) as outcomes:
+            async for outcome in outcomes:
+                yield outcome
+
+    async def abort(self, key: str) -> None:
+        """Abort an upload: its parts are removed, its record says so. The video stays.
+
+        Raises:
+            UploadLocked: another process works on it.
+            ConfigurationError: there is no such upload, or it is finished.
+        """
+        record = await self._find(key)
+        if record.phase is Phase.DONE:
+            raise ConfigurationError(
+                f"Video {record.video_id} is finished; there is nothing to abort.",
+                next_step=f"`vodup clean {key}` removes its record.",
+            )
+        # The source is not read: aborting must work when the file is gone.
+        source = BytesSource(b"\0", record.source)
+        async with self._context(source, _request_of(record), key) as ctx:
+            await abort_upload(ctx)
+        await forget_members(self._state, key)
+
+    async def verify(self, source: AnySource, *, key: str | None = None) -> ObjectFacts:
+        """Read a source again and compare it with what OSS holds of its upload, by CRC-64.
+
+        Raises:
+            IntegrityError: they differ.
+            UnverifiedCompletion: OSS does not let us look.
+        """
+        opened = as_source(source)
+        record = await self._find(key or await self._default_key(opened, None))
+        async with self._context(opened, _request_of(record), record.key) as ctx:
+            if isinstance(opened, HlsPackage):
+                return await compare_package(ctx, opened)
+            return await verify.compare(ObjectUpload(ctx, live_grant(ctx, None)))
+
+    # --- one upload -------------------------------------------------------------------------
+
+    async def _upload(
+        self,
+        item: UploadItem,
+        *listeners: Listener | None,
+        resumed: asyncio.Event | None = None,
+    ) -> UploadResult:
+        request = UploadRequest(
+            item.meta or VideoMeta(),
+            known_video_id(item.video_id, item.grant),
+            item.grant,
+            item.overwrite,
+            resumed,
+        )
+        opened = as_source(item.source)
+        progress = self._progress(request, item.key, *listeners)
+        try:
+            async with self._context(opened, request, item.key, progress) as ctx:
+                if isinstance(opened, HlsPackage):
+                    result = await upload_package(ctx, opened)
+                else:
+                    result = await upload_video(ctx)
+        except VodupError as error:
+            await _notify_hooks(self._options.hooks, opened, progress, error)
+            raise
+        failures = await _notify_hooks(self._options.hooks, opened, progress, result)
+        return replace(result, hook_failures=failures) if failures else result
+
+    def _progress(
+        self, request: UploadRequest, key: str | None, *listeners: Listener | None
+    ) -> Progress:
+        given = [*filter(None, (self._on_event, *listeners))]
+        return Progress(key or "", request.video_id, given)
+
+    @asynccontextmanager
+    async def _context(
+        self,
+        source: Source,
+        request: UploadRequest,
+        key: str | None,
+        progress: Progress | None = None,
+    ) -> AsyncIterator[UploadContext]:
+        """Open the source and claim the upload; errors are reported, and recorded for `status`."""
+        if self._network is None:
+            raise RuntimeError("An Uploader works inside its block: async with Uploader(…) as up:")
+        progress = progress or self._progress(request, key)
+        network = replace(self._network, on_retry=progress.count_retry)
+        with progress.reporting_failure():
+            async with source:
+                key = progress.key = key or await self._default_key(source, request.video_id)
+                async with self._state.claim(key) as checkpoint:
+                    ctx = UploadContext(
+                        key=key,
+                        request=request,
+                        source=source,
+                        journal=Journal(checkpoint),
+                        store=self._state,
+                        network=network,
+                        scope=self.scope,
+                        grants=self._provider.connect(network) if self._provider else None,
+                        options=self._options,
+                        progress=progress,
+                    )
+                    async with _recording_error(ctx):
+                        yield ctx
+
+    async def _find(self, key: str) -> UploadRecord:
+        record = await self._state.find(key=key)
+        if record is None:
+            raise ConfigurationError(
+                f"There is no upload {key!r} in this state store.",
+                next_step="`vodup status` lists them; --state names another store.",
+            )
+        return record
+
+    async def _default_key(self, source: Source, video_id: str | None) -> str:
+        if video_id is not None:
+            record = await self._state.find(video_id=video_id)
+            return record.key if record else f"video-{video_id}"
+        return default_key(self.scope, source.identity)
+
+
+@asynccontextmanager
+async def _recording_error(ctx: UploadContext) -> AsyncIterator[None]:
+    """Record an error that ends the block, for `vodup status`; the error itself matters more."""
+    try:
+        yield
+    except VodupError as error:
+        stream = ctx.source.stream
+        # For a stream it takes more than running the same command again.
+        if stream is not None and isinstance(error, TransferError | CredentialError | StateError):
+            error.next_step = f"{error.next_step} {stream.resume_hint.format(key=ctx.key)}".strip()
+        if ctx.journal.record is not None and not isinstance(error, StateError):
+            text = f"{type(error).__name__}: {error.message}".encode(errors="replace").decode()
+            with suppress(StateError):
+                await ctx.journal.record_error(text)
+        raise
+
+
+async def _notify_hooks(
+    hooks: Sequence[Hooks], source: Source, progress: Progress, end: UploadResult | VodupError
+) -> tuple[str, ...]:
+    """Call the hooks for the end of an upload; returns a sentence for each that failed."""
+    if not hooks:
+        return ()
+    result, error = (None, end) if isinstance(end, VodupError) else (end, None)
+    video_id = result.video_id if result else progress.video_id
+    ended = EndedUpload(
+        key=progress.key, source=source.name, video_id=video_id, result=result, error=error
+    )
+    failures = await notify_ended(hooks, ended)
+    for failure in failures:
+        progress.emit(HookFailed(key=progress.key, video_id=video_id, message=failure.message))
+    return tuple(failure.message for failure in failures)
+
+
+async def _open_network(
+    stack: AsyncExitStack,
+    *,
+    options: UploadOptions,
+    trust: TrustPolicy,
+    clock: Clock,
+    transport: Transport | None,
+    shared_vod_budget: Callable[[], Awaitable[None]] | None,
+) -> Network:
+    """What all uploads of one uploader share: connections and budgets; closed with `stack`."""
+    wanted, most = options.concurrency, descriptor_share()
+    pace = Pace(
+        concurrency=wanted if wanted == "auto" else min(wanted, most),
+        max_concurrency=min(MAX_CONCURRENCY, most),
+        bandwidth=options.bandwidth,
+        vod_calls_per_s=options.vod_calls_per_s,
+        shared_vod_budget=shared_vod_budget,
+        clock=clock,
+    )
+    if transport is not None:
+        return Network(transport, pace, clock, options.retry, trust)
+    own = await stack.enter_async_context(
+        AiohttpTransport(
+            pace=pace,
+            stall_timeout_s=options.stall_timeout_s,
+            connection_limit=pace.max_concurrency + 8,
+            ca_file=options.ca_file,
+        )
+    )
+    await stack.enter_async_context(pace.steering(own))
+
+    def congestion() -> str:
+        return own.facts().congestion
+
+    return Network(own, pace, clock, options.retry, trust, congestion=congestion)
+
+
+def upload_sync(
+    source: AnySource,
+    *,
+    provider: AnyProvider | None = None,
+    state: StateStore | str | Path | None = None,
+    options: UploadOptions | None = None,
+    trust: TrustPolicy | None = None,
+    **upload: Any,
+) -> UploadResult:
+    """`Uploader.upload` for code without an event loop. Blocks until it is done.
+
+    `upload` takes what `Uploader.upload` takes. Must not be called on a running loop.
+    """
+
+    async def run() -> UploadResult:
+        async with Uploader(provider, state=state, options=options, trust=trust) as uploader:
+            return await uploader.upload(source, **upload)
+
+    return asyncio.run(run())
+
+
+def _as_provider(provider: AnyProvider | None) -> GrantProvider | None:
+    if provider is None or isinstance(provider, GrantProvider):
+        return provider
+    return CallbackProvider(provider)
+
+
+def _as_store(state: StateStore | str | Path | None) -> StateStore:
+    return open_state(state) if state is None or isinstance(state, str | Path) else state
+
+
+def _request_of(record: UploadRecord) -> UploadRequest:
+    return UploadRequest(video_id=record.video_id, overwrite=record.is_overwrite)
