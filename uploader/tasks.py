@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
-from contextvars import Context
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
 
@@ -68,52 +67,56 @@ def cancel_count() -> int:
 
 
 class _OneErrorGroup(asyncio.TaskGroup):
-    """Mutable: the running tasks and the first failure."""
+    """Mutable: the running tasks, the first failure, and who waits for the end of all tasks."""
 
     def __init__(self) -> None:
         super().__init__()
         self._running: set[asyncio.Task[Any]] = set()
         self._first: BaseException | None = None
+        self._all_ended: asyncio.Future[None] | None = None
         self._cancel_count = 0
 
     async def __aenter__(self) -> Self:
         self._cancel_count = cancel_count()
         return await super().__aenter__()
 
-    def create_task(  # type: ignore[override]  # it need not take generators
-        self,
-        coro: Coroutine[Any, Any, T],
-        *,
-        name: str | None = None,
-        context: Context | None = None,
-    ) -> asyncio.Task[T]:
-        """Start `coro` in the group."""
-
-        def on_done(task: asyncio.Task[T]) -> None:
-            self._running.discard(task)
-            coro.close()  # not begun, where the task was cancelled before its first step
-
-        task = super().create_task(self._watched(coro), name=name, context=context)
+    def create_task(self, *args: Any, **options: Any) -> asyncio.Task[Any]:
+        """Start a coroutine in the group."""
+        task: asyncio.Task[Any] = super().create_task(*args, **options)
         self._running.add(task)
-        task.add_done_callback(on_done)
+        task.add_done_callback(self._on_done)
         return task
 
-    async def _watched(self, work: Coroutine[Any, Any, T]) -> T:
+    def _on_done(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
         try:
-            return await work
+            task.result()
         except asyncio.CancelledError as error:
-            if cancel_count():
-                raise
-            failure = RuntimeError("what a task awaited was cancelled, and not the task")
-            self._add_failure(failure)
-            raise failure from error
+            if not task.cancelling():
+                self._fail_for(error)
         except BaseException as error:
             self._add_failure(error)
-            raise
+        if self._all_ended is not None and not self._running and not self._all_ended.done():
+            self._all_ended.set_result(None)
+
+    def _fail_for(self, stray: asyncio.CancelledError) -> None:
+        failure = RuntimeError("what a task awaited was cancelled, and not the task")
+        failure.__cause__ = stray
+        self._add_failure(failure)
+        work = _fail(failure)
+        try:
+            self.create_task(work)
+        except RuntimeError:  # the group is ending already
+            work.close()
 
     def _add_failure(self, error: BaseException) -> None:
         if self._first is None:
             self._first = error
+
+    async def _wait_for_all(self) -> None:
+        while self._running:
+            self._all_ended = asyncio.get_running_loop().create_future()
+            await self._all_ended
 
     async def __aexit__(
         self,
@@ -123,8 +126,8 @@ class _OneErrorGroup(asyncio.TaskGroup):
     ) -> None:
         try:
             # Tasks end while this is still the block for TaskGroup: see the module's docstring.
-            while self._running and error is None:
-                await asyncio.wait(self._running)
+            if error is None:
+                await self._wait_for_all()
         except asyncio.CancelledError as cancellation:
             error = cancellation
         cancelled = _cancellation_in(error)
@@ -155,6 +158,10 @@ def _cancellation_in(error: BaseException | None) -> asyncio.CancelledError | No
     while error is not None and not isinstance(error, asyncio.CancelledError):
         error = error.__context__
     return error
+
+
+async def _fail(error: Exception) -> None:
+    raise error
 
 
 def _raise_again(error: BaseException) -> NoReturn:
