@@ -101,7 +101,7 @@ LINES = (
     _hand("sources.urls", "aiohttp"),
     _hand("sources.fsspec", "fsspec"),
     _hand("sources"),
-    _hand("state.*", "platformdirs", "psycopg", "sqlalchemy"),
+    _hand("state.*", "platformdirs", "psycopg"),
     _hand("session"),
     _hand("credentials.contract"),
     _hand("credentials.live"),
@@ -516,7 +516,7 @@ def test_every_line_is_its_own() -> None:
         ),
         ("blocking", "import aiohttp", "blocking:1: aiohttp is not at home here"),
         ("session", "from oss2.auth import X", "session:1: oss2 is not at home here"),
-        ("sources", "import sqlalchemy.ext", "sources:1: sqlalchemy is not at home here"),
+        ("sources", "import psycopg.pq", "sources:1: psycopg is not at home here"),
         ("events", "import asyncio", "events:1: a value has no use for asyncio"),
         ("protocol.oss", "from time import time", "protocol.oss:1: a value has no use for time"),
         (
@@ -565,7 +565,7 @@ def test_two_modules_of_one_package_may_not_import_each_other() -> None:
         ("protocol.oss", "from uploader.protocol.trust import oss_region"),
         ("blocking", "from uploader.state import StateStore"),
         ("protocol.wire", "async def read(): return b''"),
-        ("state.sql", "from uploader.state.leases import Lease\nimport sqlalchemy"),
+        ("state.sql", "from uploader.state.leases import Lease\nimport psycopg"),
     ],
 )
 def test_what_the_plan_allows_passes(module: str, source: str) -> None:

@@ -14,7 +14,16 @@ import uploader
 from uploader import errors
 from uploader.errors import ServiceError, TransportError, VodupError
 
-HEAVY = ("aiohttp", "aliyunsdkcore", "aiofiles", "oss2", "pydantic", "sqlalchemy", "structlog")
+HEAVY = (
+    "aiohttp",
+    "aliyunsdkcore",
+    "aiofiles",
+    "oss2",
+    "psycopg",
+    "pydantic",
+    "sqlite3",
+    "structlog",
+)
 
 
 def loaded_by(code: str) -> set[str]:

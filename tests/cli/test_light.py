@@ -16,8 +16,8 @@ COMMANDS = (
     "devserver demo version"
 ).split()
 HEAVY = (
-    "aiohttp aiofiles aiosqlite aliyunsdkcore asyncio defusedxml fastcrc oss2 pydantic rich "
-    "sqlalchemy ssl structlog uploader.devserver uploader.uploader uploader.state yarl"
+    "aiohttp aiofiles aliyunsdkcore asyncio defusedxml fastcrc oss2 pydantic rich "
+    "psycopg sqlite3 ssl structlog uploader.devserver uploader.uploader uploader.state yarl"
 ).split()
 
 MAIN = """
@@ -69,7 +69,9 @@ def test_the_help_of_a_command_loads_nothing_heavy(command: str) -> None:
 
 
 LIBRARY = "from uploader import Uploader, VodProvider, UploadOptions, decode_grant"
-NOT_BEFORE_AN_UPLOAD = "aliyunsdkcore oss2 pydantic pygments requests rich sqlalchemy structlog"
+NOT_BEFORE_AN_UPLOAD = (
+    "aliyunsdkcore oss2 pydantic psycopg pygments requests rich sqlite3 structlog"
+)
 
 
 def test_importing_the_package_loads_next_to_nothing() -> None:

@@ -36,7 +36,7 @@ import uploader.bulk
 import uploader.cli.app
 import uploader.cli.ingest
 import uploader.cli.push
-import uploader.state.transactions  # noqa: F401
+import uploader.state.sqlite  # noqa: F401
 from tests.engine.harness import LOOPBACK, options
 from uploader import AccessKey, Uploader, UploadItem, VideoMeta, VodProvider, VodupError
 from uploader.events import Event, UploadFinished

@@ -17,9 +17,9 @@ from dataclasses import asdict
 from typing import Any
 
 import oss2.auth  # noqa: F401 - loaded once, before the forks
-import sqlalchemy.dialects.sqlite  # noqa: F401
 from aliyunsdkcore.auth.composer import rpc_signature_composer  # noqa: F401
 
+import uploader.state.sqlite  # noqa: F401
 from uploader import AccessKey, Uploader, VodProvider, VodupError
 from uploader.transport import AiohttpTransport  # noqa: F401
 

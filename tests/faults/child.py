@@ -30,7 +30,7 @@ _PRELOADED = [
     # What the package itself imports late.
     "aliyunsdkcore.auth.composer.rpc_signature_composer",
     "oss2.auth",
-    "sqlalchemy.dialects.sqlite",
+    "uploader.state.sqlite",
     "uploader.state.transactions",
 ]
 

@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 
 import oss2.auth  # noqa: F401 - all that an upload loads, so that it counts as import
-import sqlalchemy.dialects.sqlite  # noqa: F401
 from aliyunsdkcore.auth.composer import rpc_signature_composer  # noqa: F401
 
+import uploader.state.sqlite  # noqa: F401
 from uploader import (
     FollowedFile,
     Source,

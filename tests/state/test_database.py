@@ -6,16 +6,12 @@ import errno
 import os
 import shutil
 import sqlite3
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import psycopg
 import pytest
-import sqlalchemy as sa
-from sqlalchemy.exc import InvalidRequestError, OperationalError
 
 from uploader.errors import (
     ConfigurationError,
@@ -24,12 +20,12 @@ from uploader.errors import (
     UnsupportedState,
     VodupError,
 )
-from uploader.state import database as db
-from uploader.state import files
-from uploader.state.database import Database, open_database
-from uploader.state.leases import FileLock, Owner
-from uploader.state.locations import PostgresDatabase, SqliteFile
-from uploader.state.schema import SCHEMA_VERSION, store
+from uploader.state import files, queries, sqlite
+from uploader.state.leases import FileLock
+from uploader.state.locations import SqliteFile
+from uploader.state.queries import SCHEMA_VERSION, Query
+from uploader.state.sqlite import SqliteDatabase, open_file
+from uploader.state.transactions import Connection
 
 AGAIN = StateUnavailable.default_next_step
 
@@ -40,30 +36,40 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def opened(path: Path) -> Iterator[Database]:
+def opened(path: Path) -> Iterator[SqliteDatabase]:
     with closing(opening(path)) as database:
         yield database
 
 
-def opening(path: Path, *, notices: list[str] | None = None, is_ours: bool = True) -> Database:
-    told = [] if notices is None else notices
+def opening(
+    path: Path, *, notices: list[str] | None = None, is_ours: bool = True
+) -> SqliteDatabase:
     place = SqliteFile(path, is_surely_ours=is_ours)
-    return open_database(place, Owner.this_process(), told.append, wait_s=0.05)
+    return open_file(place, ([] if notices is None else notices).append, wait_s=0.05)
 
 
-def refusal(code: int | None, text: str = "oh dear") -> OperationalError:
-    """As SQLAlchemy wraps what SQLite says."""
-    cause = sqlite3.OperationalError(text)
+def refusal(code: int | None, text: str = "oh dear") -> sqlite3.OperationalError:
+    """What SQLite raises."""
+    error = sqlite3.OperationalError(text)
     if code is not None:
-        cause.sqlite_errorcode = code
-    return OperationalError("SELECT 1", {}, cause)
+        error.sqlite_errorcode = code
+    return error
 
 
-def raising(error: Exception) -> Callable[[object], None]:
-    def work(connection: object) -> None:
+def raising(error: Exception) -> Callable[[Connection], None]:
+    def work(connection: Connection) -> None:
         raise error
 
     return work
+
+
+def pragma(name: str) -> Callable[[Connection], Any]:
+    return lambda connection: connection.rows(Query(f"PRAGMA {name}"))[0][0]
+
+
+def store_row(connection: Connection) -> tuple[Any, ...]:
+    """The schema version and the id of the store."""
+    return connection.rows(queries.STORE)[0]
 
 
 def said(call: Callable[[], object]) -> VodupError:
@@ -99,17 +105,17 @@ CODES = {
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_what_sqlite_refuses(opened: Database, path: Path, code: int) -> None:
+def test_what_sqlite_refuses(opened: SqliteDatabase, path: Path, code: int) -> None:
     error = said(lambda: opened.transact(raising(refusal(code))))
     assert_says(error, StateUnavailable, CODES[code].format(path=path))
     assert not files.is_suspect(path)
-    assert isinstance(error.__cause__, OperationalError)
+    assert isinstance(error.__cause__, sqlite3.OperationalError)
 
 
 @pytest.mark.parametrize(
     "code", [sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_CORRUPT_VTAB, sqlite3.SQLITE_NOTADB]
 )
-def test_damage_that_is_met_while_working(opened: Database, path: Path, code: int) -> None:
+def test_damage_that_is_met_while_working(opened: SqliteDatabase, path: Path, code: int) -> None:
     assert_says(
         said(lambda: opened.transact(raising(refusal(code)))),
         StateUnavailable,
@@ -120,13 +126,15 @@ def test_damage_that_is_met_while_working(opened: Database, path: Path, code: in
 
 
 @pytest.mark.parametrize("code", [sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC])
-def test_a_disk_that_does_not_keep_what_is_written(opened: Database, path: Path, code: int) -> None:
+def test_a_disk_that_does_not_keep_what_is_written(
+    opened: SqliteDatabase, path: Path, code: int
+) -> None:
     for work in (raising(refusal(code)), lambda connection: None):
         assert_says(
             said(lambda work=work: opened.transact(work)),  # type: ignore[misc]
             StateUnavailable,
             f"the disk did not keep what was written to state file {path}.",
-            "Look after the disk, then run the same command again: the file is written anew then.",
+            "Check the disk, then run the same command again: the file is written anew then.",
         )
     assert files.is_suspect(path)
 
@@ -136,11 +144,11 @@ def test_a_disk_that_does_not_keep_what_is_written(opened: Database, path: Path,
     [
         (refusal(None, "odd\n  " + "x" * 400), f"OperationalError: odd {'x' * 296}"),
         (refusal(sqlite3.SQLITE_ERROR), "OperationalError: oh dear"),
-        (InvalidRequestError("no such thing"), "InvalidRequestError: no such thing"),
+        (sqlite3.ProgrammingError("no such thing"), "ProgrammingError: no such thing"),
     ],
 )
 def test_what_has_no_sentence_of_its_own(
-    opened: Database, path: Path, failure: Exception, reason: str
+    opened: SqliteDatabase, path: Path, failure: Exception, reason: str
 ) -> None:
     assert_says(
         said(lambda: opened.transact(raising(failure))),
@@ -150,70 +158,24 @@ def test_what_has_no_sentence_of_its_own(
     )
 
 
-def test_a_server_without_space() -> None:
-    class Full(Exception):
-        sqlstate = "53100"
-
-    database = Database(cast("Any", None), "state database", None)
-    database._connection = cast("Any", _Failing(OperationalError("COMMIT", {}, Full())))
-    error = said(lambda: database.transact(lambda connection: None))
-    assert_says(error, StateUnavailable, "there is no space left at state database.")
+# --- connections in doubt -------------------------------------------------------------------
 
 
-class _Failing:
-    """A connection on which nothing can be begun."""
+class _Stubborn:
+    """A driver's connection in mid-transaction that can neither roll back nor close."""
 
-    invalidated = False
+    in_transaction = True
 
-    def __init__(self, error: Exception) -> None:
-        self.error = error
+    def __init__(self, real: sqlite3.Connection) -> None:
+        self.execute = real.execute
 
-    def begin(self) -> object:
-        raise self.error
+    def rollback(self) -> None:
+        raise refusal(sqlite3.SQLITE_IOERR)
 
-    def in_transaction(self) -> bool:
-        return False
-
-
-@pytest.mark.parametrize("code", [sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_IOERR_FSYNC])
-def test_a_server_has_no_file_that_could_be_damaged(code: int) -> None:
-    database = Database(cast("Any", None), "state database", None)
-    database._connection = cast("Any", _Failing(refusal(code)))
-    assert "damaged" not in said(lambda: database.transact(lambda connection: None)).message
-    assert "cannot be" in said(lambda: database.transact(lambda connection: None)).message
+    close = rollback
 
 
-# --- connections that die -------------------------------------------------------------------
-
-
-def test_a_connection_that_died_is_replaced_once(opened: Database) -> None:
-    attempts: list[object] = []
-
-    def dying(connection: sa.engine.Connection) -> str:
-        attempts.append(connection)
-        if len(attempts) == 1:
-            connection.invalidate()
-            raise OperationalError("SELECT 1", {}, Exception("gone"), connection_invalidated=True)
-        return "done"
-
-    assert opened.transact(dying) == "done"
-    assert len(set(map(id, attempts))) == 2
-
-
-def test_a_connection_that_dies_again_is_given_up(opened: Database, path: Path) -> None:
-    attempts = 0
-
-    def dying(connection: object) -> None:
-        nonlocal attempts
-        attempts += 1
-        raise OperationalError("SELECT 1", {}, Exception("gone"), connection_invalidated=True)
-
-    error = said(lambda: opened.transact(dying))
-    assert attempts == 2
-    assert "Exception: gone" in error.message
-
-
-def test_a_connection_that_lives_is_kept_after_a_failure(opened: Database) -> None:
+def test_a_connection_that_lives_is_kept_after_a_failure(opened: SqliteDatabase) -> None:
     seen = [opened.transact(lambda connection: connection)]
     with suppress(StateUnavailable):
         opened.transact(raising(refusal(sqlite3.SQLITE_BUSY)))
@@ -221,37 +183,40 @@ def test_a_connection_that_lives_is_kept_after_a_failure(opened: Database) -> No
     assert seen[0] is seen[1]
 
 
-def test_a_connection_in_doubt_is_let_go_even_if_it_cannot_be_closed(opened: Database) -> None:
-    class Doubtful(_Failing):
-        invalidated = True
-
-        def close(self) -> None:
-            raise refusal(sqlite3.SQLITE_IOERR)
-
-    kept = opened._connection
-    opened._connection = cast("Any", Doubtful(refusal(sqlite3.SQLITE_BUSY)))
-    assert "is locked" in said(lambda: opened.transact(lambda connection: None)).message
-    assert opened.transact(lambda connection: connection) is not None
-    assert kept is not None
-    kept.close()
+def test_a_connection_that_cannot_roll_back_is_replaced(opened: SqliteDatabase) -> None:
+    connection: Any = opened._connection
+    with closing(connection.driver) as real:
+        connection.driver = _Stubborn(real)
+        error = said(lambda: opened.transact(raising(refusal(sqlite3.SQLITE_FULL))))
+        assert "no space left" in error.message
+    assert opened.transact(lambda connection: connection) is not connection
+    assert opened.transact(pragma("synchronous")) == 2
 
 
-def test_what_failed_is_not_written(opened: Database) -> None:
-    def half(connection: sa.engine.Connection) -> None:
-        connection.execute(sa.update(store).values(epoch=77))
+def test_a_connection_that_cannot_be_closed_is_a_typed_error(path: Path) -> None:
+    database = opening(path)
+    connection: Any = database._connection
+    with closing(connection.driver) as real:
+        connection.driver = _Stubborn(real)
+        assert "cannot be read or written" in said(database.close).message
+    with closing(FileLock(path.parent / "locks" / "state.db.in-use")) as in_use:
+        assert in_use.take()
+
+
+def test_what_failed_is_not_written(opened: SqliteDatabase) -> None:
+    def half(connection: Connection) -> None:
+        connection.run(Query("UPDATE vodup_store SET store_id = 'other'"))
         raise refusal(sqlite3.SQLITE_FULL)
 
+    before = opened.transact(store_row)
     with pytest.raises(StateUnavailable):
         opened.transact(half)
-    assert opened.transact(lambda c: c.execute(sa.select(store.c.epoch)).scalar_one()) == 0
+    assert opened.transact(store_row) == before
 
 
-def synchronous(connection: sa.engine.Connection) -> int:
-    return int(connection.exec_driver_sql("PRAGMA synchronous").scalar_one())
-
-
-def test_what_is_flushed_waits_for_the_disk_and_the_rest_does_not(opened: Database) -> None:
+def test_what_is_flushed_waits_for_the_disk_and_the_rest_does_not(opened: SqliteDatabase) -> None:
     full, normal = 2, 1
+    synchronous = pragma("synchronous")
     assert opened.transact(synchronous) == full
     assert opened.transact(synchronous, is_flushed=False) == normal
     assert opened.transact(synchronous, is_flushed=False) == normal
@@ -260,44 +225,39 @@ def test_what_is_flushed_waits_for_the_disk_and_the_rest_does_not(opened: Databa
 
 @pytest.mark.parametrize(("is_flushed", "level"), [(True, 2), (False, 1)])
 def test_a_new_connection_waits_for_the_disk_as_the_old_one_did(
-    opened: Database, is_flushed: bool, level: int
+    opened: SqliteDatabase, is_flushed: bool, level: int
 ) -> None:
     opened.transact(lambda connection: None, is_flushed=not is_flushed)
-    first: list[sa.engine.Connection] = []
+    opened.disconnect()
+    assert opened.transact(pragma("synchronous"), is_flushed=is_flushed) == level
 
-    def dying(connection: sa.engine.Connection) -> int:
-        if not first:
-            first.append(connection)
-            connection.invalidate()
-            raise OperationalError("SELECT 1", {}, Exception("gone"), connection_invalidated=True)
-        return synchronous(connection)
 
-    assert opened.transact(dying, is_flushed=is_flushed) == level
+def test_a_journal_that_could_lose_the_file_is_refused() -> None:
+    with (
+        closing(sqlite3.connect(":memory:")) as connection,  # its journal is always "memory"
+        pytest.raises(sqlite3.OperationalError, match="stays 'memory' instead of 'wal'"),
+    ):
+        sqlite._configure(connection)
 
 
 # --- opening a file -------------------------------------------------------------------------
 
 
-def test_how_sqlite_is_set_up(opened: Database, path: Path) -> None:
-    def settings(connection: sa.engine.Connection) -> dict[str, object]:
-        names = ("journal_mode", "busy_timeout", "application_id")
-        return {n: connection.exec_driver_sql(f"PRAGMA {n}").scalar_one() for n in names}
-
-    assert opened.transact(settings) == {
-        "journal_mode": "wal",
-        "busy_timeout": 5000,
-        "application_id": 0x766F6475,
-    }
-    row = opened.transact(lambda c: c.execute(sa.select(store)).one())
-    assert (row.id, row.schema_version, row.epoch) == (1, SCHEMA_VERSION, 0)
-    assert len(row.store_id) == 32
+def test_how_sqlite_is_set_up(opened: SqliteDatabase) -> None:
+    settings = {"journal_mode": "wal", "busy_timeout": 5000, "application_id": 0x766F6475}
+    assert {name: opened.transact(pragma(name)) for name in settings} == settings
+    version, store_id = opened.transact(store_row)
+    assert (version, store_id) == (SCHEMA_VERSION, opened.store_id)
+    assert len(store_id) == 32
 
 
-def test_a_transaction_has_its_place_from_its_first_moment(opened: Database, path: Path) -> None:
+def test_a_transaction_has_its_place_from_its_first_moment(
+    opened: SqliteDatabase, path: Path
+) -> None:
     """A rival cannot even begin to write while ours has only read."""
 
-    def reading(connection: sa.engine.Connection) -> None:
-        connection.execute(sa.select(store)).all()
+    def reading(connection: Connection) -> None:
+        store_row(connection)
         with (
             closing(sqlite3.connect(path, isolation_level=None, timeout=0)) as rival,
             pytest.raises(sqlite3.OperationalError, match="locked"),
@@ -307,31 +267,24 @@ def test_a_transaction_has_its_place_from_its_first_moment(opened: Database, pat
     opened.transact(reading)
 
 
-def test_text_that_is_no_utf8_is_read_all_the_same(opened: Database) -> None:
-    read = opened.transact(lambda c: c.exec_driver_sql("SELECT CAST(x'61ff' AS TEXT)").scalar_one())
+def test_text_that_is_no_utf8_is_read_all_the_same(opened: SqliteDatabase) -> None:
+    [[read]] = opened.transact(lambda c: c.rows(Query("SELECT CAST(x'61ff' AS TEXT)")))
     assert read == "a\udcff"
 
 
 def test_opening_twice_keeps_the_store(path: Path) -> None:
-    def identity(database: Database) -> str:
-        return str(database.transact(lambda c: c.execute(sa.select(store.c.store_id)).scalar_one()))
-
     with closing(opening(path)) as first, closing(opening(path)) as second:
-        assert identity(first) == identity(second)
+        assert first.store_id == second.store_id
     locks = sorted(p.name for p in (path.parent / "locks").iterdir())
     assert locks == ["state.db.in-use", "state.db.opening"]
 
 
-def test_a_store_that_is_closed_lives_no_more(path: Path) -> None:
-    with closing(opening(path)) as database:
-        store_id = database.transact(lambda c: c.execute(sa.select(store.c.store_id)).scalar_one())
-        assert list((path.parent / "locks").glob(f"{store_id}.*.owner"))
-        in_use = FileLock(path.parent / "locks" / "state.db.in-use")
+def test_a_file_counts_as_open_until_it_is_closed(path: Path) -> None:
+    lock = path.parent / "locks" / "state.db.in-use"
+    with closing(opening(path)), closing(FileLock(lock)) as in_use:
         assert not in_use.take()
         assert in_use.take(shared=True)
-        in_use.close()
-    assert not list((path.parent / "locks").glob("*.owner"))
-    with closing(FileLock(path.parent / "locks" / "state.db.in-use")) as in_use:
+    with closing(FileLock(lock)) as in_use:
         assert in_use.take()
 
 
@@ -357,16 +310,6 @@ def test_a_lock_file_that_is_no_file(path: Path) -> None:
     )
 
 
-def test_an_owner_without_a_lock_file(path: Path) -> None:
-    nameless = Owner(host="h", boot="b", pid=1, token="no/such/folder")
-    place = SqliteFile(path, is_surely_ours=True)
-    assert_says(
-        said(lambda: open_database(place, nameless, print)),
-        StateUnavailable,
-        f"no lock file in {path.parent / 'locks'}: {os.strerror(errno.ENOENT)}.",
-    )
-
-
 def film(path: Path) -> None:
     path.parent.mkdir(mode=0o700, exist_ok=True)
     path.write_bytes(b"\0\0\0\x20ftypisom" * 1000)
@@ -386,7 +329,7 @@ def test_what_is_damaged_in_our_place_is_put_aside_and_told(path: Path) -> None:
     film(path)
     notices: list[str] = []
     with closing(opening(path, notices=notices)) as database:
-        assert database.transact(lambda c: c.execute(sa.select(store.c.epoch)).scalar_one()) == 0
+        assert database.transact(store_row) == (SCHEMA_VERSION, database.store_id)
     assert notices == [
         f"state file {path} was damaged (file is not a database); it is kept as "
         f"{path}.corrupt-1, a new one started"
@@ -402,7 +345,7 @@ def test_a_schema_that_is_not_ours_any_more_is_put_aside_and_told(path: Path) ->
     notices: list[str] = []
     opening(path, notices=notices).close()
     assert notices == [
-        f"state file {path} was damaged (no such column: vodup_part.etag); it is kept as "
+        f"state file {path} was damaged (no such column: etag); it is kept as "
         f"{path}.corrupt-1, a new one started"
     ]
 
@@ -767,7 +710,7 @@ def test_suspicion_comes_and_goes(path: Path) -> None:
 
 def test_what_a_disk_refused_once_is_written_anew(path: Path) -> None:
     with closing(opening(path)) as database:
-        database.transact(lambda c: c.execute(sa.update(store).values(epoch=1)))
+        database.transact(lambda c: c.run(Query("UPDATE vodup_store SET store_id = 'x'")))
         wal = path.with_name("state.db-wal")
         assert wal.stat().st_size > 0
         files.clear_suspicion(path)
@@ -809,134 +752,3 @@ def test_which_errors_are_of_the_content(code: int) -> None:
 )
 def test_errors_without_a_code(error: sqlite3.Error, is_damage: bool) -> None:
     assert files.is_damage(error) is is_damage
-
-
-# --- a server -------------------------------------------------------------------------------
-
-
-class _Recorder:
-    """A driver's connection that remembers what it was asked. Mutable."""
-
-    def __init__(self) -> None:
-        self.told: list[str] = []
-
-    def cursor(self) -> _Recorder:
-        return self
-
-    def execute(self, statement: str) -> None:
-        self.told.append(statement)
-
-    def close(self) -> None:
-        self.told.append("close")
-
-    def commit(self) -> None:
-        self.told.append("commit")
-
-
-def test_how_the_server_is_set_up() -> None:
-    recorder = _Recorder()
-    db._configure_postgres(recorder, None)
-    assert recorder.told == [
-        "SET statement_timeout = '20s'",
-        "SET idle_in_transaction_session_timeout = '10s'",
-        "SELECT set_config('synchronous_commit', 'on', false) "
-        "WHERE current_setting('synchronous_commit') = 'off'",
-        "close",
-        "commit",
-    ]
-    assert db._postgres_arguments() == {
-        "connect_timeout": 10,
-        "tcp_user_timeout": 20_000,
-        "keepalives_idle": 20,
-        "keepalives_interval": 5,
-        "keepalives_count": 3,
-        "application_name": "vodup",
-    }
-
-
-def test_a_url_that_cannot_be_understood_is_not_shown() -> None:
-    error = said(lambda: db._postgres_engine(PostgresDatabase("postgresql://h:canary/db")))
-    assert_says(error, ConfigurationError, "the state URL cannot be understood.")
-
-
-def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "psycopg", None)
-    error = said(lambda: db._postgres_engine(PostgresDatabase("postgresql://h/db")))
-    assert_says(
-        error,
-        ConfigurationError,
-        "a PostgreSQL state needs the psycopg driver.",
-        "Run `pip install 'vodup[postgres]'`.",
-    )
-
-
-def test_what_the_driver_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: dict[str, object] = {}
-
-    def connect(*given: object, **named: object) -> object:
-        told.update(named)
-        raise psycopg.OperationalError("nobody is there")
-
-    monkeypatch.setattr(psycopg, "connect", connect)
-    engine = db._postgres_engine(PostgresDatabase("postgresql://me@h:7/films"))
-    with pytest.raises(OperationalError):
-        engine.connect()
-    place = {"user": "me", "host": "h", "port": 7, "dbname": "films"}
-    assert {name: told[name] for name in told if name != "context"} == {
-        **place,
-        **db._postgres_arguments(),
-    }
-    assert all(isinstance(db._postgres_arguments()[name], int) for name in NUMBERS)
-
-
-NUMBERS = ("connect_timeout", "tcp_user_timeout", "keepalives_idle")
-SERVER = PostgresDatabase("postgresql://me:canary@h/films")
-
-
-@pytest.fixture
-def locks_taken(path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """SQLite plays the server: what it lacks is the lock that two openings wait for."""
-    taken: list[int] = []
-    path.parent.mkdir(mode=0o700)
-    engine = sa.create_engine(f"sqlite:///{path}")
-
-    def equip(connection: sqlite3.Connection, record: object) -> None:
-        connection.create_function("pg_advisory_xact_lock", 1, taken.append)
-
-    sa.event.listen(engine, "connect", equip)
-    monkeypatch.setattr(db, "_postgres_engine", {SERVER: engine}.__getitem__)
-    monkeypatch.setattr(db, "state_directory", lambda: path.parent / "own")
-    return taken
-
-
-def test_a_server_s_tables_are_made_under_a_lock(path: Path, locks_taken: list[int]) -> None:
-    with closing(open_database(SERVER, Owner.this_process(), print)) as database:
-        row = database.transact(lambda c: c.execute(sa.select(store)).one())
-        assert (row.id, row.schema_version, row.epoch) == (1, SCHEMA_VERSION, 0)
-        assert locks_taken == [0x766F6475]
-        locks = path.parent / "own" / "locks"
-        assert locks.stat().st_mode & 0o777 == 0o700
-        (lock,) = locks.iterdir()
-        assert lock.name.startswith(f"{row.store_id}.")
-        error = said(lambda: database.transact(raising(refusal(sqlite3.SQLITE_CANTOPEN))))
-        assert error.message == f"{SERVER} cannot be opened."
-    assert list(locks.iterdir()) == []
-
-
-def test_a_server_that_a_newer_version_wrote(locks_taken: list[int]) -> None:
-    with closing(open_database(SERVER, Owner.this_process(), print)) as database:
-        newer = SCHEMA_VERSION + 1
-        database.transact(lambda c: c.execute(sa.update(store).values(schema_version=newer)))
-    assert_says(
-        said(lambda: open_database(SERVER, Owner.this_process(), print)),
-        UnsupportedState,
-        f"the state database was written by a newer vodup (schema {newer}; this one knows "
-        f"{SCHEMA_VERSION}).",
-    )
-
-
-def test_the_server_is_asked_through_psycopg() -> None:
-    engine = db._postgres_engine(PostgresDatabase("postgresql://me:secret@h/db"))
-    assert engine.url.drivername == "postgresql+psycopg"
-    assert isinstance(engine.pool, sa.pool.NullPool)
-    assert sa.event.contains(engine, "connect", db._configure_postgres)

@@ -196,8 +196,8 @@ def test_an_owner_lives_as_long_as_it_holds_its_file(tmp_path: Path) -> None:
     assert ours.is_dead(owner("theirs"))
     assert not ours.is_dead(owner("theirs", boot="boot-2"))
     assert ours.dead_tokens() == ["theirs"]
-    ours.bury("theirs")
-    ours.bury("theirs")
+    ours.remove("theirs")
+    ours.remove("theirs")
     assert ours.dead_tokens() == []
     ours.close()
     assert [path.name for path in tmp_path.iterdir()] == ["other.boot-1.elsewhere.owner"]
@@ -219,7 +219,7 @@ def test_litter_of_a_day_is_swept(tmp_path: Path) -> None:
     for name, age_s in ages.items():
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (now - age_s,) * 2)
-    ours.sweep()
+    ours.remove_old_files()
     ours.close()
     assert {path.name for path in tmp_path.iterdir()} == {"c.owner", "d.new", "e.db"}
 

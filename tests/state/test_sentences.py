@@ -12,7 +12,7 @@ import pytest
 from tests.state.conftest import record
 from uploader.errors import VodupError
 from uploader.state import Phase
-from uploader.state.locations import PostgresDatabase, SqliteFile, locate, state_directory
+from uploader.state.locations import PostgresUrl, SqliteFile, locate, state_directory
 from uploader.state.records import Orphan, UploadRecord
 from uploader.state.rows import (
     ack_of,
@@ -194,5 +194,5 @@ def test_where_the_state_is_unless_named(monkeypatch: pytest.MonkeyPatch, tmp_pa
 def test_a_database_is_never_shown() -> None:
     url = "postgresql://me:secret@h/db"
     found = locate(url)
-    assert found == PostgresDatabase(url)
-    assert (str(found), repr(found)) == ("state database", "PostgresDatabase(url=...)")
+    assert found == PostgresUrl(url)
+    assert (str(found), repr(found)) == ("state database", "PostgresUrl(url=...)")

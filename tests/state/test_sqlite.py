@@ -13,11 +13,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-import sqlalchemy as sa
 
 from tests.state.conftest import record
 from uploader.errors import (
@@ -108,13 +108,18 @@ async def test_cancelling_a_caller_in_mid_commit_takes_nobody_elses_write(path: 
 
 
 @pytest.fixture
-def statements() -> Iterator[list[str]]:
-    """What SQLite is told, in order."""
-    told: list[str] = []
-    listen = lambda connection, _: connection.set_trace_callback(told.append)  # noqa: E731
-    sa.event.listen(sa.Engine, "connect", listen)
-    yield told
-    sa.event.remove(sa.Engine, "connect", listen)
+def statements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The statements that SQLite runs, in order."""
+    traced: list[str] = []
+    connect = sqlite3.connect
+
+    def connecting(*given: Any, **options: Any) -> sqlite3.Connection:
+        connection: sqlite3.Connection = connect(*given, **options)
+        connection.set_trace_callback(traced.append)
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", connecting)
+    return traced
 
 
 def flushes(statements: list[str]) -> list[str]:
@@ -193,9 +198,17 @@ def test_a_forgotten_close_does_not_keep_the_interpreter(path: Path) -> None:
     assert (result.returncode, result.stdout.strip()) == (0, "None")
 
 
-def test_importing_the_package_leaves_sqlalchemy_alone() -> None:
-    code = "import sys, uploader.state; sys.exit('sqlalchemy' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+def test_a_file_needs_no_driver_of_a_server(path: Path) -> None:
+    code = (
+        "import asyncio, sys\n"
+        "from uploader.state import SqlState\n"
+        "assert not {'sqlite3', 'psycopg'} & sys.modules.keys()\n"
+        "async def main():\n"
+        "    async with SqlState(sys.argv[1]) as store: await store.find(key='movie')\n"
+        "asyncio.run(main())\n"
+        "assert 'psycopg' not in sys.modules\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == 0
 
 
 async def test_a_closed_store_says_so(path: Path) -> None:

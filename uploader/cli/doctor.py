@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import shutil
+import sqlite3
 import ssl
 import stat
 import time
@@ -81,9 +82,13 @@ def _findings(flags: DoctorFlags) -> list[Finding]:
 
 
 def _versions() -> Iterator[Finding]:
-    packages = ("vodup", "aiohttp", "SQLAlchemy", "oss2")
+    packages = ("vodup", "aiohttp", "oss2")
     words = [f"{name} {importlib.metadata.version(name)}" for name in packages]
-    words += [f"Python {platform.python_version()}", ssl.OPENSSL_VERSION]
+    words += [
+        f"Python {platform.python_version()}",
+        f"SQLite {sqlite3.sqlite_version}",
+        ssl.OPENSSL_VERSION,
+    ]
     yield Finding("versions", "ok", ", ".join(words))
     yield Finding("system", "ok", f"{platform.system()} {platform.release()}")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from uploader.errors import ConfigurationError, StateUnavailable, UnsupportedState
-from uploader.state.locations import PostgresDatabase, locate
+from uploader.state.locations import PostgresUrl, locate
 from uploader.threads import in_thread
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def conninfo_of(state: str | None) -> str:
         ConfigurationError: the state is not in PostgreSQL, or a package is missing.
     """
     location = locate(state)
-    if not isinstance(location, PostgresDatabase):
+    if not isinstance(location, PostgresUrl):
         raise ConfigurationError(
             "This command needs PostgreSQL.",
             next_step="Pass --state postgresql://USER@HOST/DATABASE (or set VODUP_STATE), "
@@ -94,33 +94,21 @@ def conninfo_of(state: str | None) -> str:
         )
     try:
         import procrastinate  # noqa: F401 - is it installed?
-        import psycopg
         import psycopg_pool  # noqa: F401
-        from psycopg.conninfo import conninfo_to_dict
+
+        from uploader.state.postgres import conninfo_of as conninfo_of_url
     except ImportError as error:
         raise ConfigurationError(
             f"The cluster commands need an optional package ({error.name}).",
             next_step="Run `pip install 'vodup[cluster]'`.",
         ) from error
-    _, _, rest = location.url.partition("://")
-    conninfo = f"postgresql://{rest}"
-    try:
-        conninfo_to_dict(conninfo)
-    except psycopg.Error:
-        # Neither the URL nor libpq's message is shown: both may quote a password.
-        raise ConfigurationError("The state URL cannot be parsed.") from None
-    return conninfo
+    return conninfo_of_url(location)
 
 
 def _options() -> dict[str, Any]:
-    return {
-        "application_name": "vodup-queue",
-        "connect_timeout": _SILENCE_S // 2,
-        "keepalives_idle": _SILENCE_S,
-        "keepalives_interval": 5,
-        "keepalives_count": 3,
-        "tcp_user_timeout": _SILENCE_S * 1000,
-    }
+    from uploader.state.postgres import connection_options
+
+    return connection_options("vodup-queue")
 
 
 async def _configure(connection: AsyncConnection[tuple[Any, ...]]) -> None:

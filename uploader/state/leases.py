@@ -151,14 +151,17 @@ class OwnerLock:
 
     def dead_tokens(self) -> list[str]:
         """Owners of this store whose processes are gone and whose files are still there."""
-        paths = self._directory.glob(f"{self._prefix}*{_LOCK_SUFFIX}")
-        return [path.stem.removeprefix(self._prefix) for path in paths if self._is_free(path)]
+        found = {
+            path.stem.removeprefix(self._prefix): path
+            for path in self._directory.glob(f"{self._prefix}*{_LOCK_SUFFIX}")
+        }
+        return [token for token, path in found.items() if token.isalnum() and self._is_free(path)]
 
-    def bury(self, token: str) -> None:
+    def remove(self, token: str) -> None:
         """Remove the file of a dead owner whose leases are gone."""
         self._path_of(token).unlink(missing_ok=True)
 
-    def sweep(self) -> None:
+    def remove_old_files(self) -> None:
         """Remove what other boots, other stores and broken openings left behind long ago."""
         oldest = time.time() - _LITTER_AGE_S
         for pattern in (f"*{_LOCK_SUFFIX}", "*.new"):
@@ -173,7 +176,7 @@ class OwnerLock:
     def close(self) -> None:
         """Stop living: remove the file, then give the lock back."""
         if not self._is_file_left:
-            with suppress(OSError):  # it stays, unlocked: the next opening buries it
+            with suppress(OSError):  # it stays, unlocked: the next opening removes it
                 self._path.unlink(missing_ok=True)
         self._lock.close()
 

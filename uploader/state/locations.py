@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 from uploader.errors import ConfigurationError
 
-__all__ = ["PostgresDatabase", "SqliteFile", "locate", "state_directory"]
+__all__ = ["PostgresUrl", "SqliteFile", "locate", "state_directory"]
 
 _SQLITE_PREFIXES = ("sqlite:///", "sqlite+aiosqlite:///", "sqlite+pysqlite:///")
 _POSTGRES_SCHEMES = ("postgresql", "postgres", "postgresql+psycopg")
@@ -33,7 +33,7 @@ class SqliteFile:
 
 
 @dataclass(frozen=True, slots=True)
-class PostgresDatabase:
+class PostgresUrl:
     """A PostgreSQL database; the URL may hold a password and is never shown."""
 
     url: str
@@ -42,7 +42,7 @@ class PostgresDatabase:
         return "state database"
 
     def __repr__(self) -> str:
-        return "PostgresDatabase(url=...)"
+        return "PostgresUrl(url=...)"
 
 
 def state_directory() -> Path:
@@ -52,7 +52,7 @@ def state_directory() -> Path:
     return Path(platformdirs.user_state_dir("vodup"))
 
 
-def locate(url: str | os.PathLike[str] | None) -> SqliteFile | PostgresDatabase:
+def locate(url: str | os.PathLike[str] | None) -> SqliteFile | PostgresUrl:
     """Understand what `--state` says.
 
     Raises:
@@ -65,7 +65,7 @@ def locate(url: str | os.PathLike[str] | None) -> SqliteFile | PostgresDatabase:
     if isinstance(url, os.PathLike) or not is_url:
         return _file(text)
     if scheme in _POSTGRES_SCHEMES:
-        return PostgresDatabase(text)
+        return PostgresUrl(text)
     for prefix in _SQLITE_PREFIXES:
         if text.startswith(prefix):
             return _file(unquote(text.removeprefix(prefix)))

@@ -124,9 +124,10 @@ def _field(name: str, value: object) -> Any:  # noqa: ANN401 - each name has its
     return loaded_text(value) if name in _REQUIRED_TEXTS else _optional_text(value)
 
 
-def ack_row(upload: int, ack: PartAck) -> dict[str, object]:
-    """A receipt as stored for row `upload`; the CRC as a signed number."""
+def ack_row(upload: int, ack: PartAck, epoch: int) -> dict[str, object]:
+    """A part ack as stored for row `upload` under a lease; the CRC as a signed number."""
     return {
+        "epoch": epoch,
         "upload": upload,
         "number": ack.number,
         "size": ack.size,

@@ -10,6 +10,7 @@ from uploader.errors import StateError
 from uploader.state.records import Orphan, Phase, UploadRecord
 
 __all__ = [
+    "is_replaceable",
     "orphan_left_by",
     "require_changeable",
     "require_known",
@@ -47,9 +48,14 @@ def require_known(record: UploadRecord | None) -> UploadRecord:
     return record
 
 
+def is_replaceable(existing: UploadRecord | None) -> bool:
+    """Whether there is no upload yet, or one that has ended."""
+    return existing is None or existing.phase in _FINISHED
+
+
 def require_replaceable(existing: UploadRecord | None) -> None:
     """Refuse to overwrite an upload that is still to be finished."""
-    if existing is not None and existing.phase not in _FINISHED:
+    if existing is not None and not is_replaceable(existing):
         raise StateError(
             f"upload {existing.key!r} is recorded already and not finished ({existing.phase}).",
             next_step="Run the same command to continue it, or give it up with `vodup abort`.",

@@ -13,30 +13,28 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Self, TypeVar
+from typing import Any, ClassVar, Final, Self, TypeVar
 
 from uploader.clock import SystemClock
 from uploader.errors import ConfigurationError, LeaseLost, StateError, StateUnavailable
+from uploader.state import transactions as tx
 from uploader.state.commits import AckWrite, Failure, GroupCommit
 from uploader.state.leases import Lease, Owner, OwnerLock, kept_alive
-from uploader.state.locations import locate
+from uploader.state.locations import PostgresUrl, SqliteFile, locate
 from uploader.state.records import Orphan, PartAck, UploadRecord, UploadStatus
-from uploader.state.rules import require_changeable, require_known
+from uploader.state.rules import (
+    is_replaceable,
+    orphan_left_by,
+    require_known,
+    require_replaceable,
+    with_changes,
+)
+from uploader.state.transactions import Connection, Database, Stored
 from uploader.threads import Worker
-
-if TYPE_CHECKING:
-    from sqlalchemy.engine import Connection
-
-    from uploader.state.database import Database
-    from uploader.state.transactions import Stored
 
 __all__ = ["SqlState"]
 
 T = TypeVar("T")
-
-if TYPE_CHECKING:
-    Work = Callable[[Connection], T]
-    """What is done in a transaction. May be done again, after a rollback."""
 
 _LOG: Final = logging.getLogger(__name__)
 _PAGE_SIZE: Final = 200
@@ -137,14 +135,10 @@ class SqlState:
         """Look a record up by its key or its VideoId, without claiming it."""
         if (key is None) == (video_id is None):
             raise TypeError("find() takes either key= or video_id=")
-        from uploader.state import transactions as tx
-
         return await self._run(partial(tx.find, key=key, video_id=video_id))
 
     async def uploads(self) -> AsyncIterator[UploadStatus]:
         """All records, newest first. A damaged record is left out with a notice."""
-        from uploader.state import transactions as tx
-
         before_id: int | None = None
         while True:
             is_dead = self._now_open().is_dead
@@ -158,22 +152,18 @@ class SqlState:
                 return
 
     async def forget(self, key: str) -> None:
-        """Delete a record and its receipts; an unfinished multipart becomes an orphan."""
-        from uploader.state import transactions as tx
-
-        await self._run(partial(tx.forget, key=key, is_dead=self._now_open().is_dead))
+        """Delete a record and its part acks; an unfinished multipart becomes an orphan."""
+        opened = self._now_open()
+        owner = opened.owner.to_text()
+        await self._run(partial(tx.delete, key=key, owner=owner, is_dead=opened.is_dead))
 
     async def orphans(self) -> list[Orphan]:
         """Multipart uploads that still have to be aborted, oldest first."""
-        from uploader.state import transactions as tx
-
         return await self._run(partial(tx.orphans, notice=self._notice))
 
     async def forget_orphan(self, upload_id: str) -> None:
-        """Note that an orphan is gone."""
-        from uploader.state import transactions as tx
-
-        await self._run(partial(tx.forget_orphan, upload_id=upload_id))
+        """Remove an orphan that was aborted."""
+        await self._run(partial(tx.drop_orphan, upload_id=upload_id))
 
     async def _take(self, lease: Lease) -> Stored:
         """Take the lease and load what it protects."""
@@ -184,11 +174,10 @@ class SqlState:
         return stored
 
     async def _renew(self, lease: Lease) -> bool:
-        """Ask for another term; False if it is somebody else's by now."""
-        from uploader.state import transactions as tx
-
+        """Ask for another term; False if somebody else holds it by now."""
         asked_s = self._clock.elapsed_s()
-        is_ours = await self._run(partial(tx.renew, epoch=lease.epoch, ttl_s=self._lease_ttl_s))
+        renewal = _Renewal(lease.epoch, self._lease_ttl_s)
+        is_ours: bool = await self._now_open().commits.write(renewal)
         if is_ours:
             lease.held_until_s = asked_s + self._lease_ttl_s
         return is_ours
@@ -205,7 +194,7 @@ class SqlState:
         opened = self._opened
         if opened is None or opened.is_elsewhere:
             return
-        giving = opened.commits.write(_GiveBack(opened, lease))
+        giving = opened.commits.write(_Release(opened, lease))
         if lease.lost is not None:  # nothing of ours to wait for
             return
         try:
@@ -270,6 +259,7 @@ class _Opened:
     ) -> None:
         self._flush_interval_s = flush_interval_s
         self._flushed_s = -math.inf
+        self._has_unflushed_acks = False
         self.owner = Owner.this_process()
         self._forks = _Forks.count
         self.worker = Worker("vodup-state")
@@ -278,6 +268,7 @@ class _Opened:
         )
         self.notice = notice
         self._database: Database | None = None
+        self._owner_lock: OwnerLock | None = None
         self.epochs: set[int] = set()
         self.owed_epochs: set[int] = set()
 
@@ -288,76 +279,74 @@ class _Opened:
 
     # In the thread
 
-    def open(self, location: Any) -> None:  # noqa: ANN401 - see open_database
-        """Open the database; SQLAlchemy takes most of a second to import, here nobody waits."""
-        from uploader.state.database import open_database
-
-        self._database = open_database(location, self.owner, self.notice)
+    def open(self, location: SqliteFile | PostgresUrl) -> None:
+        """Open the database, and take the lock that tells others that its owner lives."""
+        database = self._database = _open_database(location, self.notice)
         try:
-            self._tidy_up(self._database.owner_lock)
+            others = self._owner_lock = OwnerLock(database.locks, database.store_id, self.owner)
+        except OSError as error:
+            raise StateUnavailable(
+                f"no lock file in {database.locks}: {error.strerror}."
+            ) from error
+        try:
+            self._remove_dead_owners(others)
         except OSError as error:
             # The next opening does it; who takes a lease looks at its owner's lock himself.
             self.notice(f"locks of ended processes stay where they are: {error.strerror}")
 
-    def _tidy_up(self, others: OwnerLock) -> None:
+    def _remove_dead_owners(self, others: OwnerLock) -> None:
         """Give back what owners that are gone have held, and remove their files."""
-        from uploader.state import transactions as tx
-
         dead = others.dead_tokens()
         if dead:
-            self.transact(partial(tx.drop_leases, owners=dead))
+            self.transact(partial(tx.drop_leases_of, tokens=dead))
         for token in dead:
-            others.bury(token)
-        others.sweep()
+            others.remove(token)
+        others.remove_old_files()
 
-    def transact(self, work: Callable[[Connection], T]) -> T:
-        """Run `work` in one transaction; it is durable on return."""
-        answer = self._require_open().transact(work)
-        self._flushed_s = time.monotonic()
-        return answer
-
-    def _keep(self, work: Callable[[Connection], T]) -> T:
-        """The same for receipts, which wait for the disk now and then."""
-        if time.monotonic() - self._flushed_s >= self._flush_interval_s:
-            return self.transact(work)
-        return self._require_open().transact(work, is_flushed=False)
-
-    def _require_open(self) -> Database:
+    def transact(self, work: Callable[[Connection], T], *, is_flushed: bool = True) -> T:
+        """Run `work` in one transaction; flushed, it is durable on return."""
         if self._database is None:
             raise StateUnavailable("the state is closed.")
-        return self._database
+        answer = self._database.transact(work, is_flushed=is_flushed)
+        if is_flushed:
+            self._flushed_s = time.monotonic()
+            self._has_unflushed_acks = False
+        return answer
 
     def is_dead(self, epoch: int, owner_text: str) -> bool:
         """Whether the owner of a lease is known not to use it any more."""
         owner = Owner.parse(owner_text)
-        if owner is None or self._database is None:
+        if owner is None or self._owner_lock is None:
             return False
         if owner == self.owner:
             return epoch not in self.epochs  # giving it back had failed
-        return self._database.owner_lock.is_dead(owner)
+        return self._owner_lock.is_dead(owner)
 
     def close(self) -> None:
         """Give everything back."""
-        from uploader.state import transactions as tx
-
-        if self._database is None:
-            return
+        database, lock = self._database, self._owner_lock
         try:
-            if self.epochs or self.owed_epochs:
-                self.transact(partial(tx.drop_leases, owners=[self.owner.token]))
+            if database is not None and (self.epochs or self.owed_epochs):
+                self.transact(partial(tx.drop_leases_of, tokens=[self.owner.token]))
         except StateError as error:
             # Our lock file stays, unlocked: by that the next one sees that we are gone.
-            self._database.owner_lock.leave_file()
+            if lock is not None:
+                lock.leave_file()
             self.notice(f"leases could not be given back: {error}")
         finally:
-            database, self._database = self._database, None
-            database.close()
+            self._database = self._owner_lock = None
+            try:
+                if database is not None:
+                    database.close()
+            finally:
+                if lock is not None:
+                    lock.close()
 
-    def _commit(self, writes: Sequence[AckWrite | Work[Any]]) -> Sequence[Any]:
+    def _commit(self, writes: Sequence[Any]) -> Sequence[Any]:
         """Carry out all writes in one transaction; if one fails, each in its own."""
-        transact = self._keep if all(isinstance(w, AckWrite) for w in writes) else self.transact
+        is_flushed = self._must_flush(writes)
         try:
-            outcomes = transact(partial(_carry_out, writes))
+            outcomes = self.transact(partial(_carry_out, writes), is_flushed=is_flushed)
         except Exception as error:
             for write in writes:
                 if isinstance(write, _Take):
@@ -365,8 +354,23 @@ class _Opened:
             if len(writes) == 1:
                 return [Failure(error)]
             return [self._commit([write])[0] for write in writes]
-        self.owed_epochs -= {w.lease.epoch for w in writes if isinstance(w, _GiveBack)}
+        if not is_flushed and any(isinstance(write, AckWrite) for write in writes):
+            self._has_unflushed_acks = True
+        self.owed_epochs -= {w.lease.epoch for w in writes if isinstance(w, _Release)}
         return outcomes
+
+    def _must_flush(self, writes: Sequence[Any]) -> bool:
+        """Whether these writes have to outlive the loss of power once they are reported.
+
+        Acks wait for the disk once in an interval. A lease is of no use to anybody after the
+        power went, but whoever renews or returns one has had enough time for its acks.
+        """
+        kinds = {type(write) for write in writes}
+        if not kinds <= {AckWrite, _Take, _Renewal, _Release}:
+            return True
+        if AckWrite in kinds and time.monotonic() - self._flushed_s >= self._flush_interval_s:
+            return True
+        return self._has_unflushed_acks and not kinds.isdisjoint({_Renewal, _Release})
 
     # In the loop
 
@@ -374,6 +378,22 @@ class _Opened:
         """Close without waiting, after a failed opening."""
         self.worker.call(self.close)
         self.worker.stop()
+
+
+def _open_database(location: SqliteFile | PostgresUrl, notice: Callable[[str], None]) -> Database:
+    """Drivers are imported with what uses them, in the store's thread, where nobody waits."""
+    if isinstance(location, SqliteFile):
+        from uploader.state.sqlite import open_file
+
+        return open_file(location, notice)
+    try:
+        from uploader.state.postgres import open_server
+    except ImportError as error:
+        raise ConfigurationError(
+            "a PostgreSQL state needs the psycopg driver.",
+            next_step="Run `pip install 'vodup[postgres]'`.",
+        ) from error
+    return open_server(location)
 
 
 @dataclass(frozen=True, slots=True)
@@ -385,11 +405,10 @@ class _Take:
     ttl_s: float
 
     def __call__(self, connection: Connection) -> Stored:
-        from uploader.state import transactions as tx
-
         self.undo()
         opened, lease = self.opened, self.lease
-        lease.epoch = tx.take(connection, lease.key, opened.owner, self.ttl_s, opened.is_dead)
+        owner = opened.owner.to_text()
+        lease.epoch = tx.take(connection, lease.key, owner, self.ttl_s, opened.is_dead)
         opened.epochs.add(lease.epoch)
         return tx.load(connection, lease.key, opened.notice)
 
@@ -400,26 +419,33 @@ class _Take:
 
 
 @dataclass(frozen=True, slots=True)
-class _GiveBack:
+class _Renewal:
+    """Extends a lease; False if somebody else holds it."""
+
+    epoch: int
+    ttl_s: float
+
+    def __call__(self, connection: Connection) -> bool:
+        return tx.renew(connection, self.epoch, self.ttl_s)
+
+
+@dataclass(frozen=True, slots=True)
+class _Release:
     """Ends a lease of ours, if it was taken; its epoch is owed until that is durable."""
 
     opened: _Opened
     lease: Lease
 
     def __call__(self, connection: Connection) -> None:
-        from uploader.state import transactions as tx
-
         opened, epoch = self.opened, self.lease.epoch
         if epoch in opened.epochs or epoch in opened.owed_epochs:
             opened.epochs.discard(epoch)
             opened.owed_epochs.add(epoch)
-            tx.drop_leases(connection, epoch=epoch)
+            tx.release(connection, epoch)
 
 
-def _carry_out(writes: Sequence[AckWrite | Work[Any]], connection: Connection) -> Sequence[Any]:
-    """Receipts together, the rest one by one; the outcomes in the order of the writes."""
-    from uploader.state import transactions as tx
-
+def _carry_out(writes: Sequence[Any], connection: Connection) -> Sequence[Any]:
+    """Acks together, the rest one by one; the outcomes in the order of the writes."""
     acks = [write for write in writes if isinstance(write, AckWrite)]
     kept = iter(tx.add_acks(connection, acks) if acks else [])
     return [next(kept) if isinstance(w, AckWrite) else w(connection) for w in writes]
@@ -447,19 +473,21 @@ class _SqlCheckpoint:
 
     async def create(self, record: UploadRecord) -> UploadRecord:
         """Write the first record of this key, or replace a finished one."""
-        from uploader.state import transactions as tx
-
         if record.key != self._lease.key:
             raise ValueError(f"the record is of {record.key!r}, the claim of {self._lease.key!r}")
-        stored = await self._write(partial(tx.create, epoch=self._lease.epoch, record=record))
+        if not is_replaceable(self._record) and not await self._state._renew(self._lease):
+            raise self._lease.lose("another process took it over")
+        require_replaceable(self._record)
+        work = partial(
+            tx.create, epoch=self._lease.epoch, record=record, former_row_id=self._row_id
+        )
+        stored = await self._write(work)
         self._row_id, self._record, self._acks = stored.row_id, stored.record, stored.acks
         return require_known(self._record)
 
     async def advance(self, **changes: Any) -> UploadRecord:
         """Change fields of the record."""
-        from uploader.state import transactions as tx
-
-        return await self._change(tx.change, changes)
+        return await self._change(changes)
 
     async def ack(self, part: PartAck, *, patience_s: float = 0.0) -> None:
         """Record a receipt; calls within `patience_s` share one commit."""
@@ -475,10 +503,9 @@ class _SqlCheckpoint:
         self, *, upload_id: str | None, plan: str | None, **changes: Any
     ) -> UploadRecord:
         """Forget all receipts, set UploadId and plan, and change other fields, in one commit."""
-        from uploader.state import transactions as tx
-
+        orphan = orphan_left_by(require_known(self._record), upload_id)
         changes |= {"upload_id": upload_id, "plan": plan}
-        record = await self._change(tx.restart_parts, changes)
+        record = await self._change(changes, drop_acks=True, orphan=orphan)
         self._acks.clear()
         return record
 
@@ -492,17 +519,16 @@ class _SqlCheckpoint:
         if not self.is_certainly_ours and not await self._state._renew(self._lease):
             raise self._lease.lose("another process took it over")
 
-    async def _change(
-        self, transaction: Callable[..., UploadRecord], changes: Mapping[str, Any]
-    ) -> UploadRecord:
-        record = require_known(self._record)
-        require_changeable(changes)  # a wrong name is the caller's mistake: tell him here
+    async def _change(self, changes: Mapping[str, Any], **more: Any) -> UploadRecord:
+        record = with_changes(require_known(self._record), changes)
+        assert self._row_id is not None  # noqa: S101 - has a record
         work = partial(
-            transaction,
+            tx.update,
             epoch=self._lease.epoch,
             row_id=self._row_id,
             record=record,
-            changes=changes,
+            names=changes.keys(),
+            **more,
         )
         self._record = await self._write(work)
         return self._record
