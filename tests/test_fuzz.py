@@ -405,9 +405,9 @@ async def _continue(**damage: str) -> None:
         "plan": plan_file(5).to_text(),
     }
     store = MemoryState()
-    async with store.claim("film") as checkpoint:
-        await checkpoint.create(UploadRecord(**record | damage))
-        await checkpoint.ack(PartAck(1, 5, "E", 0))
+    async with store.claim("film") as journal:
+        await journal.create_record(UploadRecord(**record | damage))
+        await journal._claim.add_ack(PartAck(1, 5, "E", 0))
     provider = CallbackProvider(_refused)
     async with Uploader(provider, state=store, transport=_NoNetwork()) as up:
         await up.upload(source, key="film")
@@ -467,23 +467,23 @@ def test_a_damaged_state_file_is_mended_or_refused() -> None:
 
 
 async def _written(path: Path) -> bytes:
-    async with SqlState(path) as store, store.claim("film") as checkpoint:
-        await checkpoint.create(
+    async with SqlState(path) as store, store.claim("film") as journal:
+        await journal.create_record(
             UploadRecord(
                 key="film", phase=Phase.UPLOADING, source="f", fingerprint=FINGERPRINT, size=5
             )
         )
         for number in range(1, 40):
-            await checkpoint.ack(PartAck(number, 102400, f"ETAG-{number}", number))
+            await journal.add_part(PartAck(number, 102400, f"ETAG-{number}", number))
     return await asyncio.to_thread(path.read_bytes)
 
 
 async def _used(path: Path) -> None:
     """What a run does with its store: it works, or says why not."""
     async with SqlState(path) as store:
-        async with store.claim("film") as checkpoint:
-            if checkpoint.record is not None:
-                await checkpoint.advance(error="went on")
+        async with store.claim("film") as journal:
+            if journal.record is not None:
+                await journal.record_error("went on")
         assert len([status async for status in store.uploads()]) <= 1
 
 

@@ -36,7 +36,7 @@ from uploader.protocol.trust import TrustPolicy
 from uploader.protocol.vod import VideoMeta
 from uploader.protocol.wire import Transport
 from uploader.sources import AnySource, BytesSource, HlsPackage, Source, as_source
-from uploader.state import Journal, Phase, StateStore, UploadRecord, open_state
+from uploader.state import Phase, StateStore, UploadRecord, open_state
 from uploader.transport import AiohttpTransport
 from uploader.upload import verify
 from uploader.upload.grant import live_grant
@@ -315,12 +315,12 @@ class Uploader:
         with progress.reporting_failure():
             async with source:
                 key = progress.key = key or await self._default_key(source, request.video_id)
-                async with self._state.claim(key) as checkpoint:
+                async with self._state.claim(key) as journal:
                     ctx = UploadContext(
                         key=key,
                         request=request,
                         source=source,
-                        journal=Journal(checkpoint),
+                        journal=journal,
                         store=self._state,
                         network=network,
                         scope=self.scope,

@@ -43,7 +43,7 @@ from uploader.devserver import ThreadedDevServer
 from uploader.events import Listener
 from uploader.pace import MAX_CONCURRENCY, Bandwidth, LinkProbe, Pace
 from uploader.protocol.wire import Response, SignedRequest, Transport
-from uploader.state import Checkpoint, MemoryState, Phase, UploadRecord
+from uploader.state import Journal, MemoryState, Phase, UploadRecord
 from uploader.transport import AiohttpTransport
 from uploader.upload.request import default_key
 
@@ -297,16 +297,18 @@ class Diary(MemoryState):
         self.written: list[dict[str, Any]] = []
 
     @asynccontextmanager
-    async def claim(self, key: str) -> AsyncIterator[Checkpoint]:  # type: ignore[override]
-        async with super().claim(key) as checkpoint:
-            advance = checkpoint.advance
+    async def claim(self, key: str) -> AsyncIterator[Journal]:
+        async with super().claim(key) as journal:
+            claim: Any = journal._claim
+            update = claim.update
 
-            async def noted(**changes: Any) -> UploadRecord:
-                self.written.append(changes)
-                return await advance(**changes)
+            async def noted(fields: dict[str, Any], **more: Any) -> datetime:
+                self.written.append(fields)
+                time: datetime = await update(fields, **more)
+                return time
 
-            checkpoint.advance = noted  # type: ignore[method-assign]
-            yield checkpoint
+            claim.update = noted
+            yield journal
 
 
 async def test_a_small_file_waits_for_the_disk_once_before_it_is_sent(desk: Desk) -> None:

@@ -389,8 +389,8 @@ async def test_a_record_that_lost_its_video_is_not_sent_to(desk: Desk) -> None:
     grant = decode_answer(answer)
     state = MemoryState()
     source = BytesSource(content(2 * PART))
-    async with state, state.claim("movie") as checkpoint, source:
-        await checkpoint.create(
+    async with state, state.claim("movie") as journal, source:
+        await journal.create_record(
             UploadRecord(
                 key="movie",
                 phase=Phase.UPLOADING,

@@ -11,7 +11,8 @@ import pytest
 from uploader.devserver import Fault
 from uploader.state import PartAck, SqlState
 from uploader.state.commits import AckWrite
-from uploader.state.sql import _Opened, _SqlCheckpoint
+from uploader.state.sql import _SqlClaim
+from uploader.state.thread import StoreThread
 
 from .harness import PART, Desk, until
 
@@ -23,13 +24,13 @@ async def test_a_state_that_stalls_stops_the_sending_soon(
 ) -> None:
     concurrency = 4
     go_on = asyncio.Event()
-    keep = _SqlCheckpoint.ack
+    keep = _SqlClaim.add_ack
 
-    async def stall(self: _SqlCheckpoint, part: PartAck, *, patience_s: float = 0.0) -> None:
+    async def stall(self: _SqlClaim, part: PartAck, *, patience_s: float = 0.0) -> None:
         await go_on.wait()
         await keep(self, part, patience_s=patience_s)
 
-    monkeypatch.setattr(_SqlCheckpoint, "ack", stall)
+    monkeypatch.setattr(_SqlClaim, "add_ack", stall)
     movie = desk.file(120 * PART)
     async with desk.uploader(concurrency=concurrency) as up:
         task = asyncio.create_task(up.upload(movie))
@@ -47,14 +48,14 @@ async def test_receipts_share_commits_and_the_last_waits_for_nobody(
 ) -> None:
     """Two parts at a time, 20 ms each: one commit holds the receipts of several turns."""
     sizes: list[int] = []
-    commit = _Opened._commit
+    commit = StoreThread._commit
 
-    def noted(self: _Opened, writes: Sequence[Any]) -> Sequence[Any]:
+    def noted(self: StoreThread, writes: Sequence[Any]) -> Sequence[Any]:
         if any(isinstance(write, AckWrite) for write in writes):
             sizes.append(len(writes))
         return commit(self, writes)
 
-    monkeypatch.setattr(_Opened, "_commit", noted)
+    monkeypatch.setattr(StoreThread, "_commit", noted)
     desk.order(Fault(action="slow", operation="UploadPart", delay_s=0.02, count=None))
     movie = desk.file(100 * PART)
     async with desk.uploader(concurrency=2) as up:
@@ -70,13 +71,13 @@ async def test_what_no_list_tells_again_is_written_before_the_next_part(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, why: str
 ) -> None:
     waited: list[float] = []
-    keep = _SqlCheckpoint.ack
+    keep = _SqlClaim.add_ack
 
-    async def noted(self: _SqlCheckpoint, part: PartAck, *, patience_s: float = 0.0) -> None:
+    async def noted(self: _SqlClaim, part: PartAck, *, patience_s: float = 0.0) -> None:
         waited.append(patience_s)
         await keep(self, part, patience_s=patience_s)
 
-    monkeypatch.setattr(_SqlCheckpoint, "ack", noted)
+    monkeypatch.setattr(_SqlClaim, "add_ack", noted)
     if why == "denied":
         desk.server.set_options(denied_operations=("ListParts",))
     movie = desk.file((80 if why == "denied" else 60) * PART)

@@ -107,8 +107,8 @@ async def test_a_recorded_target_is_checked_again(desk: Desk) -> None:
     """The store may be shared, or somebody may have written into it."""
     movie = desk.file(6 * PART)
     record = await desk.interrupted(movie, after=3)
-    async with desk.uploader() as up, up.state.claim(record.key) as checkpoint:
-        await checkpoint.advance(endpoint="https://evil.example.com")
+    async with desk.uploader() as up, up.state.claim(record.key) as journal:
+        await journal._claim.update({"endpoint": "https://evil.example.com"})
     sent = desk.count("UploadPart")
 
     error = await desk.fail(movie)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
@@ -12,7 +13,8 @@ from typing import Any, ClassVar, Self
 from uploader.errors import LeaseLost, SourceUnreadable, StateUnavailable
 from uploader.protocol.wire import Body
 from uploader.sources import FileSource, Fingerprint
-from uploader.state import Checkpoint, Orphan, PartAck, Phase, StateStore, UploadRecord
+from uploader.state import Journal, Orphan, PartAck, Phase, StateStore, UploadRecord
+from uploader.state.journal import Claim
 from uploader.state.records import UploadStatus
 
 
@@ -156,11 +158,12 @@ class FailingState:
         await self._inner.__aexit__(*exc_info)
 
     @asynccontextmanager
-    async def claim(self, key: str) -> AsyncIterator[Checkpoint]:
+    async def claim(self, key: str) -> AsyncIterator[Journal]:
         if self.is_hit("claim", is_done=False):
             self.fail("claim")
-        async with self._inner.claim(key) as checkpoint:
-            yield _FailingCheckpoint(self, checkpoint)
+        async with self._inner.claim(key) as journal:
+            journal._claim = _FailingClaim(self, journal._claim)
+            yield journal
 
     async def find(
         self, *, key: str | None = None, video_id: str | None = None
@@ -180,32 +183,25 @@ class FailingState:
         await self._inner.forget_orphan(upload_id)
 
 
-class _FailingCheckpoint:
-    def __init__(self, state: FailingState, inner: Checkpoint) -> None:
+class _FailingClaim:
+    def __init__(self, state: FailingState, inner: Claim) -> None:
         self._state, self._inner = state, inner
 
     @property
-    def record(self) -> UploadRecord | None:
-        return self._inner.record
+    def key(self) -> str:
+        return self._inner.key
 
-    @property
-    def acks(self) -> Mapping[int, PartAck]:
-        return self._inner.acks
-
-    async def create(self, record: UploadRecord) -> UploadRecord:
+    async def add_record(self, record: UploadRecord) -> datetime:
         with self._failing("create"):
-            return await self._inner.create(record)
+            return await self._inner.add_record(record)
 
-    async def advance(self, **changes: Any) -> UploadRecord:
-        with self._failing(_step_of(changes)):
-            return await self._inner.advance(**changes)
+    async def update(self, fields: Mapping[str, Any], **more: Any) -> datetime:
+        with self._failing("" if more else _step_of(fields)):
+            return await self._inner.update(fields, **more)
 
-    async def ack(self, part: PartAck, *, patience_s: float = 0.0) -> None:
-        with self._failing("ack" if part.number == 3 else ""):
-            await self._inner.ack(part)
-
-    async def restart_parts(self, **changes: Any) -> UploadRecord:
-        return await self._inner.restart_parts(**changes)
+    async def add_ack(self, ack: PartAck, *, patience_s: float = 0.0) -> None:
+        with self._failing("ack" if ack.number == 3 else ""):
+            await self._inner.add_ack(ack)
 
     @property
     def is_certainly_ours(self) -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, closing
+from datetime import datetime
 from typing import Any
 
 from uploader import (
@@ -25,8 +26,8 @@ from uploader.errors import SourceChanged
 from uploader.protocol.integrity import crc64
 from uploader.protocol.wire import Body
 from uploader.sources import Fingerprint
-from uploader.state import Checkpoint, PartAck
-from uploader.state.memory import _MemoryCheckpoint
+from uploader.state import Journal, PartAck
+from uploader.state.journal import Claim
 
 from .virtual import VirtualClock, VirtualLoop
 from .world import PART, Line, World
@@ -53,38 +54,30 @@ class Disk(MemoryState):
     before it, and after it without knowing.
     """
 
-    checkpoint_type: type[Stepwise]
-
     def __init__(self, clock: VirtualClock) -> None:
         super().__init__(clock=clock)
-        self._holders: dict[str, _MemoryCheckpoint] = {}
         self.seen_upload_ids: set[str] = set()
         self.recorded_upload_ids: set[str] = set()  # of former lives of the key as well
 
     @asynccontextmanager
-    async def claim(self, key: str) -> AsyncIterator[Any]:
+    async def claim(self, key: str) -> AsyncIterator[Journal]:
         """Take an upload until the block ends or the lease is broken."""
-        self._require_free(key)
-        checkpoint = _MemoryCheckpoint(self, key)
-        self._claimed.add(key)
-        self._holders[key] = checkpoint
-        try:
-            yield self.checkpoint_type(checkpoint, self)
-        finally:
-            checkpoint.is_over = True
-            if self._holders.get(key) is checkpoint:
-                self.break_lease(key)
+        async with super().claim(key) as journal:
+            journal._claim = self.stepwise(journal._claim)
+            yield journal
+
+    def stepwise(self, claim: Claim) -> Stepwise:
+        """How a process writes."""
+        return Stepwise(claim, self)
 
     def break_lease(self, key: str) -> None:
         """Whoever holds it, holds it no longer, and cannot write any more."""
-        holder = self._holders.pop(key, None)
-        if holder is not None:
-            holder.is_over = True
-        self._claimed.discard(key)
+        if (holder := self._claims.get(key)) is not None:
+            self._end(holder)
 
     def is_claimed(self, key: str) -> bool:
         """Whether somebody holds it."""
-        return key in self._claimed
+        return key in self._claims
 
     def record(self, key: str = KEY) -> UploadRecord | None:
         """The record as it is on the disk."""
@@ -114,32 +107,22 @@ class Disk(MemoryState):
 
 
 class Stepwise:
-    """A `Checkpoint` that suspends before and after every write.
+    """A `Claim` that suspends before and after every write."""
 
-    Mutable: what this process believes the disk holds, as it wrote or read it last.
-    """
-
-    def __init__(self, inner: Checkpoint, disk: Disk) -> None:
+    def __init__(self, inner: Claim, disk: Disk) -> None:
         self._inner, self._disk = inner, disk
-        self.record = inner.record
-        self.acks = dict(inner.acks)
+        self.key = inner.key
 
-    async def create(self, record: UploadRecord) -> UploadRecord:
-        self.acks.clear()
-        return await self._keep(self._inner.create(record))
+    async def add_record(self, record: UploadRecord) -> datetime:
+        return await self._keep(self._inner.add_record(record))
 
-    async def advance(self, **changes: Any) -> UploadRecord:
-        return await self._keep(self._inner.advance(**changes))
+    async def update(self, fields: Mapping[str, Any], **more: Any) -> datetime:
+        return await self._keep(self._inner.update(fields, **more))
 
-    async def ack(self, part: PartAck, *, patience_s: float = 0.0) -> None:
+    async def add_ack(self, ack: PartAck, *, patience_s: float = 0.0) -> None:
         await asyncio.sleep(0)
-        await self._inner.ack(part)
-        self.acks[part.number] = part
+        await self._inner.add_ack(ack)
         await asyncio.sleep(0)
-
-    async def restart_parts(self, **changes: Any) -> UploadRecord:
-        self.acks.clear()
-        return await self._keep(self._inner.restart_parts(**changes))
 
     @property
     def is_certainly_ours(self) -> bool:
@@ -150,16 +133,13 @@ class Stepwise:
         await self._inner.confirm()
         await asyncio.sleep(0)
 
-    async def _keep(self, write: Coroutine[Any, Any, UploadRecord]) -> UploadRecord:
+    async def _keep(self, write: Coroutine[Any, Any, datetime]) -> datetime:
         with closing(write):
             await asyncio.sleep(0)
-            self.record = await write
+            time = await write
         self._disk.note()
         await asyncio.sleep(0)
-        return self.record
-
-
-Disk.checkpoint_type = Stepwise
+        return time
 
 
 # --- what is sent -------------------------------------------------------------------------

@@ -10,12 +10,14 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import pytest
 
 from uploader import IntegrityError, UploadResult, VodupError
-from uploader.state import PartAck, Phase, UploadRecord
+from uploader.state import PartAck, Phase
+from uploader.state.journal import Claim
 
 from .processes import Disk, File, OpenFile, Process, Stepwise
 from .virtual import VirtualClock, VirtualLoop
@@ -32,6 +34,9 @@ class StoppingDisk(Disk):
         super().__init__(clock)
         self.commit_count, self.stop_after = 0, stop_after
 
+    def stepwise(self, claim: Claim) -> Stepwise:
+        return Stopping(claim, self)
+
     async def committed(self) -> None:
         self.commit_count += 1
         if self.commit_count == self.stop_after:
@@ -43,17 +48,14 @@ class Stopping(Stepwise):
 
     _disk: StoppingDisk
 
-    async def ack(self, part: PartAck, *, patience_s: float = 0.0) -> None:
-        await super().ack(part)
+    async def add_ack(self, ack: PartAck, *, patience_s: float = 0.0) -> None:
+        await super().add_ack(ack)
         await self._disk.committed()
 
-    async def _keep(self, write: Coroutine[Any, Any, UploadRecord]) -> UploadRecord:
-        record = await super()._keep(write)
+    async def _keep(self, write: Coroutine[Any, Any, datetime]) -> datetime:
+        time = await super()._keep(write)
         await self._disk.committed()
-        return record
-
-
-StoppingDisk.checkpoint_type = Stopping
+        return time
 
 
 Decide = Callable[[Call], Awaitable[Fate]]

@@ -14,13 +14,14 @@ import random
 from collections.abc import Callable, Coroutine
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any
 
 import pytest
 
 from uploader import UploadResult, VodupError
 from uploader.state import PartAck, UploadRecord
-from uploader.state.memory import _Entry
+from uploader.state.journal import Claim
 from uploader.state.records import Orphan, Phase
 
 from .processes import KEY, Disk, File, OpenFile, Process, Stepwise
@@ -64,9 +65,11 @@ class PowerDisk(Disk):
         self.durable_count = 1
         self.on_commit: Callable[[], None] = lambda: None
         if content is not None:
-            self._entries[KEY] = _Entry(content.record, dict(content.acks))
-            self._note_video(content.record)
+            self._put(content.record, dict(content.acks))
             self._orphans.update(content.orphans)
+
+    def stepwise(self, claim: Claim) -> Stepwise:
+        return Logged(claim, self)
 
     def committed(self) -> int:
         entry = self._entries[KEY]
@@ -80,24 +83,20 @@ class Logged(Stepwise):
 
     _disk: PowerDisk
 
-    async def ack(self, part: PartAck, *, patience_s: float = 0.0) -> None:
+    async def add_ack(self, ack: PartAck, *, patience_s: float = 0.0) -> None:
         await asyncio.sleep(0)
-        await self._inner.ack(part)
-        self.acks[part.number] = part
+        await self._inner.add_ack(ack)
         self._disk.committed()
         await asyncio.sleep(0)
 
-    async def _keep(self, write: Coroutine[Any, Any, UploadRecord]) -> UploadRecord:
+    async def _keep(self, write: Coroutine[Any, Any, datetime]) -> datetime:
         with closing(write):
             await asyncio.sleep(0)
-            self.record = await write
+            time = await write
         count = self._disk.committed()
         await asyncio.sleep(0)
         self._disk.durable_count = max(self._disk.durable_count, count)
-        return self.record
-
-
-PowerDisk.checkpoint_type = Logged
+        return time
 
 
 # --- services that can be put back --------------------------------------------------------------

@@ -10,7 +10,7 @@ from collections.abc import Coroutine
 from uploader.errors import VodupError
 from uploader.state import PartAck, Phase, SqlState, UploadRecord
 
-NEW = UploadRecord(key="movie", phase=Phase.NEW, source="/m", fingerprint="f", size=9)
+RECORD = UploadRecord(key="movie", phase=Phase.UPLOADING, source="/m", fingerprint="f", size=9)
 
 
 def say(*words: object) -> None:
@@ -26,13 +26,13 @@ async def ack_forever(url: str, callers: str) -> None:
 
     async def one(first: int) -> None:
         for number in range(first, 1 << 30, int(callers)):
-            await checkpoint.ack(part(number))
+            await journal.add_part(part(number))
             say(number)
 
-    async with SqlState(url) as store, store.claim("movie") as checkpoint:
-        if checkpoint.record is None:
-            await checkpoint.create(NEW)
-        first = max(checkpoint.acks, default=0) + 1
+    async with SqlState(url) as store, store.claim("movie") as journal:
+        if journal.record is None:
+            await journal.create_record(RECORD)
+        first = max(journal.acks, default=0) + 1
         async with asyncio.TaskGroup() as group:
             for caller in range(int(callers)):
                 group.create_task(one(first + caller))
@@ -40,10 +40,10 @@ async def ack_forever(url: str, callers: str) -> None:
 
 async def hold(url: str, ttl_s: str) -> None:
     """Hold the upload until stdin ends."""
-    async with SqlState(url, lease_ttl_s=float(ttl_s)) as store, store.claim("movie") as checkpoint:
-        if checkpoint.record is None:
-            await checkpoint.create(NEW)
-        await checkpoint.ack(part(1))
+    async with SqlState(url, lease_ttl_s=float(ttl_s)) as store, store.claim("movie") as journal:
+        if journal.record is None:
+            await journal.create_record(RECORD)
+        await journal.add_part(part(1))
         say("holding")
         await asyncio.to_thread(sys.stdin.read)
 
@@ -52,15 +52,15 @@ async def write_after_freeze(url: str, ttl_s: str) -> None:
     """Try every write as soon as a line arrives; the loop is blocked until then."""
     async with SqlState(url, lease_ttl_s=float(ttl_s)) as store, asyncio.TaskGroup() as group:
         try:
-            async with store.claim("movie") as checkpoint:
-                await checkpoint.create(NEW)
+            async with store.claim("movie") as journal:
+                await journal.create_record(RECORD)
                 say("holding")
                 sys.stdin.readline()
                 for write in (
-                    checkpoint.ack(part(99)),
-                    checkpoint.advance(error="zombie"),
-                    checkpoint.restart_parts(upload_id="zombie", plan=None),
-                    checkpoint.create(NEW),
+                    journal.add_part(part(99)),
+                    journal.record_error("zombie"),
+                    journal.restart(),
+                    journal.set_upload_id("zombie"),
                 ):
                     group.create_task(attempt(write))
                 await asyncio.sleep(30)
@@ -93,18 +93,18 @@ async def race(url: str) -> None:
 
 async def fill(url: str, limit: str) -> None:
     """Ack until the file may not grow any more, then let it grow again."""
-    async with SqlState(url) as store, store.claim("movie") as checkpoint:
-        await checkpoint.create(NEW)
+    async with SqlState(url) as store, store.claim("movie") as journal:
+        await journal.create_record(RECORD)
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), resource.RLIM_INFINITY))
         written = 0
         try:
             for number in range(1, 100_000):
-                await checkpoint.ack(part(number))
+                await journal.add_part(part(number))
                 written = number
         except VodupError as error:
             say(type(error).__name__, written)
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        await checkpoint.ack(part(written + 1))
+        await journal.add_part(part(written + 1))
         say("written", written + 1)
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from uploader.state import MemoryState, Phase, SqlState, StateStore, UploadRecord
+from uploader.protocol.grants import UploadTarget
+from uploader.state import Journal, MemoryState, Phase, SqlState, StateStore, UploadRecord
 
 
 @dataclass
@@ -117,11 +118,17 @@ def children() -> Iterator[Callable[..., subprocess.Popen[str]]]:
                 stream.close()
 
 
+async def set_video(journal: Journal, video_id: str) -> None:
+    """Give a new upload its video."""
+    target = UploadTarget("https://oss-cn-shanghai.aliyuncs.com", "outin-1", "sv/1.mp4")
+    await journal.set_target(video_id, target, region=None, plan=None, one_request=False)
+
+
 def record(key: str = "movie", **changes: Any) -> UploadRecord:
     """A new upload."""
     plain: dict[str, Any] = {
         "key": key,
-        "phase": Phase.NEW,
+        "phase": Phase.UPLOADING,
         "source": f"/media/{key}.mp4",
         "fingerprint": "fp-1",
         "size": 1 << 40,

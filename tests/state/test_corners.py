@@ -22,7 +22,7 @@ import pytest
 from tests.state.conftest import Place, SqlitePlace, record
 from uploader.clock import SystemClock
 from uploader.errors import ConfigurationError, LeaseLost, StateUnavailable, UploadLocked
-from uploader.state import Checkpoint, MemoryState, PartAck, Phase, SqlState, StateStore, files
+from uploader.state import Journal, MemoryState, PartAck, Phase, SqlState, StateStore, files
 from uploader.state import transactions as tx
 from uploader.state.commits import Failure, GroupCommit
 from uploader.state.leases import FileLock, Lease, Owner, OwnerLock, kept_alive
@@ -42,9 +42,9 @@ def path(tmp_path: Path) -> Path:
 
 async def fill(path: Path, **changes: Any) -> None:
     """A store with one upload and one receipt."""
-    async with SqlState(path) as store, store.claim("movie") as checkpoint:
-        await checkpoint.create(record(**changes))
-        await checkpoint.ack(PART)
+    async with SqlState(path) as store, store.claim("movie") as journal:
+        await journal.create_record(record(**changes))
+        await journal.add_part(PART)
 
 
 @contextmanager
@@ -173,15 +173,15 @@ async def test_closing_twice_is_closing_once(path: Path) -> None:
 
 async def test_a_claim_that_cannot_be_given_back_does_not_hide_what_was_done(path: Path) -> None:
     async with SqlState(path, answer_timeout_s=0.2) as store:
-        async with store.claim("movie") as checkpoint:
-            await checkpoint.create(record())
+        async with store.claim("movie") as journal:
+            await journal.create_record(record())
             rival = sqlite3.connect(path, isolation_level=None)
             rival.execute("BEGIN IMMEDIATE")
         rival.execute("ROLLBACK")
         rival.close()
-        assert "could not be given back" in store.notices[0]
-        async with store.claim("movie") as checkpoint:
-            assert checkpoint.record is not None
+        assert "could not be released" in store.notices[0]
+        async with store.claim("movie") as journal:
+            assert journal.record is not None
 
 
 async def test_closing_a_database_that_does_not_answer_ends_in_time(path: Path) -> None:
@@ -200,7 +200,7 @@ async def test_leases_that_cannot_be_given_back_are_judged_by_the_lock_file(path
     execute(path, "ALTER TABLE vodup_lease RENAME TO elsewhere")
     await store.__aexit__(None, None, None)
     await claim.__aexit__(None, None, None)
-    assert "leases could not be given back" in store.notices[0]
+    assert "leases could not be released" in store.notices[0]
     execute(path, "ALTER TABLE elsewhere RENAME TO vodup_lease")
     async with SqlState(path) as other, other.claim("movie"):
         pass  # at once: the lock file is there, and nobody holds it
@@ -242,8 +242,8 @@ def test_a_database_is_shown_without_its_password() -> None:
 async def test_a_damaged_record_is_left_out_of_the_list(path: Path) -> None:
     await fill(path)
     async with SqlState(path) as store:
-        async with store.claim("other") as checkpoint:
-            await checkpoint.create(record("other"))
+        async with store.claim("other") as journal:
+            await journal.create_record(record("other"))
         execute(path, "UPDATE vodup_upload SET size = 'many' WHERE key = 'movie'")
         assert [status.record.key async for status in store.uploads()] == ["other"]
         (notice,) = store.notices
@@ -274,28 +274,28 @@ AT_OSS = {"video_id": "v-1", "endpoint": "https://e", "bucket": "b", "object_key
 
 async def test_an_upload_that_is_an_orphan_already_is_noted_once(sql_place: Place) -> None:
     async with sql_place.open() as store:
-        async with store.claim("movie") as checkpoint:
-            await checkpoint.create(record(phase=Phase.UPLOADING, upload_id="u-1", **AT_OSS))
-            await checkpoint.restart_parts(upload_id=None, plan=None)
-            await checkpoint.advance(upload_id="u-1")
-            await checkpoint.restart_parts(upload_id=None, plan=None)
+        async with store.claim("movie") as journal:
+            await journal.create_record(record(phase=Phase.UPLOADING, upload_id="u-1", **AT_OSS))
+            await journal.restart()
+            await journal.set_upload_id("u-1")
+            await journal.restart()
         assert [orphan.upload_id for orphan in await store.orphans()] == ["u-1"]
 
 
 async def test_a_record_that_is_gone_is_not_written(sql_place: Place) -> None:
-    async with sql_place.open() as store, store.claim("movie") as checkpoint:
-        await checkpoint.create(record())
+    async with sql_place.open() as store, store.claim("movie") as journal:
+        await journal.create_record(record())
         sql_place.execute("DELETE FROM vodup_upload")
         with pytest.raises(StateUnavailable, match="is gone from the database"):
-            await checkpoint.advance(error="x")
+            await journal.record_error("x")
 
 
 async def test_epochs_are_never_used_again(sql_place: Place) -> None:
     async with sql_place.open() as store:
         epochs = []
         for key in ("movie", "other", "movie"):
-            async with store.claim(key) as checkpoint:
-                epochs.append(checkpoint._lease.epoch)  # type: ignore[attr-defined]
+            async with store.claim(key) as journal:
+                epochs.append(journal._claim._lease.epoch)  # type: ignore[attr-defined]
             await store.forget(key)
         assert epochs == sorted(set(epochs))
 
@@ -358,15 +358,15 @@ async def test_locks_that_cannot_be_looked_through_keep_nobody_from_uploading(
 
     monkeypatch.setattr(OwnerLock, "dead_tokens", refuse)
     async with SqlState(tmp_path / "state" / "state.db") as store:
-        async with store.claim("movie") as checkpoint:
-            await checkpoint.create(record())
+        async with store.claim("movie") as journal:
+            await journal.create_record(record())
         assert "stay where they are: Too many open files" in store.notices[0]
 
 
 async def test_a_lease_of_nobody_we_can_name_is_waited_for(sql_place: Place) -> None:
     async with sql_place.open() as store:
-        async with store.claim("movie") as checkpoint:
-            await checkpoint.create(record())
+        async with store.claim("movie") as journal:
+            await journal.create_record(record())
         sql_place.execute(
             "INSERT INTO vodup_lease (epoch, key, owner, expires) "
             "VALUES (999, 'movie', 'nobody', 9e9)"
@@ -393,25 +393,25 @@ async def test_an_owner_killed_while_we_look_is_not_named_any_more(
         assert (status.owner, status.lease_expires_at) == (None, None)
 
 
-def freeze(checkpoint: Checkpoint) -> None:
+def freeze(journal: Journal) -> None:
     """As after a long freeze: half of its life is over, and nobody has renewed it."""
-    checkpoint._lease.held_until_s -= 20  # type: ignore[attr-defined]
-    assert not checkpoint.is_certainly_ours
+    journal._claim._lease.held_until_s -= 20  # type: ignore[attr-defined]
+    assert not journal.is_certainly_ours
 
 
 async def test_a_claim_in_doubt_that_is_ours_is_certain_again(sql_place: Place) -> None:
-    async with sql_place.open() as store, store.claim("movie") as checkpoint:
-        freeze(checkpoint)
-        await checkpoint.confirm()
-        assert checkpoint.is_certainly_ours
+    async with sql_place.open() as store, store.claim("movie") as journal:
+        freeze(journal)
+        await journal.confirm()
+        assert journal.is_certainly_ours
 
 
 async def test_a_claim_in_doubt_that_is_not_ours_is_lost(sql_place: Place) -> None:
     async def work(store: StateStore) -> None:
-        async with store.claim("movie") as checkpoint:
-            freeze(checkpoint)
+        async with store.claim("movie") as journal:
+            freeze(journal)
             sql_place.execute("UPDATE vodup_lease SET epoch = epoch + 1000")
-            await checkpoint.confirm()
+            await journal.confirm()
 
     async with sql_place.open() as store:
         with pytest.raises(LeaseLost):
@@ -420,11 +420,11 @@ async def test_a_claim_in_doubt_that_is_not_ours_is_lost(sql_place: Place) -> No
 
 async def test_a_claim_in_memory_ends_with_its_block() -> None:
     async with MemoryState() as store:
-        async with store.claim("movie") as checkpoint:
+        async with store.claim("movie") as journal:
             pass
-        assert not checkpoint.is_certainly_ours
+        assert not journal.is_certainly_ours
         with pytest.raises(LeaseLost):
-            await checkpoint.confirm()
+            await journal.confirm()
 
 
 async def test_a_lease_that_is_renewed_while_it_is_taken_over_stays(pg: Place) -> None:
@@ -439,7 +439,7 @@ async def test_a_lease_that_is_renewed_while_it_is_taken_over_stays(pg: Place) -
         owner = Owner.this_process().to_text()
         take = partial(tx.take, key="movie", owner=owner, ttl_s=30, is_dead=is_dead)
         with pytest.raises(UploadLocked):
-            await other._run(take)
+            await other._thread().write(take)
 
 
 async def test_a_renewal_that_fails_once_costs_nothing() -> None:

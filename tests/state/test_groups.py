@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.state.conftest import record
+from tests.state.conftest import record, set_video
 from uploader.errors import StateError, UploadLocked
 from uploader.state import Phase, SqlState
 
@@ -37,8 +37,8 @@ async def begun(store: SqlState, *keys: str) -> list[bool | Exception]:
     """Claim and create each at the same time; how each went."""
 
     async def one(key: str) -> bool:
-        async with store.claim(key) as checkpoint:
-            await checkpoint.create(record(key))
+        async with store.claim(key) as journal:
+            await journal.create_record(record(key))
             return True
 
     tasks = [asyncio.ensure_future(one(key)) for key in keys]
@@ -77,16 +77,16 @@ async def test_a_write_that_fails_fails_alone(tmp_path: Path) -> None:
         one = await stack.enter_async_context(store.claim("one"))
         two = await stack.enter_async_context(store.claim("two"))
         three = await stack.enter_async_context(store.claim("three"))
-        for checkpoint, key in ((one, "one"), (two, "two"), (three, "three")):
-            await checkpoint.create(record(key))
-        await one.advance(phase=Phase.UPLOADING, video_id="v")
+        for journal, key in ((one, "one"), (two, "two"), (three, "three")):
+            await journal.create_record(record(key, phase=Phase.NEW))
+        await set_video(one, "v")
         async with held_up(store):
-            taken = asyncio.ensure_future(two.advance(video_id="v"))
-            free = asyncio.ensure_future(three.advance(video_id="w"))
+            taken = asyncio.ensure_future(set_video(two, "v"))
+            free = asyncio.ensure_future(set_video(three, "w"))
             await asyncio.sleep(0)
         with pytest.raises(StateError):
             await taken
-        assert (await free).video_id == "w"
+        await free
         found = await store.find(video_id="w")
         assert found is not None
         assert found.key == "three"
@@ -114,7 +114,7 @@ async def test_a_claim_that_was_rolled_back_gives_back_nobody_elses_lease(tmp_pa
             with pytest.raises(UploadLocked):
                 async with mine.claim("held"):
                     pass
-            await second.create(record("second"))  # LeaseLost, had it been dropped
+            await second.create_record(record("second"))  # LeaseLost, had it been dropped
 
 
 async def test_a_cancelled_claim_in_a_shared_commit_is_given_back(tmp_path: Path) -> None:
@@ -128,5 +128,5 @@ async def test_a_cancelled_claim_in_a_shared_commit_is_given_back(tmp_path: Path
         with pytest.raises(asyncio.CancelledError):
             await running[0]
         assert await running[1] == [True]
-        async with other.claim("gone") as checkpoint:
-            await checkpoint.create(record("gone"))
+        async with other.claim("gone") as journal:
+            await journal.create_record(record("gone"))

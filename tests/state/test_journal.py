@@ -123,15 +123,16 @@ class Counting(MemoryState):
     commit_count = 0
 
     async def journal(self, stack: AsyncExitStack) -> Journal:
-        checkpoint = await stack.enter_async_context(self.claim("film"))
-        for name in ("create", "advance", "ack", "restart_parts"):
-            setattr(checkpoint, name, self._counted(getattr(checkpoint, name)))
-        return Journal(checkpoint)
+        journal = await stack.enter_async_context(self.claim("film"))
+        claim: Any = journal._claim
+        for name in ("add_record", "update", "add_ack"):
+            setattr(claim, name, self._counted(getattr(claim, name)))
+        return journal
 
     def _counted(self, write: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-        async def counted(*args: Any, **changes: Any) -> Any:  # noqa: ANN401
+        async def counted(*args: Any, **more: Any) -> Any:  # noqa: ANN401
             self.commit_count += 1
-            return await write(*args, **changes)
+            return await write(*args, **more)
 
         return counted
 
@@ -139,13 +140,12 @@ class Counting(MemoryState):
 async def opened(stack: AsyncExitStack, phase: Phase | None) -> tuple[Counting, Journal]:
     """A journal whose record is in this phase, with one acked part once there may be one."""
     state = Counting()
-    journal = await state.journal(stack)
     if phase is not None:
-        await journal._checkpoint.create(record(phase))
-        if phase is not NEW:
-            await journal._checkpoint.ack(ACK)
-    state.commit_count = 0
-    return state, journal
+        async with state.claim("film") as former:
+            await former.create_record(record(phase))
+            if phase is not NEW:
+                await former._claim.add_ack(ACK)
+    return state, await state.journal(stack)
 
 
 def plain(record: UploadRecord | None) -> dict[str, Any]:
@@ -183,7 +183,7 @@ def test_no_step_is_left_out() -> None:
     public = {
         name
         for name, member in inspect.getmembers(Journal, inspect.iscoroutinefunction)
-        if not name.startswith("_")
+        if not name.startswith("_") and name != "confirm"
     }
     assert public == STEPS.keys() == ALLOWED.keys()
     table = journal.__doc__ or ""

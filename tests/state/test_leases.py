@@ -13,7 +13,7 @@ import pytest
 
 from tests.state.conftest import Place, SqlitePlace, record
 from uploader.errors import ConfigurationError, LeaseLost, UploadLocked
-from uploader.state import Checkpoint, PartAck, SqlState, StateStore
+from uploader.state import Journal, PartAck, SqlState, StateStore
 from uploader.state.leases import Owner
 
 Children = Callable[..., subprocess.Popen[str]]
@@ -46,10 +46,10 @@ async def claimed(store: StateStore) -> bool:
 
 async def test_a_lease_is_kept_alive_beyond_its_time(sql_place: Place) -> None:
     async with sql_place.open(lease_ttl_s=0.5) as one, sql_place.open(lease_ttl_s=0.5) as other:
-        async with one.claim("movie") as checkpoint:
+        async with one.claim("movie") as journal:
             await asyncio.sleep(1.2)
             assert not await claimed(other)
-            await checkpoint.create(record())
+            await journal.create_record(record())
         assert await claimed(other)
 
 
@@ -76,11 +76,11 @@ async def test_a_lost_lease_cancels_the_block_and_comes_out_plain(sql_place: Pla
 
 async def test_a_lost_lease_comes_out_of_the_blocks_own_task_group_plain(sql_place: Place) -> None:
     async def work(store: StateStore) -> None:
-        async with store.claim("movie") as checkpoint:
-            await checkpoint.create(record())
+        async with store.claim("movie") as journal:
+            await journal.create_record(record())
             sql_place.execute(STEAL)
             async with asyncio.TaskGroup() as group:
-                group.create_task(checkpoint.ack(PartAck(1, 1, "E", 1)))
+                group.create_task(journal.add_part(PartAck(1, 1, "E", 1)))
 
     async with sql_place.open() as store:
         with pytest.raises(LeaseLost):
@@ -88,18 +88,18 @@ async def test_a_lost_lease_comes_out_of_the_blocks_own_task_group_plain(sql_pla
 
 
 async def test_one_lost_lease_does_not_fail_the_writes_of_others(sql_place: Place) -> None:
-    async def work(store: StateStore, good: Checkpoint) -> None:
+    async def work(store: StateStore, good: Journal) -> None:
         async with store.claim("movie") as bad:
-            await bad.create(record())
+            await bad.create_record(record())
             sql_place.execute(STEAL)
             async with asyncio.TaskGroup() as group:
                 for number in range(1, 11):
-                    group.create_task(bad.ack(PartAck(number, 1, "E", 1)))
-                    neighbours.create_task(good.ack(PartAck(number, 1, "E", 1)))
+                    group.create_task(bad.add_part(PartAck(number, 1, "E", 1)))
+                    neighbours.create_task(good.add_part(PartAck(number, 1, "E", 1)))
 
     async with sql_place.open() as store:
         async with store.claim("good") as good:
-            await good.create(record("good"))
+            await good.create_record(record("good"))
             async with asyncio.TaskGroup() as neighbours:
                 with pytest.raises(LeaseLost):
                     await work(store, good)
@@ -108,10 +108,10 @@ async def test_one_lost_lease_does_not_fail_the_writes_of_others(sql_place: Plac
 
 
 async def test_a_holder_whose_time_ran_out_goes_on_if_nobody_took_over(sql_place: Place) -> None:
-    async with sql_place.open() as store, store.claim("movie") as checkpoint:
-        await checkpoint.create(record())
+    async with sql_place.open() as store, store.claim("movie") as journal:
+        await journal.create_record(record())
         sql_place.execute("UPDATE vodup_lease SET expires = 1")
-        await checkpoint.ack(PartAck(1, 1, "E", 1))
+        await journal.add_part(PartAck(1, 1, "E", 1))
 
 
 async def test_a_lease_of_an_unknown_machine_is_waited_for(sql_place: Place) -> None:
@@ -128,7 +128,7 @@ async def test_a_lease_of_an_unknown_machine_is_waited_for(sql_place: Place) -> 
         assert await claimed(store)
 
 
-async def test_a_lease_we_could_not_give_back_is_ours_to_take(sql_place: Place) -> None:
+async def test_a_lease_that_could_not_be_released_is_ours_to_take(sql_place: Place) -> None:
     async with sql_place.open() as store:
         async with store.claim("movie"):
             pass
@@ -156,8 +156,8 @@ async def test_a_killed_owner_is_succeeded_at_once(sql_place: Place, children: C
         assert not await claimed(store)
         child.kill()
         child.wait()
-        async with store.claim("movie") as checkpoint:
-            assert set(checkpoint.acks) == {1}
+        async with store.claim("movie") as journal:
+            assert set(journal.acks) == {1}
 
 
 async def test_opening_clears_what_dead_owners_left(
@@ -184,15 +184,15 @@ async def test_a_frozen_owner_is_succeeded_and_writes_nothing_when_it_wakes(
     async with sql_place.open() as store:
         assert not await claimed(store)
         await asyncio.sleep(0.6)
-        async with store.claim("movie") as checkpoint:
-            before = checkpoint.record
+        async with store.claim("movie") as journal:
+            before = journal.record
             os.kill(child.pid, signal.SIGCONT)
             tell(child, "write")
             answers = await asyncio.to_thread(lines, child, 5)
             assert sorted(answers) == ["LeaseLost"] * 4 + ["block LeaseLost"]
-        async with store.claim("movie") as checkpoint:
-            assert checkpoint.record == before
-            assert checkpoint.acks == {}
+        async with store.claim("movie") as journal:
+            assert journal.record == before
+            assert journal.acks == {}
         assert await store.orphans() == []
 
 

@@ -32,16 +32,16 @@ def value(database: PostgresDatabase, text: str) -> Any:  # noqa: ANN401 - any c
 
 
 async def test_a_connection_the_server_closed_is_replaced(pg: Place) -> None:
-    async with pg.open() as store, store.claim("movie") as checkpoint:
-        await checkpoint.create(record())
+    async with pg.open() as store, store.claim("movie") as journal:
+        await journal.create_record(record())
         pg.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
             "WHERE application_name = 'vodup'"
         )
-        await checkpoint.ack(PartAck(1, 1, "E", 1))
-        await checkpoint.advance(error="x")
-    async with pg.open() as store, store.claim("movie") as checkpoint:
-        assert set(checkpoint.acks) == {1}
+        await journal.add_part(PartAck(1, 1, "E", 1))
+        await journal.record_error("x")
+    async with pg.open() as store, store.claim("movie") as journal:
+        assert set(journal.acks) == {1}
 
 
 async def test_a_newer_version_is_refused(pg: Place) -> None:
@@ -212,14 +212,14 @@ def test_a_connection_that_cannot_be_set_up_is_closed(
 
 async def test_a_worker_frozen_in_mid_transaction_is_succeeded(pg: Place) -> None:
     """Its locks would outlast its lease; the server ends its session first."""
-    async with pg.open() as store, store.claim("movie") as checkpoint:
-        await checkpoint.create(record())
+    async with pg.open() as store, store.claim("movie") as journal:
+        await journal.create_record(record())
     with closing(psycopg.connect(pg.url)) as frozen:
         frozen.execute(b"SET idle_in_transaction_session_timeout = '1s'")
         frozen.execute(b"INSERT INTO vodup_lease (key, owner, expires) VALUES ('movie', 'x', 9e9)")
 
-        async with pg.open() as store, store.claim("movie") as checkpoint:
-            assert checkpoint.record is not None
+        async with pg.open() as store, store.claim("movie") as journal:
+            assert journal.record is not None
 
         with pytest.raises(psycopg.Error):
             frozen.execute(b"SELECT 1")

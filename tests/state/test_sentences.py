@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,11 +11,11 @@ import pytest
 
 from tests.state.conftest import record
 from uploader.errors import VodupError
-from uploader.state import Phase
 from uploader.state.locations import PostgresUrl, SqliteFile, locate, state_directory
 from uploader.state.records import Orphan, UploadRecord
 from uploader.state.rows import (
     ack_of,
+    changes_row,
     instant,
     loaded_text,
     orphan_of,
@@ -24,13 +24,7 @@ from uploader.state.rows import (
     record_row,
     stored_text,
 )
-from uploader.state.rules import (
-    orphan_left_by,
-    require_changeable,
-    require_known,
-    require_replaceable,
-    video_taken,
-)
+from uploader.state.store import lease_lost, video_taken
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 RECORD = replace(
@@ -81,13 +75,6 @@ SENTENCES: dict[str, tuple[Callable[[], object], tuple[str, str]]] = {
         lambda: orphan_of({**orphan_row(ORPHAN), "bucket": None}),
         ("a recorded orphan is damaged: None is not a text.", AGAIN),
     ),
-    "unfinished": (
-        lambda: require_replaceable(replace(RECORD, phase=Phase.UPLOADING)),
-        (
-            f"upload {RECORD.key!r} is recorded already and not finished (uploading).",
-            "Run the same command to continue it, or give it up with `vodup abort`.",
-        ),
-    ),
     "unknown URL": (
         lambda: locate("redis://h/1?u=a://b"),
         (
@@ -116,33 +103,25 @@ def test_what_is_said(name: str) -> None:
     assert (caught.value.message, caught.value.next_step) == (message, next_step)
 
 
-def test_errors_name_the_video() -> None:
-    with pytest.raises(VodupError) as caught:
-        require_replaceable(replace(RECORD, phase=Phase.UPLOADING))
-    assert caught.value.video_id == "v1"
+def test_the_error_for_a_second_upload_names_the_video_and_the_first() -> None:
     error = video_taken("v2", "other")
     assert error.video_id == "v2"
     assert error.message == "video v2 is recorded for upload 'other' already."
     assert error.next_step == (
         "Continue it under that key, or remove that record with `vodup clean`."
     )
+    assert lease_lost("film").message == (
+        "upload 'film' is no longer ours: another process took it over."
+    )
 
 
-def test_mistakes_of_callers_are_named() -> None:
-    with pytest.raises(TypeError, match=r"UploadRecord: created_at, nonsense$"):
-        require_changeable({"nonsense": 1, "created_at": 2, "error": None})
-    with pytest.raises(RuntimeError, match=r"^create\(\) comes before advance\(\), ack\(\) and"):
-        require_known(None)
-
-
-def test_an_upload_leaves_an_orphan_unless_it_goes_on() -> None:
-    assert orphan_left_by(RECORD) == Orphan(
+def test_a_record_without_a_multipart_upload_leaves_no_orphan() -> None:
+    assert RECORD.orphan() == Orphan(
         upload_id="U1", video_id="v1", endpoint="https://e", region="r", bucket="b", object_key="o"
     )
-    assert orphan_left_by(RECORD, "U1") is None
-    assert orphan_left_by(replace(RECORD, upload_id=None), "U2") is None
+    assert replace(RECORD, upload_id=None).orphan() is None
     nowhere = replace(RECORD, endpoint=None, bucket=None, object_key=None)
-    assert orphan_left_by(nowhere) == Orphan(
+    assert nowhere.orphan() == Orphan(
         upload_id="U1", video_id="v1", endpoint="", region="r", bucket="", object_key=""
     )
 
@@ -164,7 +143,9 @@ def test_records_and_orphans_come_back() -> None:
         assert record_of({**values, **stamps}) == replace(given, created_at=NOW, updated_at=NOW)
     assert orphan_of(orphan_row(ORPHAN)) == ORPHAN
     assert orphan_row(ORPHAN)["upload_id"] != ORPHAN.upload_id
-    assert set(asdict(RECORD)) >= set(record_row(RECORD, ["size"])) == {"size"}
+    assert changes_row({"size": 7, "is_overwrite": True, "meta": "\0", "error": None}) == {
+        "size": 7, "is_overwrite": 1, "meta": stored_text("\0"), "error": None,
+    }  # fmt: skip
     assert instant(0) == datetime(1970, 1, 1, tzinfo=UTC)
     assert isinstance(record_of(row()), UploadRecord)
 

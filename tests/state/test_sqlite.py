@@ -28,7 +28,7 @@ from uploader.errors import (
     UnsafePath,
     UnsupportedState,
 )
-from uploader.state import Checkpoint, PartAck, Phase, SqlState, files
+from uploader.state import Journal, PartAck, SqlState, files
 
 Children = Callable[..., subprocess.Popen[str]]
 
@@ -45,21 +45,21 @@ def part(number: int) -> PartAck:
 
 async def fill(path: Path, count: int = 50) -> bytes:
     """A store with one upload; returns the file's bytes."""
-    async with SqlState(path) as store, store.claim("movie") as checkpoint:
-        await checkpoint.create(record(video_id="v-1", upload_id="u-1"))
+    async with SqlState(path) as store, store.claim("movie") as journal:
+        await journal.create_record(record(video_id="v-1", upload_id="u-1"))
         async with asyncio.TaskGroup() as group:
             for number in range(1, count + 1):
-                group.create_task(checkpoint.ack(part(number)))
+                group.create_task(journal.add_part(part(number)))
     return path.read_bytes()
 
 
 async def use(path: Path) -> SqlState:
     """Claim, and write whatever is missing, as the next run of a command would."""
-    async with SqlState(path) as store, store.claim("movie") as checkpoint:
-        if checkpoint.record is None:
-            await checkpoint.create(record())
-        await checkpoint.ack(part(1000))
-        await checkpoint.advance(error="went on")
+    async with SqlState(path) as store, store.claim("movie") as journal:
+        if journal.record is None:
+            await journal.create_record(record())
+        await journal.add_part(part(1000))
+        await journal.record_error("went on")
     return store
 
 
@@ -80,20 +80,20 @@ async def test_every_ack_that_returned_survives_kill_nine(
     await asyncio.sleep(random.Random(seed).uniform(0, 0.3))
     child.kill()
     returned = {int(line) for line in (first + child.stdout.read()).split()}
-    async with SqlState(path) as store, store.claim("movie") as checkpoint:
-        assert returned <= set(checkpoint.acks)
-        assert all(checkpoint.acks[number] == part(number) for number in returned)
-        assert len(checkpoint.acks) - len(returned) <= 8
+    async with SqlState(path) as store, store.claim("movie") as journal:
+        assert returned <= set(journal.acks)
+        assert all(journal.acks[number] == part(number) for number in returned)
+        assert len(journal.acks) - len(returned) <= 8
 
 
 async def test_cancelling_a_caller_in_mid_commit_takes_nobody_elses_write(path: Path) -> None:
-    async with SqlState(path) as store, store.claim("movie") as checkpoint:
-        await checkpoint.create(record())
+    async with SqlState(path) as store, store.claim("movie") as journal:
+        await journal.create_record(record())
         random_ = random.Random(7)
         kept: set[int] = set()
 
         async def one(number: int) -> None:
-            await checkpoint.ack(part(number))
+            await journal.add_part(part(number))
             kept.add(number)
 
         for round_ in range(60):
@@ -103,8 +103,8 @@ async def test_cancelling_a_caller_in_mid_commit_takes_nobody_elses_write(path: 
                 await asyncio.sleep(random_.choice((0, 0, 0.0002, 0.0005)))
                 tasks[0].cancel()  # the one whose write started the commit
             assert kept >= set(numbers[1:])
-    async with SqlState(path) as store, store.claim("movie") as checkpoint:
-        assert kept <= set(checkpoint.acks)
+    async with SqlState(path) as store, store.claim("movie") as journal:
+        assert kept <= set(journal.acks)
 
 
 @pytest.fixture
@@ -142,26 +142,26 @@ async def test_receipts_wait_for_the_disk_once_in_an_interval(
     path: Path, statements: list[str], interval_s: float, expected: str
 ) -> None:
     async with SqlState(path, flush_interval_s=interval_s) as store, store.claim("movie") as claim:
-        await claim.create(record())
+        await claim.create_record(record())
         statements.clear()
         statements.append("PRAGMA synchronous=FULL")
         for number in (1, 2, 3):
-            await claim.ack(part(number))
+            await claim.add_part(part(number))
         assert flushes(statements) == [expected] * 3
 
 
 async def test_what_must_outlive_the_power_waits_for_the_disk_whatever_came_before(
     path: Path, statements: list[str]
 ) -> None:
-    async with SqlState(path, flush_interval_s=3600) as store, store.claim("movie") as checkpoint:
-        await checkpoint.create(record())
-        await checkpoint.ack(part(1))
+    async with SqlState(path, flush_interval_s=3600) as store, store.claim("movie") as journal:
+        await journal.create_record(record())
+        await journal.add_part(part(1))
         statements.clear()
-        await checkpoint.advance(upload_id="u-2")
-        await checkpoint.ack(part(2))
-        await checkpoint.advance(phase=Phase.COMPLETING)
+        await journal.set_upload_id("u-2")
+        await journal.add_part(part(2))
+        await journal.start_completing()
         assert flushes(statements) == ["FULL", "NORMAL", "FULL"]
-        await checkpoint.ack(part(3))
+        await journal.add_part(part(3))
         statements.clear()
     assert flushes(statements) == ["FULL"]  # giving the lease back
 
@@ -170,8 +170,8 @@ async def test_ten_thousand_receipts_load_quickly(path: Path) -> None:
     await fill(path, 10_000)
     async with SqlState(path) as store:
         begun = time.perf_counter()
-        async with store.claim("movie") as checkpoint:
-            assert len(checkpoint.acks) == 10_000
+        async with store.claim("movie") as journal:
+            assert len(journal.acks) == 10_000
             assert time.perf_counter() - begun < 0.5  # 0.05 here; the rest is for slow machines
 
 
@@ -341,8 +341,8 @@ async def test_a_damaged_record_is_a_typed_error_and_can_be_forgotten(
             async with store.claim("movie"):
                 pass
         await store.forget("movie")
-        async with store.claim("movie") as checkpoint:
-            await checkpoint.create(record())
+        async with store.claim("movie") as journal:
+            await journal.create_record(record())
         assert [status.record.key async for status in store.uploads()] == ["movie"]
 
 
@@ -351,8 +351,8 @@ async def test_a_damaged_receipt_is_left_out(path: Path, change: str) -> None:
     await fill(path, 3)
     _execute(path, f"UPDATE vodup_part SET {change} WHERE number = 2")  # noqa: S608
     async with SqlState(path) as store:
-        async with store.claim("movie") as checkpoint:
-            assert set(checkpoint.acks) == {1, 3}
+        async with store.claim("movie") as journal:
+            assert set(journal.acks) == {1, 3}
         assert len(store.notices) == 1
 
 
@@ -403,8 +403,8 @@ def _execute(path: Path, statement: str) -> None:
 async def test_everything_is_for_its_owner_only(path: Path, umask: int) -> None:
     old = os.umask(umask)
     try:
-        async with SqlState(path) as store, store.claim("movie") as checkpoint:
-            await checkpoint.create(record())
+        async with SqlState(path) as store, store.claim("movie") as journal:
+            await journal.create_record(record())
             assert mode(path.parent) == mode(path.parent / "locks") == 0o700
             for file in (p for p in path.parent.rglob("*") if p.is_file()):
                 assert mode(file) == 0o600, file
@@ -482,8 +482,8 @@ async def test_a_full_disk_keeps_the_record_and_later_writes_work(
     name, count = output[0].split()
     assert name == "StateUnavailable"
     assert output[1] == f"written {int(count) + 1}"
-    async with SqlState(path) as store, store.claim("movie") as checkpoint:
-        assert set(checkpoint.acks) == set(range(1, int(count) + 2))
+    async with SqlState(path) as store, store.claim("movie") as journal:
+        assert set(journal.acks) == set(range(1, int(count) + 2))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
@@ -499,21 +499,21 @@ async def test_a_full_file_system_is_named(path: Path) -> None:
 
 
 async def _fill_up(path: Path) -> None:
-    async with SqlState(path) as store, store.claim("movie") as checkpoint:
-        before = await checkpoint.create(record())
-        await checkpoint.ack(part(1))
+    async with SqlState(path) as store, store.claim("movie") as journal:
+        before = await journal.create_record(record())
+        await journal.add_part(part(1))
         ballast = _take_all_space(path.with_name("ballast"))
         with pytest.raises(StateUnavailable, match="no space"):
-            await _ack_all(checkpoint, range(2, 1000))
+            await _ack_all(journal, range(2, 1000))
         with pytest.raises(StateUnavailable, match="no space"):
-            await checkpoint.advance(error="x" * 200_000)
+            await journal.record_error("x" * 200_000)
         ballast.unlink()
         assert await store.find(key="movie") is not None
-        await checkpoint.ack(part(5000))
-    async with SqlState(path) as store, store.claim("movie") as checkpoint:
-        assert checkpoint.record is not None
-        assert checkpoint.record.created_at == before.created_at
-        assert {1, 5000} <= set(checkpoint.acks)
+        await journal.add_part(part(5000))
+    async with SqlState(path) as store, store.claim("movie") as journal:
+        assert journal.record is not None
+        assert journal.record.created_at == before.created_at
+        assert {1, 5000} <= set(journal.acks)
 
 
 def _take_all_space(ballast: Path) -> Path:
@@ -525,9 +525,9 @@ def _take_all_space(ballast: Path) -> Path:
             return ballast
 
 
-async def _ack_all(checkpoint: Checkpoint, numbers: range) -> None:
+async def _ack_all(journal: Journal, numbers: range) -> None:
     for number in numbers:
-        await checkpoint.ack(part(number))
+        await journal.add_part(part(number))
 
 
 async def test_a_database_that_stays_locked_is_a_typed_error(path: Path) -> None:
@@ -543,15 +543,15 @@ async def test_a_database_that_stays_locked_is_a_typed_error(path: Path) -> None
 
 
 async def test_a_lease_outlives_a_database_that_is_briefly_away(path: Path) -> None:
-    async with SqlState(path, lease_ttl_s=1.0) as store, store.claim("movie") as checkpoint:
-        await checkpoint.create(record())
+    async with SqlState(path, lease_ttl_s=1.0) as store, store.claim("movie") as journal:
+        await journal.create_record(record())
         rival = sqlite3.connect(path, isolation_level=None)
         rival.execute("BEGIN IMMEDIATE")
         await asyncio.sleep(0.6)
         rival.execute("ROLLBACK")
         rival.close()
         await asyncio.sleep(0.6)
-        await checkpoint.ack(part(1))
+        await journal.add_part(part(1))
 
 
 async def test_a_lease_that_cannot_be_renewed_in_time_is_lost(path: Path) -> None:
@@ -570,26 +570,26 @@ async def test_a_lease_that_cannot_be_renewed_in_time_is_lost(path: Path) -> Non
     assert 0.3 < lost_after < 2
 
 
-async def test_a_cancellation_in_the_moment_a_lease_is_given_back_is_heard(
+async def test_a_cancellation_while_a_lease_is_released_is_not_lost(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    asked = asyncio.Event()
+    released: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    is_releasing = asyncio.Event()
 
-    def give_back(write: object) -> asyncio.Future[None]:
-        asked.set()
-        return given
+    def release(lease: object) -> asyncio.Future[None]:
+        is_releasing.set()
+        return released
 
     async def work(store: SqlState) -> str:
         async with store.claim("movie"):
-            monkeypatch.setattr(store._now_open().commits, "write", give_back)
+            monkeypatch.setattr(store._thread(), "release", release)
         return "went on"
 
     async with SqlState(path) as store:
         task = asyncio.create_task(work(store))
-        await asked.wait()
+        await is_releasing.wait()
         await asyncio.sleep(0.01)
-        given.set_result(None)
+        released.set_result(None)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tests.state.conftest import Place, record
+from tests.state.conftest import Place, record, set_video
 from uploader.errors import ConfigurationError, LeaseLost, StateError, UploadLocked
 from uploader.state import (
     MemoryState,
@@ -49,14 +49,14 @@ async def statuses(store: StateStore) -> list[UploadStatus]:
 
 
 async def add(store: StateStore, key: str, **changes: object) -> None:
-    async with store.claim(key) as checkpoint:
-        await checkpoint.create(record(key, **changes))
+    async with store.claim(key) as journal:
+        await journal.create_record(record(key, **changes))
 
 
 async def test_a_record_comes_back_with_every_field(place: Place) -> None:
-    async with place.open() as store, store.claim("movie") as checkpoint:
-        written = await checkpoint.create(FULL)
-        assert checkpoint.record == written
+    async with place.open() as store, store.claim("movie") as journal:
+        written = await journal.create_record(FULL)
+        assert journal.record == written
     async with place.open() as store:
         assert await store.find(key="movie") == written
         assert await store.find(video_id="v-1") == written
@@ -67,57 +67,59 @@ async def test_a_record_comes_back_with_every_field(place: Place) -> None:
     "text", ["naïve 电影 🎬", "bad \udcff name", "nul\0byte", '\x1bjson:"x"', "", "a'b\"c%s:x?\\"]
 )
 async def test_any_text_is_kept(place: Place, text: str) -> None:
-    async with place.open() as store, store.claim(text) as checkpoint:
-        await checkpoint.create(record(text, source=text, error=text))
-        await checkpoint.ack(part(1, etag=text))
-    async with place.open() as store, store.claim(text) as checkpoint:
-        assert checkpoint.record is not None
-        assert checkpoint.record.key == checkpoint.record.source == checkpoint.record.error == text
-        assert checkpoint.acks[1].etag == text
+    async with place.open() as store, store.claim(text) as journal:
+        await journal.create_record(record(text, source=text, error=text))
+        await journal.add_part(part(1, etag=text))
+    async with place.open() as store, store.claim(text) as journal:
+        assert journal.record is not None
+        assert journal.record.key == journal.record.source == journal.record.error == text
+        assert journal.acks[1].etag == text
 
 
 @pytest.mark.parametrize("crc64", [0, 1, 2**63 - 1, 2**63, 2**64 - 1])
 async def test_receipts_keep_unsigned_crcs(place: Place, crc64: int) -> None:
     ack = PartAck(10_000, 5 << 30, "ETAG", crc64, "MD5")
-    async with place.open() as store, store.claim("movie") as checkpoint:
-        await checkpoint.create(record())
-        await checkpoint.ack(ack)
-        assert checkpoint.acks == {10_000: ack}
-    async with place.open() as store, store.claim("movie") as checkpoint:
-        assert checkpoint.acks == {10_000: ack}
+    async with place.open() as store, store.claim("movie") as journal:
+        await journal.create_record(record())
+        await journal.add_part(ack)
+        assert journal.acks == {10_000: ack}
+    async with place.open() as store, store.claim("movie") as journal:
+        assert journal.acks == {10_000: ack}
 
 
 async def test_a_receipt_replaces_an_older_one(place: Place) -> None:
-    async with place.open() as store, store.claim("movie") as checkpoint:
-        await checkpoint.create(record())
-        await checkpoint.ack(part(1, etag="old"))
-        await checkpoint.ack(part(1, etag="new"))
-    async with place.open() as store, store.claim("movie") as checkpoint:
-        assert checkpoint.acks == {1: part(1, etag="new")}
+    async with place.open() as store, store.claim("movie") as journal:
+        await journal.create_record(record())
+        await journal.add_part(part(1, etag="old"))
+        await journal.add_part(part(1, etag="new"))
+    async with place.open() as store, store.claim("movie") as journal:
+        assert journal.acks == {1: part(1, etag="new")}
 
 
 async def test_receipts_of_many_uploads_at_once_stay_apart(place: Place) -> None:
     async def send(key: str) -> None:
-        async with store.claim(key) as checkpoint:
-            await checkpoint.create(record(key))
+        async with store.claim(key) as journal:
+            await journal.create_record(record(key))
             async with asyncio.TaskGroup() as group:
                 for number in range(1, 51):
-                    group.create_task(checkpoint.ack(part(number, etag=key)))
+                    group.create_task(journal.add_part(part(number, etag=key)))
 
     async with place.open() as store, asyncio.TaskGroup() as group:
         for key in "abcdef":
             group.create_task(send(key))
     async with place.open() as store:
         for key in "abcdef":
-            async with store.claim(key) as checkpoint:
-                assert dict(checkpoint.acks) == {n: part(n, etag=key) for n in range(1, 51)}
+            async with store.claim(key) as journal:
+                assert dict(journal.acks) == {n: part(n, etag=key) for n in range(1, 51)}
 
 
-async def test_times_are_aware_and_advance(store: StateStore) -> None:
-    async with store.claim("movie") as checkpoint:
-        created = await checkpoint.create(record())
+async def test_times_are_aware_and_grow(store: StateStore) -> None:
+    async with store.claim("movie") as journal:
+        created = await journal.create_record(record())
         await asyncio.sleep(0.01)
-        changed = await checkpoint.advance(error="x")
+        await journal.record_error("x")
+        changed = journal.record
+        assert changed is not None
     assert created.created_at == created.updated_at == changed.created_at
     assert created.created_at is not None
     assert changed.updated_at is not None
@@ -125,96 +127,93 @@ async def test_times_are_aware_and_advance(store: StateStore) -> None:
     assert abs(datetime.now(UTC) - changed.updated_at) < timedelta(seconds=10)
 
 
-async def test_advance_changes_what_is_named_and_nothing_else(place: Place) -> None:
-    async with place.open() as store, store.claim("movie") as checkpoint:
-        await checkpoint.create(FULL)
-        changed = await checkpoint.advance(phase=Phase.COMPLETING, error=None, is_overwrite=False)
-        assert checkpoint.record == changed
+async def test_a_step_changes_its_own_fields_and_nothing_else(place: Place) -> None:
+    async with place.open() as store, store.claim("movie") as journal:
+        await journal.create_record(dataclasses.replace(FULL, phase=Phase.COMPLETING))
+        await journal.finish('{"a": 1}')
+        changed = journal.record
+        assert changed is not None
     async with place.open() as store:
-        found = await store.find(key="movie")
-    assert found == changed
-    expected = dataclasses.replace(FULL, phase=Phase.COMPLETING, error=None, is_overwrite=False)
+        assert await store.find(key="movie") == changed
+    expected = dataclasses.replace(FULL, phase=Phase.DONE, receipt='{"a": 1}', error=None)
     assert dataclasses.replace(changed, created_at=None, updated_at=None) == expected
 
 
-@pytest.mark.parametrize("name", ["key", "created_at", "epoch", "security_token"])
-async def test_advance_refuses_what_is_not_a_field_to_set(store: StateStore, name: str) -> None:
-    async with store.claim("movie") as checkpoint:
-        await checkpoint.create(record())
-        with pytest.raises(TypeError, match=name):
-            await checkpoint.advance(**{name: "x"})
-
-
 async def test_writes_before_create_are_refused(store: StateStore) -> None:
-    async with store.claim("movie") as checkpoint:
-        with pytest.raises(RuntimeError, match="create"):
-            await checkpoint.ack(part(1))
-        with pytest.raises(RuntimeError, match="create"):
-            await checkpoint.advance(error="x")
+    async with store.claim("movie") as journal:
+        with pytest.raises(StateError, match="add_part in phase none"):
+            await journal.add_part(part(1))
+        with pytest.raises(StateError, match="record_error in phase none"):
+            await journal.record_error("x")
 
 
 async def test_a_record_of_another_key_is_refused(store: StateStore) -> None:
-    async with store.claim("movie") as checkpoint:
+    async with store.claim("movie") as journal:
         with pytest.raises(ValueError, match="other"):
-            await checkpoint.create(record("other"))
+            await journal.create_record(record("other"))
 
 
 async def test_an_unfinished_record_is_not_replaced(store: StateStore) -> None:
     await add(store, "movie", phase=Phase.UPLOADING, video_id="v-1")
-    async with store.claim("movie") as checkpoint:
-        with pytest.raises(StateError, match="not finished"):
-            await checkpoint.create(record(fingerprint="other"))
-        assert checkpoint.record is not None
-        assert checkpoint.record.video_id == "v-1"
+    async with store.claim("movie") as journal:
+        with pytest.raises(StateError, match="create_record in phase uploading"):
+            await journal.create_record(record(fingerprint="other"))
+        assert journal.record is not None
+        assert journal.record.video_id == "v-1"
 
 
 @pytest.mark.parametrize("phase", [Phase.DONE, Phase.ABORTED])
-async def test_a_finished_record_is_replaced_with_its_receipts(place: Place, phase: Phase) -> None:
-    async with place.open() as store, store.claim("movie") as checkpoint:
-        await checkpoint.create(record(video_id="v-1"))
-        await checkpoint.ack(part(1))
-        await checkpoint.advance(phase=phase)
-        await checkpoint.create(record(video_id="v-1"))
-        assert checkpoint.acks == {}
-    async with place.open() as store, store.claim("movie") as checkpoint:
-        assert checkpoint.acks == {}
-        assert checkpoint.record is not None
-        assert checkpoint.record.phase is Phase.NEW
+async def test_a_finished_record_is_replaced_with_its_acks(place: Place, phase: Phase) -> None:
+    async with place.open() as store, store.claim("movie") as journal:
+        await journal.create_record(record(video_id="v-1"))
+        await journal.add_part(part(1))
+        if phase is Phase.DONE:
+            await journal.start_completing()
+            await journal.finish("{}")
+        else:
+            await journal.abort()
+        await journal.create_record(record(video_id="v-1", phase=Phase.NEW))
+        assert journal.acks == {}
+    async with place.open() as store, store.claim("movie") as journal:
+        assert journal.acks == {}
+        assert journal.record is not None
+        assert journal.record.phase is Phase.NEW
 
 
 async def test_a_video_belongs_to_one_key(store: StateStore) -> None:
     await add(store, "first", video_id="v-1")
-    async with store.claim("second") as checkpoint:
+    async with store.claim("second") as journal:
         with pytest.raises(StateError, match="'first'"):
-            await checkpoint.create(record("second", video_id="v-1"))
-        await checkpoint.create(record("second"))
+            await journal.create_record(record("second", video_id="v-1"))
+        await journal.create_record(record("second", phase=Phase.NEW))
         with pytest.raises(StateError, match="'first'"):
-            await checkpoint.advance(video_id="v-1", phase=Phase.UPLOADING)
-        assert checkpoint.record is not None
-        assert checkpoint.record.phase is Phase.NEW
+            await set_video(journal, "v-1")
+        assert journal.record is not None
+        assert journal.record.phase is Phase.NEW
     assert await store.find(video_id="v-2") is None
 
 
 async def test_a_video_is_free_again_once_its_record_names_it_no_longer(store: StateStore) -> None:
     await add(store, "first", video_id="v-1")
     await store.forget("first")
-    await add(store, "second", video_id="v-1")
-    async with store.claim("second") as checkpoint:
-        await checkpoint.advance(video_id="v-2")
+    await add(store, "second", video_id="v-1", phase=Phase.ABORTED)
+    async with store.claim("second") as journal:
+        await journal.create_record(record("second", phase=Phase.NEW))
+        await set_video(journal, "v-2")
     await add(store, "third", video_id="v-1")
     found = [await store.find(video_id=name) for name in ("v-1", "v-2")]
     assert [one.key for one in found if one is not None] == ["third", "second"]
 
 
-async def test_restarting_parts_keeps_the_former_upload_as_an_orphan(place: Place) -> None:
-    async with place.open() as store, store.claim("movie") as checkpoint:
-        await checkpoint.create(record(upload_id="u-1", video_id="v-1", region="r", **TARGET))
-        await checkpoint.ack(part(1))
-        restarted = await checkpoint.restart_parts(upload_id="u-2", plan="p-2")
-        assert (restarted.upload_id, restarted.plan) == ("u-2", "p-2")
-        assert checkpoint.acks == {}
-        await checkpoint.restart_parts(upload_id="u-2", plan="p-2")
-        await checkpoint.restart_parts(upload_id=None, plan=None)
+async def test_restarting_keeps_the_former_upload_as_an_orphan(place: Place) -> None:
+    async with place.open() as store, store.claim("movie") as journal:
+        await journal.create_record(record(upload_id="u-1", video_id="v-1", region="r", **TARGET))
+        await journal.add_part(part(1))
+        await journal.restart()
+        assert journal.acks == {}
+        await journal.restart()
+        await journal.set_upload_id("u-2")
+        await journal.restart()
     async with place.open() as store:
         first, second = await store.orphans()
         assert first == Orphan(upload_id="u-1", video_id="v-1", region="r", **TARGET)
@@ -222,25 +221,25 @@ async def test_restarting_parts_keeps_the_former_upload_as_an_orphan(place: Plac
         await store.forget_orphan("u-1")
         await store.forget_orphan("u-1")
         assert await store.orphans() == [second]
-        async with store.claim("movie") as checkpoint:
-            assert checkpoint.acks == {}
+        async with store.claim("movie") as journal:
+            assert journal.acks == {}
 
 
 async def test_forgetting_removes_everything_but_the_multipart(place: Place) -> None:
     async with place.open() as store:
-        async with store.claim("movie") as checkpoint:
-            await checkpoint.create(
+        async with store.claim("movie") as journal:
+            await journal.create_record(
                 record(upload_id="u-1", phase=Phase.UPLOADING, video_id="v-1", **TARGET)
             )
-            await checkpoint.ack(part(1))
+            await journal.add_part(part(1))
         await store.forget("movie")
         await store.forget("movie")
         assert await statuses(store) == []
         assert [orphan.upload_id for orphan in await store.orphans()] == ["u-1"]
-        async with store.claim("movie") as checkpoint:
-            assert checkpoint.record is None
-            await checkpoint.create(record(video_id="v-1"))
-            assert checkpoint.acks == {}
+        async with store.claim("movie") as journal:
+            assert journal.record is None
+            await journal.create_record(record(video_id="v-1"))
+            assert journal.acks == {}
 
 
 async def test_forgetting_a_finished_upload_leaves_no_orphan(store: StateStore) -> None:
@@ -250,8 +249,8 @@ async def test_forgetting_a_finished_upload_leaves_no_orphan(store: StateStore) 
 
 
 async def test_a_claimed_upload_is_not_forgotten(store: StateStore) -> None:
-    async with store.claim("movie") as checkpoint:
-        await checkpoint.create(record())
+    async with store.claim("movie") as journal:
+        await journal.create_record(record())
         with pytest.raises(UploadLocked):
             await store.forget("movie")
     assert await store.find(key="movie") is not None
@@ -259,10 +258,10 @@ async def test_a_claimed_upload_is_not_forgotten(store: StateStore) -> None:
 
 async def test_uploads_are_listed_newest_first_with_their_progress(store: StateStore) -> None:
     for number in range(5):
-        async with store.claim(f"m{number}") as checkpoint:
-            await checkpoint.create(record(f"m{number}"))
+        async with store.claim(f"m{number}") as journal:
+            await journal.create_record(record(f"m{number}"))
             for done in range(number):
-                await checkpoint.ack(part(done + 1))
+                await journal.add_part(part(done + 1))
     listed = await statuses(store)
     assert [status.record.key for status in listed] == ["m4", "m3", "m2", "m1", "m0"]
     assert [status.acked_part_count for status in listed] == [4, 3, 2, 1, 0]
@@ -278,17 +277,17 @@ async def test_a_list_longer_than_a_page_is_complete(store: StateStore) -> None:
 
 
 async def test_status_names_who_holds_an_upload(store: StateStore) -> None:
-    async with store.claim("movie") as checkpoint:
-        await checkpoint.create(record())
+    async with store.claim("movie") as journal:
+        await journal.create_record(record())
         (status,) = await statuses(store)
     assert status.owner is not None
     assert "process" in status.owner
 
 
 async def test_a_claim_without_a_record_leaves_nothing(store: StateStore) -> None:
-    async with store.claim("movie") as checkpoint:
-        assert checkpoint.record is None
-        assert checkpoint.acks == {}
+    async with store.claim("movie") as journal:
+        assert journal.record is None
+        assert journal.acks == {}
     assert await statuses(store) == []
 
 
@@ -347,38 +346,40 @@ async def test_a_timeout_around_a_claim_stays_a_timeout(store: StateStore) -> No
 
 
 async def test_a_checkpoint_is_worthless_after_its_claim(store: StateStore) -> None:
-    async with store.claim("movie") as checkpoint:
-        await checkpoint.create(record())
+    async with store.claim("movie") as journal:
+        await journal.create_record(record())
     with pytest.raises(LeaseLost):
-        await checkpoint.ack(part(1))
+        await journal.add_part(part(1))
     with pytest.raises(LeaseLost):
-        await checkpoint.advance(error="late")
+        await journal.record_error("late")
     with pytest.raises(LeaseLost):
-        await checkpoint.restart_parts(upload_id="u", plan=None)
+        await journal.restart()
+    async with store.claim("other") as journal:
+        pass
     with pytest.raises(LeaseLost):
-        await checkpoint.create(record())
-    async with store.claim("movie") as checkpoint:
-        assert checkpoint.acks == {}
+        await journal.create_record(record("other"))
+    async with store.claim("movie") as journal:
+        assert journal.acks == {}
 
 
 async def test_an_old_checkpoint_stays_worthless_after_the_key_was_forgotten(
     store: StateStore,
 ) -> None:
     async with store.claim("movie") as old:
-        await old.create(record())
+        await old.create_record(record())
     await store.forget("movie")
     async with store.claim("movie") as fresh:
-        await fresh.create(record())
+        await fresh.create_record(record())
         with pytest.raises(LeaseLost):
-            await old.ack(part(1))
+            await old.add_part(part(1))
         assert fresh.acks == {}
 
 
 async def test_acks_and_record_cannot_be_changed_from_outside(store: StateStore) -> None:
-    async with store.claim("movie") as checkpoint:
-        await checkpoint.create(record())
+    async with store.claim("movie") as journal:
+        await journal.create_record(record())
         with pytest.raises(TypeError):
-            checkpoint.acks[1] = part(1)  # type: ignore[index]
+            journal.acks[1] = part(1)  # type: ignore[index]
 
 
 async def test_find_takes_one_question(store: StateStore) -> None:
@@ -404,6 +405,6 @@ def test_open_state_refuses_the_rest_without_repeating_secrets(where: str) -> No
 
 
 async def test_a_claim_knows_whether_it_holds(store: StateStore) -> None:
-    async with store.claim("movie") as checkpoint:
-        assert checkpoint.is_certainly_ours
-        await checkpoint.confirm()
+    async with store.claim("movie") as journal:
+        assert journal.is_certainly_ours
+        await journal.confirm()

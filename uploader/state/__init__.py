@@ -1,6 +1,6 @@
-"""What survives a crash: records of uploads, receipts of parts, and who works on them.
+"""What survives a crash: records of uploads, acked parts, and who works on them.
 
-SQLAlchemy is imported when a `SqlState` is opened, not with this package.
+The drivers are imported when a `SqlState` is opened, not with this package.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from uploader.state.journal import Journal
 from uploader.state.memory import MemoryState
 from uploader.state.records import Orphan, PartAck, Phase, UploadRecord, UploadStatus
 from uploader.state.sql import SqlState
-from uploader.state.store import Checkpoint, StateStore
+from uploader.state.store import StateStore
 
 __all__ = [
-    "Checkpoint",
     "Journal",
     "MemoryState",
     "Orphan",

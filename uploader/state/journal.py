@@ -3,7 +3,7 @@
 Nothing else in the package changes a record. Each method is one commit, so a crash leaves the
 record either before the step or after it, never between the two. A method returns when its
 commit is durable against a loss of power; `add_part` returns when its commit is durable against
-the end of the process (`Checkpoint.ack`).
+the end of the process (`Claim.add_ack`).
 
     method              phase after  durable because               the next run after a crash here
     ------------------  -----------  ----------------------------  -------------------------------
@@ -47,14 +47,16 @@ An UploadId that is replaced without an abort stays in the store as an `Orphan` 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from dataclasses import replace
+from datetime import datetime
+from types import MappingProxyType
+from typing import Any, Final, Protocol
 
 from uploader.errors import StateError
 from uploader.protocol.grants import UploadTarget
-from uploader.state.records import PartAck, Phase, UploadRecord
-from uploader.state.store import Checkpoint
+from uploader.state.records import Orphan, PartAck, Phase, UploadRecord
 
-__all__ = ["Journal"]
+__all__ = ["Claim", "Journal"]
 
 _STARTED: Final = frozenset({Phase.UPLOADING, Phase.COMPLETING})
 
@@ -81,32 +83,100 @@ _PHASES_BEFORE: Final[Mapping[str, frozenset[Phase | None]]] = {
 """The phases in which a method may be called; None: there is no record yet."""
 
 
-class Journal:
-    """The record of one claimed upload, and every change of it.
+class Claim(Protocol):
+    """One upload that a back end holds for us alone, and how `Journal` writes to it.
 
-    Mutable through its checkpoint alone. Every method raises `LeaseLost` when another process
-    took the upload over, `StateUnavailable` when the store does not answer, and `StateError`
-    when the recorded phase does not allow the step.
+    Each write is one transaction, fenced by the epoch of the lease: when another process took
+    the upload over, it changes nothing and raises `LeaseLost`. It is carried out whole even if
+    its caller is cancelled. Writes return the time of the change, on the store's clock.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._checkpoint = checkpoint
-        self.confirm = checkpoint.confirm
-
     @property
-    def record(self) -> UploadRecord | None:
-        """The record as last written; None before the first `create_record`."""
-        return self._checkpoint.record
+    def key(self) -> str:
+        """The key of the upload."""
 
-    @property
-    def acks(self) -> Mapping[int, PartAck]:
-        """The acked parts by part number."""
-        return self._checkpoint.acks
+    async def add_record(self, record: UploadRecord) -> datetime:
+        """Write the first record of the key, or replace the one there and its acks.
+
+        Durable on return.
+
+        Raises:
+            StateError: the VideoId belongs to another key.
+        """
+
+    async def update(
+        self, fields: Mapping[str, Any], *, drop_acks: bool = False, orphan: Orphan | None = None
+    ) -> datetime:
+        """Change fields of the record. Durable on return, even against power loss.
+
+        Args:
+            drop_acks: also remove all part acks.
+            orphan: also keep this multipart upload until it is aborted.
+
+        Raises:
+            StateError: the VideoId belongs to another key.
+        """
+
+    async def add_ack(self, ack: PartAck, *, patience_s: float = 0.0) -> None:
+        """Record an acked part; concurrent calls share one commit.
+
+        On return it survives the end of this process at any instruction. A loss of power may
+        take the acks of the last flush interval; no later `update` returns before they are
+        safe from that too.
+
+        Args:
+            patience_s: how long it may wait for other acks to share the commit with. Any other
+                write ends that wait, and comes after the acks.
+        """
 
     @property
     def is_certainly_ours(self) -> bool:
         """Whether nobody can have taken the upload over by now; reads no store."""
-        return self._checkpoint.is_certainly_ours
+
+    async def confirm(self) -> None:
+        """Make sure that the upload is ours, for a good part of a lease to come.
+
+        For what OSS carries out once and for all: it knows no epoch to fence by.
+
+        Raises:
+            LeaseLost: another process has taken it over.
+            StateUnavailable: the lease is in doubt, and the store does not answer.
+        """
+
+
+class Journal:
+    """The record of one claimed upload, and every change of it.
+
+    Mutable: record and acks as last written. Every method raises `LeaseLost` when another
+    process took the upload over, `StateUnavailable` when the store does not answer, and
+    `StateError` when the recorded phase does not allow the step.
+    """
+
+    def __init__(
+        self, claim: Claim, record: UploadRecord | None, acks: Mapping[int, PartAck]
+    ) -> None:
+        self._claim = claim
+        self._record = record
+        self._acks = dict(acks)
+
+    @property
+    def record(self) -> UploadRecord | None:
+        """The record as last written; None before the first `create_record`."""
+        return self._record
+
+    @property
+    def acks(self) -> Mapping[int, PartAck]:
+        """The acked parts by part number."""
+        return MappingProxyType(self._acks)
+
+    @property
+    def is_certainly_ours(self) -> bool:
+        """Whether nobody can have taken the upload over by now; reads no store."""
+        return self._claim.is_certainly_ours
+
+    async def confirm(self) -> None:
+        """See `Claim.confirm`."""
+        await self._claim.confirm()
 
     # --- before the first byte ------------------------------------------------------------
 
@@ -115,9 +185,15 @@ class Journal:
 
         Raises:
             StateError: the VideoId belongs to another key.
+            ValueError: the record is of another key than the claim.
         """
+        if record.key != self._claim.key:
+            raise ValueError(f"the record is of {record.key!r}, the claim of {self._claim.key!r}")
         self._require("create_record")
-        return await self._checkpoint.create(record)
+        now = await self._claim.add_record(record)
+        self._record = replace(record, created_at=now, updated_at=now)
+        self._acks.clear()
+        return self._record
 
     async def set_target(
         self,
@@ -137,8 +213,8 @@ class Journal:
         Raises:
             StateError: the VideoId belongs to another key.
         """
-        self._require("set_target")
-        await self._checkpoint.advance(
+        await self._update(
+            "set_target",
             phase=Phase.COMPLETING if one_request else Phase.UPLOADING,
             plan=plan,
             video_id=video_id,
@@ -150,13 +226,11 @@ class Journal:
 
     async def set_plan(self, plan: str) -> None:
         """Fix how the source is cut into parts."""
-        self._require("set_plan")
-        await self._checkpoint.advance(plan=plan)
+        await self._update("set_plan", plan=plan)
 
     async def set_upload_id(self, upload_id: str) -> None:
         """Record the multipart upload that the parts will belong to."""
-        self._require("set_upload_id")
-        await self._checkpoint.advance(upload_id=upload_id)
+        await self._update("set_upload_id", upload_id=upload_id)
 
     # --- parts ----------------------------------------------------------------------------
 
@@ -166,27 +240,25 @@ class Journal:
         `patience_s` is how long it may wait for other parts to share the commit with.
         """
         self._require("add_part")
-        await self._checkpoint.ack(ack, patience_s=patience_s)
+        await self._claim.add_ack(ack, patience_s=patience_s)
+        self._acks[ack.number] = ack
 
     async def close_stream(self, plan: str, *, size: int, fingerprint: str) -> None:
         """Record where a source ended whose size was not known."""
-        self._require("close_stream")
-        await self._checkpoint.advance(plan=plan, size=size, fingerprint=fingerprint)
+        await self._update("close_stream", plan=plan, size=size, fingerprint=fingerprint)
 
     # --- the object -----------------------------------------------------------------------
 
     async def start_completing(self) -> None:
         """Record that the next request may make the object."""
-        self._require("start_completing")
-        await self._checkpoint.advance(phase=Phase.COMPLETING)
+        await self._update("start_completing", phase=Phase.COMPLETING)
 
     async def stop_completing(self) -> None:
         """Return to sending parts after OSS answered that the object was not made.
 
         Without this step a NoSuchUpload would have to be read as a possible success.
         """
-        self._require("stop_completing")
-        await self._checkpoint.advance(phase=Phase.UPLOADING)
+        await self._update("stop_completing", phase=Phase.UPLOADING)
 
     async def restart(self, *, overwrite: bool = False) -> None:
         """Forget plan, UploadId and acks, and send everything again to the same object.
@@ -194,19 +266,19 @@ class Journal:
         `overwrite`: the object at OSS is a damaged one of ours. VOD may take it for the film,
         and the next run may replace it without being asked to overwrite.
         """
-        self._require("restart")
         changes = {"is_overwrite": True} if overwrite else {}
-        await self._forget_parts(phase=Phase.UPLOADING, **changes)
+        await self._forget_parts("restart", phase=Phase.UPLOADING, **changes)
 
     async def restart_with(self, *, size: int, fingerprint: str) -> UploadRecord:
         """As `restart`, for a source that was replaced: a file of a package."""
-        self._require("restart_with")
-        return await self._forget_parts(phase=Phase.UPLOADING, size=size, fingerprint=fingerprint)
+        return await self._forget_parts(
+            "restart_with", phase=Phase.UPLOADING, size=size, fingerprint=fingerprint
+        )
 
     async def change_target(self, target: UploadTarget) -> None:
         """As `restart`, to another object, which VOD names for the same video."""
-        self._require("change_target")
         await self._forget_parts(
+            "change_target",
             phase=Phase.UPLOADING,
             endpoint=target.endpoint,
             bucket=target.bucket,
@@ -217,40 +289,53 @@ class Journal:
 
     async def finish(self, result: str) -> None:
         """Record the result of a verified upload."""
-        self._require("finish")
-        await self._checkpoint.advance(phase=Phase.DONE, receipt=result, error=None)
+        await self._update("finish", phase=Phase.DONE, receipt=result, error=None)
 
     async def abort(self) -> None:
         """Record that the upload was given up and its parts are removed."""
-        self._require("abort")
-        await self._checkpoint.advance(phase=Phase.ABORTED)
+        await self._update("abort", phase=Phase.ABORTED)
 
     async def abort_later(self) -> None:
         """As `abort`, while the parts may still be there: the UploadId becomes an orphan."""
-        self._require("abort_later")
-        await self._forget_parts(phase=Phase.ABORTED)
+        await self._forget_parts("abort_later", phase=Phase.ABORTED)
 
     # --- beside the steps -----------------------------------------------------------------
 
     async def record_error(self, error: str) -> None:
         """Keep the last failure in words, for `vodup status`."""
-        self._require("record_error")
-        await self._checkpoint.advance(error=error)
+        await self._update("record_error", error=error)
 
     async def update_fingerprint(self, fingerprint: str) -> None:
         """Replace the fingerprint of a source that proved to hold the recorded bytes."""
-        self._require("update_fingerprint")
-        await self._checkpoint.advance(fingerprint=fingerprint)
+        await self._update("update_fingerprint", fingerprint=fingerprint)
 
-    async def _forget_parts(self, **changes: object) -> UploadRecord:
-        return await self._checkpoint.restart_parts(upload_id=None, plan=None, **changes)
+    async def _forget_parts(self, method: str, **fields: Any) -> UploadRecord:
+        """Remove all acks too, and keep the multipart upload until it is aborted."""
+        self._require(method)
+        fields |= {"upload_id": None, "plan": None}
+        orphan = self._known().orphan()
+        now = await self._claim.update(fields, drop_acks=True, orphan=orphan)
+        self._acks.clear()
+        return self._changed(fields, now)
+
+    async def _update(self, method: str, **fields: Any) -> None:
+        self._require(method)
+        self._changed(fields, await self._claim.update(fields))
+
+    def _changed(self, fields: Mapping[str, Any], now: datetime) -> UploadRecord:
+        self._record = replace(self._known(), **fields, updated_at=now)
+        return self._record
+
+    def _known(self) -> UploadRecord:
+        assert self._record is not None  # noqa: S101 - _PHASES_BEFORE has no None for changes
+        return self._record
 
     def _require(self, method: str) -> None:
         """Refuse a step that does not follow from the recorded phase.
 
         Only a damaged record, or a mistake of ours, comes here.
         """
-        record = self._checkpoint.record
+        record = self._record
         phase = record.phase if record is not None else None
         if phase not in _PHASES_BEFORE[method]:
             raise StateError(

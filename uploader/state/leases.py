@@ -24,12 +24,13 @@ from uploader.clock import SystemClock
 from uploader.errors import LeaseLost, StateUnavailable
 from uploader.tasks import beside
 
-__all__ = ["FileLock", "Lease", "Owner", "OwnerLock", "kept_alive"]
+__all__ = ["TAKEN_OVER", "FileLock", "Lease", "Owner", "OwnerLock", "kept_alive"]
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _LOCK_SUFFIX: Final = ".owner"
 _POLL_S: Final = 0.02
 _CLOCK: Final = SystemClock()
+TAKEN_OVER: Final = "another process took it over"
 _LITTER_AGE_S: Final = 86_400.0  # a lease is over by then, whoever held it
 
 
@@ -262,5 +263,5 @@ async def _renew_until_lost(
         else:
             pause_s = ttl_s / 3
             if not is_ours:
-                lease.lose("another process took it over")
+                lease.lose(TAKEN_OVER)
     raise lease.lost

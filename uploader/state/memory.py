@@ -6,26 +6,20 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from types import MappingProxyType
 from typing import Any, Self
 
 from uploader.clock import Clock, SystemClock
 from uploader.errors import LeaseLost, UploadLocked
+from uploader.state.journal import Claim, Journal
 from uploader.state.records import Orphan, PartAck, Phase, UploadRecord, UploadStatus
-from uploader.state.rules import (
-    orphan_left_by,
-    require_known,
-    require_replaceable,
-    video_taken,
-    with_changes,
-)
+from uploader.state.store import video_taken
 
 __all__ = ["MemoryState"]
 
 
 @dataclass(slots=True)
 class _Entry:
-    """Changes in place: one upload as the store holds it."""
+    """One upload as the store holds it. Mutable."""
 
     record: UploadRecord
     acks: dict[int, PartAck] = field(default_factory=dict)
@@ -34,7 +28,7 @@ class _Entry:
 class MemoryState:
     """A store that is forgotten with the process. Uploads exclude each other by key as ever.
 
-    Leaving it as a context manager keeps its content: the same object can be entered again.
+    Mutable. Leaving it as a context manager keeps its content: it can be entered again.
     """
 
     def __init__(self, *, clock: Clock | None = None) -> None:
@@ -42,7 +36,7 @@ class MemoryState:
         self._entries: dict[str, _Entry] = {}  # oldest first
         self._key_of_video: dict[str, str] = {}
         self._orphans: dict[str, Orphan] = {}
-        self._claimed: set[str] = set()
+        self._claims: dict[str, _MemoryClaim] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -51,16 +45,14 @@ class MemoryState:
         return None
 
     @asynccontextmanager
-    async def claim(self, key: str) -> AsyncIterator[_MemoryCheckpoint]:
+    async def claim(self, key: str) -> AsyncIterator[Journal]:
         """Take the upload `key` for ourselves until the block ends."""
         self._require_free(key)
-        self._claimed.add(key)
-        checkpoint = _MemoryCheckpoint(self, key)
+        claim = self._claims[key] = _MemoryClaim(self, key)
         try:
-            yield checkpoint
+            yield self._journal(claim)
         finally:
-            checkpoint.is_over = True
-            self._claimed.discard(key)
+            self._end(claim)
 
     async def find(
         self, *, key: str | None = None, video_id: str | None = None
@@ -80,114 +72,74 @@ class MemoryState:
                 record=entry.record,
                 acked_part_count=len(entry.acks),
                 acked_bytes=sum(ack.size for ack in entry.acks.values()),
-                owner="this process" if entry.record.key in self._claimed else None,
+                owner="this process" if entry.record.key in self._claims else None,
                 lease_expires_at=None,
             )
 
     async def forget(self, key: str) -> None:
-        """Delete a record and its receipts."""
+        """Delete a record and its acks; its unfinished multipart upload becomes an orphan."""
         self._require_free(key)
-        entry = self._take(key)
-        if entry is not None and entry.record.phase in (Phase.UPLOADING, Phase.COMPLETING):
-            self._note_orphan(orphan_left_by(entry.record))
+        record = self._remove(key)
+        if record is not None and record.phase in (Phase.UPLOADING, Phase.COMPLETING):
+            self._add_orphan(record.orphan())
 
     async def orphans(self) -> list[Orphan]:
         """Multipart uploads that still have to be aborted, oldest first."""
         return list(self._orphans.values())
 
     async def forget_orphan(self, upload_id: str) -> None:
-        """Note that an orphan is gone."""
+        """Delete an orphan that was aborted."""
         self._orphans.pop(upload_id, None)
 
-    def _require_free(self, key: str) -> None:
-        if key in self._claimed:
-            raise UploadLocked(f"upload {key!r} is being sent by this process already.")
+    # --- for claims -----------------------------------------------------------------------
+
+    def _journal(self, claim: Claim) -> Journal:
+        entry = self._entries.get(claim.key)
+        if entry is None:
+            return Journal(claim, None, {})
+        return Journal(claim, entry.record, entry.acks)
 
     def _require_free_video(self, record: UploadRecord) -> None:
         owner = self._key_of_video.get(record.video_id or "")
         if record.video_id and owner is not None and owner != record.key:
             raise video_taken(record.video_id, owner)
 
-    def _note_video(self, record: UploadRecord) -> None:
-        """Note which upload the video belongs to; many uploads are not searched one by one."""
+    def _put(self, record: UploadRecord, acks: dict[int, PartAck]) -> None:
+        """Write a record in place of the one with its key, or at the end."""
+        if (former := self._entries.get(record.key)) is not None:
+            self._key_of_video.pop(former.record.video_id or "", None)
+        self._entries[record.key] = _Entry(record, acks)
         if record.video_id:
             self._key_of_video[record.video_id] = record.key
 
-    def _take(self, key: str) -> _Entry | None:
+    def _remove(self, key: str) -> UploadRecord | None:
         entry = self._entries.pop(key, None)
-        if entry is not None:
-            self._forget_video(entry.record)
-        return entry
+        if entry is None:
+            return None
+        self._key_of_video.pop(entry.record.video_id or "", None)
+        return entry.record
 
-    def _forget_video(self, record: UploadRecord) -> None:
-        if record.video_id:
-            self._key_of_video.pop(record.video_id, None)
-
-    def _note_orphan(self, orphan: Orphan | None) -> None:
+    def _add_orphan(self, orphan: Orphan | None) -> None:
         if orphan is not None:
             self._orphans.setdefault(orphan.upload_id, orphan)
 
+    def _end(self, claim: _MemoryClaim) -> None:
+        claim.is_over = True
+        if self._claims.get(claim.key) is claim:
+            del self._claims[claim.key]
 
-class _MemoryCheckpoint:
-    """One claimed upload in a `MemoryState`."""
+    def _require_free(self, key: str) -> None:
+        if key in self._claims:
+            raise UploadLocked(f"upload {key!r} is being sent by this process already.")
+
+
+class _MemoryClaim:
+    """One claimed upload in a `MemoryState`. Mutable: whether the claim is over."""
 
     def __init__(self, state: MemoryState, key: str) -> None:
         self._state = state
-        self._key = key
+        self.key = key
         self.is_over = False
-
-    @property
-    def _entry(self) -> _Entry | None:
-        return self._state._entries.get(self._key)
-
-    @property
-    def record(self) -> UploadRecord | None:
-        """The record as last written; None before the first `create`."""
-        return self._entry.record if self._entry else None
-
-    @property
-    def acks(self) -> Mapping[int, PartAck]:
-        """Receipts by part number."""
-        return MappingProxyType(self._entry.acks if self._entry else {})
-
-    async def create(self, record: UploadRecord) -> UploadRecord:
-        """Write the first record, or replace a finished one."""
-        self._require_held()
-        if record.key != self._key:
-            raise ValueError(f"the record is of {record.key!r}, the claim of {self._key!r}")
-        require_replaceable(self.record)
-        self._state._require_free_video(record)
-        now = self._now()
-        self._state._take(self._key)  # a new one goes to the end
-        entry = _Entry(replace(record, created_at=now, updated_at=now))
-        self._state._entries[self._key] = entry
-        self._state._note_video(entry.record)
-        return entry.record
-
-    async def advance(self, **changes: Any) -> UploadRecord:
-        """Change fields of the record."""
-        self._require_held()
-        changed = with_changes(require_known(self.record), changes)
-        self._state._require_free_video(changed)
-        return self._put(changed)
-
-    async def ack(self, part: PartAck, *, patience_s: float = 0.0) -> None:
-        """Record a receipt."""
-        self._require_held()
-        require_known(self.record)
-        assert self._entry is not None  # noqa: S101 - has a record
-        self._entry.acks[part.number] = part
-
-    async def restart_parts(
-        self, *, upload_id: str | None, plan: str | None, **changes: Any
-    ) -> UploadRecord:
-        """Forget all receipts, set UploadId and plan, and change other fields, in one commit."""
-        self._require_held()
-        record = require_known(self.record)
-        self._state._note_orphan(orphan_left_by(record, upload_id))
-        assert self._entry is not None  # noqa: S101 - has a record
-        self._entry.acks.clear()
-        return self._put(with_changes(record, {**changes, "upload_id": upload_id, "plan": plan}))
 
     @property
     def is_certainly_ours(self) -> bool:
@@ -196,18 +148,35 @@ class _MemoryCheckpoint:
 
     async def confirm(self) -> None:
         """Make sure that it is still ours."""
-        self._require_held()
-
-    def _put(self, record: UploadRecord) -> UploadRecord:
-        assert self._entry is not None  # noqa: S101 - has a record
-        self._state._forget_video(self._entry.record)
-        self._entry.record = replace(record, updated_at=self._now())
-        self._state._note_video(record)
-        return self._entry.record
-
-    def _require_held(self) -> None:
         if self.is_over:
-            raise LeaseLost(f"the claim on upload {self._key!r} is over.")
+            raise LeaseLost(f"the claim on upload {self.key!r} is over.")
+
+    async def add_record(self, record: UploadRecord) -> datetime:
+        """Write the first record, or replace the one there."""
+        await self.confirm()
+        self._state._require_free_video(record)
+        self._state._remove(self.key)  # a new one goes to the end
+        now = self._now()
+        self._state._put(replace(record, created_at=now, updated_at=now), {})
+        return now
+
+    async def update(
+        self, fields: Mapping[str, Any], *, drop_acks: bool = False, orphan: Orphan | None = None
+    ) -> datetime:
+        """Change fields of the record."""
+        await self.confirm()
+        entry = self._state._entries[self.key]
+        now = self._now()
+        record = replace(entry.record, **fields, updated_at=now)
+        self._state._require_free_video(record)
+        self._state._add_orphan(orphan)
+        self._state._put(record, {} if drop_acks else entry.acks)
+        return now
+
+    async def add_ack(self, ack: PartAck, *, patience_s: float = 0.0) -> None:
+        """Record an acked part."""
+        await self.confirm()
+        self._state._entries[self.key].acks[ack.number] = ack
 
     def _now(self) -> datetime:
         return self._state._clock.utc_now().astimezone(UTC)

@@ -46,6 +46,18 @@ class PartAck:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Orphan:
+    """A multipart upload we gave up and could not abort yet; its parts cost money."""
+
+    upload_id: str
+    video_id: str | None
+    endpoint: str
+    region: str | None
+    bucket: str
+    object_key: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UploadRecord:
     """One upload. Times are aware UTC; texts marked opaque are other modules' business.
 
@@ -87,6 +99,19 @@ class UploadRecord:
     created_at: datetime | None = None
     updated_at: datetime | None = None
 
+    def orphan(self) -> Orphan | None:
+        """The multipart upload that nobody would know of without this record."""
+        if self.upload_id is None:
+            return None
+        return Orphan(
+            upload_id=self.upload_id,
+            video_id=self.video_id,
+            endpoint=self.endpoint or "",
+            region=self.region,
+            bucket=self.bucket or "",
+            object_key=self.object_key or "",
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UploadStatus:
@@ -103,15 +128,3 @@ class UploadStatus:
     acked_bytes: int
     owner: str | None
     lease_expires_at: datetime | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Orphan:
-    """A multipart upload we gave up and could not abort yet; its parts cost money."""
-
-    upload_id: str
-    video_id: str | None
-    endpoint: str
-    region: str | None
-    bucket: str
-    object_key: str

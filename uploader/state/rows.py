@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -14,6 +14,7 @@ from uploader.state.records import Orphan, PartAck, Phase, UploadRecord
 __all__ = [
     "ack_of",
     "ack_row",
+    "changes_row",
     "instant",
     "loaded_text",
     "orphan_of",
@@ -89,12 +90,20 @@ def instant(value: object) -> datetime:
         raise _Garbage(f"{value!r:.40} is not a time") from error
 
 
-def record_row(record: UploadRecord, names: Iterable[str] = _RECORD_NAMES) -> dict[str, object]:
-    """The fields of a record that are stored as given, or some of them."""
-    row = {name: getattr(record, name) for name in names}
-    if "is_overwrite" in row:
-        row["is_overwrite"] = int(record.is_overwrite)
-    return {n: stored_text(v) if isinstance(v, str) else v for n, v in row.items()}
+def record_row(record: UploadRecord) -> dict[str, object]:
+    """The fields of a record that are stored as given."""
+    return {name: _stored(getattr(record, name)) for name in _RECORD_NAMES}
+
+
+def changes_row(fields: Mapping[str, Any]) -> dict[str, object]:
+    """Some fields of a record as stored."""
+    return {name: _stored(value) for name, value in fields.items()}
+
+
+def _stored(value: object) -> object:
+    if isinstance(value, str):
+        return stored_text(value)
+    return int(value) if isinstance(value, bool) else value
 
 
 def record_of(row: Mapping[Any, Any]) -> UploadRecord:
@@ -157,8 +166,7 @@ def ack_of(number: object, size: object, etag: object, crc64: object, md5: objec
 
 def orphan_row(orphan: Orphan) -> dict[str, object]:
     """An orphan's fields as stored."""
-    row = {name: getattr(orphan, name) for name in _ORPHAN_NAMES}
-    return {n: stored_text(v) if isinstance(v, str) else v for n, v in row.items()}
+    return {name: _stored(getattr(orphan, name)) for name in _ORPHAN_NAMES}
 
 
 def orphan_of(row: Mapping[Any, Any]) -> Orphan:

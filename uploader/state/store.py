@@ -1,97 +1,34 @@
-"""The contracts of the checkpoint store."""
+"""The contract of stores, and the errors that every store raises in the same words."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
-from uploader.state.records import Orphan, PartAck, UploadRecord, UploadStatus
+from uploader.errors import LeaseLost, StateError
+from uploader.state.journal import Journal
+from uploader.state.records import Orphan, UploadRecord, UploadStatus
 
-__all__ = ["Checkpoint", "StateStore"]
-
-
-class Checkpoint(Protocol):
-    """One upload, held by us alone for as long as the claim lasts.
-
-    Every write is fenced by the lease's epoch: when another process has taken the
-    upload over, it changes nothing and raises `LeaseLost`.
-    """
-
-    @property
-    def record(self) -> UploadRecord | None:
-        """The record as last written; None before the first `create`."""
-
-    @property
-    def acks(self) -> Mapping[int, PartAck]:
-        """Receipts by part number."""
-
-    async def create(self, record: UploadRecord) -> UploadRecord:
-        """Write the first record of this key, or replace a finished or aborted one.
-
-        Durable on return.
-
-        Raises:
-            StateError: the key has an unfinished record, or the VideoId belongs to
-                another key.
-        """
-
-    async def advance(self, **changes: Any) -> UploadRecord:
-        """Change fields of the record. Durable on return, even against power loss.
-
-        Raises:
-            StateError: the VideoId belongs to another key already.
-            TypeError: a name is not a field that callers may set.
-        """
-
-    async def ack(self, part: PartAck, *, patience_s: float = 0.0) -> None:
-        """Record a receipt; concurrent calls share one commit.
-
-        `patience_s` is how long it may wait for other receipts to share a commit with;
-        any other write ends that wait, and comes after the receipts.
-
-        On return it survives the end of this process at any instruction. A loss of power
-        may take the receipts of the last flush interval; no later `advance` returns
-        before they are safe from that too.
-        """
-
-    async def restart_parts(
-        self, *, upload_id: str | None, plan: str | None, **changes: Any
-    ) -> UploadRecord:
-        """Forget all receipts, set UploadId and plan, and change other fields, in one commit.
-
-        Durable on return, as `advance`. The former UploadId, if any, is kept as an `Orphan`
-        until it is aborted.
-        """
-
-    @property
-    def is_certainly_ours(self) -> bool:
-        """Whether nobody can have taken the upload over by now. Costs nothing to ask."""
-
-    async def confirm(self) -> None:
-        """Make sure that the upload is ours, for a good part of a lease to come.
-
-        For what OSS carries out once and for all: it knows no epoch to fence by.
-
-        Raises:
-            LeaseLost: another process has taken it over.
-            StateUnavailable: the lease is in doubt, and the store does not answer.
-        """
+__all__ = ["StateStore", "lease_lost", "video_taken"]
 
 
 class StateStore(Protocol):
-    """Where uploads survive a crash. Use it as an async context manager."""
+    """Where uploads survive a crash. Use it as an async context manager.
+
+    A back end provides this and a `Claim`; what is written when is decided by `Journal`.
+    """
 
     async def __aenter__(self) -> Self: ...
 
     async def __aexit__(self, *exc_info: object) -> None: ...
 
-    def claim(self, key: str) -> AbstractAsyncContextManager[Checkpoint]:
+    def claim(self, key: str) -> AbstractAsyncContextManager[Journal]:
         """Take the upload `key` for ourselves; the lease is kept alive until exit.
 
         A lease whose owner died on this machine is taken over at once, one of another
-        machine when it has run out. Leaving gives the lease back, on errors and
-        cancellation too.
+        machine when it has expired. Leaving returns the lease, on errors and cancellation
+        too.
 
         Raises:
             UploadLocked: somebody else holds it.
@@ -109,7 +46,7 @@ class StateStore(Protocol):
         """All records, newest first; those being created or deleted meanwhile may be missing."""
 
     async def forget(self, key: str) -> None:
-        """Delete a record and its receipts. A missing one is no error.
+        """Delete a record and its acks. A missing one is no error.
 
         The UploadId of a record in UPLOADING or COMPLETING is kept as an `Orphan`.
 
@@ -118,7 +55,21 @@ class StateStore(Protocol):
         """
 
     async def orphans(self) -> list[Orphan]:
-        """Multipart uploads that still have to be aborted."""
+        """Multipart uploads that still have to be aborted, oldest first."""
 
     async def forget_orphan(self, upload_id: str) -> None:
-        """Note that an orphan is gone."""
+        """Delete an orphan that was aborted. A missing one is no error."""
+
+
+def video_taken(video_id: str, owner_key: str) -> StateError:
+    """The error for a second upload of one video."""
+    return StateError(
+        f"video {video_id} is recorded for upload {owner_key!r} already.",
+        next_step="Continue it under that key, or remove that record with `vodup clean`.",
+        video_id=video_id,
+    )
+
+
+def lease_lost(key: str) -> LeaseLost:
+    """The error for a write after somebody else took the upload over."""
+    return LeaseLost(f"upload {key!r} is no longer ours: another process took it over.")

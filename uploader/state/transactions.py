@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from datetime import datetime
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeAlias, TypeVar
 from uuid import uuid4
 
-from uploader.errors import LeaseLost, StateError, StateUnavailable, UploadLocked
+from uploader.errors import StateError, StateUnavailable, UploadLocked
 from uploader.state import queries
 from uploader.state.commits import AckWrite
-from uploader.state.leases import Owner
+from uploader.state.leases import Lease, Owner
 from uploader.state.queries import ORPHAN_COLUMNS, RECORD_COLUMNS, Query
 from uploader.state.records import Orphan, PartAck, Phase, UploadRecord, UploadStatus
 from uploader.state.rows import (
     ack_of,
     ack_row,
+    changes_row,
     instant,
     loaded_text,
     orphan_of,
@@ -26,7 +28,7 @@ from uploader.state.rows import (
     record_row,
     stored_text,
 )
-from uploader.state.rules import orphan_left_by, video_taken
+from uploader.state.store import lease_lost, video_taken
 
 __all__ = [
     "Connection",
@@ -200,9 +202,9 @@ def _is_live(connection: Connection, epoch: int) -> bool:
     return bool(connection.rows(queries.LIVE_LEASE, {"epoch": epoch}))
 
 
-def _require_lease(connection: Connection, key: str, epoch: int) -> None:
-    if not _is_live(connection, epoch):
-        raise LeaseLost(f"upload {key!r} is no longer ours: another process took it over.")
+def _require_live(connection: Connection, lease: Lease) -> None:
+    if not _is_live(connection, lease.epoch):
+        raise lease_lost(lease.key)
 
 
 # --- uploads --------------------------------------------------------------------------------
@@ -247,57 +249,51 @@ def _by_column(row: Sequence[Any]) -> dict[str, Any]:
 
 
 def create(
-    connection: Connection, epoch: int, record: UploadRecord, former_row_id: int | None
-) -> Stored:
-    """Write a new record, in place of the finished one in `former_row_id` if there is one."""
+    connection: Connection, lease: Lease, record: UploadRecord, former_row_id: int | None
+) -> tuple[int, datetime]:
+    """Write a new record, in place of the one in `former_row_id`; returns its row and time."""
     if former_row_id is not None:
-        _require_lease(connection, record.key, epoch)
+        _require_live(connection, lease)
         _drop(connection, former_row_id)
     now = connection.now
-    values = {**record_row(record), "created_at": now, "updated_at": now, "epoch": epoch}
+    values = {**record_row(record), "created_at": now, "updated_at": now}
+    values["epoch"] = lease.epoch
     row_id = connection.insert(queries.ADD_UPLOAD, values)
     if row_id is None:
-        raise _refusal(connection, epoch, record)
-    record = replace(record, created_at=instant(now), updated_at=instant(now))
-    return Stored(row_id=row_id, record=record, acks={})
+        raise _refusal(connection, lease, record.video_id)
+    return row_id, instant(now)
 
 
 def update(
     connection: Connection,
-    epoch: int,
+    lease: Lease,
     row_id: int,
-    record: UploadRecord,
-    names: Collection[str],
+    fields: Mapping[str, Any],
     *,
     drop_acks: bool = False,
     orphan: Orphan | None = None,
-) -> UploadRecord:
-    """Write the fields `names` of `record`; returns it with the time of the change.
-
-    Args:
-        drop_acks: also remove all part acks.
-        orphan: also record this multipart upload as one to abort.
-    """
+) -> datetime:
+    """Change fields of a record; returns the time of the change. See `Claim.update`."""
     now = connection.now
-    values = record_row(record, names)
-    values |= {"id": row_id, "epoch": epoch, "updated_at": now, "key": stored_text(record.key)}
-    if not connection.run(queries.update_upload(frozenset(names)), values):
-        raise _refusal(connection, epoch, record)
+    values = changes_row(fields)
+    values |= {"id": row_id, "epoch": lease.epoch, "updated_at": now, "key": stored_text(lease.key)}
+    if not connection.run(queries.update_upload(frozenset(fields)), values):
+        raise _refusal(connection, lease, fields.get("video_id"))
     if drop_acks:
         connection.run(queries.DROP_PARTS, {"id": row_id})
     _add_orphan(connection, orphan)
-    return replace(record, updated_at=instant(now))
+    return instant(now)
 
 
-def _refusal(connection: Connection, epoch: int, record: UploadRecord) -> StateError:
+def _refusal(connection: Connection, lease: Lease, video_id: str | None) -> StateError:
     """Why a write under a lease changed nothing."""
-    _require_lease(connection, record.key, epoch)
-    if record.video_id is not None:
-        values = {"video_id": stored_text(record.video_id)}
-        for (key,) in connection.rows(queries.KEY_OF_VIDEO, values):
-            return video_taken(record.video_id, loaded_text(key))
+    _require_live(connection, lease)
+    if video_id is not None:
+        values = {"video_id": stored_text(video_id)}
+        for (owner,) in connection.rows(queries.KEY_OF_VIDEO, values):
+            return video_taken(video_id, loaded_text(owner))
     return StateUnavailable(
-        f"the record of upload {record.key!r} is gone from the database.",
+        f"the record of upload {lease.key!r} is gone from the database.",
         next_step="Run the same command again.",
     )
 
@@ -324,7 +320,7 @@ def _drop(connection: Connection, row_id: int) -> None:
 
 def _orphan_in(row: Values) -> Orphan | None:
     try:
-        return orphan_left_by(record_of(row))
+        return record_of(row).orphan()
     except StateUnavailable:  # deleting is how one gets rid of a damaged record
         return None
 

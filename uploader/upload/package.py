@@ -186,8 +186,7 @@ class _PackageUpload:
 
     async def _send_large(self, member: Member, source: Source) -> PartAck:
         """Send a file in parts, under a record of its own; returns an ack for the whole."""
-        async with self._ctx.store.claim(self._key_of(member)) as checkpoint:
-            journal = Journal(checkpoint)
+        async with self._ctx.store.claim(self._key_of(member)) as journal:
             record = await self._record_of(member, journal)
             if record.phase is Phase.DONE:
                 return _ack_of(record)
