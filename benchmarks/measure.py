@@ -88,20 +88,21 @@ def execute(
     argv: Sequence[str],
     *,
     env: Mapping[str, str] | None = None,
+    folder: Path = ROOT,
     timeout_s: float = 300.0,
     may_be_cut: bool = False,
 ) -> Run:
-    """Run a command to its end and return its figures.
+    """Run a command in `folder` to its end and return its figures.
 
     Raises:
         Failed: it failed, or took longer than `timeout_s` and may not be cut.
     """
-    with tempfile.TemporaryDirectory(prefix="vodup-bench-") as folder:
-        result = Path(folder, "result.json")
+    with tempfile.TemporaryDirectory(prefix="vodup-bench-") as results:
+        result = Path(results, "result.json")
         meter = [sys.executable, "-I", "-S", str(Path(__file__).with_name("meter.py"))]
         done = subprocess.run(
             [*meter, str(result), str(timeout_s), *argv],
-            cwd=ROOT,
+            cwd=folder,
             env={**_plain_environment(), **(env or {})},
             stdin=subprocess.DEVNULL,
             capture_output=True,

@@ -1,17 +1,33 @@
-"""What it costs to begin."""
+"""What it costs to begin.
+
+    python -m benchmarks.startup [--rounds N] [--against CHECKOUT]
+
+Starts commands in turn and prints the medians of their wall and CPU milliseconds; the push
+sends 10 KB to a development server of its own. CHECKOUT is another tree of this project with
+its own `.venv`: its commands take turns with these, so that both see the same machine.
+"""
 
 from __future__ import annotations
 
+import argparse
+import itertools
+import json
+import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.bench import Bench, Section, Table
 from benchmarks.contenders import Task, by_name, vodup_command, vodup_environment
-from benchmarks.measure import ROOT, Failed, Run, alternating, execute, median
+from benchmarks.measure import ROOT, Failed, Run, alternating, end_on_sigterm, execute, median
+from benchmarks.report import markdown_table
 
-__all__ = ["measure"]
+__all__ = ["main", "measure"]
+
+_PUSH_SIZE = 10_000
 
 
 def measure(bench: Bench, section: Section) -> None:
@@ -99,3 +115,83 @@ def _add_first_request(
     first_s = median(arrivals) or 0.0
     data["first byte of vodup push"] = {"wall_s": first_s}
     table.rows.append(["its first byte arrives after", "", f"{first_s:.3f}", "", ""])
+
+
+# --- one tree against another ---------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and print; 1 if a command failed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.startup", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=11, metavar="N")
+    parser.add_argument("--against", type=Path, metavar="CHECKOUT")
+    arguments = parser.parse_args(argv)
+    trees = {"this tree": ROOT}
+    if arguments.against is not None:
+        trees["the other"] = arguments.against.resolve()
+    end_on_sigterm()
+    with tempfile.TemporaryDirectory(prefix="vodup-startup-") as folder, _server() as env:
+        table = _compare(trees, arguments.rounds, Path(folder), env)
+    print("\n".join(markdown_table(table)))
+    return 1 if table.notes else 0
+
+
+@contextmanager
+def _server() -> Iterator[dict[str, str]]:
+    """A development server of this tree; the environment in which vodup talks to it."""
+    command = [sys.executable, "-m", "uploader.devserver", "--until-stdin-ends"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        try:
+            yield json.loads(server.stdout.readline())["env"]
+        finally:
+            server.stdin.close()
+
+
+def _compare(
+    trees: Mapping[str, Path], round_count: int, folder: Path, env: Mapping[str, str]
+) -> Table:
+    names = ["import uploader", "vodup --help", "vodup status", "vodup push of 10 KB"]
+    columns = [f"{kind} ms, {tree}" for tree in trees for kind in ("wall", "CPU")]
+    table = Table(f"Medians of {round_count} alternating runs", ["", *columns])
+    numbers = itertools.count()
+    runs = alternating(
+        list(itertools.product(names, trees)),
+        round_count,
+        lambda each: _run(each[0], trees[each[1]], folder / str(next(numbers)), env),
+        lambda each, error: table.notes.append(f"{' of '.join(each)}: {error}."),
+    )
+    for name in names:
+        row = [name]
+        for tree in trees:
+            taken = runs[name, tree]
+            for value in (median(r.wall_s for r in taken), median(r.cpu_s for r in taken)):
+                row.append("" if value is None else f"{value * 1000:.0f}")
+        table.rows.append(row)
+    return table
+
+
+def _run(name: str, tree: Path, folder: Path, env: Mapping[str, str]) -> Run:
+    """Run a command of a tree with its own Python, in an empty folder of its own."""
+    folder.mkdir(mode=0o700)
+    own = tree / ".venv" / "bin" / "python"
+    python = str(own if own.exists() else sys.executable)
+    argv = [python, *vodup_command()[1:]]
+    match name:
+        case "import uploader":
+            argv = [python, "-c", name]
+        case "vodup --help":
+            argv += ["--help"]
+        case "vodup status":
+            argv += ["status", "--state", str(folder / "state.db")]
+        case _:
+            film = folder / "film.mp4"
+            film.write_bytes(os.urandom(_PUSH_SIZE))
+            argv += ["push", str(film), "--state", str(folder / "state" / "state.db")]
+    return execute(argv, env={**env, "PYTHONPATH": str(tree)}, folder=folder)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -16,7 +16,7 @@ from typing import Any
 import oss2
 import pytest
 
-from benchmarks import quotes, report
+from benchmarks import quotes, report, startup
 from benchmarks.bench import QUICK, Bench, Section, Table
 from benchmarks.contenders import Task, Track, by_name
 from benchmarks.measure import Failed, execute, fit_line
@@ -460,3 +460,13 @@ def test_an_emulated_link_is_as_long_slow_and_lossy_as_asked(tools: Toolbox) -> 
     assert 40 <= found["rtt_ms"] < 60
     assert 12 < found["rate_mbit"] <= 20.5
     assert 1.0 < found["loss_percent"] < 3.2
+
+
+def test_starting_is_measured_against_another_tree(capsys: pytest.CaptureFixture[str]) -> None:
+    assert startup.main(["--rounds", "1", "--against", str(ROOT)]) == 0
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if "|" in line]
+    assert [row[0].strip() for row in rows[2:]] == [
+        "import uploader", "vodup --help", "vodup status", "vodup push of 10 KB",
+    ]  # fmt: skip
+    assert all(float(cell) > 0 for row in rows[2:] for cell in row[1:])
+    assert all(len(row) == 5 for row in rows)
