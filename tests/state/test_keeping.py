@@ -8,6 +8,7 @@ import os
 import re
 import socket
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -38,12 +39,18 @@ class Times:
                 self.deadlines.append(seconds)
             return real_timeout(seconds)
 
+        def call_later(seconds: float, callback: Callable[[], None]) -> asyncio.Handle:
+            self.pauses.append(seconds)
+            return loop.call_soon(callback)
+
+        loop = asyncio.get_running_loop()
+        monkeypatch.setattr(loop, "call_later", call_later)
         monkeypatch.setattr(asyncio, "sleep", sleep)
         monkeypatch.setattr(asyncio, "timeout", timeout)
 
 
 @pytest.fixture
-def times(monkeypatch: pytest.MonkeyPatch) -> Times:
+async def times(monkeypatch: pytest.MonkeyPatch) -> Times:
     return Times(monkeypatch)
 
 

@@ -22,7 +22,7 @@ from weakref import WeakSet
 
 from uploader.clock import SystemClock
 from uploader.errors import LeaseLost, StateUnavailable
-from uploader.tasks import beside
+from uploader.tasks import one_error
 
 __all__ = ["TAKEN_OVER", "FileLock", "Lease", "Owner", "OwnerLock", "kept_alive"]
 
@@ -236,8 +236,20 @@ async def kept_alive(
     out of the block's own exception groups; a cancellation from outside stays one.
     """
     try:
-        async with beside(_renew_until_lost(lease, renew, ttl_s)):
-            yield
+        async with one_error() as group:
+            tasks: list[asyncio.Task[NoReturn]] = []
+
+            def begin() -> None:
+                tasks.append(group.create_task(_renew_until_lost(lease, renew, ttl_s)))
+
+            # Most uploads of small files end before: a timer costs a tenth of a task.
+            timer = asyncio.get_running_loop().call_later(ttl_s / 3, begin)
+            try:
+                yield
+            finally:
+                timer.cancel()
+                for task in tasks:
+                    task.cancel()
     except LeaseLost:
         raise
     except Exception as error:
@@ -249,10 +261,9 @@ async def kept_alive(
 async def _renew_until_lost(
     lease: Lease, renew: Callable[[], Awaitable[bool]], ttl_s: float
 ) -> NoReturn:
-    """Ask for another term every third of `ttl_s`; more often while the database is away."""
-    pause_s = ttl_s / 3
-    while lease.lost is None:
-        await asyncio.sleep(pause_s)
+    """Renew now and every third of `ttl_s`; more often while the database does not answer."""
+    while True:
+        pause_s = ttl_s / 3
         try:
             async with asyncio.timeout(max(lease.left_s(), ttl_s / 3)):
                 is_ours = await renew()
@@ -261,7 +272,8 @@ async def _renew_until_lost(
             if lease.left_s() <= 0:
                 lease.lose(f"it could not be renewed for {ttl_s:g} s ({error!s})")
         else:
-            pause_s = ttl_s / 3
             if not is_ours:
                 lease.lose(TAKEN_OVER)
-    raise lease.lost
+        if lease.lost is not None:
+            raise lease.lost
+        await asyncio.sleep(pause_s)
