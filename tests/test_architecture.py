@@ -161,7 +161,7 @@ LONGEST_MODULE, LONGEST_CLASS, LONGEST_FUNCTION = 500, 300, 50
 TOO_LONG: frozenset[str] = frozenset()
 
 # Classes that stand in two modules today, and will get names of their own.
-SHARED_NAMES = frozenset("Batch Entry GiveBack Journal Row".split())
+SHARED_NAMES = frozenset("Journal Row".split())
 
 # What a value has no use for: each of these waits, asks the clock, rolls dice or touches a device.
 # `http` itself is not among them: HTTPStatus is a table of numbers.
@@ -423,7 +423,7 @@ def test_the_whole_package_is_read() -> None:
 
 
 RECORD_WRITES = frozenset({"add_record", "add_ack"})
-"""The calls of `Claim` that change a record; `update` is looked for by its receiver."""
+"""The calls of `UploadClaim` that change a record; `update` is looked for by its receiver."""
 
 
 def _record_writes(source: str) -> list[int]:

@@ -14,7 +14,7 @@ from uploader.errors import LeaseLost, SourceUnreadable, StateUnavailable
 from uploader.protocol.wire import Body
 from uploader.sources import FileSource, Fingerprint
 from uploader.state import Journal, Orphan, PartAck, Phase, StateStore, UploadRecord
-from uploader.state.journal import Claim
+from uploader.state.journal import UploadClaim
 from uploader.state.records import UploadStatus
 
 
@@ -184,7 +184,7 @@ class FailingState:
 
 
 class _FailingClaim:
-    def __init__(self, state: FailingState, inner: Claim) -> None:
+    def __init__(self, state: FailingState, inner: UploadClaim) -> None:
         self._state, self._inner = state, inner
 
     @property

@@ -27,7 +27,7 @@ from uploader.protocol.integrity import crc64
 from uploader.protocol.wire import Body
 from uploader.sources import Fingerprint
 from uploader.state import Journal, PartAck
-from uploader.state.journal import Claim
+from uploader.state.journal import UploadClaim
 
 from .virtual import VirtualClock, VirtualLoop
 from .world import PART, Line, World
@@ -66,7 +66,7 @@ class Disk(MemoryState):
             journal._claim = self.stepwise(journal._claim)
             yield journal
 
-    def stepwise(self, claim: Claim) -> Stepwise:
+    def stepwise(self, claim: UploadClaim) -> Stepwise:
         """How a process writes."""
         return Stepwise(claim, self)
 
@@ -107,9 +107,9 @@ class Disk(MemoryState):
 
 
 class Stepwise:
-    """A `Claim` that suspends before and after every write."""
+    """A `UploadClaim` that suspends before and after every write."""
 
-    def __init__(self, inner: Claim, disk: Disk) -> None:
+    def __init__(self, inner: UploadClaim, disk: Disk) -> None:
         self._inner, self._disk = inner, disk
         self.key = inner.key
 

@@ -17,7 +17,7 @@ import pytest
 
 from uploader import IntegrityError, UploadResult, VodupError
 from uploader.state import PartAck, Phase
-from uploader.state.journal import Claim
+from uploader.state.journal import UploadClaim
 
 from .processes import Disk, File, OpenFile, Process, Stepwise
 from .virtual import VirtualClock, VirtualLoop
@@ -34,7 +34,7 @@ class StoppingDisk(Disk):
         super().__init__(clock)
         self.commit_count, self.stop_after = 0, stop_after
 
-    def stepwise(self, claim: Claim) -> Stepwise:
+    def stepwise(self, claim: UploadClaim) -> Stepwise:
         return Stopping(claim, self)
 
     async def committed(self) -> None:

@@ -21,7 +21,7 @@ import pytest
 
 from uploader import UploadResult, VodupError
 from uploader.state import PartAck, UploadRecord
-from uploader.state.journal import Claim
+from uploader.state.journal import UploadClaim
 from uploader.state.records import Orphan, Phase
 
 from .processes import KEY, Disk, File, OpenFile, Process, Stepwise
@@ -68,7 +68,7 @@ class PowerDisk(Disk):
             self._put(content.record, dict(content.acks))
             self._orphans.update(content.orphans)
 
-    def stepwise(self, claim: Claim) -> Stepwise:
+    def stepwise(self, claim: UploadClaim) -> Stepwise:
         return Logged(claim, self)
 
     def committed(self) -> int:

@@ -64,7 +64,7 @@ class GroupCommit(Generic[Write, Outcome]):
         self._no_answer = no_answer
         self._timeout_s = timeout_s
         self._lock = threading.Lock()
-        self._open: _Batch | None = None
+        self._open: _Group | None = None
 
     def write(self, write: Write, *, patience_s: float = 0.0) -> asyncio.Future[Outcome]:
         """Queue a write; the future says, once it is durable, how it went.
@@ -77,7 +77,7 @@ class GroupCommit(Generic[Write, Outcome]):
         with self._lock:
             batch = self._open
             if batch is None:
-                batch = self._open = _Batch()
+                batch = self._open = _Group()
                 # One deadline for all: it is a third of the cost of one for each.
                 batch.deadline = loop.call_later(self._timeout_s, self._give_up, batch)
                 if patience_s:
@@ -88,7 +88,7 @@ class GroupCommit(Generic[Write, Outcome]):
             self._depart(batch)
         return future
 
-    def _depart(self, batch: _Batch) -> None:
+    def _depart(self, batch: _Group) -> None:
         """Queue the batch's commit, once; it still takes writes until its turn comes."""
         if batch.has_departed:
             return
@@ -109,11 +109,11 @@ class GroupCommit(Generic[Write, Outcome]):
         else:
             self._worker.call_soon(batch.settle, outcomes)
 
-    def _give_up(self, batch: _Batch) -> None:
+    def _give_up(self, batch: _Group) -> None:
         batch.fail(self._no_answer())
 
 
-class _Batch:
+class _Group:
     """Writes of one commit and who waits for them. Mutable until the thread takes it."""
 
     __slots__ = ("deadline", "departure", "futures", "has_departed", "writes")

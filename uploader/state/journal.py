@@ -3,7 +3,7 @@
 Nothing else in the package changes a record. Each method is one commit, so a crash leaves the
 record either before the step or after it, never between the two. A method returns when its
 commit is durable against a loss of power; `add_part` returns when its commit is durable against
-the end of the process (`Claim.add_ack`).
+the end of the process (`UploadClaim.add_ack`).
 
     method              phase after  durable because               the next run after a crash here
     ------------------  -----------  ----------------------------  -------------------------------
@@ -56,7 +56,7 @@ from uploader.errors import StateError
 from uploader.protocol.grants import UploadTarget
 from uploader.state.records import Orphan, PartAck, Phase, UploadRecord
 
-__all__ = ["Claim", "Journal"]
+__all__ = ["Journal", "UploadClaim"]
 
 _STARTED: Final = frozenset({Phase.UPLOADING, Phase.COMPLETING})
 
@@ -83,7 +83,7 @@ _PHASES_BEFORE: Final[Mapping[str, frozenset[Phase | None]]] = {
 """The phases in which a method may be called; None: there is no record yet."""
 
 
-class Claim(Protocol):
+class UploadClaim(Protocol):
     """One upload that a back end holds for us alone, and how `Journal` writes to it.
 
     Each write is one transaction, fenced by the epoch of the lease: when another process took
@@ -153,7 +153,7 @@ class Journal:
     """
 
     def __init__(
-        self, claim: Claim, record: UploadRecord | None, acks: Mapping[int, PartAck]
+        self, claim: UploadClaim, record: UploadRecord | None, acks: Mapping[int, PartAck]
     ) -> None:
         self._claim = claim
         self._record = record
@@ -175,7 +175,7 @@ class Journal:
         return self._claim.is_certainly_ours
 
     async def confirm(self) -> None:
-        """See `Claim.confirm`."""
+        """See `UploadClaim.confirm`."""
         await self._claim.confirm()
 
     # --- before the first byte ------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from uploader.clock import Clock, SystemClock
 from uploader.errors import LeaseLost, UploadLocked
-from uploader.state.journal import Claim, Journal
+from uploader.state.journal import Journal, UploadClaim
 from uploader.state.records import Orphan, PartAck, Phase, UploadRecord, UploadStatus
 from uploader.state.store import video_taken
 
@@ -18,7 +18,7 @@ __all__ = ["MemoryState"]
 
 
 @dataclass(slots=True)
-class _Entry:
+class _MemoryRecord:
     """One upload as the store holds it. Mutable."""
 
     record: UploadRecord
@@ -33,7 +33,7 @@ class MemoryState:
 
     def __init__(self, *, clock: Clock | None = None) -> None:
         self._clock = clock or SystemClock()
-        self._entries: dict[str, _Entry] = {}  # oldest first
+        self._entries: dict[str, _MemoryRecord] = {}  # oldest first
         self._key_of_video: dict[str, str] = {}
         self._orphans: dict[str, Orphan] = {}
         self._claims: dict[str, _MemoryClaim] = {}
@@ -93,7 +93,7 @@ class MemoryState:
 
     # --- for claims -----------------------------------------------------------------------
 
-    def _journal(self, claim: Claim) -> Journal:
+    def _journal(self, claim: UploadClaim) -> Journal:
         entry = self._entries.get(claim.key)
         if entry is None:
             return Journal(claim, None, {})
@@ -108,7 +108,7 @@ class MemoryState:
         """Write a record in place of the one with its key, or at the end."""
         if (former := self._entries.get(record.key)) is not None:
             self._key_of_video.pop(former.record.video_id or "", None)
-        self._entries[record.key] = _Entry(record, acks)
+        self._entries[record.key] = _MemoryRecord(record, acks)
         if record.video_id:
             self._key_of_video[record.video_id] = record.key
 

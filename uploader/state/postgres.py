@@ -42,7 +42,7 @@ _SETTINGS: Final = (
 )
 
 
-class _Connection:
+class _PostgresConnection:
     """A `Connection` of psycopg, which prepares what it is given often. Mutable: the clock."""
 
     def __init__(self, conninfo: str) -> None:
@@ -88,7 +88,7 @@ class PostgresDatabase:
     def __init__(self, location: PostgresUrl) -> None:
         self._where = str(location)
         self._conninfo = conninfo_of(location)
-        self._connection: _Connection | None = None
+        self._connection: _PostgresConnection | None = None
         self.store_id = ""
         self.locks = state_directory() / "locks"
 
@@ -113,12 +113,12 @@ class PostgresDatabase:
         if connection is not None:
             connection.driver.close()
 
-    def _connected(self) -> _Connection:
+    def _connected(self) -> _PostgresConnection:
         if self._connection is None or self._connection.driver.closed:
-            self._connection = _Connection(self._conninfo)
+            self._connection = _PostgresConnection(self._conninfo)
         return self._connection
 
-    def _transact(self, connection: _Connection, work: Callable[[Connection], T]) -> T:
+    def _transact(self, connection: _PostgresConnection, work: Callable[[Connection], T]) -> T:
         try:
             connection.begin()
             outcome = work(connection)

@@ -21,7 +21,7 @@ from uploader.state.leases import TAKEN_OVER, Lease, kept_alive
 from uploader.state.locations import locate
 from uploader.state.records import Orphan, PartAck, UploadRecord, UploadStatus
 from uploader.state.thread import StoreThread
-from uploader.state.transactions import Connection, Stored
+from uploader.state.transactions import Connection, FoundUpload
 
 __all__ = ["SqlState"]
 
@@ -159,7 +159,7 @@ class SqlState:
         """Delete an orphan that was aborted."""
         await self._thread().write(partial(tx.drop_orphan, upload_id=upload_id))
 
-    async def _take(self, lease: Lease) -> Stored:
+    async def _take(self, lease: Lease) -> FoundUpload:
         began_s = self._clock.elapsed_s()
         found = await self._thread().take(lease, self._lease_ttl_s)
         lease.held_until_s = began_s + self._lease_ttl_s

@@ -44,7 +44,7 @@ _SYNC_CODES: Final = (sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC
 _DAMAGE_CODES: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
-class _Connection:
+class _SqliteConnection:
     """A `Connection` of sqlite3, which keeps its statements compiled.
 
     Mutable: the clock, and whether commits wait for the disk.
@@ -115,7 +115,7 @@ class SqliteDatabase:
         self._path = path
         self._where = f"state file {path}"
         self._in_use = in_use
-        self._connection: _Connection | None = None
+        self._connection: _SqliteConnection | None = None
         self._has_lost_a_write = False
         self.store_id = ""
         self.locks = path.parent / "locks"
@@ -169,7 +169,7 @@ class SqliteDatabase:
 
     def _transact(self, work: Callable[[Connection], T], *, is_flushed: bool) -> T:
         if self._connection is None:
-            self._connection = _Connection(self._path)
+            self._connection = _SqliteConnection(self._path)
         connection = self._connection
         connection.set_flushing(is_flushing=is_flushed)
         # In the queue of writers from the beginning: upgrading a transaction that has only

@@ -16,7 +16,7 @@ __all__ = ["StateStore", "lease_lost", "video_taken"]
 class StateStore(Protocol):
     """Where uploads survive a crash. Use it as an async context manager.
 
-    A back end provides this and a `Claim`; what is written when is decided by `Journal`.
+    A back end provides this and a `UploadClaim`; what is written when is decided by `Journal`.
     """
 
     async def __aenter__(self) -> Self: ...

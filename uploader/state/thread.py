@@ -16,7 +16,7 @@ from uploader.state import transactions as tx
 from uploader.state.commits import AckWrite, Failure, GroupCommit
 from uploader.state.leases import Lease, Owner, OwnerLock
 from uploader.state.locations import PostgresUrl, SqliteFile
-from uploader.state.transactions import Connection, Database, Stored
+from uploader.state.transactions import Connection, Database, FoundUpload
 from uploader.threads import Worker
 
 __all__ = ["StoreThread"]
@@ -89,7 +89,7 @@ class StoreThread:
         """Write an ack; False if its lease is not ours any more."""
         return self.commits.write(write, patience_s=patience_s)
 
-    def take(self, lease: Lease, ttl_s: float) -> asyncio.Future[Stored]:
+    def take(self, lease: Lease, ttl_s: float) -> asyncio.Future[FoundUpload]:
         """Take a lease, fill in its epoch, and read the upload."""
         return self.commits.write(_Take(self, lease, ttl_s))
 
@@ -234,7 +234,7 @@ class _Take:
     lease: Lease
     ttl_s: float
 
-    def __call__(self, connection: Connection) -> Stored:
+    def __call__(self, connection: Connection) -> FoundUpload:
         self.undo()
         thread, lease = self.thread, self.lease
         owner = thread.owner.to_text()

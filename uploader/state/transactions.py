@@ -32,7 +32,7 @@ from uploader.state.store import lease_lost, video_taken
 
 __all__ = [
     "Connection",
-    "Stored",
+    "FoundUpload",
     "add_acks",
     "create",
     "delete",
@@ -131,7 +131,7 @@ def cannot_be_used(where: str, error: Exception) -> StateUnavailable:
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class FoundUpload:
     """An upload as the database has it.
 
     Attributes:
@@ -210,11 +210,11 @@ def _require_live(connection: Connection, lease: Lease) -> None:
 # --- uploads --------------------------------------------------------------------------------
 
 
-def load(connection: Connection, key: str, notice: Notice) -> Stored:
+def load(connection: Connection, key: str, notice: Notice) -> FoundUpload:
     """An upload with its part acks. A damaged ack is left out: its part is sent again."""
     row = _row_of_key(connection, key)
     if row is None:
-        return Stored(row_id=None, record=None, acks={})
+        return FoundUpload(row_id=None, record=None, acks={})
     acks: dict[int, PartAck] = {}
     for values in connection.rows(queries.PARTS_OF_UPLOAD, {"id": row["id"]}):
         try:
@@ -223,7 +223,7 @@ def load(connection: Connection, key: str, notice: Notice) -> Stored:
             notice(error.message)
         else:
             acks[ack.number] = ack
-    return Stored(row_id=row["id"], record=record_of(row), acks=acks)
+    return FoundUpload(row_id=row["id"], record=record_of(row), acks=acks)
 
 
 def find(connection: Connection, *, key: str | None, video_id: str | None) -> UploadRecord | None:
@@ -273,7 +273,7 @@ def update(
     drop_acks: bool = False,
     orphan: Orphan | None = None,
 ) -> datetime:
-    """Change fields of a record; returns the time of the change. See `Claim.update`."""
+    """Change fields of a record; returns the time of the change. See `UploadClaim.update`."""
     now = connection.now
     values = changes_row(fields)
     values |= {"id": row_id, "epoch": lease.epoch, "updated_at": now, "key": stored_text(lease.key)}
