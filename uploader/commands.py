@@ -17,10 +17,11 @@ import os
 import shlex
 import signal
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from tempfile import TemporaryFile
+from typing import IO, Final
 
 from uploader.errors import ConfigurationError
 from uploader.tasks import beside
@@ -39,13 +40,12 @@ __all__ = [
 
 _GRACE_S: Final = 5.0
 _KILL_S: Final = 1.0
-"""How long after SIGKILL a process may take to end. Longer: it waits for a dead disk."""
+"""How long a process may take to end after SIGKILL. Longer: it waits for a dead disk."""
 
 _LAST_OUTPUT_S: Final = 1.0
 """How long what is left in the pipe is waited for once the command has ended."""
 
 _LONGEST_PAUSE_S: Final = 0.1
-_PIECE_SIZE: Final = 64 * 1024
 _STDERR: Final = 2
 
 _TEMPORARY: Final = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
@@ -56,26 +56,11 @@ _REAPERS: Final = Threads("vodup-reap", 4)
 """For processes that do not end when killed. They may wait for each other."""
 
 
-def split_command(command: str | Sequence[str], name: str) -> list[str]:
-    """Split a command line as a shell would; a list is a command already.
-
-    Raises:
-        ConfigurationError: it cannot be split or is empty; `name` says what it is.
-    """
-    try:
-        argv = shlex.split(command) if isinstance(command, str) else list(command)
-    except ValueError as error:
-        raise ConfigurationError(f"{name} cannot be split: {error}.") from None
-    if not argv:
-        raise ConfigurationError(f"{name} is empty.")
-    return argv
-
-
 class CommandNotStarted(Exception):
     """The command could not be started; the text says why.
 
     Attributes:
-        is_temporary: it is not the command's fault: memory, processes or descriptors ran out.
+        is_temporary: memory, processes or descriptors ran out.
     """
 
     def __init__(self, reason: str, *, is_temporary: bool = False) -> None:
@@ -99,6 +84,21 @@ class CommandResult:
 
     status: int | None
     output: bytes
+
+
+def split_command(command: str | Sequence[str], name: str) -> list[str]:
+    """Split a command line as a shell would; a list is a command already.
+
+    Raises:
+        ConfigurationError: it cannot be split or is empty; `name` says what it is.
+    """
+    try:
+        argv = shlex.split(command) if isinstance(command, str) else list(command)
+    except ValueError as error:
+        raise ConfigurationError(f"{name} cannot be split: {error}.") from None
+    if not argv:
+        raise ConfigurationError(f"{name} is empty.")
+    return argv
 
 
 async def run_command(
@@ -127,7 +127,7 @@ async def run_command(
     """
     stdout = _STDERR if output_limit is None else subprocess.PIPE
     command = RunningCommand(
-        argv, grace_s=grace_s, environment=environment, has_stdin=bool(stdin), stdout=stdout
+        argv, grace_s=grace_s, environment=environment, stdin=stdin, stdout=stdout
     )
     output = bytearray()
     is_whole = asyncio.Event()
@@ -138,7 +138,7 @@ async def run_command(
         is_whole.set()
 
     try:
-        async with asyncio.timeout(timeout_s), beside(command.feed(stdin), collect()):
+        async with asyncio.timeout(timeout_s), beside(collect()):
             status = await command.wait()
             with suppress(TimeoutError):  # another process has the pipe and may keep it
                 async with asyncio.timeout(_LAST_OUTPUT_S):
@@ -149,7 +149,7 @@ async def run_command(
 
 
 class RunningCommand:
-    """A command that has been started. Mutable: its status, and our ends of its pipes.
+    """A command that has been started. Mutable: its status, and our end of its pipe.
 
     `stop` must be called, also after it has ended.
     """
@@ -160,7 +160,7 @@ class RunningCommand:
         *,
         grace_s: float = _GRACE_S,
         environment: Mapping[str, str] | None = None,
-        has_stdin: bool = False,
+        stdin: bytes = b"",
         stdout: int = subprocess.PIPE,
     ) -> None:
         """Start it. As in asyncio, this waits for `exec`, about a millisecond.
@@ -172,19 +172,20 @@ class RunningCommand:
         self._status: int | None = None
         self._has_ended = False
         try:
-            self._process = subprocess.Popen(  # noqa: S603 - the caller's own
-                argv,
-                bufsize=0,
-                stdin=subprocess.PIPE if has_stdin else subprocess.DEVNULL,
-                stdout=stdout,
-                env=environment,
-                start_new_session=True,
-            )
+            with _as_file(stdin) as stdin_file:
+                self._process = subprocess.Popen(  # noqa: S603 - the caller's own
+                    argv,
+                    bufsize=0,
+                    stdin=stdin_file,
+                    stdout=stdout,
+                    env=environment,
+                    start_new_session=True,
+                )
         except (OSError, ValueError) as error:
             is_temporary = isinstance(error, OSError) and error.errno in _TEMPORARY
             raise CommandNotStarted(_reason(argv[0], error), is_temporary=is_temporary) from error
-        for pipe in self._pipes():
-            os.set_blocking(pipe.fileno(), False)
+        if self._process.stdout is not None:
+            os.set_blocking(self._process.stdout.fileno(), False)
 
     @property
     def output(self) -> int:
@@ -192,19 +193,6 @@ class RunningCommand:
         if self._process.stdout is None:
             raise RuntimeError("the output of this command is not captured")
         return self._process.stdout.fileno()
-
-    async def feed(self, data: bytes) -> None:
-        """Write to its standard input as much as it reads, and close that."""
-        pipe = self._process.stdin
-        if pipe is None:
-            return
-        left = memoryview(data)
-        with suppress(BrokenPipeError):
-            while left:
-                await _wait_writable(pipe.fileno())
-                with suppress(BlockingIOError):
-                    left = left[os.write(pipe.fileno(), left[:_PIECE_SIZE]) :]
-        pipe.close()
 
     async def collect(self, output: bytearray, limit: int) -> None:
         """Add what it prints to `output`, until all processes have closed the pipe.
@@ -216,7 +204,7 @@ class RunningCommand:
         while is_open:
             await wait_readable(self.output)
             with suppress(BlockingIOError):
-                piece = os.read(self.output, _PIECE_SIZE)
+                piece = os.read(self.output, 64 * 1024)
                 is_open = len(piece) > 0
                 output += piece
             if len(output) > limit:
@@ -231,17 +219,19 @@ class RunningCommand:
         return self._status
 
     async def stop(self) -> None:
-        """End all that is in its group, unless `wait` has returned, and close our pipes.
+        """End all that is in its group, unless `wait` has returned, and close our end of the pipe.
 
         A cancellation meanwhile ends the grace.
         """
-        for pipe in self._pipes():
-            pipe.close()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
         if self._has_ended:
             return
         cancelled: asyncio.CancelledError | None = None
         for number, patience_s in ((signal.SIGTERM, self._grace_s), (signal.SIGKILL, _KILL_S)):
-            self._signal(number)
+            # The group's number is not given away as long as it has a member, ended or not.
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, number)
             try:
                 async with asyncio.timeout(patience_s):
                     await self._group_end()
@@ -255,16 +245,8 @@ class RunningCommand:
         if cancelled is not None:
             raise cancelled
 
-    def _pipes(self) -> list[Any]:
-        return [pipe for pipe in (self._process.stdin, self._process.stdout) if pipe is not None]
-
-    def _signal(self, number: int) -> None:
-        # Its number stays taken as long as the group has a member, be it one that ended.
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, number)
-
     def _is_reaped(self) -> bool:
-        """Not `Popen.poll`, which calls an end that nobody knows a success."""
+        """Not `Popen.poll`: that reports 0 where the exit status is not known."""
         if self._has_ended:
             return True
         try:
@@ -284,6 +266,19 @@ class RunningCommand:
         while await in_thread(_is_group_alive, self._process.pid):
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+
+def _as_file(data: bytes) -> IO[bytes]:
+    """A file and not a pipe: a command that does not read it keeps nobody waiting."""
+    if not data:
+        return open(os.devnull, "rb")
+    if hasattr(os, "memfd_create"):  # Linux; a container may have no folder to write to
+        file: IO[bytes] = os.fdopen(os.memfd_create("stdin"), "w+b")
+    else:
+        file = TemporaryFile()  # noqa: SIM115 - the caller closes it
+    file.write(data)
+    file.seek(0)
+    return file
 
 
 def describe_status(status: int | None) -> str:
@@ -333,28 +328,17 @@ def _is_alive_in(group: int, process: str) -> bool:
 async def wait_readable(descriptor: int) -> None:
     """Wait until there is something to read, or the end."""
     loop = asyncio.get_running_loop()
-    await _ready(descriptor, loop.add_reader, loop.remove_reader)
-
-
-async def _wait_writable(descriptor: int) -> None:
-    loop = asyncio.get_running_loop()
-    await _ready(descriptor, loop.add_writer, loop.remove_writer)
-
-
-async def _ready(
-    descriptor: int, add: Callable[..., object], remove: Callable[[int], object]
-) -> None:
-    ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    ready: asyncio.Future[None] = loop.create_future()
     try:
-        add(descriptor, _mark, ready)
+        loop.add_reader(descriptor, _set_ready, ready)
     except PermissionError:
-        return  # files, /dev/null and their like are always ready
+        return  # files, /dev/null and the like are always ready
     try:
         await ready
     finally:
-        remove(descriptor)
+        loop.remove_reader(descriptor)
 
 
-def _mark(ready: asyncio.Future[None]) -> None:
+def _set_ready(ready: asyncio.Future[None]) -> None:
     if not ready.done():
         ready.set_result(None)
