@@ -190,7 +190,7 @@ def test_a_password_in_a_flag_causes_a_warning(
     monkeypatch.setattr("sys.argv", ["vodup", "db", "upgrade", "--state", url])
     done = guarded.run("db", "upgrade", "--state", url)
     assert done.code == 0
-    assert "everybody on this machine can read" in done.err
+    assert "other users of this machine can read" in done.err
     assert CANARY not in done.err
 
 
