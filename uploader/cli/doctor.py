@@ -24,10 +24,11 @@ from uploader.cli.orphans import open_network
 from uploader.cli.printing import out
 from uploader.cli.settings import api_origin, key_origin, make_provider, region_of
 from uploader.credentials import GrantProvider, ImsProvider, Network, VodProvider
-from uploader.errors import StateError, VideoGone, VodupError
+from uploader.errors import ConfigurationError, VideoGone, VodupError
 from uploader.protocol.trust import ServiceName
 from uploader.protocol.wire import Response, SignedRequest
 from uploader.state import Phase, open_state
+from uploader.state.files import refuse_network_mount
 from uploader.state.locations import SqliteFile, locate
 from uploader.transport import AiohttpTransport, may_use_congestion
 from uploader.units import count, size
@@ -38,7 +39,6 @@ _REQUEST_S: Final = 15.0
 _MAX_OFFSET_S: Final = 300.0  # OSS and VOD refuse at 15 minutes
 _LOW_SPACE: Final = 100 * 1024 * 1024
 _NO_VIDEO: Final = "0" * 32
-_REMOTE_FILE_SYSTEMS: Final = ("nfs", "cifs", "smb", "fuse.", "9p", "afs", "ceph", "lustre")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,31 +117,15 @@ def _state_path(flags: StateFlags) -> Iterator[Finding]:
 
 def _state_folder(path: Path, folder: Path) -> Finding:
     free = shutil.disk_usage(folder).free
-    kind = _file_system_of(folder)
     mode = f"{stat.S_IMODE(path.stat().st_mode):04o}" if path.exists() else "not created yet"
-    detail = f"{path} ({mode}), {kind or 'unknown file system'}, {size(free)} free"
+    detail = f"{path} ({mode}), {size(free)} free"
+    try:
+        refuse_network_mount(folder)
+    except ConfigurationError as error:
+        return Finding("state", "failed", error.message, run.USAGE)
     if not os.access(folder, os.W_OK):
         return Finding("state", "failed", f"{detail}: {folder} is not writable", run.TEMPORARY)
-    if free < _LOW_SPACE:
-        return Finding("state", "warning", f"{detail}: little space")
-    if kind.startswith(_REMOTE_FILE_SYSTEMS):
-        return Finding("state", "warning", f"{detail}: its file locks are unreliable")
-    return Finding("state", "ok", detail)
-
-
-def _file_system_of(folder: Path) -> str:
-    """Return the type of the file system `folder` is on, "" if unknown."""
-    try:
-        mounts = Path("/proc/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return ""
-    where = os.path.realpath(folder)
-    best = ("", "")
-    for fields in map(str.split, mounts):
-        point = fields[1].replace("\\040", " ")
-        if os.path.commonpath([where, point]) == point and len(point) >= len(best[0]):
-            best = (point, fields[2])
-    return best[1]
+    return Finding("state", "warning" if free < _LOW_SPACE else "ok", detail)
 
 
 async def _records(flags: StateFlags) -> Finding:
@@ -149,7 +133,7 @@ async def _records(flags: StateFlags) -> Finding:
         async with open_state(flags.state or None) as state:
             phases = [found.record.phase async for found in state.uploads()]
             orphans = await state.orphans()
-    except StateError as error:
+    except VodupError as error:
         return Finding("uploads", "failed", error.message, run.exit_code(error))
     open_count = sum(phase not in {Phase.DONE, Phase.ABORTED} for phase in phases)
     detail = f"{count(len(phases), 'upload')} recorded, {open_count} unfinished"

@@ -44,9 +44,9 @@ _FILES_AT_ONCE: Final = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PushItem:
-    """One upload to do. `name` is what the user calls its source."""
+    """One upload to do."""
 
-    name: str
+    file: PushedFile
     source: AnySource
     meta: VideoMeta | None = None
     video_id: str | None = None
@@ -68,7 +68,7 @@ def push(flags: PushFlags) -> int:
     def prepare(on_event: Listener | None) -> tuple[Uploader, Finder]:
         _require_sense(names, flags)
         grant = decode_answer(read_input(flags.grant, "--grant")) if flags.grant else None
-        items = _items_of(names, flags, grant)
+        items = _items_of(names, files, flags, grant)
 
         async def find(_: Uploader) -> Sequence[PushItem]:
             return items
@@ -82,12 +82,17 @@ def push(flags: PushFlags) -> int:
         return _Push(flags, files, is_kept=is_kept).run(partial(prepare, on_event))
 
 
-def _items_of(names: Sequence[str], flags: PushFlags, grant: UploadGrant | None) -> list[PushItem]:
+def _items_of(
+    names: Sequence[str],
+    files: Sequence[PushedFile],
+    flags: PushFlags,
+    grant: UploadGrant | None,
+) -> list[PushItem]:
     meta = make_meta(flags)
     has_video = flags.video_id is not None or grant is not None
     return [
         PushItem(
-            name=shown_name(name),
+            file=file,
             source=source_of(name, flags, has_video=has_video),
             meta=meta,
             video_id=flags.video_id,
@@ -95,7 +100,7 @@ def _items_of(names: Sequence[str], flags: PushFlags, grant: UploadGrant | None)
             key=flags.key,
             overwrite=flags.overwrite,
         )
-        for name in names
+        for name, file in zip(names, files, strict=True)
     ]
 
 
@@ -170,7 +175,7 @@ def _recorded_item(record: UploadRecord, flags: UrlFlags) -> PushItem:
     given = json.loads(record.meta or "{}")
     known = {name: given[name] for name in VideoMeta.__slots__ if name in given}
     return PushItem(
-        name=record.source,
+        file=PushedFile(record.source, record.source),
         source=recorded_source(record, flags),
         meta=VideoMeta(**{**known, "tags": tuple(known.get("tags", ()))}),
         video_id=record.video_id,
@@ -216,26 +221,18 @@ class _Push:
     async def _perform(self, uploader: Uploader, find: Finder) -> int:
         async with uploader:
             items = await find(uploader)
+            self._files = [item.file for item in items]
             gate = asyncio.Semaphore(_FILES_AT_ONCE)
             watching = self._view.watch(self._files, self._tracker)
             async with beside(watching), asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(self._upload(uploader, item, self._file_of(item), gate))
-                    for item in items
-                ]
+                tasks = [group.create_task(self._upload(uploader, one, gate)) for one in items]
         if len(items) > 1:
             self._view.total(self._files)
         return run.common_code(task.result() for task in tasks)
 
-    def _file_of(self, item: PushItem) -> PushedFile:
-        known = next((file for file in self._files if file.source == item.name), None)
-        if known is None:
-            self._files.append(known := PushedFile(item.name, item.name))
-        return known
+    async def _upload(self, uploader: Uploader, item: PushItem, gate: asyncio.Semaphore) -> int:
+        file = item.file
 
-    async def _upload(
-        self, uploader: Uploader, item: PushItem, file: PushedFile, gate: asyncio.Semaphore
-    ) -> int:
         def on_event(event: Event) -> None:
             file.update(event, self._tracker)
             self._view.event(file, event)
@@ -256,7 +253,7 @@ class _Push:
         except Exception as error:  # a bug that affects one file must not stop the others
             run.explain_bug(error)
             return self._fail(file, unexpected(error))
-        file.code = run.HOOK_FAILED if file.has_failed_hook else run.DONE
+        file.code = run.HOOK_FAILED if result.hook_failures else run.DONE
         file.size = result.size
         self._view.finished(file, result)
         return file.code

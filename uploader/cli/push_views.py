@@ -57,7 +57,6 @@ class PushedFile:
     code: int | None = None
     size: int = 0
     trouble: str = ""
-    has_failed_hook: bool = False
 
     def update(self, event: Event, tracker: Tracker) -> None:
         """Apply an event of this upload."""
@@ -70,8 +69,6 @@ class PushedFile:
                 self.trouble = event.reason.rstrip(".")
             case PartStored():
                 self.trouble = ""
-            case HookFailed():
-                self.has_failed_hook = True
 
     @property
     def video_id(self) -> str | None:
@@ -202,18 +199,8 @@ class JsonView:
 
     def failed(self, file: PushedFile, error: VodupError) -> None:
         """Print the error."""
-        self._print(
-            file,
-            UploadFailed.type,
-            video_id=error.video_id or file.video_id,
-            error=type(error).__name__,
-            message=error.message,
-            code=error.code,
-            request_id=error.request_id,
-            resumable=error.is_resumable,
-            next_step=error.next_step,
-            exit_code=run.exit_code(error),
-        )
+        code = run.exit_code(error)
+        self._print_failure(file, error, type(error).__name__, code, error.is_resumable)
 
     def refused(self, files: Sequence[PushedFile], error: VodupError) -> None:
         """Print the error for each file."""
@@ -221,18 +208,23 @@ class JsonView:
             self.failed(file, error)
 
     def interrupted(self, file: PushedFile, code: int, sentence: str) -> None:
-        """Print that it was stopped."""
+        """Print that it was stopped (`interruption`)."""
+        self._print_failure(file, VodupError(sentence), "Interrupted", code, True)
+
+    def _print_failure(
+        self, file: PushedFile, error: VodupError, name: str, exit_code: int, resumable: bool
+    ) -> None:
         self._print(
             file,
             UploadFailed.type,
-            video_id=file.video_id,
-            error="Interrupted",
-            message=sentence,
-            code="",
-            request_id="",
-            resumable=True,
-            next_step="Run the same command again.",
-            exit_code=code,
+            video_id=error.video_id or file.video_id,
+            error=name,
+            message=error.message,
+            code=error.code,
+            request_id=error.request_id,
+            resumable=resumable,
+            next_step=error.next_step,
+            exit_code=exit_code,
         )
 
     def _print(self, file: PushedFile, type_: str, **fields: Any) -> None:
