@@ -14,7 +14,7 @@ from uploader.errors import ConfigurationError
 from uploader.units import duration, rate, size
 
 from .progress import BatchProgress
-from .report import STYLE, rates
+from .report import html_figures, html_page, html_table, rates, svg_line
 
 if TYPE_CHECKING:
     from aiohttp.typedefs import Handler
@@ -33,46 +33,21 @@ _HEADERS: Final = {
     "script-src 'self'; connect-src 'self'; frame-ancestors 'none'",
 }
 
-_PAGE: Final = f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>vodup batch, live</title>
-<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body>
-<h1>Batch</h1><p id="state">Connecting</p><dl id="figures"></dl>
-<h2>Throughput</h2><svg viewBox="0 0 640 160" role="img"><polyline id="rate" fill="none"
-stroke="#0969da" stroke-width="1.5"/><text id="highest" x="4" y="20"></text>
-<text x="4" y="135">0</text><text id="begin" x="80" y="152"></text>
-<text id="end" x="580" y="152"></text></svg>
-<h2>Longest running</h2><table id="slowest"></table>
-<h2>Latest failures</h2><table id="failures"></table>
-<script src="page.js"></script></body></html>
-"""
+_PAGE: Final = html_page(
+    "vodup batch, live",
+    '<h1>Batch</h1><p id="state">Connecting</p><main id="live"></main>'
+    '<script src="page.js"></script>',
+)
 
-# Everything that comes from a manifest or a server is set as text, never as markup.
 _SCRIPT: Final = """"use strict";
 const byId = (id) => document.getElementById(id);
-function element(tag, ...children) {
-  const made = document.createElement(tag);
-  made.append(...children);
-  return made;
-}
-const row = (cells) => element("tr", ...cells.map((text) => element("td", String(text))));
-const figure = ([name, value]) => element("div", element("dt", name), element("dd", value));
-function plot(data) {
-  const points = data.rates, highest = Math.max(1, ...points.map(([, rate]) => rate));
-  const begin = points.length ? points[0][0] : 0, end = points.length ? points.at(-1)[0] : 1;
-  byId("rate").setAttribute("points", points.map(([at, rate]) =>
-    `${80 + 550 * (at - begin) / Math.max(end - begin, 1e-9)},${135 - 120 * rate / highest}`
-  ).join(" "));
-  ["highest", "begin", "end"].forEach((id) => { byId(id).textContent = data.axis[id]; });
-}
+const parser = new DOMParser();
 let hasEnded = false;
 const source = new EventSource("events");
 source.onmessage = (message) => {
   const data = JSON.parse(message.data);
   byId("state").textContent = data.state;
-  byId("figures").replaceChildren(...data.totals.map(figure));
-  byId("slowest").replaceChildren(...data.slowest.map(row));
-  byId("failures").replaceChildren(...data.failures.map(row));
-  plot(data);
+  byId("live").replaceChildren(...parser.parseFromString(data.html, "text/html").body.children);
   hasEnded = data.ended;
 };
 source.onerror = () => {
@@ -119,24 +94,23 @@ async def serving(progress: BatchProgress, port: int) -> AsyncIterator[str]:
 
 
 def page_data(progress: BatchProgress, *, has_ended: bool = False) -> dict[str, Any]:
-    """Return what the page shows: figures, the rate over time, the slowest, the failures."""
-    points = rates(progress.samples, lambda sample: sample.sent_bytes)
+    """Return what the page shows: a sentence, and the rest as escaped HTML."""
     ended = f"Finished: {progress.done_count:,} uploaded, {progress.failed_count:,} failed"
+    sent = rates(progress.samples, lambda sample: sample.sent_bytes)
+    slowest = (
+        (one.source, f"{100 * one.done_bytes // max(1, one.size)} %", size(one.size))
+        for one in progress.slowest
+    )
+    pieces = (
+        html_figures(_totals(progress)),
+        f"<h2>Throughput</h2>{svg_line(sent, rate)}",
+        f"<h2>Longest running</h2>{html_table(('file', 'done', 'size'), slowest)}",
+        f"<h2>Latest failures</h2>{html_table(('file', 'error'), reversed(progress.failures))}",
+    )
     return {
         "ended": has_ended,
         "state": progress.stopped or (ended if has_ended else "Running"),
-        "totals": _totals(progress),
-        "rates": [[round(at_s, 1), round(value)] for at_s, value in points],
-        "axis": {
-            "highest": rate(max([value for _, value in points], default=0)),
-            "begin": duration(points[0][0] if points else 0),
-            "end": duration(progress.tracker.seconds),
-        },
-        "slowest": [
-            [one.source, f"{100 * one.done_bytes // max(1, one.size)} %", size(one.size)]
-            for one in progress.slowest
-        ],
-        "failures": [list(failure) for failure in reversed(progress.failures)],
+        "html": "".join(pieces),
     }
 
 

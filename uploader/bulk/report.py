@@ -1,4 +1,7 @@
-"""The report of a batch as one HTML file: no script, no network, everything escaped."""
+"""The report of a batch as one HTML file: no script, no network, everything escaped.
+
+The live page (`dashboard.py`) is made of the same pieces.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +21,20 @@ from .ledger import Record
 from .progress import BatchProgress, Sample
 from .rows import shown_path
 
-__all__ = ["STYLE", "rates", "write_report"]
+__all__ = ["html_figures", "html_page", "html_table", "rates", "svg_line", "write_report"]
 
 _MAX_FAILURES: Final = 500
 _SLOWEST: Final = 10
 _WIDTH: Final = 640
 _HEIGHT: Final = 160
 
-STYLE: Final = """
+# Even markup that was not escaped could run and fetch nothing.
+_NO_SCRIPTS: Final = (
+    '<meta http-equiv="Content-Security-Policy" '
+    "content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+)
+
+_STYLE: Final = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;
 color:#1b1f24;background:#fff}
 h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}
@@ -113,33 +122,24 @@ def write_report(
 
 def _page(progress: BatchProgress, summary: _Summary) -> str:
     now = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
-    stopped = progress.stopped
-    return "\n".join(
-        [
-            "<!doctype html>",
-            '<html lang="en"><head><meta charset="utf-8"><title>vodup batch</title>',
-            '<meta name="viewport" content="width=device-width">',
-            # Even markup that was not escaped could run and fetch nothing.
-            '<meta http-equiv="Content-Security-Policy" '
-            "content=\"default-src 'none'; style-src 'unsafe-inline'\">",
-            f"<style>{STYLE}</style></head><body>",
-            f"<h1>Batch of {progress.read_count:,} rows</h1><p>Ended {escape(now)}.</p>",
-            f'<p class="bad">Stopped early: {escape(stopped)}. Run the same command again to '
-            "continue.</p>"
-            if stopped
-            else "",
-            _totals(progress, summary),
-            _plots(progress.samples, summary),
-            _failures(summary),
-            _slowest(summary),
-            "</body></html>",
-        ]
+    warning = ""
+    if progress.stopped is not None:
+        reason = f"Stopped early: {progress.stopped}. Run the same command again to continue."
+        warning = f'<p class="bad">{escape(reason)}</p>'
+    return html_page(
+        "vodup batch",
+        f"<h1>Batch of {progress.read_count:,} rows</h1><p>Ended {escape(now)}.</p>{warning}",
+        f"<h2>Totals</h2>{html_figures(_totals(progress, summary))}",
+        _plots(progress.samples, summary),
+        _failures(summary),
+        _slowest(summary),
+        head=_NO_SCRIPTS,
     )
 
 
-def _totals(progress: BatchProgress, summary: _Summary) -> str:
+def _totals(progress: BatchProgress, summary: _Summary) -> list[tuple[str, str]]:
     tracker, proofs = progress.tracker, summary.verified_by.most_common()
-    figures = [
+    return [
         ("uploaded and verified", f"{summary.done_count:,}"),
         ("failed", f"{summary.failed_count:,}"),
         ("uploaded in this run", f"{progress.done_count - progress.receipt_count:,}"),
@@ -151,8 +151,6 @@ def _totals(progress: BatchProgress, summary: _Summary) -> str:
         ("requests retried", f"{max(summary.retry_count, tracker.retry_count):,}"),
         ("verified by", ", ".join(f"{proof} {count:,}" for proof, count in proofs) or "-"),
     ]
-    cells = (f"<div><dt>{escape(n)}</dt><dd>{escape(v)}</dd></div>" for n, v in figures)
-    return f"<h2>Totals</h2><dl>{''.join(cells)}</dl>"
 
 
 def _failures(summary: _Summary) -> str:
@@ -161,7 +159,7 @@ def _failures(summary: _Summary) -> str:
     kinds = ", ".join(f"{kind} {n:,}" for kind, n in summary.errors.most_common())
     hidden = summary.failed_count - len(summary.failures)
     more = f"<p>{hidden:,} more failures are in the ledger.</p>" if hidden else ""
-    table = _table(("row", "file", "error", "next step"), map(_failure, summary.failures))
+    table = html_table(("row", "file", "error", "next step"), map(_failure, summary.failures))
     return f"<h2>Failures</h2><p>{escape(kinds)}</p>{table}{more}"
 
 
@@ -186,14 +184,33 @@ def _slowest(summary: _Summary) -> str:
         )
         for seconds, _, record in sorted(summary.slowest, key=lambda e: (-e[0], e[1]))
     )
-    return f"<h2>Slowest</h2>{_table(('file', 'VideoId', 'size', 'time', 'renewals'), rows)}"
+    return f"<h2>Slowest</h2>{html_table(('file', 'VideoId', 'size', 'time', 'renewals'), rows)}"
 
 
 def _file(record: Record) -> str:
     return shown_path(str(record.get("path", "")))
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+# --- HTML -----------------------------------------------------------------------------
+
+
+def html_page(title: str, *pieces: str, head: str = "") -> str:
+    """Return a document; `pieces` and `head` are HTML already."""
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">{head}'
+        f'<meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
+        f"<style>{_STYLE}</style></head><body>{''.join(pieces)}</body></html>\n"
+    )
+
+
+def html_figures(figures: Iterable[tuple[str, str]]) -> str:
+    """Return names and values, escaped."""
+    cells = (f"<div><dt>{escape(n)}</dt><dd>{escape(v)}</dd></div>" for n, v in figures)
+    return f"<dl>{''.join(cells)}</dl>"
+
+
+def html_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Return a table, escaped."""
     cells = "".join(f"<th>{escape(name)}</th>" for name in head)
     lines = (f"<tr>{''.join(f'<td>{escape(str(c))}</td>' for c in row)}</tr>" for row in rows)
     return f"<table><tr>{cells}</tr>{''.join(lines)}</table>"
@@ -206,8 +223,8 @@ def _plots(samples: Sequence[Sample], summary: _Summary) -> str:
     sent = rates(samples, lambda sample: sample.sent_bytes)
     ended = rates(samples, lambda sample: sample.ended_count)
     pieces = [
-        ("Throughput", _line(sent, rate)),
-        ("Files per second", _line(ended, lambda value: f"{value:,.1f}")),
+        ("Throughput", svg_line(sent, rate)),
+        ("Files per second", svg_line(ended, lambda value: f"{value:,.1f}")),
         ("Sizes", _bars(summary.sizes, lambda power: size(2**power))),
         ("Durations", _bars(summary.durations, lambda power: duration(2**power / 1000))),
     ]
@@ -230,8 +247,8 @@ def rates(samples: Sequence[Sample], figure: Callable[[Sample], int]) -> list[tu
     return points
 
 
-def _line(points: Sequence[tuple[float, float]], label: Callable[[float], str]) -> str:
-    """A curve over time, as SVG."""
+def svg_line(points: Sequence[tuple[float, float]], label: Callable[[float], str]) -> str:
+    """Return a curve over time, as SVG."""
     if len(points) < 2:
         return "<p>Too short to plot.</p>"
     begin, end = points[0][0], points[-1][0]

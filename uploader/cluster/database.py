@@ -72,9 +72,6 @@ CREATE TABLE vodup_budget (
 );
 """
 
-_MIGRATIONS: Final[dict[int, str]] = {}
-"""SQL that brings the schema of the version before to each version from 2 on."""
-
 
 # --- connections ----------------------------------------------------------------------
 
@@ -287,8 +284,6 @@ def _migrate(connection: Connection[tuple[Any, ...]], version: int, migration: s
     pending = [path for path in _migration_files() if path.name > migration]
     for path in pending:
         connection.execute(path.read_bytes())
-    for step in range(version + 1, SCHEMA_VERSION + 1):
-        connection.execute(_MIGRATIONS[step].encode())
     connection.execute(
         "UPDATE vodup_cluster SET schema_version = %s, procrastinate = %s",
         [SCHEMA_VERSION, _newest_migration()],

@@ -36,6 +36,7 @@ QUEUE: Final = "vodup"
 
 _MAX_NODE: Final = 100
 _VERSION: Final = 1
+_ROW_FIELDS: Final = ("key", "upload_key", "path", "video_id", "columns")
 
 
 def this_node() -> str:
@@ -103,14 +104,10 @@ def spec_of(checked: CheckedRow, *, overwrite: bool) -> str:
     row = checked.row
     spec: dict[str, Any] = {
         "v": _VERSION,
-        "key": row.key,
-        "upload_key": row.upload_key,
-        "path": row.path,
+        **{name: getattr(row, name) for name in _ROW_FIELDS},
+        "meta": json.loads((row.meta or VideoMeta()).to_text()),
         "real_path": checked.real_path,
         "size": checked.size,
-        "video_id": row.video_id,
-        "meta": json.loads((row.meta or VideoMeta()).to_text()),
-        "columns": dict(row.columns),
         "overwrite": overwrite,
     }
     return json.dumps(spec)
@@ -133,16 +130,9 @@ def checked_row(spec: Mapping[str, Any], manifest: str, number: int) -> CheckedR
 def row_of(spec: Mapping[str, Any], manifest: str, number: int) -> Row:
     """Return the row of a spec of this version."""
     meta = dict(spec["meta"])
-    return Row(
-        manifest,
-        number,
-        key=spec["key"],
-        upload_key=spec["upload_key"],
-        path=spec["path"],
-        video_id=spec["video_id"],
-        meta=VideoMeta(**meta | {"tags": tuple(meta.get("tags", ()))}),
-        columns=spec["columns"],
-    )
+    given: dict[str, Any] = {name: spec[name] for name in _ROW_FIELDS}
+    tags = tuple(meta.pop("tags", ()))
+    return Row(manifest, number, meta=VideoMeta(**meta, tags=tags), **given)
 
 
 def storable(text: str) -> str:

@@ -92,16 +92,6 @@ class WorkerOptions:
         """How long the queue waits for an unreachable database, before the worker ends."""
         return 6 * self.heartbeat_s
 
-    @property
-    def first_wait_s(self) -> float:
-        """How long a row waits after its first temporary failure; then twice as long each time."""
-        return self.heartbeat_s / 2
-
-    @property
-    def sweep_s(self) -> float:
-        """How often the rows of silent workers are looked for."""
-        return 1.5 * self.heartbeat_s
-
     def require_below_roots(self, path: str) -> None:
         """Refuse a file outside of all roots.
 
@@ -150,7 +140,7 @@ def _retry_after_s(error: VodupError, taken: _TakenRow, options: WorkerOptions) 
         tries = _SOURCE_TRIES  # this machine may lack the mount; another may have it
     if taken.failure_count + 1 >= tries:
         return None
-    wait_s = min(_MAX_WAIT_S, options.first_wait_s * 2.0**taken.failure_count)
+    wait_s = min(_MAX_WAIT_S, options.heartbeat_s / 2 * 2.0**taken.failure_count)
     return wait_s * random.uniform(0.75, 1.25)
 
 
@@ -324,7 +314,7 @@ class QueueWorker:
         """
         suspects: set[int | None] = set()
         while True:
-            await asyncio.sleep(self._options.sweep_s)
+            await asyncio.sleep(1.5 * self._options.heartbeat_s)
             if (worker_id := worker.worker_id) is None:
                 continue
             held = await queue.held_jobs(worker_id)
