@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from uploader import TrustPolicy, Uploader, UploadOptions, VodProvider
-from uploader.bulk import Batch, BatchOptions, Ledger, RowRules, manifest_stream
-from uploader.bulk.ledger import success_record
+from uploader.bulk.ledger import Ledger, success_record
+from uploader.bulk.manifests import manifest_stream
 from uploader.bulk.paths import Root
-from uploader.bulk.runner import read_rows
+from uploader.bulk.rows import RowRules
+from uploader.bulk.runner import Batch, BatchOptions, read_rows
 from uploader.events import UploadResult
 
 _SIZE = 100_000

@@ -9,8 +9,11 @@ from typing import Any, cast
 import pytest
 
 from uploader import Outcome, Uploader, UploadItem
-from uploader.bulk import Batch, BatchOptions, Ledger, RowRules, files_from
+from uploader.bulk.ledger import Ledger
+from uploader.bulk.manifests import files_from
 from uploader.bulk.paths import Root
+from uploader.bulk.rows import RowRules
+from uploader.bulk.runner import Batch, BatchOptions
 from uploader.errors import CallerNotAuthenticated, TransportError, VodupError
 
 

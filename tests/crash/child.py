@@ -32,7 +32,7 @@ import oss2.auth  # noqa: F401
 import structlog  # noqa: F401
 from aliyunsdkcore.auth.composer import rpc_signature_composer  # noqa: F401
 
-import uploader.bulk
+import uploader.bulk.runner
 import uploader.cli.app
 import uploader.cli.ingest
 import uploader.cli.push

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from uploader import GrantProvider, Uploader, UploadOptions
-from uploader.bulk import Ledger, Row
-from uploader.bulk.rows import shown_path
+from uploader.bulk.ledger import Ledger
+from uploader.bulk.rows import Row, shown_path
 from uploader.bulk.runner import Reading
 from uploader.cli import run
 from uploader.cli.batch_views import make_batch_view
