@@ -182,6 +182,27 @@ async def test_a_segment_that_changes_meanwhile_completes_nothing(desk: Desk) ->
     assert next(iter(desk.server.videos.values())).status == "Uploading"
 
 
+@pytest.mark.parametrize("is_edited", [False, True])
+async def test_segments_with_a_new_change_time_are_compared(desk: Desk, is_edited: bool) -> None:
+    """An edit can set the modification time back; the bytes of all members decide."""
+    main = hls(desk.folder / "package")
+    sent = main.parent / "low" / "seg3.m4s"
+
+    def touch(event: object) -> None:
+        if isinstance(event, PartStored) and event.part_number == len(stored(desk)) == 20:
+            status = sent.stat()
+            if is_edited:
+                sent.write_bytes(content(status.st_size, seed=77))
+            os.utime(sent, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    if is_edited:
+        assert isinstance(await desk.fail(main, on_event=touch, concurrency=1), SourceChanged)
+        assert next(iter(desk.server.videos.values())).status == "Uploading"
+    else:
+        assert_plays(desk, await desk.push(main, on_event=touch, concurrency=1), main)
+    assert sent.stat().st_ctime_ns > main.stat().st_ctime_ns
+
+
 async def test_a_lost_answer_to_the_playlist_is_settled_by_what_is_there(desk: Desk) -> None:
     main = hls(desk.folder / "package")
     drop = Fault(action="drop_answer", operation="PutObject", every=OBJECTS, count=1)

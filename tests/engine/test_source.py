@@ -44,6 +44,10 @@ def touched(path: Path) -> None:
     os.utime(path, (1, 1))
 
 
+def given_a_new_change_time(path: Path) -> None:
+    path.chmod(0o640)
+
+
 def copied(path: Path) -> None:
     other = path.with_suffix(".copy")
     shutil.copyfile(path, other)
@@ -159,6 +163,42 @@ async def test_a_change_after_the_last_part_completes_nothing(desk: Desk) -> Non
 
     assert isinstance(task.result(), SourceChanged)
     assert desk.count("CompleteMultipartUpload") == 0
+
+
+async def test_a_new_change_time_alone_changes_nothing(desk: Desk) -> None:
+    """A backup that sets an attribute must not end an upload of hours."""
+    movie = desk.file(8 * PART)
+    desk.server.set_options(connection_bandwidth=200e3)
+
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(desk.push(movie, concurrency=1))
+        await until(lambda: desk.count("UploadPart") == 1)
+        given_a_new_change_time(movie)
+
+    await desk.assert_stored(task.result(), movie)
+    assert desk.server.stats.parts_sent_twice == 0
+    sent = desk.server.stats.requests.total()
+    assert (await desk.push(movie)).is_receipt
+    assert desk.server.stats.requests.total() == sent
+
+
+async def test_a_file_that_is_touched_again_and_again_completes_nothing(desk: Desk) -> None:
+    """While it changes, what was compared may be what it was, or what it is."""
+    movie = desk.file(3 * PART)
+    stopped = asyncio.Event()
+
+    async def scribble() -> None:
+        while not stopped.is_set():
+            given_a_new_change_time(movie)
+            await asyncio.sleep(0)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(scribble())
+        error = await desk.fail(movie)
+        stopped.set()
+
+    assert isinstance(error, SourceChanged)
+    assert desk.server.stats.completes == 0
 
 
 async def test_what_cannot_be_sent_is_refused_before_a_video_is_made(desk: Desk) -> None:

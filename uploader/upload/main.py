@@ -124,7 +124,7 @@ async def start_or_resume(
 async def complete(upload: ObjectUpload) -> FoundObject:
     """Make the object, and find out what happened where that is not clear."""
     upload.ctx.progress.phase = "complete"
-    await require_unchanged(upload.ctx)
+    await require_unchanged(upload.ctx, upload.acked)
     if upload.acked.is_put:
         return await upload.put()
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Iterable
 from dataclasses import replace
 
 from uploader.errors import ConfigurationError, SourceChanged
@@ -15,10 +16,11 @@ from uploader.events import UploadFinished, UploadResult
 from uploader.protocol.documents import MalformedDocument
 from uploader.protocol.integrity import join_crc64
 from uploader.protocol.part_sizes import plan_stream
-from uploader.protocol.plan import MAX_PART_COUNT, Part
+from uploader.protocol.plan import MAX_PART_COUNT, Part, Plan
 from uploader.sources import Fingerprint, PartStream, Source
-from uploader.state import Phase, UploadRecord
+from uploader.state import PartAck, Phase, UploadRecord
 from uploader.upload.planning import plan_of, unreadable_record
+from uploader.upload.proof import AckedParts
 from uploader.upload.request import UploadContext
 
 __all__ = ["earlier_result", "read_stream", "record_upload", "require_unchanged"]
@@ -160,39 +162,59 @@ async def _holds_acked_bytes(ctx: UploadContext, record: UploadRecord) -> bool:
     plan = plan_of(record.plan)
     if plan.is_single and record.upload_id is None and not acks:
         return True
-    for ack in acks.values():
-        if ack.number > plan.part_count:
-            return False
-        crc64, _ = await ctx.source.read_crc(plan.part(ack.number).offset, ack.size)
-        if crc64 != ack.crc64:
-            return False
+    if not await _holds(ctx.source, plan, acks.values()):
+        return False
     return bool(acks) or record.phase is not Phase.COMPLETING
 
 
-async def require_unchanged(ctx: UploadContext) -> None:
+async def _holds(source: Source, plan: Plan, acks: Iterable[PartAck]) -> bool:
+    for ack in acks:
+        if ack.number > plan.part_count:
+            return False
+        crc64, _ = await source.read_crc(plan.part(ack.number).offset, ack.size)
+        if crc64 != ack.crc64:
+            return False
+    return True
+
+
+async def require_unchanged(ctx: UploadContext, acked: AckedParts) -> None:
     """Refuse a file that was rewritten while it was sent: OSS would hold a mixture of the two.
 
+    Where nothing but its change time is new, everything that was sent is read again and compared.
+
     Raises:
-        SourceChanged: it was.
+        SourceChanged: it was rewritten, or is touched while it is compared.
     """
     now, record = await ctx.source.fingerprint(), ctx.record
-    if now.to_text() != record.fingerprint:
-        raise SourceChanged(
-            f"{ctx.source.name} changed while it was sent ({_changes_of(record, now)}).",
-            next_step="Nothing was completed. Put the original back and run the same command, "
-            f"or abort this upload with `vodup abort {record.key}` and start over.",
-        )
+    if now.to_text() == record.fingerprint:
+        return
+    acks = [ack for part in acked.plan.parts if (ack := acked.get(part.number)) is not None]
+    if (
+        _fingerprint_of(record).is_touched(now)
+        and await _holds(ctx.source, acked.plan, acks)
+        and await ctx.source.fingerprint() == now
+    ):
+        await ctx.journal.update_fingerprint(now.to_text())
+        return
+    raise SourceChanged(
+        f"{ctx.source.name} changed while it was sent ({_changes_of(record, now)}).",
+        next_step="Nothing was completed. Put the original back and run the same command, "
+        f"or abort this upload with `vodup abort {record.key}` and start over.",
+    )
 
 
 # --- what the record holds as text --------------------------------------------------------
 
 
 def _changes_of(record: UploadRecord, now: Fingerprint) -> str:
+    return f"changed: {', '.join(_fingerprint_of(record).changes(now))}"
+
+
+def _fingerprint_of(record: UploadRecord) -> Fingerprint:
     try:
-        changes = Fingerprint.from_text(record.fingerprint).changes(now)
+        return Fingerprint.from_text(record.fingerprint)
     except MalformedDocument as error:
         raise unreadable_record("fingerprint", error) from None
-    return f"changed: {', '.join(changes)}"
 
 
 def _result_of(text: str) -> UploadResult:
