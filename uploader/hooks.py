@@ -53,21 +53,8 @@ SECRETS: Final = (
 )
 """Variables that a command is not given: it needs none of them."""
 
-_VARIABLES: Final = (
-    "status",
-    "key",
-    "file",
-    "video_id",
-    "bucket",
-    "object_key",
-    "size",
-    "crc64",
-    "error",
-    "message",
-)
+_VARIABLES: Final = "status key file video_id bucket object_key size crc64 error message".split()
 """What a command's environment holds, each name after "VODUP_"."""
-
-_COMMAND_TIMEOUT_S: Final = 600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,24 +218,22 @@ def _loaded(point: EntryPoint) -> Hooks:
         hooks = point.load()
         if not isinstance(hooks, Hooks):
             hooks = hooks()
+        if not isinstance(hooks, Hooks):
+            raise TypeError(f"it is {type(hooks).__name__}")
     except Exception as error:
-        raise _unusable(point, clean_text(f"{type(error).__name__}: {error}")) from error
-    if not isinstance(hooks, Hooks):
-        raise _unusable(point, f"it is {type(hooks).__name__}")
+        reason = clean_text(f"{type(error).__name__}: {error}")
+        raise ConfigurationError(
+            f"The hooks {point.name} ({point.value}) of an installed package cannot be used: "
+            f"{reason}.",
+            next_step="Fix or uninstall that package, or pass --no-installed-hooks.",
+        ) from error
     return replace(hooks, name=point.name)
-
-
-def _unusable(point: EntryPoint, reason: str) -> ConfigurationError:
-    return ConfigurationError(
-        f"The hooks {point.name} ({point.value}) of an installed package cannot be used: {reason}.",
-        next_step="Fix or uninstall that package, or pass --no-installed-hooks.",
-    )
 
 
 # --- a command ----------------------------------------------------------------------------
 
 
-def command_hooks(command: str | Sequence[str], *, timeout_s: float = _COMMAND_TIMEOUT_S) -> Hooks:
+def command_hooks(command: str | Sequence[str], *, timeout_s: float = 600.0) -> Hooks:
     """Return hooks that run a command after every upload, verified or failed.
 
     The command runs without a shell; a string is split as a shell would. Its environment is ours
@@ -266,22 +251,17 @@ def command_hooks(command: str | Sequence[str], *, timeout_s: float = _COMMAND_T
     argv = split_command(command, "The command to run after uploads")
 
     async def run(ended: EndedUpload) -> None:
-        await _run_command(argv, ended)
+        facts = _facts_of(ended)
+        line = json.dumps(facts).encode() + b"\n"
+        try:
+            command = await run_command(argv, environment=_environment(facts), stdin=line)
+        except CommandNotStarted as error:
+            raise HookError(f"{argv[0]} cannot be started ({error})") from error
+        if command.status != 0:
+            raise HookError(f"{argv[0]} {describe_status(command.status)}")
 
-    return Hooks(
-        after_verify=run, on_failure=run, name=os.path.basename(argv[0]), timeout_s=timeout_s
-    )
-
-
-async def _run_command(argv: Sequence[str], ended: EndedUpload) -> None:
-    facts = _facts_of(ended)
-    line = json.dumps(facts).encode() + b"\n"
-    try:
-        command = await run_command(argv, environment=_environment(facts), stdin=line)
-    except CommandNotStarted as error:
-        raise HookError(f"{argv[0]} cannot be started ({error})") from error
-    if command.status != 0:
-        raise HookError(f"{argv[0]} {describe_status(command.status)}")
+    name = os.path.basename(argv[0])
+    return Hooks(after_verify=run, on_failure=run, name=name, timeout_s=timeout_s)
 
 
 def _facts_of(ended: EndedUpload) -> dict[str, Any]:
@@ -296,15 +276,10 @@ def _facts_of(ended: EndedUpload) -> dict[str, Any]:
         del result["hook_failures"]  # this is one of the hooks
         # Many readers of JSON keep only 53 bits of a number.
         facts["result"] = result | {"crc64": str(ended.result.crc64)}
-    if (error := ended.error) is not None:
-        facts |= {
-            "error": type(error).__name__,
-            "message": error.message,
-            "code": error.code,
-            "request_id": error.request_id,
-            "next_step": error.next_step,
-            "is_resumable": error.is_resumable,
-        }
+    if ended.error is not None:
+        names = ("message", "code", "request_id", "next_step", "is_resumable")
+        facts |= {"error": type(ended.error).__name__}
+        facts |= {name: getattr(ended.error, name) for name in names}
     return facts
 
 

@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
 from types import TracebackType
-from typing import Any, NoReturn, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 __all__ = ["beside", "cancel_count", "in_own_task", "one_error"]
 
@@ -89,34 +89,29 @@ class _OneErrorGroup(asyncio.TaskGroup):
 
     def _on_done(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)
-        try:
-            task.result()
-        except asyncio.CancelledError as error:
-            if not task.cancelling():
-                self._fail_for(error)
-        except BaseException as error:
-            self._add_failure(error)
+        if not task.cancelled():
+            self._add_failure(task.exception())
+        elif not task.cancelling():
+            self._fail_for(task)
         if self._all_ended is not None and not self._running and not self._all_ended.done():
             self._all_ended.set_result(None)
 
-    def _fail_for(self, stray: asyncio.CancelledError) -> None:
+    def _fail_for(self, task: asyncio.Task[Any]) -> None:
         failure = RuntimeError("what a task awaited was cancelled, and not the task")
-        failure.__cause__ = stray
+        try:
+            task.result()
+        except asyncio.CancelledError as error:
+            failure.__cause__ = error
         self._add_failure(failure)
-        work = _fail(failure)
+        work = _raise(failure)
         try:
             self.create_task(work)
         except RuntimeError:  # the group is ending already
             work.close()
 
-    def _add_failure(self, error: BaseException) -> None:
+    def _add_failure(self, error: BaseException | None) -> None:
         if self._first is None:
             self._first = error
-
-    async def _wait_for_all(self) -> None:
-        while self._running:
-            self._all_ended = asyncio.get_running_loop().create_future()
-            await self._all_ended
 
     async def __aexit__(
         self,
@@ -126,8 +121,9 @@ class _OneErrorGroup(asyncio.TaskGroup):
     ) -> None:
         try:
             # Tasks end while this is still the block for TaskGroup: see the module's docstring.
-            if error is None:
-                await self._wait_for_all()
+            while error is None and self._running:
+                self._all_ended = asyncio.get_running_loop().create_future()
+                await self._all_ended
         except asyncio.CancelledError as cancellation:
             error = cancellation
         cancelled = _cancellation_in(error)
@@ -150,7 +146,11 @@ class _OneErrorGroup(asyncio.TaskGroup):
             await asyncio.sleep(0)  # anyio's scopes cancel again, and know theirs by its message
             raise cancelled
         if failure is not None and failure is not error:
-            _raise_again(failure)
+            context = failure.__context__
+            try:
+                raise failure
+            finally:
+                failure.__context__ = context  # and not what is being handled here
 
 
 def _cancellation_in(error: BaseException | None) -> asyncio.CancelledError | None:
@@ -160,14 +160,5 @@ def _cancellation_in(error: BaseException | None) -> asyncio.CancelledError | No
     return error
 
 
-async def _fail(error: Exception) -> None:
+async def _raise(error: Exception) -> None:
     raise error
-
-
-def _raise_again(error: BaseException) -> NoReturn:
-    """Raise it with the context that it has, not with what is being handled here."""
-    context = error.__context__
-    try:
-        raise error
-    finally:
-        error.__context__ = context

@@ -169,13 +169,16 @@ class Worker:
         """Run `work` and deliver what it returns or raises."""
         future: asyncio.Future[T] = self._loop.create_future()
 
+        def settle(deliver: Callable[[], None]) -> None:
+            if not future.done():
+                deliver()
+
         def job() -> None:
             try:
-                result = work()
+                deliver: Callable[[], None] = partial(future.set_result, work())
             except BaseException as error:
-                self.call_soon(_fail, future, error)
-            else:
-                self.call_soon(_succeed, future, result)
+                deliver = partial(future.set_exception, error)
+            self.call_soon(settle, deliver)
 
         self.submit(job)
         return future
@@ -197,16 +200,6 @@ class Worker:
     def join(self, timeout_s: float) -> None:
         """Wait for the thread's last instructions after `stop`."""
         self._thread.join(timeout_s)
-
-
-def _succeed(future: asyncio.Future[T], result: T) -> None:
-    if not future.done():
-        future.set_result(result)
-
-
-def _fail(future: asyncio.Future[T], error: BaseException) -> None:
-    if not future.done():
-        future.set_exception(error)
 
 
 def _start(name: str, run: Callable[[], None]) -> threading.Thread:

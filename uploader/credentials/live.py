@@ -100,16 +100,13 @@ class LiveGrant:
         self._held: _Held | None = None
         self._slow_part_s = 0.0
         self.moved_to: UploadTarget | None = None
-        if grant is not None and self._is_usable(grant.credentials):
+        if grant is not None and (renew is None or life_s(grant.credentials, clock=clock) > 0):
             self._held = self._hold(grant.credentials, generation=0)
 
     @property
     def _generation(self) -> int:
         """0 until the first renewal, whether a usable grant was given or not."""
         return self._held.generation if self._held else 0
-
-    def _is_usable(self, credentials: StsCredentials) -> bool:
-        return self._renew is None or life_s(credentials, clock=self._clock) > 0
 
     def _hold(self, credentials: StsCredentials, *, generation: int) -> _Held:
         now_s = self._clock.elapsed_s()
@@ -236,7 +233,11 @@ class LiveGrant:
                 self._failure = (refused_generation, error)
                 raise
             seconds = self._clock.elapsed_s() - began_s
-            self._compare_target(fresh.target)
+            # Keep the first bucket and key, as the official SDKs do. Another endpoint alone means
+            # nothing: acceleration is requested on Create only.
+            ours = (self._target.bucket, self._target.object_key)
+            is_same = (fresh.target.bucket, fresh.target.object_key) == ours
+            self.moved_to = None if is_same else fresh.target
             self._held = self._hold(fresh.credentials, generation=current + 1)
         self._on_renewed(seconds)
 
@@ -252,15 +253,6 @@ class LiveGrant:
                 f"OSS refused the credentials of {self._refused_in_a_row} renewals in a row."
             )
         return await self._renew()
-
-    def _compare_target(self, target: UploadTarget) -> None:
-        """Keep the first bucket and key, as the official SDKs do; record what VOD names now.
-
-        Another endpoint alone means nothing: acceleration is requested on Create only.
-        """
-        ours = (self._target.bucket, self._target.object_key)
-        is_same = (target.bucket, target.object_key) == ours
-        self.moved_to = None if is_same else target
 
 
 class PlainSigner:
