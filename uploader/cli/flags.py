@@ -1,8 +1,8 @@
 """The flags of every command: names, values and help texts.
 
-A class is a group of flags, or all flags of one command; a field is a flag (`options.py`). The
-classes are not slotted, because a command inherits from several groups. Secrets are never flags:
-other users of the machine can read the command line.
+A class is a group of flags, or all flags of one command; a field is a flag (`options.py`), and the
+docstring of a command's class is its help text. Secrets are never flags: other users of the machine
+can read the command line.
 """
 
 from __future__ import annotations
@@ -17,12 +17,10 @@ from uploader.cli.options import (
     PART_SIZE,
     SIZE,
     argument,
-    arguments,
     group,
     number,
     one_of,
     option,
-    options,
     size_from,
     switch,
 )
@@ -85,7 +83,9 @@ class AccessFlags:
         "App server that returns upload credentials. Its bearer token is read from "
         "VODUP_AUTH_URL_TOKEN.",
     )
-    allow_host: tuple[str, ...] = options("HOST", "Additional host that may receive credentials.")
+    allow_host: tuple[str, ...] = option(
+        "HOST", "Additional host that may receive credentials.", default=()
+    )
 
 
 @group
@@ -195,11 +195,17 @@ class StreamFlags(UrlFlags):
 class RowFlags:
     """Which files a batch uploads."""
 
-    manifests: tuple[str, ...] = arguments("MANIFEST", "CSV, JSON Lines or Parquet files.")
-    recursive: tuple[str, ...] = options("FOLDER", "Upload all videos below FOLDER.", "-r")
+    manifests: tuple[str, ...] = argument(
+        "MANIFEST", "CSV, JSON Lines or Parquet files.", default=(), many=True
+    )
+    recursive: tuple[str, ...] = option(
+        "FOLDER", "Upload all videos below FOLDER.", default=(), short="-r"
+    )
     files_from: str | None = option("FILE|-", "Upload the files of a list, one path per line.")
-    include: tuple[str, ...] = options("GLOB", "With --recursive: upload only matching files.")
-    exclude: tuple[str, ...] = options("GLOB", "With --recursive: skip matching files.")
+    include: tuple[str, ...] = option(
+        "GLOB", "With --recursive: upload only matching files.", default=()
+    )
+    exclude: tuple[str, ...] = option("GLOB", "With --recursive: skip matching files.", default=())
     root: str | None = option(
         "FOLDER",
         "Folder that paths are relative to and must stay below. [default: the manifest's folder]",
@@ -237,9 +243,11 @@ class ClusterFlags(StateFlags):
 
 @group
 class PushFlags(VideoFlags, StreamFlags, TransferFlags, ConnectionFlags, OutputFlags):
-    """vodup push."""
+    """Upload one or more files. Run the same command again to resume."""
 
-    paths: tuple[str, ...] = arguments("PATH|URL|-", "Files, URLs, or - for standard input.")
+    paths: tuple[str, ...] = argument(
+        "PATH|URL|-", "Files, URLs, or - for standard input.", default=(), many=True
+    )
     video_id: str | None = option(
         "ID", "Upload into this existing VideoId instead of creating a video."
     )
@@ -260,32 +268,32 @@ class PushFlags(VideoFlags, StreamFlags, TransferFlags, ConnectionFlags, OutputF
 
 @group
 class ResumeFlags(UrlFlags, TransferFlags, ConnectionFlags, OutputFlags):
-    """vodup resume."""
+    """Resume recorded uploads."""
 
-    names: tuple[str, ...] = arguments("KEY|VIDEO_ID")
+    names: tuple[str, ...] = argument("KEY|VIDEO_ID", default=(), many=True)
     all: bool = switch("Resume all unfinished uploads of files and URLs.")
 
 
 @group
 class StatusFlags(ClusterFlags, OutputFlags):
-    """vodup status."""
+    """Show recorded uploads: their progress, the process that sends them, their last error."""
 
-    names: tuple[str, ...] = arguments("KEY|VIDEO_ID")
+    names: tuple[str, ...] = argument("KEY|VIDEO_ID", default=(), many=True)
     watch: bool = switch("Refresh every two seconds.")
 
 
 @group
 class AbortFlags(ConnectionFlags, OutputFlags):
-    """vodup abort."""
+    """Abort uploads and remove their parts from OSS. The videos stay in VOD."""
 
-    names: tuple[str, ...] = arguments("KEY|VIDEO_ID", is_required=True)
+    names: tuple[str, ...] = argument("KEY|VIDEO_ID", many=True)
 
 
 @group
 class CleanFlags(ConnectionFlags, OutputFlags):
-    """vodup clean."""
+    """Remove records of finished and aborted uploads."""
 
-    names: tuple[str, ...] = arguments("KEY|VIDEO_ID")
+    names: tuple[str, ...] = argument("KEY|VIDEO_ID", default=(), many=True)
     done: bool = switch("Remove records of finished uploads.")
     aborted: bool = switch("Remove records of aborted uploads.")
     older_than: float | None = option(DURATION, "Only records not touched for this long.")
@@ -296,7 +304,7 @@ class CleanFlags(ConnectionFlags, OutputFlags):
 
 @group
 class VerifyFlags(ConnectionFlags, OutputFlags):
-    """vodup verify."""
+    """Read a file again and compare it with the object stored at OSS."""
 
     path: str = argument("PATH")
     key: str | None = option("NAME", "Name of the upload, if it has one.")
@@ -304,21 +312,21 @@ class VerifyFlags(ConnectionFlags, OutputFlags):
 
 @group
 class InspectFlags(AccessFlags, OutputFlags):
-    """vodup inspect."""
+    """Show the contents of an UploadAddress and UploadAuth, without their secrets."""
 
     where: str = argument("FILE|-", default="-")
 
 
 @group
 class DoctorFlags(ConnectionFlags, OutputFlags):
-    """vodup doctor."""
+    """Check credentials, network, clock, state and versions. Prints no secret."""
 
 
 @group
 class IngestFlags(
     RowFlags, ReportFlags, UrlFlags, VideoFlags, TransferFlags, ConnectionFlags, OutputFlags
 ):
-    """vodup ingest."""
+    """Upload many files, listed in manifests or folders. Run the same command again to resume."""
 
     files: int | None = option(number(1, 1024), "Files to upload at the same time. [default: 32]")
     dry_run: bool = switch("Check every row and estimate the work; send nothing.", "-n")
@@ -339,12 +347,13 @@ class IngestFlags(
 
 @group
 class EnqueueFlags(RowFlags, ReportFlags, VideoFlags, AccessFlags, ClusterFlags, OutputFlags):
-    """vodup enqueue."""
+    """Queue many files for workers on many machines. No file is queued twice."""
 
-    shared: tuple[str, ...] = options(
+    shared: tuple[str, ...] = option(
         "FOLDER",
         "Folder mounted at the same path on every worker (files elsewhere are only "
         "uploaded from this machine).",
+        default=(),
     )
     node: str | None = option("NAME", "Name of this machine. [default: its host name]")
     priority: int = option(
@@ -356,7 +365,7 @@ class EnqueueFlags(RowFlags, ReportFlags, VideoFlags, AccessFlags, ClusterFlags,
 
 @group
 class WorkerFlags(UrlFlags, TransferFlags, AccessFlags, ClusterFlags, OutputFlags):
-    """vodup worker."""
+    """Upload queued files until stopped. Run any number of workers, on any machine."""
 
     files: int = option(number(1, 1024), "Rows to upload at the same time.", default=8)
     memory: int | None = option(
@@ -380,29 +389,29 @@ class WorkerFlags(UrlFlags, TransferFlags, AccessFlags, ClusterFlags, OutputFlag
     api_rate: int = option(
         number(1, 1000), "VOD calls per second, shared by all workers.", default=20
     )
-    root: tuple[str, ...] = options(
-        "FOLDER", "Upload only files below FOLDER, whatever the queue says."
+    root: tuple[str, ...] = option(
+        "FOLDER", "Upload only files below FOLDER, whatever the queue says.", default=()
     )
     drain: bool = switch("Exit when the queue is empty.")
 
 
 @group
 class ResultsFlags(ReportFlags, ClusterFlags, OutputFlags):
-    """vodup results."""
+    """Write the results of queued uploads, in the format of ingest --report."""
 
-    manifests: tuple[str, ...] = arguments(
-        "MANIFEST", "Only the rows of these manifests, as last queued."
+    manifests: tuple[str, ...] = argument(
+        "MANIFEST", "Only the rows of these manifests, as last queued.", default=(), many=True
     )
 
 
 @group
 class UpgradeFlags(ClusterFlags, OutputFlags):
-    """vodup db upgrade."""
+    """Create or migrate the tables. Safe to repeat."""
 
 
 @group
 class DevserverFlags:
-    """vodup devserver."""
+    """Run a local OSS and VOD server for experiments and tests. Prints one JSON line when ready."""
 
     host: str = option("ADDRESS", "Loopback address to listen on.", default="127.0.0.1")
     port: int = option(
@@ -421,7 +430,7 @@ class DevserverFlags:
 
 @group
 class DemoFlags:
-    """vodup demo."""
+    """Upload to a local server, kill the upload, resume it, and check that nothing was lost."""
 
     size: int = option(
         size_from(64 * MIB), "Size of the file. [default: 512MiB]", default=512 * MIB
@@ -432,4 +441,4 @@ class DemoFlags:
 
 @group
 class VersionFlags(OutputFlags):
-    """vodup version."""
+    """Print the version."""

@@ -30,12 +30,10 @@ __all__ = [
     "SIZE",
     "Kind",
     "argument",
-    "arguments",
     "group",
     "number",
     "one_of",
     "option",
-    "options",
     "parameters_of",
     "size_from",
     "switch",
@@ -67,7 +65,7 @@ class Kind:
     def parser(self, flag: str, variable: str) -> Callable[[Any], Any]:
         """Return what reads the values of `flag`. A default is not text and stays as it is."""
 
-        def parse(value: Any) -> Any:  # noqa: ANN401 - text, or the default of any type
+        def parse(value: Any) -> Any:
             if not isinstance(value, str):
                 return value
             try:
@@ -135,7 +133,7 @@ def _concurrency(text: str) -> int | str:
     return text if text == "auto" else _within(_whole(text), 1, MAX_CONCURRENCY)
 
 
-def _bandwidth(text: str) -> Any:  # noqa: ANN401 - loaded only if the flag is given
+def _bandwidth(text: str) -> Any:
     from uploader.pace import parse_bandwidth
 
     try:
@@ -168,6 +166,9 @@ BANDWIDTH: Final = Kind(
 
 # --- declarations -----------------------------------------------------------------------
 
+Declare = Callable[[str, str], Any]
+"""Makes what typer wants to know of a parameter, from its flag and its variable."""
+
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def group(cls: type[F]) -> type[F]:
@@ -175,86 +176,50 @@ def group(cls: type[F]) -> type[F]:
     return dataclass(frozen=True, kw_only=True, eq=False, repr=False, match_args=False)(cls)
 
 
-def option(
-    takes: Kind | str,
-    help: str,
-    default: Any = None,  # noqa: ANN401 - of the field's type
-) -> Any:  # noqa: ANN401 - a dataclass field
-    """Declare a flag that takes a value: of a kind, or plain text with this metavar."""
-    kind = None if isinstance(takes, str) else takes
-    metavar = takes if isinstance(takes, str) else takes.metavar
-    return _flag(default, str | None, help, metavar=metavar, kind=kind)
+def option(takes: Kind | str, help: str, default: Any = None, short: str = "") -> Any:
+    """Declare a flag that takes a value: of a kind, or plain text with this metavar.
 
+    With the default () it can be repeated, and the field is a tuple of texts.
+    """
+    kind = takes if isinstance(takes, Kind) else None
+    is_repeated = default == ()
 
-def options(metavar: str, help: str, short: str = "") -> Any:  # noqa: ANN401
-    """Declare a flag that takes plain text and can be repeated; the field is a tuple."""
-    return _flag((), list[str] | None, f"{help} Can be repeated.", metavar=metavar, short=short)
-
-
-def switch(help: str, short: str = "", default: bool | None = None) -> Any:  # noqa: ANN401
-    """Declare a flag that is given or not; with a default, `--no-NAME` exists too."""
-    return _flag(default or False, bool, help, short=short, is_pair=default is not None)
-
-
-def _flag(
-    default: Any,  # noqa: ANN401
-    annotation: Any,  # noqa: ANN401
-    help: str,
-    *,
-    metavar: str | None = None,
-    kind: Kind | None = None,
-    short: str = "",
-    is_pair: bool = False,
-) -> Any:  # noqa: ANN401
-    def declare(name: str) -> inspect.Parameter:
-        flag, variable = f"--{name.replace('_', '-')}", f"VODUP_{name.upper()}"
-        info = typer.Option(
-            *filter(None, [short, f"{flag}/--no-{flag[2:]}" if is_pair else flag]),
-            help=help,
-            metavar=metavar,
+    def declare(flag: str, variable: str) -> Any:
+        return typer.Option(
+            *filter(None, (short, flag)),
+            help=f"{help} Can be repeated." if is_repeated else help,
+            metavar=kind.metavar if kind else str(takes),
             parser=kind.parser(flag, variable) if kind else None,
             envvar=variable,
             show_envvar=False,
             show_default="[default: " not in help,
         )
-        return _parameter(name, annotation, info, None if default == () else default)
 
-    return dataclasses.field(default=default, metadata={"declare": declare})
-
-
-def argument(metavar: str, default: str | None = None) -> Any:  # noqa: ANN401
-    """Declare a positional argument; without a default it is required."""
-    return _positional(metavar, None, str, default=default, is_required=default is None)
+    return _field(default, list[str] | None if is_repeated else str | None, declare)
 
 
-def arguments(metavar: str, help: str | None = None, *, is_required: bool = False) -> Any:  # noqa: ANN401
-    """Declare any number of positional arguments; the field is a tuple."""
-    return _positional(metavar, help, list[str] | None, default=(), is_required=is_required)
+def switch(help: str, short: str = "", default: bool | None = None) -> Any:
+    """Declare a flag that is given or not; with a default, `--no-NAME` exists too."""
+
+    def declare(flag: str, variable: str) -> Any:
+        pair = flag if default is None else f"{flag}/--no-{flag[2:]}"
+        names = filter(None, (short, pair))
+        return typer.Option(*names, help=help, envvar=variable, show_envvar=False)
+
+    return _field(default or False, bool, declare)
 
 
-def _positional(
-    metavar: str,
-    help: str | None,
-    annotation: Any,  # noqa: ANN401
-    *,
-    default: Any,  # noqa: ANN401
-    is_required: bool,
-) -> Any:  # noqa: ANN401
-    def declare(name: str) -> inspect.Parameter:
-        info = typer.Argument(metavar=metavar, help=help)
-        absent = inspect.Parameter.empty if is_required else default or None
-        return _parameter(name, annotation, info, absent)
+def argument(metavar: str, help: str | None = None, default: Any = ..., many: bool = False) -> Any:
+    """Declare a positional argument, or `many`; it is required unless it has a default."""
 
-    return dataclasses.field(default=default, metadata={"declare": declare})
+    def declare(flag: str, variable: str) -> Any:
+        return typer.Argument(metavar=metavar, help=help)
+
+    return _field(default, list[str] | None if many else str, declare)
 
 
-def _parameter(name: str, annotation: Any, info: Any, default: Any) -> inspect.Parameter:  # noqa: ANN401
-    return inspect.Parameter(
-        name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=default,
-        annotation=Annotated[annotation, info],
-    )
+def _field(default: Any, annotation: Any, declare: Declare) -> Any:
+    return dataclasses.field(default=default, metadata={"typer": (annotation, declare)})
 
 
 def parameters_of(flags: type[Any]) -> Iterator[inspect.Parameter]:
@@ -263,10 +228,18 @@ def parameters_of(flags: type[Any]) -> Iterator[inspect.Parameter]:
     The fields of a class come before those of its bases, in the order of the bases.
     """
     fields = {field.name: field for field in dataclasses.fields(flags)}
-    for owner in flags.__mro__:
-        for name in inspect.get_annotations(owner):
-            if name in fields:
-                yield fields.pop(name).metadata["declare"](name)
+    names = (name for owner in flags.__mro__ for name in inspect.get_annotations(owner))
+    for name in dict.fromkeys(name for name in names if name in fields):
+        default, (annotation, declare) = fields[name].default, fields[name].metadata["typer"]
+        info = declare(f"--{name.replace('_', '-')}", f"VODUP_{name.upper()}")
+        if default == ():
+            default = None
+        yield inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if default is ... else default,
+            annotation=Annotated[annotation, info],
+        )
 
 
 def values_of(flags: type[F], given: Mapping[str, Any]) -> F:
