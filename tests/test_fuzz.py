@@ -379,7 +379,7 @@ RECEIPT = json.dumps(
         "key": "film", "video_id": "c6a2", "upload_id": None, "bucket": "b", "object_key": "k",
         "size": 5, "crc64": 1, "etag": None, "part_count": 1, "resumed_part_count": 0,
         "renewal_count": 0, "retry_count": 0, "sent_bytes": 5, "verified_by": "crc64",
-        "seconds": 0.1, "is_receipt": False,
+        "seconds": 0.1, "is_earlier_result": False,
     }
 ).encode()  # fmt: skip
 

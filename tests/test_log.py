@@ -256,7 +256,7 @@ def test_a_structlog_that_another_thread_is_loading_is_not_configured(
 def test_an_event_is_logged_under_its_type(event: Event, level: str) -> None:
     stream = io.StringIO()
     configure("debug", is_json=True, stream=stream)
-    Progress("movie.mp4", "v-1", []).emit(event)
+    Progress("movie.mp4", "v-1", []).send(event)
     line = json.loads(stream.getvalue())
     assert (line["event"], line["level"]) == (event.type, level)
     assert (line["key"], line["video_id"]) == ("movie.mp4", "v-1")
@@ -269,5 +269,5 @@ def test_progress_is_not_logged() -> None:
         **WHOSE, done_bytes=1, size=2, acked_part_count=0, part_count=1, renewal_count=0,
         retry_count=0,
     )  # fmt: skip
-    Progress("movie.mp4", "v-1", []).emit(event)
+    Progress("movie.mp4", "v-1", []).send(event)
     assert not stream.getvalue()

@@ -1,6 +1,6 @@
-"""What a caller may be told while an upload runs.
+"""The events of an upload, and its result.
 
-Lifecycle events are never dropped; `UploadProgress` comes a few times a second and only
+Lifecycle events are never dropped; `UploadProgress` is sent a few times a second and only
 the newest counts. Every event has a stable `type`, which is also its name in logs and in
 the CLI's JSON lines.
 """
@@ -36,8 +36,8 @@ class UploadResult:
     Attributes:
         size: bytes.
         crc64: CRC-64/XZ of the object, computed here over the bytes sent, and equal to
-            OSS's where OSS told one.
-        etag: the object's, without quotes; None if OSS did not tell it.
+            OSS's where OSS returned one.
+        etag: the object's, without quotes; None if OSS did not return it.
         part_count: parts of the plan; 1 for PutObject.
         resumed_part_count: of these, not sent by this run.
         renewal_count: credentials renewed by this run.
@@ -46,10 +46,10 @@ class UploadResult:
         verified_by: the proof: "crc64" (in the answer of Complete or PutObject),
             "crc64-head", "crc64-url" or "etag".
         seconds: what this run took.
-        is_receipt: nothing was sent: an earlier run had finished it.
+        is_earlier_result: an earlier run had finished the upload; nothing was sent.
         congestion: the TCP congestion control that carried it ("bbr", "cubic"), "" if unknown.
         hook_failures: hooks that failed after it was verified (`Hooks.after_verify`), a sentence
-            each; only in what `upload` returns, for they are called after `UploadFinished`.
+            each; only in what `upload` returns, because they run after `UploadFinished`.
     """
 
     key: str
@@ -67,7 +67,7 @@ class UploadResult:
     sent_bytes: int
     verified_by: str
     seconds: float
-    is_receipt: bool = False
+    is_earlier_result: bool = False
     congestion: str = ""
     hook_failures: tuple[str, ...] = ()
 
@@ -77,8 +77,8 @@ class Event:
     """The base: which upload it is about.
 
     Attributes:
-        key: in the state; "" where nobody named it and its source could not be opened.
-        video_id: None until VOD has given one.
+        key: in the state; "" where the caller gave none and the source could not be opened.
+        video_id: None until it is known.
     """
 
     type: ClassVar[str] = "event"
@@ -105,11 +105,11 @@ class UploadStarted(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartStored(Event):
-    """OSS has a part, and its receipt is durable. The parts of a package are its members.
+    """OSS has a part, and its ack is durable. The parts of a package are its files.
 
-    `member_number`: it is a part of this member of a package, which is too large for one
-    request; such a member is told of by its parts alone. `seconds`: since the part was begun,
-    with waiting for its turn and with all repeats.
+    `member_number`: it is a part of this file of a package, which is too large for one
+    request; such a file is reported by its parts alone. `seconds`: since the part was begun,
+    including the wait for a slot and all retries.
     """
 
     type: ClassVar[str] = "part.stored"
@@ -121,7 +121,7 @@ class PartStored(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartsAdopted(Event):
-    """OSS had parts whose answers were lost; proved against the source and kept."""
+    """OSS had parts whose answers were lost; they were compared with the source and kept."""
 
     type: ClassVar[str] = "parts.adopted"
     part_count: int
@@ -129,7 +129,7 @@ class PartsAdopted(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UploadRestarted(Event):
-    """The multipart upload was gone: all parts are sent again under the same VideoId."""
+    """The multipart upload vanished: all parts are sent again under the same VideoId."""
 
     type: ClassVar[str] = "upload.restarted"
     reason: str
@@ -156,7 +156,7 @@ class UploadProgress(Event):
 class CredentialsRenewed(Event):
     """VOD gave new credentials; `renewal_count` in this run so far.
 
-    `seconds`: from asking to having them.
+    `seconds`: what the renewal took.
     """
 
     type: ClassVar[str] = "credentials.renewed"
@@ -184,7 +184,7 @@ class RequestRetried(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UploadFinished(Event):
-    """Verified."""
+    """The upload is finished and verified."""
 
     type: ClassVar[str] = "upload.finished"
     result: UploadResult
@@ -192,7 +192,7 @@ class UploadFinished(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UploadFailed(Event):
-    """Ended without success; `error` is the class. Where `is_resumable` the checkpoint is kept."""
+    """The upload failed; `error` is the class. Where `is_resumable`, the checkpoint is kept."""
 
     type: ClassVar[str] = "upload.failed"
     error: str
@@ -205,7 +205,7 @@ class UploadFailed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HookFailed(Event):
-    """A hook could not be told how the upload ended; the upload is what it was."""
+    """A hook for the end of the upload failed; the upload itself is not affected."""
 
     type: ClassVar[str] = "hook.failed"
     message: str
@@ -213,7 +213,7 @@ class HookFailed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UploadCancelled(Event):
-    """Stopped from outside; the checkpoint is kept."""
+    """The upload was cancelled; the checkpoint is kept."""
 
     type: ClassVar[str] = "upload.cancelled"
 

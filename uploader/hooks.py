@@ -105,7 +105,7 @@ class Hooks:
             `reference_id`, that must be the same for the same `PlannedVideo.key`: a video
             whose answer was lost is found again by it.
         after_verify: called once OSS holds the verified object, and again by every later
-            run that finds the result recorded (`result.is_receipt`): at least once, also
+            run that finds the result recorded (`result.is_earlier_result`): at least once, also
             after a crash. Its failure does not change the result; it is reported as
             `HookFailed`, in the log, and in `UploadResult.hook_failures`.
         on_failure: called with every error that ends an upload; not on cancellation. Its

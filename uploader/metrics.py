@@ -65,7 +65,7 @@ class Metrics:
         match event:
             case PartStored():
                 self._part_s.observe(event.seconds)
-            case UploadFinished(result=result) if not result.is_receipt:
+            case UploadFinished(result=result) if not result.is_earlier_result:
                 self._seconds.observe(result.seconds)
                 self._sizes.observe(result.size)
 

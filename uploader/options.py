@@ -1,4 +1,4 @@
-"""How uploads are carried out."""
+"""`UploadOptions`: how an uploader sends."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ __all__ = ["UploadOptions"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UploadOptions:
-    """How uploads are carried out. The defaults suit a fast line and large files.
+    """How an uploader sends. The defaults suit a fast connection and large files.
 
     Attributes:
         part_size: bytes; None chooses by file size. Too small: requests cost more than
             bytes, and 10,000 parts do not hold the file. Too large: more is sent again
             after a crash, and a part may take longer than credentials live.
         concurrency: connections that carry bodies at once, over all uploads; "auto"
-            follows the link. Never more than a quarter of the descriptors the process may
+            adapts to the link. Never more than a quarter of the descriptors the process may
             open (`ulimit -n`).
         bandwidth: limit over all connections; None for none.
         signature, oss_region, is_cname: how OSS wants requests signed and addressed
             (see `OssDialect`).
-        retry: patience with failures.
-        stall_timeout_s: how long a peer may take or give no byte.
+        retry: how long and how often failed requests are retried.
+        stall_timeout_s: how long a peer may neither take nor send a byte.
         on_target_change: when VOD moves an upload to another bucket or key and the first
             is refused: "fail", or "restart" there under the same VideoId.
         notification: value of `x-oss-notification` (base64 JSON for VOD), sent with
             Initiate and Complete.
-        ca_file: one more certificate authority to trust, beside those of the system. The
-            variables of other programs (SSL_CERT_FILE, SSL_CERT_DIR) are not read.
-        submitted: uploads that may run beside their callers (`Uploader.submit`). Too few:
-            small files wait for each other's round trips. Too many: each holds a file open.
+        ca_file: one more certificate authority to trust, besides those of the system. The
+            environment variables SSL_CERT_FILE and SSL_CERT_DIR are not read.
+        submitted: uploads that `Uploader.submit` runs at once. Too few: small files wait for
+            each other's round trips. Too many: each holds a file open.
         hooks: called before a video is made and after each upload, in this order.
         vod_calls_per_s: calls to the VOD API a second (quotas are 40 to 80 an account).
     """

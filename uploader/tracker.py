@@ -213,7 +213,7 @@ class Tracker:
         self.ended_done_bytes += upload.done_bytes
         self._ended_new_bytes += upload.new_bytes
         match event:
-            case UploadFinished(result=result) if result.is_receipt:
+            case UploadFinished(result=result) if result.is_earlier_result:
                 self.finished_before_count += 1
             case UploadFinished(result=result):
                 self.finished[result.verified_by] += 1

@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    aclosing,
+    asynccontextmanager,
+    suppress,
+)
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from uploader.batch import Items, Outcome, UploadItem, descriptor_share, require_files, upload_batch
@@ -109,13 +114,8 @@ class Uploader:
             self._stack = stack.pop_all()
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self._stack.__aexit__(exc_type, exc, traceback)
+    async def __aexit__(self, *exc_info: Any) -> None:
+        await self._stack.__aexit__(*exc_info)
 
     def _close_network(self) -> None:
         self._network = None
@@ -246,7 +246,7 @@ class Uploader:
             )
         # The source is not read: aborting must work when the file is gone.
         source = BytesSource(b"\0", record.source)
-        async with self._context(source, _request_of(record), key) as ctx:
+        async with self._recorded_context(source, record) as ctx:
             await abort_upload(ctx)
         await forget_members(self._state, key)
 
@@ -259,7 +259,7 @@ class Uploader:
         """
         opened = as_source(source)
         record = await self._find(key or await self._default_key(opened, None))
-        async with self._context(opened, _request_of(record), record.key) as ctx:
+        async with self._recorded_context(opened, record) as ctx:
             if isinstance(opened, HlsPackage):
                 return await compare_package(ctx, opened)
             return await verify.compare(ObjectUpload(ctx, live_grant(ctx, None)))
@@ -280,9 +280,9 @@ class Uploader:
             resumed,
         )
         opened = as_source(item.source)
-        progress = self._progress(request, item.key, *listeners)
+        progress = self._progress(item.key, request, *listeners)
         try:
-            async with self._context(opened, request, item.key, progress) as ctx:
+            async with self._context(opened, request, progress) as ctx:
                 if isinstance(opened, HlsPackage):
                     result = await upload_package(ctx, opened)
                 else:
@@ -294,30 +294,32 @@ class Uploader:
         return replace(result, hook_failures=failures) if failures else result
 
     def _progress(
-        self, request: UploadRequest, key: str | None, *listeners: Listener | None
+        self, key: str | None, request: UploadRequest, *listeners: Listener | None
     ) -> Progress:
         given = [*filter(None, (self._on_event, *listeners))]
         return Progress(key or "", request.video_id, given)
 
+    def _recorded_context(
+        self, source: Source, record: UploadRecord
+    ) -> AbstractAsyncContextManager[UploadContext]:
+        request = UploadRequest(video_id=record.video_id, overwrite=record.is_overwrite)
+        return self._context(source, request, self._progress(record.key, request))
+
     @asynccontextmanager
     async def _context(
-        self,
-        source: Source,
-        request: UploadRequest,
-        key: str | None,
-        progress: Progress | None = None,
+        self, source: Source, request: UploadRequest, progress: Progress
     ) -> AsyncIterator[UploadContext]:
         """Open the source and claim the upload; errors are reported, and recorded for `status`."""
         if self._network is None:
             raise RuntimeError("An Uploader works inside its block: async with Uploader(…) as up:")
-        progress = progress or self._progress(request, key)
         network = replace(self._network, on_retry=progress.count_retry)
         with progress.reporting_failure():
             async with source:
-                key = progress.key = key or await self._default_key(source, request.video_id)
-                async with self._state.claim(key) as journal:
+                if not progress.key:
+                    progress.key = await self._default_key(source, request.video_id)
+                async with self._state.claim(progress.key) as journal:
                     ctx = UploadContext(
-                        key=key,
+                        key=progress.key,
                         request=request,
                         source=source,
                         journal=journal,
@@ -377,7 +379,7 @@ async def _notify_hooks(
     )
     failures = await notify_ended(hooks, ended)
     for failure in failures:
-        progress.emit(HookFailed(key=progress.key, video_id=video_id, message=failure.message))
+        progress.emit(HookFailed, message=failure.message)
     return tuple(failure.message for failure in failures)
 
 
@@ -447,7 +449,3 @@ def _as_provider(provider: AnyProvider | None) -> GrantProvider | None:
 
 def _as_store(state: StateStore | str | Path | None) -> StateStore:
     return open_state(state) if state is None or isinstance(state, str | Path) else state
-
-
-def _request_of(record: UploadRecord) -> UploadRequest:
-    return UploadRequest(video_id=record.video_id, overwrite=record.is_overwrite)

@@ -143,7 +143,7 @@ def test_a_new_ledger_is_filled_from_the_state_without_a_request(
     assert requests_of(server) == before
     one, other = records(quick), records(quick, "other.jsonl")
     assert {r["path"]: r["video_id"] for r in one} == {r["path"]: r["video_id"] for r in other}
-    assert all(record["is_receipt"] for record in other)
+    assert all(record["is_earlier_result"] for record in other)
 
 
 def test_failures_are_a_manifest_to_run_again(quick: Quick, server: DevServer) -> None:

@@ -101,7 +101,7 @@ def test_the_same_command_again_sends_nothing(cli: Cli) -> None:
 
     assert again.code == 0
     assert again.last["video_id"] == first["video_id"]
-    assert (again.last["is_receipt"], again.last["sent_bytes"]) == (True, 0)
+    assert (again.last["is_earlier_result"], again.last["sent_bytes"]) == (True, 0)
     assert cli.server.stats.snapshot()["requests"] == before
 
 

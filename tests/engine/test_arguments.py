@@ -422,7 +422,7 @@ async def test_events_bear_the_key_and_the_video_from_the_first_to_the_last(desk
     assert desk.told(UploadStarted)[0].is_resumed is False
     finished = desk.told(UploadFinished)
     assert [event.result for event in finished] == [result, again]
-    assert again == replace(result, is_receipt=True, sent_bytes=0)
+    assert again == replace(result, is_earlier_result=True, sent_bytes=0)
 
 
 async def test_a_source_that_cannot_be_opened_is_told_under_its_key(desk: Desk) -> None:

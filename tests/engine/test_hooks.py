@@ -160,7 +160,7 @@ async def test_the_end_is_told_with_the_result_and_again_with_a_receipt(desk: De
 
     assert result.hook_failures == again.hook_failures == ()
     assert [ended.result for ended in told] == [result, again]
-    assert again.is_receipt
+    assert again.is_earlier_result
     assert {(e.key, e.source, e.video_id, e.error) for e in told} == {
         (result.key, str(movie), result.video_id, None)
     }

@@ -60,7 +60,7 @@ async def test_a_file_becomes_one_video(desk: Desk, issuer: Issuer, size: int) -
 
     await desk.assert_stored(result, movie)
     assert desk.server.videos[result.video_id].title == "A film"
-    assert again.is_receipt
+    assert again.is_earlier_result
     assert (desk.count(issuer.create), desk.server.stats.completes) == (1, 1 if size > PART else 0)
     assert (await desk.record()).scope == provider.scope
 

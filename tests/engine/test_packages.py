@@ -148,7 +148,7 @@ async def test_a_finished_package_is_not_sent_again(desk: Desk) -> None:
     first = await desk.push(main)
     before = desk.count("PutObject")
     again = await desk.push(main)
-    assert again.is_receipt
+    assert again.is_earlier_result
     assert again.crc64 == first.crc64
     assert desk.count("PutObject") == before
 
@@ -166,7 +166,7 @@ async def test_a_touched_package_is_proved_by_reading_it(desk: Desk) -> None:
     await desk.push(main)
     for path in main.parent.rglob("*"):
         os.utime(path)
-    assert (await desk.push(main)).is_receipt
+    assert (await desk.push(main)).is_earlier_result
 
 
 async def test_a_segment_that_changes_meanwhile_completes_nothing(desk: Desk) -> None:

@@ -46,7 +46,7 @@ async def test_a_finished_upload_answers_with_its_receipt_and_sends_nothing(desk
     again = await desk.push(movie)
 
     assert desk.server.stats.requests.total() == sent
-    assert again.is_receipt
+    assert again.is_earlier_result
     assert again.sent_bytes == 0
     assert (again.video_id, again.crc64, again.etag) == (first.video_id, first.crc64, first.etag)
 
@@ -93,7 +93,7 @@ async def test_a_file_name_that_is_no_utf8_will_do(desk: Desk) -> None:
     result = await desk.push(movie)
 
     await desk.assert_stored(result, movie)
-    assert (await desk.push(movie)).is_receipt
+    assert (await desk.push(movie)).is_earlier_result
 
 
 async def test_bytes_in_memory_are_uploaded(desk: Desk) -> None:
@@ -102,7 +102,7 @@ async def test_bytes_in_memory_are_uploaded(desk: Desk) -> None:
     result = await desk.push(data, meta=VideoMeta(title="In memory", file_name="clip.mp4"))
 
     await desk.assert_stored(result, data)
-    assert (await desk.push(data)).is_receipt
+    assert (await desk.push(data)).is_earlier_result
 
 
 async def test_a_named_source_in_memory_needs_no_meta(desk: Desk) -> None:

@@ -118,7 +118,7 @@ async def test_the_same_bytes_still_have_their_receipt(
 
     again = await desk.push(movie)
 
-    assert again.is_receipt
+    assert again.is_earlier_result
     assert again.video_id == first.video_id
     assert desk.server.stats.requests.total() == sent
 

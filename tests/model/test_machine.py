@@ -341,7 +341,7 @@ class Model(RuleBasedStateMachine):
         record = self.disk.record()
         assert record is not None
         assert record.phase is Phase.DONE
-        if result.is_receipt:
+        if result.is_earlier_result:
             assert ended.line.sent_bytes == 0
             return
         # The object is what the file held when it was last looked at: not a mixture.

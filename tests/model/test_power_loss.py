@@ -239,7 +239,7 @@ def judge_rework(
     before: Services, content: Content | None, world: World, result: UploadResult, tally: Tally
 ) -> None:
     """What OSS holds of the recorded upload is not sent again, receipts or not."""
-    if content is None or content.record.upload_id != result.upload_id or result.is_receipt:
+    if content is None or content.record.upload_id != result.upload_id or result.is_earlier_result:
         return
     held = before.stored_numbers(content.record.upload_id)
     if result.upload_id in before.values["uploads"]:

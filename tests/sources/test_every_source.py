@@ -92,7 +92,7 @@ async def test_a_finished_upload_is_not_sent_again(desk: Desk, origin: Origin) -
 
     again = await desk.push(origin.source(), key=KEY, meta=META)
 
-    assert (again.is_receipt, again.video_id, again.sent_bytes) == (True, first.video_id, 0)
+    assert (again.is_earlier_result, again.video_id, again.sent_bytes) == (True, first.video_id, 0)
 
 
 async def test_other_bytes_are_not_mistaken_for_a_finished_upload(

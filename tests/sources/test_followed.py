@@ -220,7 +220,7 @@ async def test_a_complete_file_is_an_ordinary_file_afterwards(desk: Desk, path: 
     append(path, DATA)
     first = await desk.push(FollowedFile(path, Until(marker=path)))
     again = await desk.push(path)
-    assert (again.is_receipt, again.video_id) == (True, first.video_id)
+    assert (again.is_earlier_result, again.video_id) == (True, first.video_id)
 
 
 async def test_another_file_under_its_name_is_another_upload(desk: Desk, path: Path) -> None:

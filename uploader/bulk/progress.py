@@ -78,7 +78,7 @@ class BatchProgress:
     def add_done(self, result: UploadResult) -> None:
         """A row is stored and verified."""
         self.done_count += 1
-        self.receipt_count += result.is_receipt
+        self.receipt_count += result.is_earlier_result
         self.stored_bytes += result.size
 
     def add_failed(self, row: Row, error: VodupError, code: int) -> None:

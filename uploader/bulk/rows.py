@@ -41,7 +41,7 @@ RESULT_COLUMNS: Final = frozenset(
     # What a ledger adds to its rows: a ledger is a manifest as well.
     """
     type id row manifest status at size crc64 etag bucket object_key upload_id part_count
-    resumed_part_count renewal_count retry_count sent_bytes verified_by seconds is_receipt
+    resumed_part_count renewal_count retry_count sent_bytes verified_by seconds is_earlier_result
     congestion hook_failures error message code request_id resumable temporary next_step exit_code
     attempts
     """.split()

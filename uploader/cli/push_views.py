@@ -86,7 +86,7 @@ class PushedFile:
 
 def success(file: PushedFile, result: UploadResult, *, is_verbose: bool) -> str:
     """What an upload came to."""
-    if result.is_receipt:
+    if result.is_earlier_result:
         return f"{file.label} is already uploaded as video {result.video_id}; nothing to send."
     facts = [units.size(result.size)]
     if result.sent_bytes:

@@ -107,17 +107,14 @@ async def start_or_resume(
     upload.resumed_part_count = len(acked)
     upload.has_started = True
     ctx.progress.emit(
-        UploadStarted(
-            key=ctx.key,
-            video_id=ctx.record.video_id,
-            source=ctx.record.source,
-            size=acked.plan.size,
-            part_count=0 if acked.plan.is_open else acked.plan.part_count,
-            done_bytes=acked.size,
-            resumed_part_count=len(acked),
-            upload_id=ctx.record.upload_id,
-            is_resumed=is_resumed,
-        )
+        UploadStarted,
+        source=ctx.record.source,
+        size=acked.plan.size,
+        part_count=0 if acked.plan.is_open else acked.plan.part_count,
+        done_bytes=acked.size,
+        resumed_part_count=len(acked),
+        upload_id=ctx.record.upload_id,
+        is_resumed=is_resumed,
     )
 
 

@@ -310,14 +310,7 @@ class ObjectUpload:
         else:
             await ctx.journal.restart(overwrite=vanished.is_damaged)
         self._acked = None
-        ctx.progress.emit(
-            UploadRestarted(
-                key=ctx.progress.key,
-                video_id=ctx.progress.video_id,
-                reason=vanished.reason,
-                lost_bytes=lost_bytes,
-            )
-        )
+        ctx.progress.emit(UploadRestarted, reason=vanished.reason, lost_bytes=lost_bytes)
 
     async def abort(self) -> None:
         """Remove the parts at OSS; none there is as good."""

@@ -247,19 +247,18 @@ class _MemberProgress(Progress):
         self._number, self._package = number, package
         self._sent = package.watch_part(number)
 
-    def emit(self, event: Event) -> None:
+    def send(self, event: Event) -> None:
+        package = self._package
         match event:
             case UploadProgress():
                 self._sent(self.sent_bytes)
             case PartStored():
                 self._sent(self.sent_bytes)
-                self._package.emit(
-                    replace(event, key=self._package.key, member_number=self._number)
-                )
+                package.send(replace(event, key=package.key, member_number=self._number))
             case PartsAdopted():
-                self._package.emit(replace(event, key=self._package.key))
+                package.send(replace(event, key=package.key))
             case _:
-                super().emit(event)
+                super().send(event)
 
 
 def _plan_of_members(package: HlsPackage) -> Plan:

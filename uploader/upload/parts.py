@@ -119,10 +119,7 @@ async def _adopt(upload: ObjectUpload, listed: dict[int, ListedPart]) -> None:
             await add_ack(upload, ack)
             adopted_count += 1
     if adopted_count:
-        progress = upload.ctx.progress
-        progress.emit(
-            PartsAdopted(key=progress.key, video_id=progress.video_id, part_count=adopted_count)
-        )
+        upload.ctx.progress.emit(PartsAdopted, part_count=adopted_count)
 
 
 async def _prove(upload: ObjectUpload, part: Part, listed: ListedPart) -> PartAck | None:

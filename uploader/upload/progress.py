@@ -45,7 +45,11 @@ class Progress:
         self.renewal_count = 0
         self._positions: dict[int, int] = {}
 
-    def emit(self, event: Event) -> None:
+    def emit(self, kind: Callable[..., Event], **fields: object) -> None:
+        """Give an event of this upload to every listener."""
+        self.send(kind(key=self.key, video_id=self.video_id, **fields))
+
+    def send(self, event: Event) -> None:
         """Give an event to every listener."""
         for listener in self._listeners:
             listener(event)
@@ -73,30 +77,19 @@ class Progress:
 
     def emit_stored(self, part_number: int, size: int, seconds: float) -> None:
         """Report a part that this run has sent."""
-        self.emit(
-            PartStored(
-                key=self.key,
-                video_id=self.video_id,
-                part_number=part_number,
-                size=size,
-                seconds=round(seconds, 6),
-            )
-        )
+        self.emit(PartStored, part_number=part_number, size=size, seconds=round(seconds, 6))
 
     def emit_progress(self, acked: AckedParts) -> None:
         """Report how much has been sent, parts under way included."""
         plan, done_bytes = acked.plan, acked.size + self.under_way_bytes
         self.emit(
-            UploadProgress(
-                key=self.key,
-                video_id=self.video_id,
-                done_bytes=min(done_bytes, plan.size or MAX_OBJECT_SIZE),
-                size=plan.size,
-                acked_part_count=len(acked),
-                part_count=0 if plan.is_open else plan.part_count,
-                renewal_count=self.renewal_count,
-                retry_count=self.retry_count,
-            )
+            UploadProgress,
+            done_bytes=min(done_bytes, plan.size or MAX_OBJECT_SIZE),
+            size=plan.size,
+            acked_part_count=len(acked),
+            part_count=0 if plan.is_open else plan.part_count,
+            renewal_count=self.renewal_count,
+            retry_count=self.retry_count,
         )
 
     # --- requests ---------------------------------------------------------------------------
@@ -106,30 +99,21 @@ class Progress:
         self.retry_count += 1
         failure = retried.failure
         self.emit(
-            RequestRetried(
-                key=self.key,
-                video_id=self.video_id,
-                operation=retried.operation,
-                part_number=retried.part_number,
-                reason=failure.message,
-                code=failure.code,
-                request_id=failure.request_id,
-                action=retried.meaning.name,
-                pause_s=round(retried.pause_s, 3),
-            )
+            RequestRetried,
+            operation=retried.operation,
+            part_number=retried.part_number,
+            reason=failure.message,
+            code=failure.code,
+            request_id=failure.request_id,
+            action=retried.meaning.name,
+            pause_s=round(retried.pause_s, 3),
         )
 
     def count_renewal(self, seconds: float) -> None:
         """VOD issued new credentials, after so many seconds."""
         self.renewal_count += 1
-        self.emit(
-            CredentialsRenewed(
-                key=self.key,
-                video_id=self.video_id,
-                renewal_count=self.renewal_count,
-                seconds=round(seconds, 6),
-            )
-        )
+        count, seconds = self.renewal_count, round(seconds, 6)
+        self.emit(CredentialsRenewed, renewal_count=count, seconds=seconds)
 
     # --- the end ----------------------------------------------------------------------------
 
@@ -139,15 +123,8 @@ class Progress:
         try:
             yield
         except VodupError as error:
-            self._emit_failed(error.located(video_id=self.video_id, phase=self.phase))
-            raise
-        except asyncio.CancelledError:
-            self.emit(UploadCancelled(key=self.key, video_id=self.video_id))
-            raise
-
-    def _emit_failed(self, error: VodupError) -> None:
-        self.emit(
-            UploadFailed(
+            error.located(video_id=self.video_id, phase=self.phase)
+            failed = UploadFailed(
                 key=self.key,
                 video_id=error.video_id,
                 error=type(error).__name__,
@@ -157,7 +134,11 @@ class Progress:
                 is_resumable=error.is_resumable,
                 next_step=error.next_step,
             )
-        )
+            self.send(failed)
+            raise
+        except asyncio.CancelledError:
+            self.emit(UploadCancelled)
+            raise
 
 
 def _log(event: Event) -> None:

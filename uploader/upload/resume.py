@@ -47,8 +47,9 @@ async def earlier_result(ctx: UploadContext) -> UploadResult | None:
             next_step=f"To make a new video of it, pass --key NAME or run `vodup clean {ctx.key}` "
             "first; to replace the video's content, pass --overwrite.",
         )
-    result = replace(result, is_receipt=True, sent_bytes=0)
-    ctx.progress.emit(UploadFinished(key=ctx.key, video_id=record.video_id, result=result))
+    result = replace(result, is_earlier_result=True, sent_bytes=0)
+    ctx.progress.video_id = record.video_id
+    ctx.progress.emit(UploadFinished, result=result)
     return result
 
 

@@ -29,9 +29,7 @@ async def finish(upload: ObjectUpload, found: FoundObject) -> UploadResult:
     recorded = asdict(result)
     del recorded["hook_failures"]  # of a run, not of the object
     await upload.ctx.journal.finish(json.dumps(recorded))
-    upload.ctx.progress.emit(
-        UploadFinished(key=result.key, video_id=result.video_id, result=result)
-    )
+    upload.ctx.progress.emit(UploadFinished, result=result)
     return result
 
 
