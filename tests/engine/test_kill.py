@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from uploader import IntegrityError
 from uploader.devserver import Fault
 from uploader.state import Phase
 
@@ -36,8 +37,11 @@ class Nursery:
     def close(self) -> None:
         self._process.communicate(timeout=30)
 
-    async def start(self, desk: Desk, movie: Path) -> int:
-        """Start an upload; returns the pid of its process."""
+    async def start(self, desk: Desk, movie: Path, *, kill_after: int | None = None) -> int:
+        """Start an upload; returns the pid of its process.
+
+        `kill_after`: so many commits of the journal.
+        """
         job = {
             "access_key_id": desk.server.access_key_id,
             "access_key_secret": desk.server.access_key_secret,
@@ -45,6 +49,7 @@ class Nursery:
             "state": str(desk.state_path),
             "source": str(movie),
             "concurrency": CONCURRENCY,
+            "kill_after": kill_after,
         }
         assert self._process.stdin is not None
         print(json.dumps(job), file=self._process.stdin, flush=True)
@@ -169,6 +174,39 @@ def applied(desk: Desk, operation: str) -> bool:
         "CompleteMultipartUpload": stats.completes,
     }
     return counts[operation] > 0
+
+
+@pytest.mark.parametrize(
+    ("size", "fault"),
+    [
+        (3 * PART, None),
+        (PART, None),
+        (3 * PART, Fault(action="rot", operation="UploadPart", part=2)),
+        (PART, Fault(action="flip_bit", operation="PutObject", count=None)),
+    ],
+    ids=["parts", "put", "damaged_parts", "damaged_put"],
+)
+async def test_a_kill_after_any_commit_leaves_enough_for_the_next_run(
+    desk: Desk, children: Nursery, size: int, fault: Fault | None
+) -> None:
+    """Commit by commit, until a run ends before it is killed."""
+    for commit_count in range(1, 30):
+        movie = desk.file(size, f"movie-{commit_count}.mp4", seed=commit_count)
+        desk.order(*filter(None, (fault,)))
+        await children.start(desk, movie, kill_after=commit_count)
+        ended = await children.end()
+        desk.order()
+        try:
+            result = await desk.push(movie)
+        except IntegrityError:  # damaged before the kill, and found by this run
+            assert fault is not None
+            result = await desk.push(movie)
+        assert desk.server.object_bytes(result.video_id) == movie.read_bytes()
+        assert desk.server.stats.creates == len(desk.server.videos) == commit_count
+        if ended is not None:
+            break
+    assert ended is not None
+    assert commit_count > (5 if size > PART else 3)
 
 
 async def test_the_next_run_starts_at_once_after_a_kill(desk: Desk, children: Nursery) -> None:
