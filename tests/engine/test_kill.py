@@ -182,9 +182,8 @@ def applied(desk: Desk, operation: str) -> bool:
         (3 * PART, None),
         (PART, None),
         (3 * PART, Fault(action="rot", operation="UploadPart", part=2)),
-        (PART, Fault(action="flip_bit", operation="PutObject", count=None)),
     ],
-    ids=["parts", "put", "damaged_parts", "damaged_put"],
+    ids=["parts", "put", "damaged_parts"],
 )
 async def test_a_kill_after_any_commit_leaves_enough_for_the_next_run(
     desk: Desk, children: Nursery, size: int, fault: Fault | None

@@ -178,7 +178,7 @@ async def test_a_new_change_time_alone_changes_nothing(desk: Desk) -> None:
     await desk.assert_stored(task.result(), movie)
     assert desk.server.stats.parts_sent_twice == 0
     sent = desk.server.stats.requests.total()
-    assert (await desk.push(movie)).is_receipt
+    assert (await desk.push(movie)).is_earlier_result
     assert desk.server.stats.requests.total() == sent
 
 
