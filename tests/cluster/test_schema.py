@@ -70,7 +70,7 @@ def test_an_older_procrastinate_is_migrated(postgres_url: str) -> None:
         older, newer = files[:-2], files[-2:]
         for path in older:
             connection.execute(path.read_bytes())
-        connection.execute(database._TABLES.encode())
+        connection.execute(database._tables())
         connection.execute("INSERT INTO vodup_cluster VALUES (1, 1, %s)", [older[-1].name])
     with pytest.raises(ConfigurationError, match="older"):
         database.require_current(postgres_url)
@@ -85,7 +85,7 @@ def test_an_older_procrastinate_is_migrated(postgres_url: str) -> None:
 def test_an_upgrade_that_fails_leaves_nothing(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "_TABLES", "CREATE TABLE half (); SELECT 1/0")
+    monkeypatch.setattr(database, "_tables", lambda: b"CREATE TABLE half (); SELECT 1/0")
     with pytest.raises(Exception, match="division"):
         database.upgrade(postgres_url)
     assert tables(postgres_url) == []

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
@@ -39,22 +40,7 @@ _PAGE: Final = html_page(
     '<script src="page.js"></script>',
 )
 
-_SCRIPT: Final = """"use strict";
-const byId = (id) => document.getElementById(id);
-const parser = new DOMParser();
-let hasEnded = false;
-const source = new EventSource("events");
-source.onmessage = (message) => {
-  const data = JSON.parse(message.data);
-  byId("state").textContent = data.state;
-  byId("live").replaceChildren(...parser.parseFromString(data.html, "text/html").body.children);
-  hasEnded = data.ended;
-};
-source.onerror = () => {
-  if (hasEnded) source.close();
-  else byId("state").textContent = "Connection lost; reconnecting";
-};
-"""
+_SCRIPT: Final = files(__package__).joinpath("page.js").read_text()
 
 
 @web.middleware

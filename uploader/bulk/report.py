@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from html import escape
+from importlib.resources import files
 from typing import Any, Final
 
 from uploader.errors import StateUnavailable
@@ -34,21 +35,7 @@ _NO_SCRIPTS: Final = (
     "content=\"default-src 'none'; style-src 'unsafe-inline'\">"
 )
 
-_STYLE: Final = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;
-color:#1b1f24;background:#fff}
-h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}
-dl{display:grid;grid-template-columns:repeat(auto-fill,minmax(11rem,1fr));gap:.75rem;margin:0}
-dl div{background:#f4f6f8;border-radius:.4rem;padding:.6rem .8rem}
-dt{color:#57606a;font-size:.85rem}dd{margin:0;font-size:1.2rem;font-variant-numeric:tabular-nums}
-table{border-collapse:collapse;width:100%}td,th{text-align:left;padding:.3rem .6rem;
-border-bottom:1px solid #d8dee4;vertical-align:top;overflow-wrap:anywhere}
-svg{width:100%;height:auto;background:#f4f6f8;border-radius:.4rem}
-svg text{font:11px system-ui,sans-serif;fill:#57606a}.bad{color:#b42318}
-@media(prefers-color-scheme:dark){body{color:#e6edf3;background:#0d1117}
-dl div,svg{background:#161b22}dt,svg text{color:#9198a1;fill:#9198a1}td,th{border-color:#30363d}
-.bad{color:#ff7b72}}
-"""
+_STYLE: Final = files(__package__).joinpath("page.css").read_text()
 
 
 @dataclass
