@@ -6,15 +6,8 @@ import asyncio
 import heapq
 import itertools
 import os
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterable,
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Iterable,
-)
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -157,9 +150,9 @@ def require_files(files: int | None) -> int:
 
 async def _read(items: Items, ahead: _LookAhead, ended: Ended) -> None:
     """Read all items. An error goes through the queue: raised here, it would cancel the caller."""
+    reading = items if isinstance(items, AsyncIterable) else _each(items)
     try:
-        async with aclosing(_each(items)) as reading:
-            await _put_all(reading, ahead)
+        await _put_all(reading, ahead)
     except asyncio.CancelledError as error:
         if cancel_count():
             raise
@@ -168,22 +161,16 @@ async def _read(items: Items, ahead: _LookAhead, ended: Ended) -> None:
         await ended.put(error)
     finally:
         ahead.close()
+        if isinstance(reading, AsyncGenerator):
+            await reading.aclose()
 
 
-async def _each(items: Items) -> AsyncGenerator[UploadItem, None]:
-    if isinstance(items, AsyncGenerator):
-        async with aclosing(items):
-            async for item in items:
-                yield item
-    elif isinstance(items, AsyncIterable):
-        async for item in items:
-            yield item
-    else:
-        for item in items:
-            yield item
+async def _each(items: Iterable[UploadItem]) -> AsyncGenerator[UploadItem, None]:
+    for item in items:
+        yield item
 
 
-async def _put_all(items: AsyncIterator[UploadItem], ahead: _LookAhead) -> None:
+async def _put_all(items: AsyncIterable[UploadItem], ahead: _LookAhead) -> None:
     unsized: list[UploadItem] = []
     async for item in items:
         if item.size is not None:

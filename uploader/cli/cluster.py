@@ -8,7 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -184,7 +184,7 @@ def _print_counts(counts: EnqueueCounts, flags: OutputFlags) -> None:
     if flags.json:
         import json
 
-        out(json.dumps({"type": "batch.queued", **counts.figures()}))
+        out(json.dumps({"type": "batch.queued", **asdict(counts)}))
     elif not flags.quiet:
         err(
             f"vodup: {count(counts.read_count, 'row')}: {counts.queued_count:,} queued, "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uuid import uuid4
@@ -89,10 +89,6 @@ class EnqueueCounts:
     waiting_count: int = 0
     done_count: int = 0
     refused_count: int = 0
-
-    def figures(self) -> dict[str, int]:
-        """Return all counts as JSON values."""
-        return asdict(self)
 
 
 class _Line(NamedTuple):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -116,13 +116,6 @@ class _TakenRow:
     failure_count: int
     is_shared: bool
     overwrite: bool = False
-
-    @classmethod
-    def read(cls, found: Mapping[str, Any], row_id: str, *, is_shared: bool) -> _TakenRow:
-        """Read a row of `vodup_job`."""
-        spec = json.loads(found["spec"])
-        checked = checked_row(spec, found["manifest"], found["number"])
-        return cls(row_id, checked, found["failure_count"], is_shared, spec["overwrite"])
 
 
 _NO_FAILURE: Final = (UploadLocked, LeaseLost, *STOPS_ALL)
@@ -247,7 +240,10 @@ class QueueWorker:
                 if (found := await queue.row(id, job_id)) is None:
                     return  # the row was queued again meanwhile, and that job counts
                 queue.endings[job_id] = Ending(id, problem="its worker was stopped")
-                taken = _TakenRow.read(found, id, is_shared=job.queue == QUEUE)
+                spec = json.loads(found["spec"])
+                checked = checked_row(spec, found["manifest"], found["number"])
+                is_shared, count = job.queue == QUEUE, found["failure_count"]
+                taken = _TakenRow(id, checked, count, is_shared, spec["overwrite"])
                 ending = queue.endings[job_id] = await self._ended(taken)
                 if ending.wait_s is not None:
                     raise _GiveBack(ending.wait_s)
