@@ -163,7 +163,7 @@ async def test_a_command_gets_the_video_id_where_it_wants_it(echo: Echo) -> None
     assert arguments == [f"--id={VIDEO_ID}", VIDEO_ID, "$(rm -rf x)"]
 
 
-async def test_a_command_that_makes_a_video_is_told_what_of(echo: Echo) -> None:
+async def test_a_command_that_creates_gets_the_fields_of_the_video(echo: Echo) -> None:
     arguments, variables = await echo("--new", video=NEW)
     assert arguments == ["--new"]
     assert variables == {
@@ -188,7 +188,7 @@ def test_an_empty_command_is_refused(command: str | list[str]) -> None:
         _ = CommandProvider(command).scope
 
 
-async def test_a_command_is_not_asked_for_facts() -> None:
+async def test_a_command_has_no_facts() -> None:
     assert await CommandProvider("false").connect(network(Vod())).facts(VIDEO_ID) is None
 
 
@@ -304,7 +304,7 @@ async def test_a_url_without_one_is_posted_to() -> None:
     assert "authorization" not in transport.requests[0].headers
 
 
-async def test_an_app_server_that_is_busy_says_for_how_long() -> None:
+async def test_retry_after_of_an_app_server_is_respected() -> None:
     transport = Vod(any=[Response(503, {"retry-after": "7"}, b"busy"), granted()])
     net = network(transport)
     await UrlProvider("https://h/grants").connect(net).renew(VIDEO_ID)
@@ -321,7 +321,7 @@ async def test_an_app_server_that_is_busy_says_for_how_long() -> None:
         (404, ServiceError),
     ],
 )
-async def test_an_app_server_that_says_no_is_believed(status: int, kind: type[VodupError]) -> None:
+async def test_a_refusal_of_an_app_server_is_final(status: int, kind: type[VodupError]) -> None:
     transport = Vod(any=[Response(status, {}, b"no")])
     with pytest.raises(kind, match=str(status)) as caught:
         await UrlProvider("https://h/grants").connect(network(transport)).renew(VIDEO_ID)
@@ -329,7 +329,7 @@ async def test_an_app_server_that_says_no_is_believed(status: int, kind: type[Vo
     assert len(transport.requests) == 1
 
 
-async def test_an_app_server_that_talks_of_other_things_is_not_understood() -> None:
+async def test_an_answer_that_is_no_grant_is_not_repeated_in_the_error() -> None:
     transport = Vod(any=[Response(200, {}, b"<html>canary</html>")])
     with pytest.raises(InvalidGrant) as caught:
         await UrlProvider("https://h/grants").connect(network(transport)).renew(VIDEO_ID)

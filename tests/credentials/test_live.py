@@ -223,7 +223,7 @@ async def test_a_cancelled_renewal_is_taken_over_by_the_next_in_line() -> None:
     assert len(desk.renewed) == 1
 
 
-async def test_a_failed_renewal_is_told_to_all_without_asking_again() -> None:
+async def test_a_failed_renewal_fails_all_who_wait_with_one_request() -> None:
     issuer = Issuer(PermissionDenied("No."), is_open=False)
     desk = Desk(issuer, a_grant())
     refused = [await desk.signed() for _ in range(16)]
@@ -237,7 +237,7 @@ async def test_a_failed_renewal_is_told_to_all_without_asking_again() -> None:
     assert issuer.count == 1
 
 
-async def test_without_a_grant_the_first_is_asked_for_once() -> None:
+async def test_without_a_grant_the_first_is_requested_once() -> None:
     issuer = Issuer(is_open=False)
     desk = Desk(issuer)
     assert not desk.live.is_ready()
@@ -280,7 +280,7 @@ async def test_what_ran_out_while_waiting_for_a_slot_is_tried_all_the_same() -> 
     assert desk.live.is_ready()
 
 
-async def test_nobody_renews_what_nobody_can_renew() -> None:
+async def test_credentials_that_cannot_be_renewed_are_used_until_oss_refuses_them() -> None:
     desk = Desk(None, a_grant(expires_at=START - timedelta(days=1)))
     signed = await desk.used()
     desk.clock.now_s = 10**6
@@ -483,7 +483,7 @@ async def test_without_credentials_keeping_them_fresh_waits_for_the_first(start:
     assert fresh.issuer.count == 2
 
 
-async def test_what_nobody_renews_is_not_kept_fresh() -> None:
+async def test_keep_fresh_returns_where_nothing_can_be_renewed() -> None:
     await asyncio.wait_for(Desk(None, a_grant()).live.keep_fresh(), 1)
 
 
@@ -520,7 +520,7 @@ async def test_signing_comes_after_preparing() -> None:
 
 
 @pytest.mark.parametrize("change", [{"bucket": "outin-other"}, {"object_key": "sv/b.mp4"}])
-async def test_another_bucket_or_key_is_noted(change: dict[str, str]) -> None:
+async def test_another_bucket_or_key_is_recorded(change: dict[str, str]) -> None:
     moved = replace(TARGET, **change)
     desk = Desk(Issuer(a_grant(moved), a_grant()), a_grant())
     await refuse(desk)

@@ -56,7 +56,7 @@ async def test_a_video_is_made_with_one_call() -> None:
 
 
 @pytest.mark.parametrize("lost", [BROKEN, denied("InternalError", 500), Response(200, {}, b"<p>")])
-async def test_a_video_whose_making_was_not_told_is_found_again(lost: Answer) -> None:
+async def test_a_video_whose_create_answer_was_lost_is_found_again(lost: Answer) -> None:
     transport = Vod(
         CreateUploadVideo=[lost],
         RefreshUploadVideo=[granted()],
@@ -75,7 +75,7 @@ async def test_a_video_that_was_not_made_is_made() -> None:
     assert transport.actions == ["CreateUploadVideo", "RefreshUploadVideo", "CreateUploadVideo"]
 
 
-async def test_an_earlier_run_is_asked_about_first() -> None:
+async def test_a_video_of_an_earlier_run_is_looked_up_first() -> None:
     transport = Vod(RefreshUploadVideo=[granted()], GetMezzanineInfo=[mezzanine("Uploading")])
     assert (await at_vod(transport).create(AGAIN)).video_id == VIDEO_ID
     assert "CreateUploadVideo" not in transport.actions
@@ -107,7 +107,9 @@ async def test_making_a_video_in_doubt_has_an_end() -> None:
 
 @pytest.mark.parametrize("code", ["MissingParameter", "InvalidParameter", "MissingParameter.Id"])
 @pytest.mark.parametrize("video", [NEW, AGAIN], ids=["in this run", "in an earlier run"])
-async def test_where_nobody_can_look_no_second_video_is_made(code: str, video: NewVideo) -> None:
+async def test_where_lookup_is_impossible_no_second_video_is_created(
+    code: str, video: NewVideo
+) -> None:
     transport = Vod(CreateUploadVideo=[BROKEN, granted()], RefreshUploadVideo=[denied(code)])
     with pytest.raises(VodupError) as caught:
         await at_vod(transport).create(video)
@@ -135,7 +137,7 @@ async def test_a_video_found_again_without_its_id_is_no_find() -> None:
         await at_vod(transport).create(AGAIN)
 
 
-async def test_the_callers_own_reference_id_is_asked_by() -> None:
+async def test_the_callers_own_reference_id_is_used_for_the_lookup() -> None:
     transport = Vod(CreateUploadVideo=[BROKEN, granted()], RefreshUploadVideo=[GONE])
     await at_vod(transport).create(replace(NEW, meta=VideoMeta(reference_id="mine-01")))
     assert {call["ReferenceId"] for call in transport.calls} == {"mine-01"}
@@ -183,7 +185,7 @@ EXPIRED = denied("InvalidSecurityToken.Expired", 403)
 
 
 @pytest.mark.parametrize("is_async", [False, True])
-async def test_a_key_is_asked_for_once_and_again_when_it_is_refused(is_async: bool) -> None:
+async def test_a_key_is_requested_once_and_again_when_it_is_refused(is_async: bool) -> None:
     transport = Vod(RefreshUploadVideo=[granted(), granted(), EXPIRED, granted()])
     source = at_vod(transport, keys("id-1", "id-2", is_async=is_async))
     for _ in range(3):
@@ -268,9 +270,7 @@ def test_region_and_endpoint_come_from_the_environment_unless_given(
 
 
 @pytest.mark.parametrize("name", ["ID", "SECRET"])
-def test_half_a_key_is_an_error_before_anything_is_asked(
-    env: pytest.MonkeyPatch, name: str
-) -> None:
+def test_half_a_key_is_an_error_before_any_request(env: pytest.MonkeyPatch, name: str) -> None:
     env.setenv(f"ALIBABA_CLOUD_ACCESS_KEY_{name}", "x")
     with pytest.raises(CallerNotAuthenticated, match="Only one"):
         VodProvider.from_env()
@@ -311,7 +311,7 @@ def test_the_default_chain_reads_its_file(tmp_path: Path) -> None:
     assert told_by_the_chain(tmp_path) == "LTAI-file secret-file None\n" * 2
 
 
-def test_a_default_chain_that_finds_nothing_says_so(tmp_path: Path) -> None:
+def test_a_default_chain_that_finds_nothing_is_reported(tmp_path: Path) -> None:
     told = told_by_the_chain(tmp_path)
     words = "No AccessKey found in the default credential chain"
     assert told.startswith(f"CallerNotAuthenticated {words}")

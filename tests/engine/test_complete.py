@@ -250,7 +250,7 @@ async def test_giving_up_a_finished_video_opens_no_overwrite(desk: Desk) -> None
 # --- overwriting -------------------------------------------------------------------------
 
 
-async def test_a_finished_video_is_not_overwritten_unasked(desk: Desk) -> None:
+async def test_a_finished_video_is_not_overwritten_without_permission(desk: Desk) -> None:
     first = await desk.push(desk.file(2 * PART))
     other = desk.file(3 * PART, "other.mp4", seed=1)
 

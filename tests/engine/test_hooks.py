@@ -48,7 +48,7 @@ async def renamed_later(planned: PlannedVideo) -> VideoMeta:
     return renamed(planned)
 
 
-async def test_hooks_have_a_say_in_what_a_video_is_called(desk: Desk) -> None:
+async def test_hooks_may_change_the_metadata_of_a_video(desk: Desk) -> None:
     planned: list[PlannedVideo] = []
     hooks = [
         Hooks(before_create=planned.append),
@@ -119,7 +119,7 @@ async def test_a_hook_that_fails_before_the_video_is_made_ends_the_upload(
     assert desk.server.videos == {}
 
 
-async def test_a_video_that_is_there_is_not_asked_about(desk: Desk) -> None:
+async def test_before_create_is_not_called_for_an_existing_video(desk: Desk) -> None:
     movie = desk.file(4 * PART)
     desk.order(REFUSED)
     await desk.fail(movie)
@@ -130,7 +130,7 @@ async def test_a_video_that_is_there_is_not_asked_about(desk: Desk) -> None:
     assert len(desk.server.videos) == 1
 
 
-async def test_a_video_that_the_caller_names_is_not_asked_about(desk: Desk) -> None:
+async def test_before_create_is_not_called_for_a_given_video_id(desk: Desk) -> None:
     hooks = [Hooks(before_create=failing)]
     made = await created(desk.server)
     other = await created(desk.server)
@@ -143,7 +143,7 @@ async def test_a_video_that_the_caller_names_is_not_asked_about(desk: Desk) -> N
     assert desk.server.videos.keys() == {made["VideoId"], other["VideoId"]}
 
 
-async def test_the_end_is_told_with_the_result_and_again_with_a_receipt(desk: Desk) -> None:
+async def test_after_verify_is_called_again_by_later_runs(desk: Desk) -> None:
     told: list[EndedUpload] = []
     threads: list[threading.Thread] = []
 
@@ -168,7 +168,7 @@ async def test_the_end_is_told_with_the_result_and_again_with_a_receipt(desk: De
     assert desk.told(HookFailed) == []
 
 
-async def test_failures_are_told_and_stay_what_they_are(desk: Desk) -> None:
+async def test_on_failure_gets_the_error_that_is_raised(desk: Desk) -> None:
     told: list[EndedUpload] = []
     desk.order(REFUSED)
 
@@ -362,7 +362,7 @@ def test_installed_packages_bring_hooks(tmp_path: Path, monkeypatch: pytest.Monk
         ("builtins:int", "it is int"),
     ],
 )
-def test_what_an_installed_package_does_wrong_is_told(
+def test_unusable_hooks_of_an_installed_package_are_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str, words: str
 ) -> None:
     install(tmp_path, monkeypatch, f"a = {value}")
@@ -385,7 +385,7 @@ def noted(path: Path) -> list[Any]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-async def test_a_command_is_told_how_each_upload_ended(desk: Desk) -> None:
+async def test_a_command_gets_the_result_of_each_upload(desk: Desk) -> None:
     notes = desk.folder / "notes"
     hooks = [command_hooks([sys.executable, "-c", NOTES, str(notes)])]
     movie = desk.file(2 * PART, "film; rm -rf $HOME.mp4")
@@ -406,7 +406,7 @@ async def test_a_command_is_told_how_each_upload_ended(desk: Desk) -> None:
     assert "VODUP_SIZE" not in bad
 
 
-async def test_a_command_is_told_of_no_upload_but_this_one(
+async def test_a_command_gets_no_variables_of_another_upload(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("VODUP_VIDEO_ID", "VODUP_SIZE", "VODUP_ERROR"):
@@ -460,7 +460,7 @@ def test_what_is_no_command_is_refused(command: str | list[str], words: str) -> 
         (["true"], None),  # reads nothing of what it is told
     ],
 )
-async def test_a_command_that_fails_is_told_of(
+async def test_a_command_that_fails_is_reported(
     desk: Desk, argv: list[str], words: str | None
 ) -> None:
     await desk.push(desk.file(PART), hooks=[command_hooks(argv)])

@@ -118,7 +118,9 @@ async def test_a_grant_for_another_video_is_not_used(desk: Desk, issuer: Issuer)
 
 
 @both
-async def test_a_finished_video_is_not_overwritten_unasked(desk: Desk, issuer: Issuer) -> None:
+async def test_a_finished_video_is_not_overwritten_without_permission(
+    desk: Desk, issuer: Issuer
+) -> None:
     provider = issuer.at(desk.server)
     result = await desk.push(desk.file(2 * PART), provider=provider)
 
@@ -135,7 +137,7 @@ async def test_a_finished_video_is_not_overwritten_unasked(desk: Desk, issuer: I
 
 
 @both
-async def test_a_wrong_key_is_told_from_everything_else(desk: Desk, issuer: Issuer) -> None:
+async def test_a_wrong_key_is_distinguished_from_other_errors(desk: Desk, issuer: Issuer) -> None:
     error = await desk.fail(desk.file(PART), provider=issuer.at(desk.server, secret="wrong"))
     assert isinstance(error, CallerNotAuthenticated)
 
@@ -194,7 +196,7 @@ async def test_a_media_that_may_have_been_made_is_not_made_twice(desk: Desk) -> 
         VideoMeta(file_name="film"),
     ],
 )
-async def test_what_ims_does_not_know_is_refused_before_it_is_asked(
+async def test_metadata_that_ims_does_not_know_is_refused_before_any_request(
     desk: Desk, meta: VideoMeta
 ) -> None:
     error = await desk.fail(desk.file(PART), provider=IMS.at(desk.server), meta=meta)

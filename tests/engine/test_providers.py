@@ -97,7 +97,9 @@ async def test_an_app_server_creates_and_renews(desk: Desk, app: AppServer) -> N
     assert app.authorizations == {"Bearer of this device"}
 
 
-async def test_an_app_server_that_only_renews_is_asked_by_get(desk: Desk, app: AppServer) -> None:
+async def test_an_app_server_that_only_renews_gets_a_get_request(
+    desk: Desk, app: AppServer
+) -> None:
     video = await called(desk.server, "CreateUploadVideo", Title="t", FileName="movie.mp4")
     movie = desk.file(6 * PART)
     provider = UrlProvider(app.url + "/{video_id}")
