@@ -365,3 +365,11 @@ def test_a_refused_target_is_another_matter_than_a_refused_request() -> None:
 )
 def test_failures_that_pass_by_themselves(failure: ServiceError, is_passing: bool) -> None:
     assert is_temporary(failure) is is_passing
+
+
+@pytest.mark.parametrize("code", ["InvalidParameter", "InvalidParameter.Any", "MissingParameter"])
+def test_a_refused_parameter_is_recognised_in_the_final_error_too(code: str) -> None:
+    failure = refused(400, code)
+    assert VOD.is_bad_parameter(failure)
+    assert VOD.is_bad_parameter(VOD.final_error(failure))
+    assert not VOD.is_bad_parameter(refused(404, "InvalidVideo.NotFound"))

@@ -47,6 +47,18 @@ def test_empty_fields_are_not_sent() -> None:
     assert params.keys() == {"Action", "Version", "Format", "FileInfo", "MediaMetaData"}
 
 
+@pytest.mark.parametrize("meta", [VideoMeta(template_group_id="t"), VideoMeta(reference_id="r")])
+def test_fields_that_ims_does_not_have_are_refused(meta: VideoMeta) -> None:
+    with pytest.raises(ConfigurationError, match="IMS has no"):
+        ims.create_upload_media(AT, meta, file_name="film.mp4", file_size=1)
+
+
+def test_an_answer_that_is_no_json_is_not_usable() -> None:
+    operation = ims.get_media_info(AT, "m1")
+    with pytest.raises(TransportError, match="GetMediaInfo is not usable"):
+        operation.parse(Response(200, {}, b"<html>"))
+
+
 @pytest.mark.parametrize("name", ["film", "film.", ".mp4"])
 def test_a_name_without_an_extension_is_refused(name: str) -> None:
     with pytest.raises(ConfigurationError, match="extension"):

@@ -23,7 +23,7 @@ from uploader.protocol.grants import StsCredentials, UploadTarget
 from uploader.protocol.oss import (
     ListedPart,
     ObjectFacts,
-    PartReceipt,
+    PartAnswer,
     PartsPage,
     abort_multipart_upload,
     complete_multipart_upload,
@@ -209,6 +209,8 @@ def test_completed_without_proof() -> None:
 
 def test_aborted() -> None:
     assert ABORT.parse(answer("", 204)) is None
+    with pytest.raises(TransportError, match="its status is 200"):
+        ABORT.parse(answer("", 200))
 
 
 def test_head() -> None:
@@ -258,7 +260,7 @@ def test_an_odd_crc_or_marker_makes_a_list_unusable() -> None:
 @pytest.mark.parametrize("operation", [UPLOAD, PUT], ids=lambda operation: operation.name)
 def test_stored_with_the_same_crc(operation: Operation[Any]) -> None:
     response = answer("", etag='"ab"', x_oss_hash_crc64ecma="77")
-    assert operation.parse(response) == (PartReceipt("ab", 77, "6A7D"), SentBody(4, 77))
+    assert operation.parse(response) == PartAnswer("ab", 77, "6A7D", SentBody(4, 77))
 
 
 @pytest.mark.parametrize("operation", [UPLOAD, PUT], ids=lambda operation: operation.name)
@@ -271,7 +273,7 @@ def test_another_crc_is_other_bytes(operation: Operation[Any]) -> None:
 @pytest.mark.parametrize("md5", ["AB", "ab"])
 def test_without_a_crc_the_md5_is_compared(md5: str) -> None:
     stored = Response(200, {"etag": '"Ab"'}, b"", SentBody(4, 77, md5))
-    assert UPLOAD.parse(stored)[0] == PartReceipt("Ab", None, "")
+    assert UPLOAD.parse(stored) == PartAnswer("Ab", None, "", stored.sent)
     other = Response(200, {"etag": '"Ac"'}, b"", SentBody(4, 77, md5))
     with pytest.raises(IntegrityError):
         UPLOAD.parse(other)
@@ -281,7 +283,11 @@ def test_the_crc_counts_where_the_etag_is_no_md5() -> None:
     encrypted = Response(
         200, {"etag": '"KMS"', "x-oss-hash-crc64ecma": "77"}, b"", SentBody(4, 77, "AB")
     )
-    assert UPLOAD.parse(encrypted)[0].crc64 == 77
+    assert UPLOAD.parse(encrypted).crc64 == 77
+
+
+def test_without_crc_and_md5_nothing_is_compared() -> None:
+    assert UPLOAD.parse(answer("", etag='"ab"')).crc64 is None
 
 
 @pytest.mark.parametrize("size", [0, 3, 5])

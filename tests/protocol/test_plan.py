@@ -355,6 +355,7 @@ def test_a_newer_version_is_recognised(text: str) -> None:
         '{"v":1,"size":1,"part_size":1048576,"tail_concurrency":0,"tail_min_size":1048576}',
         "v1 8M" + " " * (3 * MIB),
         "v1" + " 1 2" * MIB + " names=1",
+        "v1" + " 1 2" * 60_000 + " names=1",
     ],
 )
 def test_a_text_that_is_no_plan_is_refused(text: str) -> None:

@@ -21,7 +21,9 @@ from uploader.protocol.vod import (
     VideoMeta,
     create_upload_video,
     get_mezzanine_info,
+    problem_of,
     refresh_upload_video,
+    refuses_name,
 )
 from uploader.protocol.wire import Operation, Response
 
@@ -117,6 +119,55 @@ def test_meta_as_text_leaves_out_empty_fields() -> None:
         "tags": ["x"],
         "cate_id": 0,
     }
+
+
+# --- what VOD accepts ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.b.MOV", ".ts", "film.aiff"])
+def test_names_with_a_known_extension_are_accepted(name: str) -> None:
+    assert not refuses_name(name)
+
+
+@pytest.mark.parametrize("name", ["mp4", "a.mp4.", "a.txt", ""])
+def test_names_without_one_are_refused(name: str) -> None:
+    assert refuses_name(name)
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        VideoMeta(),
+        VideoMeta(title="x" * 128, description="y" * 1024, tags=("t" * 32,) * 16),
+        VideoMeta(reference_id="a-_4Z6", cate_id=0, user_data='{"a": 1}', cover_url="u" * 2048),
+    ],
+)
+def test_descriptions_within_the_limits_are_accepted(meta: VideoMeta) -> None:
+    assert problem_of(meta) is None
+
+
+@pytest.mark.parametrize(
+    ("meta", "problem"),
+    [
+        (VideoMeta(title="x" * 129), "title has 129 characters, VOD accepts 128"),
+        (VideoMeta(description="x" * 1025), "description has 1,025 characters, VOD accepts 1,024"),
+        (VideoMeta(cover_url="x" * 2049), "cover_url has 2,049 characters, VOD accepts 2,048"),
+        (VideoMeta(title="a😀"), "title has characters VOD refuses (emoji, control characters)"),
+        (VideoMeta(app_id="\x07"), "app_id has characters VOD refuses (emoji, control characters)"),
+        (VideoMeta(tags=("t",) * 17), "there are 17 tags, VOD accepts 16"),
+        (VideoMeta(tags=("t" * 33,)), "a tag has 33 characters, VOD accepts 32"),
+        (
+            VideoMeta(tags=("a", "b,c")),
+            "a tag has characters VOD refuses (commas, emoji, control characters)",
+        ),
+        (VideoMeta(reference_id="short"), "reference_id must be 6 to 64 letters, digits, _ or -"),
+        (VideoMeta(cate_id=-1), "cate_id must not be negative"),
+        (VideoMeta(user_data="[]"), "user_data must be a JSON object"),
+        (VideoMeta(user_data="{"), "user_data must be a JSON object"),
+    ],
+)
+def test_descriptions_that_vod_would_refuse_are_recognised(meta: VideoMeta, problem: str) -> None:
+    assert problem_of(meta) == problem
 
 
 # --- answers -------------------------------------------------------------------------

@@ -34,7 +34,7 @@ __all__ = [
     "LIST_PAGE_SIZE",
     "ListedPart",
     "ObjectFacts",
-    "PartReceipt",
+    "PartAnswer",
     "PartsPage",
     "abort_multipart_upload",
     "complete_multipart_upload",
@@ -54,12 +54,18 @@ _COMPLETE_TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
-class PartReceipt:
-    """OSS's answer for a part. `crc64` is None where the answer has none."""
+class PartAnswer:
+    """OSS's answer for a part, or for an object stored with one request.
+
+    Attributes:
+        crc64: None where the answer has none.
+        sent: what was sent; it agrees with the answer.
+    """
 
     etag: str
     crc64: int | None
     request_id: str
+    sent: SentBody
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +113,8 @@ def initiate_multipart_upload(
 
 def upload_part(
     target: UploadTarget, upload_id: str, part: Part, body: Body, *, needs_md5: bool = False
-) -> Operation[tuple[PartReceipt, SentBody]]:
-    """Store one part; the result is OSS's answer and what was sent."""
+) -> Operation[PartAnswer]:
+    """Store one part."""
     params = {"partNumber": str(part.number), "uploadId": upload_id}
     return Operation(
         name="UploadPart",
@@ -126,7 +132,7 @@ def put_object(
     headers: Mapping[str, str] | None = None,
     *,
     needs_md5: bool = False,
-) -> Operation[tuple[PartReceipt, SentBody]]:
+) -> Operation[PartAnswer]:
     """Store a whole object of at most 5 GB with one request."""
     return Operation(
         name="PutObject",
@@ -223,9 +229,7 @@ def _parse_initiated(response: Response) -> str:
     return upload_id
 
 
-def _parse_stored(
-    name: str, expected_size: int, response: Response
-) -> tuple[PartReceipt, SentBody]:
+def _parse_stored(name: str, expected_size: int, response: Response) -> PartAnswer:
     _require_success(response, name)
     if response.sent.size != expected_size:
         # A success reported before the body was read says nothing about the body.
@@ -233,22 +237,22 @@ def _parse_stored(
     etag = plain_etag(response.headers.get("etag", ""))
     if not etag:
         raise unusable(name, "it has no ETag")
-    receipt = PartReceipt(etag, _crc64_header(response), _request_id(response))
-    _require_intact(name, receipt, response.sent)
-    return receipt, response.sent
+    answer = PartAnswer(etag, _crc64_header(response), _request_id(response), response.sent)
+    _require_intact(name, answer)
+    return answer
 
 
-def _require_intact(name: str, receipt: PartReceipt, sent: SentBody) -> None:
+def _require_intact(name: str, answer: PartAnswer) -> None:
     """Compare what OSS stored with what was sent. Encrypted objects have other ETags."""
     is_same = True
-    if receipt.crc64 is not None:
-        is_same = receipt.crc64 == sent.crc64
-    elif sent.md5 is not None:
-        is_same = same_etag(receipt.etag, sent.md5)
+    if answer.crc64 is not None:
+        is_same = answer.crc64 == answer.sent.crc64
+    elif answer.sent.md5 is not None:
+        is_same = same_etag(answer.etag, answer.sent.md5)
     if not is_same:
         raise IntegrityError(
-            f"{name}: OSS stored other bytes than were sent (request {receipt.request_id}).",
-            request_id=receipt.request_id,
+            f"{name}: OSS stored other bytes than were sent (request {answer.request_id}).",
+            request_id=answer.request_id,
         )
 
 

@@ -27,9 +27,9 @@ from uploader.log import get_logger
 from uploader.protocol import oss
 from uploader.protocol.failures import OSS, Meaning, is_target_refused, is_vanished
 from uploader.protocol.integrity import same_etag
-from uploader.protocol.oss import ObjectFacts, PartReceipt
+from uploader.protocol.oss import ObjectFacts, PartAnswer
 from uploader.protocol.plan import Part, Plan
-from uploader.protocol.wire import Operation, SentBody, Signer
+from uploader.protocol.wire import Operation, Signer
 from uploader.session import Session
 from uploader.state import Journal, PartAck, Phase
 from uploader.upload.grant import recorded_target
@@ -213,7 +213,7 @@ class ObjectUpload:
             operation = oss.put_object(self.target, body, self._headers(), needs_md5=self.needs_md5)
             try:
                 with self.watching_target():
-                    answer, sent = await self.call_final(operation)
+                    answer = await self.call_final(operation)
             except IntegrityError:
                 # What is there now is no success of an earlier run: the next one replaces it.
                 await self.ctx.journal.restart(overwrite=True)
@@ -223,21 +223,21 @@ class ObjectUpload:
                     raise
                 await self.read_put_ack()
                 return await self.look() or FoundObject(UNKNOWN)
-            accepted = await self.accept(part, answer, sent)
+            accepted = await self.accept(part, answer)
         # Not recorded by itself: the result follows at once, and holds all of it.
         self.acked.add(accepted)
         progress.count_acked(part.number)
         progress.emit_stored(part.number, part.size, self.ctx.network.clock.elapsed_s() - began_s)
         return FoundObject(ObjectFacts(answer.etag, answer.crc64, part.size, answer.request_id))
 
-    async def accept(self, part: Part, answer: PartReceipt, sent: SentBody) -> PartAck | None:
+    async def accept(self, part: Part, answer: PartAnswer) -> PartAck | None:
         """Turn OSS's answer into an ack; None if it proves nothing and the part is sent again.
 
         A CRC-64 or MD5 that was there has been compared when the answer was parsed. Where
         OSS returns no CRC-64, the ETag must be the MD5, which is then computed: here by
         reading again, from the next part on while sending.
         """
-        md5 = sent.md5
+        sent, md5 = answer.sent, answer.sent.md5
         if answer.crc64 is None and md5 is None:
             self.needs_md5 = True
             crc64, md5 = await self.ctx.source.read_crc(part.offset, part.size, with_md5=True)

@@ -18,10 +18,10 @@ from uploader.events import Event, PartsAdopted, PartStored, UploadProgress, Upl
 from uploader.protocol import oss
 from uploader.protocol.grants import UploadGrant, UploadTarget
 from uploader.protocol.integrity import crc64
-from uploader.protocol.oss import ObjectFacts, PartReceipt
+from uploader.protocol.oss import ObjectFacts, PartAnswer
 from uploader.protocol.part_sizes import plan_package
 from uploader.protocol.plan import Part, Plan
-from uploader.protocol.wire import Body, Operation, SentBody
+from uploader.protocol.wire import Body, Operation
 from uploader.sources import HlsPackage, Source
 from uploader.sources.hls import Member
 from uploader.state import Journal, PartAck, Phase, StateStore, UploadRecord
@@ -168,9 +168,7 @@ class _PackageUpload:
             ack = await self._send_large(member, source)
             return ack, clock.elapsed_s() - began_s
 
-    def _put_file(
-        self, member: Member, part: Part, body: Body
-    ) -> Operation[tuple[PartReceipt, SentBody]]:
+    def _put_file(self, member: Member, part: Part, body: Body) -> Operation[PartAnswer]:
         operation = oss.put_object(self._target_of(member), body, needs_md5=self.playlist.needs_md5)
         return replace(operation, part_number=part.number)
 

@@ -17,9 +17,9 @@ from uploader.events import PartsAdopted
 from uploader.protocol import oss
 from uploader.protocol.failures import is_vanished
 from uploader.protocol.integrity import same_etag
-from uploader.protocol.oss import ListedPart, PartReceipt
+from uploader.protocol.oss import ListedPart, PartAnswer
 from uploader.protocol.plan import Part
-from uploader.protocol.wire import Body, Operation, SentBody
+from uploader.protocol.wire import Body, Operation
 from uploader.state import PartAck
 from uploader.tasks import one_error
 from uploader.upload.object import ObjectUpload, Vanished
@@ -36,7 +36,7 @@ _MAX_PENDING_ACKS: Final = 64
 
 SentPart = tuple[PartAck, float]
 """A part's ack, and the seconds since it was begun."""
-PartRequest = Callable[[Part, Body], Operation[tuple[PartReceipt, SentBody]]]
+PartRequest = Callable[[Part, Body], Operation[PartAnswer]]
 
 
 # --- what OSS has -------------------------------------------------------------------------
@@ -212,20 +212,18 @@ async def send_part(
     while ack is None:
         body = upload.ctx.source.body(part.offset, part.size, progress.watch_part(part.number))
         try:
-            answer, sent = await upload.call(request(part, body))
+            answer = await upload.call(request(part, body))
         except ServiceError as error:
             if is_vanished(error):
                 raise _vanished(error) from None
             raise
-        ack = await upload.accept(part, answer, sent)
+        ack = await upload.accept(part, answer)
     seconds = clock.elapsed_s() - began_s
     upload.live.record_part_time(seconds)
     return ack, seconds
 
 
-def _upload_part(
-    upload: ObjectUpload, part: Part, body: Body
-) -> Operation[tuple[PartReceipt, SentBody]]:
+def _upload_part(upload: ObjectUpload, part: Part, body: Body) -> Operation[PartAnswer]:
     return oss.upload_part(upload.target, upload.upload_id, part, body, needs_md5=upload.needs_md5)
 
 
