@@ -76,7 +76,7 @@ def test_a_stopping_worker_still_sends_heartbeats(cluster: Cluster) -> None:
     assert stopping.ended() == 0, stopping.output  # much later than after three beats
     other.send(signal.SIGTERM)
     assert other.ended() == 0, other.output
-    assert "is being sent by" not in other.output, "its row was given to another worker"
+    assert "is already being uploaded by" not in other.output, "its row was given to another worker"
     cluster.check(1, size=18 * PART, resent=0)
 
 

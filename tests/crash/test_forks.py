@@ -87,7 +87,7 @@ async def test_a_fork_in_mid_upload_changes_nothing(
         for parts in (3, 7, 11):
             await until(lambda parts=parts: desk.server.stats.parts_stored >= parts)  # type: ignore[misc]
             assert await fork(up, movie) == 42
-            with pytest.raises(Exception, match="is being sent by"):
+            with pytest.raises(Exception, match="is already being uploaded by"):
                 async with up.state.claim("film"):
                     pass
         desk.server.set_options(bandwidth=None)

@@ -99,7 +99,7 @@ async def test_the_command_that_came_second_ends_with_6(desk: Desk, nursery: Nur
     ends = await both(nursery, jobs)
 
     assert sorted(end["code"] for end in ends) == [0, HELD], told(desk.folder)
-    assert "is being sent by process" in told(desk.folder)
+    assert "is already being uploaded by process" in told(desk.folder)
     assert desk.server.stats.creates == desk.server.stats.completes == 1
 
 

@@ -315,7 +315,7 @@ async def test_a_small_file_waits_for_the_disk_once_before_it_is_sent(desk: Desk
     state = Diary()
     result = await desk.push(desk.file(PART), state=state)
 
-    target, receipt = state.written
+    target, ending = state.written
     assert target.pop("plan") is not None
     assert target == {
         "phase": Phase.COMPLETING,
@@ -325,7 +325,7 @@ async def test_a_small_file_waits_for_the_disk_once_before_it_is_sent(desk: Desk
         "bucket": result.bucket,
         "object_key": result.object_key,
     }
-    assert receipt["phase"] is Phase.DONE
+    assert ending["phase"] is Phase.DONE
 
 
 async def test_a_file_in_parts_plans_once_it_knows_the_way(desk: Desk) -> None:

@@ -296,7 +296,7 @@ async def test_a_hook_in_a_thread_has_the_callers_context(desk: Desk) -> None:
 
 async def test_what_hooks_did_is_not_in_the_receipt(desk: Desk) -> None:
     await desk.push(desk.file(PART), hooks=[Hooks(after_verify=failing)])
-    assert "hook_failures" not in json.loads((await desk.record()).receipt or "")
+    assert "hook_failures" not in json.loads((await desk.record()).result or "")
     assert (await desk.push(desk.file(PART))).hook_failures == ()
 
 

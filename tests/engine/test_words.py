@@ -168,15 +168,15 @@ async def test_a_file_that_changed_since_it_was_begun(
     [
         ("plan", "nonsense", "plan"),
         ("fingerprint", "nonsense", "fingerprint"),
-        ("receipt", "[7]", "result"),
-        ("receipt", "{", "result"),
+        ("result", "[7]", "result"),
+        ("result", "{", "result"),
     ],
 )
 async def test_a_checkpoint_that_is_not_readable(
     desk: Desk, field: str, value: str, of: str
 ) -> None:
     movie = desk.file(4 * PART)
-    if field == "receipt":
+    if field == "result":
         await desk.push(movie)
     else:
         await desk.interrupted(movie, after=2)

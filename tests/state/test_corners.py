@@ -371,7 +371,7 @@ async def test_a_lease_of_nobody_we_can_name_is_waited_for(sql_place: Place) -> 
             "INSERT INTO vodup_lease (epoch, key, owner, expires) "
             "VALUES (999, 'movie', 'nobody', 9e9)"
         )
-        with pytest.raises(UploadLocked, match="by somebody"):
+        with pytest.raises(UploadLocked, match="by another process"):
             async with store.claim("movie"):
                 pass
         (status,) = [status async for status in store.uploads()]

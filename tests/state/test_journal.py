@@ -87,7 +87,7 @@ LEAVES: dict[str, dict[str, Any]] = {
         "object_key": MOVED.object_key,
         **NO_PARTS,
     },
-    "finish": {"phase": DONE, "receipt": "result", "error": None},
+    "finish": {"phase": DONE, "result": "result", "error": None},
     "abort": {"phase": ABORTED},
     "abort_later": {"phase": ABORTED, **NO_PARTS},
     "record_error": {"error": "failed"},

@@ -98,7 +98,7 @@ async def test_a_url_nobody_understands_is_refused_without_the_password(url: str
     assert caught.value.__cause__ is caught.value.__context__ is None
 
 
-@pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg"])
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres"])
 def test_any_of_its_schemes_is_known(scheme: str) -> None:
     assert conninfo_of(PostgresUrl(f"{scheme}://u:p@h:1,i:2/d")) == "postgresql://u:p@h:1,i:2/d"
 

@@ -15,7 +15,7 @@ from uploader.state.locations import PostgresUrl, SqliteFile, locate, state_dire
 from uploader.state.records import Orphan, UploadRecord
 from uploader.state.rows import (
     ack_of,
-    changes_row,
+    fields_row,
     instant,
     loaded_text,
     orphan_of,
@@ -52,7 +52,7 @@ def damaged(what: str) -> tuple[str, str]:
 
 
 def receipt(what: str) -> tuple[str, str]:
-    return f"the receipt of part 3 is damaged: {what}.", AGAIN
+    return f"the ack of part 3 is damaged: {what}.", AGAIN
 
 
 SENTENCES: dict[str, tuple[Callable[[], object], tuple[str, str]]] = {
@@ -72,7 +72,7 @@ SENTENCES: dict[str, tuple[Callable[[], object], tuple[str, str]]] = {
     "no size of a part": (lambda: ack_of(3, -1, "e", 1, None), receipt("-1 is not a size")),
     "no ETag": (lambda: ack_of(3, 1, None, 1, None), receipt("None is not a text")),
     "orphan": (
-        lambda: orphan_of({**orphan_row(ORPHAN), "bucket": None}),
+        lambda: orphan_of(("u", None, "e", None, None, "o")),
         ("a recorded orphan is damaged: None is not a text.", AGAIN),
     ),
     "unknown URL": (
@@ -141,9 +141,9 @@ def test_records_and_orphans_come_back() -> None:
         values = record_row(given)
         assert type(values["is_overwrite"]) is int
         assert record_of({**values, **stamps}) == replace(given, created_at=NOW, updated_at=NOW)
-    assert orphan_of(orphan_row(ORPHAN)) == ORPHAN
+    assert orphan_of(tuple(orphan_row(ORPHAN).values())) == ORPHAN
     assert orphan_row(ORPHAN)["upload_id"] != ORPHAN.upload_id
-    assert changes_row({"size": 7, "is_overwrite": True, "meta": "\0", "error": None}) == {
+    assert fields_row({"size": 7, "is_overwrite": True, "meta": "\0", "error": None}) == {
         "size": 7, "is_overwrite": 1, "meta": stored_text("\0"), "error": None,
     }  # fmt: skip
     assert instant(0) == datetime(1970, 1, 1, tzinfo=UTC)

@@ -32,7 +32,7 @@ FULL = record(
     object_key="sv/1.mp4",
     upload_id="u-1",
     plan="8388608",
-    receipt="{}",
+    result="{}",
     error="it rained",
     is_overwrite=True,
     phase=Phase.UPLOADING,
@@ -135,7 +135,7 @@ async def test_a_step_changes_its_own_fields_and_nothing_else(place: Place) -> N
         assert changed is not None
     async with place.open() as store:
         assert await store.find(key="movie") == changed
-    expected = dataclasses.replace(FULL, phase=Phase.DONE, receipt='{"a": 1}', error=None)
+    expected = dataclasses.replace(FULL, phase=Phase.DONE, result='{"a": 1}', error=None)
     assert dataclasses.replace(changed, created_at=None, updated_at=None) == expected
 
 
@@ -391,9 +391,9 @@ async def test_find_takes_one_question(store: StateStore) -> None:
 
 def test_open_state_understands_what_users_write() -> None:
     assert isinstance(open_state("memory"), MemoryState)
-    for where in (None, "x.db", "sqlite:///x.db", "sqlite+aiosqlite:////x.db"):
+    for where in (None, "x.db", "sqlite:///x.db", "sqlite:////x.db"):
         assert isinstance(open_state(where), SqlState)
-    for where in ("postgresql://u@h/d", "postgresql+psycopg://u@h/d"):
+    for where in ("postgresql://u@h/d", "postgres://u@h/d"):
         assert isinstance(open_state(where), SqlState)
 
 

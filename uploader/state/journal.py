@@ -289,7 +289,7 @@ class Journal:
 
     async def finish(self, result: str) -> None:
         """Record the result of a verified upload."""
-        await self._update("finish", phase=Phase.DONE, receipt=result, error=None)
+        await self._update("finish", phase=Phase.DONE, result=result, error=None)
 
     async def abort(self) -> None:
         """Record that the upload was given up and its parts are removed."""

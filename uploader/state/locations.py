@@ -11,8 +11,8 @@ from uploader.errors import ConfigurationError
 
 __all__ = ["PostgresUrl", "SqliteFile", "locate", "state_directory"]
 
-_SQLITE_PREFIXES = ("sqlite:///", "sqlite+aiosqlite:///", "sqlite+pysqlite:///")
-_POSTGRES_SCHEMES = ("postgresql", "postgres", "postgresql+psycopg")
+_SQLITE_PREFIX = "sqlite:///"
+_POSTGRES_SCHEMES = ("postgresql", "postgres")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +66,8 @@ def locate(url: str | os.PathLike[str] | None) -> SqliteFile | PostgresUrl:
         return _file(text)
     if scheme in _POSTGRES_SCHEMES:
         return PostgresUrl(text)
-    for prefix in _SQLITE_PREFIXES:
-        if text.startswith(prefix):
-            return _file(unquote(text.removeprefix(prefix)))
+    if text.startswith(_SQLITE_PREFIX):
+        return _file(unquote(text.removeprefix(_SQLITE_PREFIX)))
     raise ConfigurationError(
         f"state URLs of the kind {scheme!r} are not known.",
         next_step="Use a path, sqlite:///path, postgresql://... or memory.",

@@ -130,7 +130,7 @@ class MemoryState:
 
     def _require_free(self, key: str) -> None:
         if key in self._claims:
-            raise UploadLocked(f"upload {key!r} is being sent by this process already.")
+            raise UploadLocked(f"{key!r} is already being uploaded by this process.")
 
 
 class _MemoryClaim:
@@ -143,16 +143,13 @@ class _MemoryClaim:
 
     @property
     def is_certainly_ours(self) -> bool:
-        """Whether the claim still holds."""
         return not self.is_over
 
     async def confirm(self) -> None:
-        """Make sure that it is still ours."""
         if self.is_over:
             raise LeaseLost(f"the claim on upload {self.key!r} is over.")
 
     async def add_record(self, record: UploadRecord) -> datetime:
-        """Write the first record, or replace the one there."""
         await self.confirm()
         self._state._require_free_video(record)
         self._state._remove(self.key)  # a new one goes to the end
@@ -163,7 +160,6 @@ class _MemoryClaim:
     async def update(
         self, fields: Mapping[str, Any], *, drop_acks: bool = False, orphan: Orphan | None = None
     ) -> datetime:
-        """Change fields of the record."""
         await self.confirm()
         entry = self._state._entries[self.key]
         now = self._now()
@@ -174,7 +170,6 @@ class _MemoryClaim:
         return now
 
     async def add_ack(self, ack: PartAck, *, patience_s: float = 0.0) -> None:
-        """Record an acked part."""
         await self.confirm()
         self._state._entries[self.key].acks[ack.number] = ack
 

@@ -15,7 +15,7 @@ from psycopg.conninfo import conninfo_to_dict
 from uploader.errors import ConfigurationError, StateUnavailable, UnsupportedState
 from uploader.state import files
 from uploader.state.locations import PostgresUrl, state_directory
-from uploader.state.queries import SCHEMA_VERSION, Query
+from uploader.state.queries import NO_VALUES, SCHEMA_VERSION, Query
 from uploader.state.transactions import Connection, cannot_be_used, create_tables
 
 __all__ = ["PostgresDatabase", "connection_options", "conninfo_of", "open_server"]
@@ -23,7 +23,6 @@ __all__ = ["PostgresDatabase", "connection_options", "conninfo_of", "open_server
 T = TypeVar("T")
 Values = Mapping[str, Any]
 
-_NOTHING: Final[Values] = {}
 _ADVISORY_LOCK: Final = 0x766F6475  # any number nobody else in the database uses
 _SILENCE_S: Final = 20  # until a server that does not answer counts as gone
 _FROZEN_S: Final = 10
@@ -63,10 +62,10 @@ class _PostgresConnection:
         cursor.nextset()
         [(self.now,)] = cursor.fetchall()
 
-    def rows(self, query: Query, values: Values = _NOTHING) -> list[tuple[Any, ...]]:
+    def rows(self, query: Query, values: Values = NO_VALUES) -> list[tuple[Any, ...]]:
         return self._execute(query, values).fetchall()
 
-    def run(self, query: Query, values: Values = _NOTHING) -> int:
+    def run(self, query: Query, values: Values = NO_VALUES) -> int:
         return self._execute(query, values).rowcount
 
     def run_many(self, query: Query, values: Sequence[Values]) -> int:

@@ -13,16 +13,15 @@ columns, and what differs between the two dialects:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
 from uploader.state.records import Orphan, UploadRecord
 
-__all__ = ["ORPHAN_COLUMNS", "RECORD_COLUMNS", "SCHEMA_VERSION", "TABLES", "Query", "update_upload"]
-
 SCHEMA_VERSION: Final = 1
+NO_VALUES: Final[Mapping[str, Any]] = {}
 
 RECORD_COLUMNS: Final = tuple(field.name for field in fields(UploadRecord))
 ORPHAN_COLUMNS: Final = tuple(field.name for field in fields(Orphan))
@@ -78,63 +77,34 @@ TABLES: Final = (
     # `store_id` names the lock files of this store.
     Query("""
         CREATE TABLE IF NOT EXISTS vodup_store (
-            id INTEGER PRIMARY KEY,
-            schema_version INTEGER NOT NULL,
-            store_id TEXT NOT NULL
+            id INTEGER PRIMARY KEY, schema_version INTEGER NOT NULL, store_id TEXT NOT NULL
         )"""),
     # An epoch is never used twice, even for a key whose record was deleted in between.
     Query("""
         CREATE TABLE IF NOT EXISTS vodup_lease (
-            epoch {number},
-            key TEXT NOT NULL UNIQUE,
-            owner TEXT NOT NULL,
-            expires DOUBLE PRECISION NOT NULL
+            epoch {number}, key TEXT NOT NULL UNIQUE,
+            owner TEXT NOT NULL, expires DOUBLE PRECISION NOT NULL
         )"""),
     # The newest upload has the largest id.
     Query("""
         CREATE TABLE IF NOT EXISTS vodup_upload (
-            id {number},
-            key TEXT NOT NULL UNIQUE,
-            phase TEXT NOT NULL,
-            source TEXT NOT NULL,
-            fingerprint TEXT NOT NULL,
-            size BIGINT NOT NULL,
-            scope TEXT NOT NULL,
-            reference_id TEXT,
-            meta TEXT,
-            video_id TEXT UNIQUE,
-            endpoint TEXT,
-            region TEXT,
-            bucket TEXT,
-            object_key TEXT,
-            upload_id TEXT,
-            plan TEXT,
-            receipt TEXT,
-            error TEXT,
-            is_overwrite INTEGER NOT NULL,
-            created_at DOUBLE PRECISION NOT NULL,
-            updated_at DOUBLE PRECISION NOT NULL
+            id {number}, key TEXT NOT NULL UNIQUE, phase TEXT NOT NULL,
+            source TEXT NOT NULL, fingerprint TEXT NOT NULL, size BIGINT NOT NULL,
+            scope TEXT NOT NULL, reference_id TEXT, meta TEXT, video_id TEXT UNIQUE,
+            endpoint TEXT, region TEXT, bucket TEXT, object_key TEXT,
+            upload_id TEXT, plan TEXT, result TEXT, error TEXT, is_overwrite INTEGER NOT NULL,
+            created_at DOUBLE PRECISION NOT NULL, updated_at DOUBLE PRECISION NOT NULL
         )"""),
     # The CRC is a signed number: neither dialect has an unsigned one of 64 bits.
     Query("""
         CREATE TABLE IF NOT EXISTS vodup_part (
-            upload BIGINT NOT NULL,
-            number INTEGER NOT NULL,
-            size BIGINT NOT NULL,
-            etag TEXT NOT NULL,
-            crc64 BIGINT NOT NULL,
-            md5 TEXT,
-            PRIMARY KEY (upload, number)
+            upload BIGINT NOT NULL, number INTEGER NOT NULL, size BIGINT NOT NULL,
+            etag TEXT NOT NULL, crc64 BIGINT NOT NULL, md5 TEXT, PRIMARY KEY (upload, number)
         ) {clustered}"""),
     Query("""
         CREATE TABLE IF NOT EXISTS vodup_orphan (
-            upload_id TEXT PRIMARY KEY,
-            video_id TEXT,
-            endpoint TEXT NOT NULL,
-            region TEXT,
-            bucket TEXT NOT NULL,
-            object_key TEXT NOT NULL,
-            noted_at DOUBLE PRECISION NOT NULL
+            upload_id TEXT PRIMARY KEY, video_id TEXT, endpoint TEXT NOT NULL, region TEXT,
+            bucket TEXT NOT NULL, object_key TEXT NOT NULL, added_at DOUBLE PRECISION NOT NULL
         )"""),
 )
 
@@ -143,7 +113,7 @@ CHECK_COLUMNS: Final = (
     Query("SELECT epoch, key, owner, expires FROM vodup_lease LIMIT 1"),
     Query("SELECT id, {record} FROM vodup_upload LIMIT 1", record=_RECORD),
     Query("SELECT {part} FROM vodup_part LIMIT 1", part=_PART),
-    Query("SELECT {orphan}, noted_at FROM vodup_orphan LIMIT 1", orphan=_ORPHAN),
+    Query("SELECT {orphan}, added_at FROM vodup_orphan LIMIT 1", orphan=_ORPHAN),
 )
 
 STORE: Final = Query("SELECT schema_version, store_id FROM vodup_store")
@@ -231,10 +201,10 @@ DROP_PARTS: Final = Query("DELETE FROM vodup_part WHERE upload = :id")
 
 # --- orphans --------------------------------------------------------------------------------
 
-ORPHANS: Final = Query("SELECT {orphan} FROM vodup_orphan ORDER BY noted_at", orphan=_ORPHAN)
+ORPHANS: Final = Query("SELECT {orphan} FROM vodup_orphan ORDER BY added_at", orphan=_ORPHAN)
 ADD_ORPHAN: Final = Query(
     """
-    INSERT INTO vodup_orphan ({orphan}, noted_at) VALUES ({values}, :noted_at)
+    INSERT INTO vodup_orphan ({orphan}, added_at) VALUES ({values}, :added_at)
     ON CONFLICT (upload_id) DO NOTHING
     """,
     orphan=_ORPHAN,

@@ -73,7 +73,7 @@ class UploadRecord:
         endpoint, region, bucket, object_key: the target, fixed once known.
         upload_id: OSS's multipart UploadId; None before Initiate and for PutObject.
         plan: opaque; how the source is cut into parts.
-        receipt: opaque JSON of the result once DONE.
+        result: opaque JSON of what a verified upload returned, once DONE.
         error: last failure in words, for `status`.
         is_overwrite: whether overwriting a finished video was asked for.
     """
@@ -93,7 +93,7 @@ class UploadRecord:
     object_key: str | None = None
     upload_id: str | None = None
     plan: str | None = None
-    receipt: str | None = None
+    result: str | None = None
     error: str | None = None
     is_overwrite: bool = False
     created_at: datetime | None = None

@@ -14,12 +14,14 @@ from typing import Any, Final, Self, TypeVar
 
 from uploader.clock import SystemClock
 from uploader.errors import ConfigurationError, LeaseLost, StateError, StateUnavailable
+from uploader.state import queries
 from uploader.state import transactions as tx
 from uploader.state.commits import AckWrite
 from uploader.state.journal import Journal
 from uploader.state.leases import TAKEN_OVER, Lease, kept_alive
 from uploader.state.locations import locate
 from uploader.state.records import Orphan, PartAck, UploadRecord, UploadStatus
+from uploader.state.rows import stored_text
 from uploader.state.thread import StoreThread
 from uploader.state.transactions import Connection, FoundUpload
 
@@ -157,7 +159,8 @@ class SqlState:
 
     async def forget_orphan(self, upload_id: str) -> None:
         """Delete an orphan that was aborted."""
-        await self._thread().write(partial(tx.drop_orphan, upload_id=upload_id))
+        values = {"upload_id": stored_text(upload_id)}
+        await self._thread().write(lambda connection: connection.run(queries.DROP_ORPHAN, values))
 
     async def _take(self, lease: Lease) -> FoundUpload:
         began_s = self._clock.elapsed_s()
@@ -226,21 +229,17 @@ class _SqlClaim:
 
     @property
     def key(self) -> str:
-        """The key of the upload."""
         return self._lease.key
 
     @property
     def is_certainly_ours(self) -> bool:
-        """Whether nobody else can have taken it over by now."""
         return self._state._is_certain(self._lease)
 
     async def confirm(self) -> None:
-        """Make sure that it is still ours, and for some time to come."""
         if not self.is_certainly_ours and not await self._state._renew(self._lease):
             raise self._lease.lose(TAKEN_OVER)
 
     async def add_record(self, record: UploadRecord) -> datetime:
-        """Write the first record of the key, or replace the one there."""
         work = partial(tx.create, lease=self._lease, record=record, former_row_id=self._row_id)
         self._row_id, now = await self._write(work)
         return now
@@ -248,7 +247,6 @@ class _SqlClaim:
     async def update(
         self, fields: Mapping[str, Any], *, drop_acks: bool = False, orphan: Orphan | None = None
     ) -> datetime:
-        """Change fields of the record."""
         work = partial(
             tx.update,
             lease=self._lease,
@@ -260,9 +258,8 @@ class _SqlClaim:
         return await self._write(work)
 
     async def add_ack(self, ack: PartAck, *, patience_s: float = 0.0) -> None:
-        """Record an acked part; calls within `patience_s` share one commit."""
         write = AckWrite(self._lease.epoch, self._known_row_id(), ack)
-        if not await self._state._thread().ack(write, patience_s=patience_s):
+        if not await self._state._thread().commits.write(write, patience_s=patience_s):
             raise self._lease.lose(TAKEN_OVER)
 
     def _known_row_id(self) -> int:

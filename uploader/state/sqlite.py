@@ -16,7 +16,7 @@ from uploader.errors import ConfigurationError, StateUnavailable
 from uploader.state import files, queries
 from uploader.state.leases import FileLock
 from uploader.state.locations import SqliteFile
-from uploader.state.queries import SCHEMA_VERSION, Query
+from uploader.state.queries import NO_VALUES, SCHEMA_VERSION, Query
 from uploader.state.transactions import Connection, cannot_be_used, create_tables
 
 __all__ = ["SqliteDatabase", "open_file"]
@@ -26,7 +26,6 @@ Values = Mapping[str, Any]
 
 _BUSY_TIMEOUT_S: Final = 5.0
 _OPENING_WAIT_S: Final = 15.0
-_NOTHING: Final[Values] = {}
 _MARK_AS_OURS: Final = Query(f"PRAGMA application_id={files.APPLICATION_ID}")
 
 _LOCKED = "{where} is locked by another process for more than 5 s."
@@ -61,10 +60,10 @@ class _SqliteConnection:
             self.driver.close()
             raise
 
-    def rows(self, query: Query, values: Values = _NOTHING) -> list[tuple[Any, ...]]:
+    def rows(self, query: Query, values: Values = NO_VALUES) -> list[tuple[Any, ...]]:
         return self.driver.execute(query.sqlite, values).fetchall()
 
-    def run(self, query: Query, values: Values = _NOTHING) -> int:
+    def run(self, query: Query, values: Values = NO_VALUES) -> int:
         return self.driver.execute(query.sqlite, values).rowcount
 
     def run_many(self, query: Query, values: Sequence[Values]) -> int:

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 from uploader.errors import ConfigurationError, StateError, StateUnavailable
+from uploader.state import queries
 from uploader.state import transactions as tx
 from uploader.state.commits import AckWrite, Failure, GroupCommit
 from uploader.state.leases import Lease, Owner, OwnerLock
@@ -34,7 +35,6 @@ class _Forks:
 
     @classmethod
     def add(cls) -> None:
-        """In a forked child: it is another process now."""
         cls.count += 1
 
 
@@ -59,20 +59,20 @@ class StoreThread:
         answer_timeout_s: float,
         flush_interval_s: float,
     ) -> None:
-        self._flush_interval_s = flush_interval_s
-        self._flushed_s = -math.inf
-        self._has_unflushed_acks = False
-        self._forks = _Forks.count
-        self._database: Database | None = None
-        self._owner_lock: OwnerLock | None = None
         self.owner = Owner.this_process()
-        self.epochs: set[int] = set()
-        self.releasing: set[int] = set()
-        self.notice = notice
         self.worker = Worker("vodup-state")
         self.commits: GroupCommit[Any, Any] = GroupCommit(
             self.worker, self._commit, no_answer, answer_timeout_s
         )
+        self.notice = notice
+        self.epochs: set[int] = set()
+        self._database: Database | None = None
+        self._owner_lock: OwnerLock | None = None
+        self._flush_interval_s = flush_interval_s
+        self._flushed_s = -math.inf
+        self._has_unflushed_acks = False
+        self._has_failed_release = False
+        self._forks = _Forks.count
 
     @property
     def is_elsewhere(self) -> bool:
@@ -82,24 +82,20 @@ class StoreThread:
     # --- in the loop ----------------------------------------------------------------------
 
     def write(self, work: Callable[[Connection], T]) -> asyncio.Future[T]:
-        """Run `work` in a transaction that other writes may share."""
+        """Run `work` in a transaction, which other writes may share."""
         return self.commits.write(work)
-
-    def ack(self, write: AckWrite, *, patience_s: float) -> asyncio.Future[bool]:
-        """Write an ack; False if its lease is not ours any more."""
-        return self.commits.write(write, patience_s=patience_s)
 
     def take(self, lease: Lease, ttl_s: float) -> asyncio.Future[FoundUpload]:
         """Take a lease, fill in its epoch, and read the upload."""
-        return self.commits.write(_Take(self, lease, ttl_s))
+        return self.write(_Take(self, lease, ttl_s))
 
     def renew(self, lease: Lease, ttl_s: float) -> asyncio.Future[bool]:
         """Extend a lease; False if somebody else holds it."""
-        return self.commits.write(_Renewal(lease.epoch, ttl_s))
+        return self.write(_Renewal(lease.epoch, ttl_s))
 
     def release(self, lease: Lease) -> asyncio.Future[None]:
-        """End a lease, also one that a `take` before this takes while nobody waits for it."""
-        return self.commits.write(_Release(self, lease))
+        """End a lease, also one that an earlier `take` takes while nobody waits for it."""
+        return self.write(_Release(self, lease))
 
     def abandon(self) -> None:
         """Close without waiting, after a failed opening."""
@@ -153,9 +149,11 @@ class StoreThread:
 
     def close(self) -> None:
         """Release all leases and close the database."""
-        database, lock = self._database, self._owner_lock
+        if self._database is None:
+            return
+        lock = self._owner_lock
         try:
-            if database is not None and (self.epochs or self.releasing):
+            if self.epochs or self._has_failed_release:
                 self.transact(partial(tx.drop_leases_of, tokens=[self.owner.token]))
         except StateError as error:
             # Our lock file stays, unlocked: by that the next process sees that we are gone.
@@ -163,10 +161,9 @@ class StoreThread:
                 lock.leave_file()
             self.notice(f"leases could not be released: {error}")
         finally:
-            self._database = self._owner_lock = None
+            database, self._database, self._owner_lock = self._database, None, None
             try:
-                if database is not None:
-                    database.close()
+                database.close()
             finally:
                 if lock is not None:
                     lock.close()
@@ -181,11 +178,11 @@ class StoreThread:
                 if isinstance(write, _Take):
                     write.undo()
             if len(writes) == 1:
+                self._has_failed_release |= isinstance(writes[0], _Release)
                 return [Failure(error)]
             return [self._commit([write])[0] for write in writes]
         if not is_flushed and any(isinstance(write, AckWrite) for write in writes):
             self._has_unflushed_acks = True
-        self.releasing -= {w.lease.epoch for w in writes if isinstance(w, _Release)}
         return outcomes
 
     def _must_flush(self, writes: Sequence[Any]) -> bool:
@@ -254,19 +251,16 @@ class _Renewal:
     ttl_s: float
 
     def __call__(self, connection: Connection) -> bool:
-        return tx.renew(connection, self.epoch, self.ttl_s)
+        values = {"epoch": self.epoch, "expires": connection.now + self.ttl_s}
+        return connection.run(queries.RENEW_LEASE, values) == 1
 
 
 @dataclass(frozen=True, slots=True)
 class _Release:
-    """Ends a lease if it was taken; its epoch is in `releasing` until that is committed."""
-
     thread: StoreThread
     lease: Lease
 
     def __call__(self, connection: Connection) -> None:
-        thread, epoch = self.thread, self.lease.epoch
-        if epoch in thread.epochs or epoch in thread.releasing:
-            thread.epochs.discard(epoch)
-            thread.releasing.add(epoch)
-            tx.release(connection, epoch)
+        if self.lease.epoch:  # it was taken
+            self.thread.epochs.discard(self.lease.epoch)
+            connection.run(queries.DROP_LEASE, {"epoch": self.lease.epoch})

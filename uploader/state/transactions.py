@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from operator import itemgetter
@@ -11,52 +11,20 @@ from typing import Any, Final, Protocol, TypeAlias, TypeVar
 from uuid import uuid4
 
 from uploader.errors import StateError, StateUnavailable, UploadLocked
-from uploader.state import queries
+from uploader.state import queries, rows
 from uploader.state.commits import AckWrite
 from uploader.state.leases import Lease, Owner
-from uploader.state.queries import ORPHAN_COLUMNS, RECORD_COLUMNS, Query
+from uploader.state.queries import NO_VALUES, Query
 from uploader.state.records import Orphan, PartAck, Phase, UploadRecord, UploadStatus
-from uploader.state.rows import (
-    ack_of,
-    ack_row,
-    changes_row,
-    instant,
-    loaded_text,
-    orphan_of,
-    orphan_row,
-    record_of,
-    record_row,
-    stored_text,
-)
 from uploader.state.store import lease_lost, video_taken
 
-__all__ = [
-    "Connection",
-    "FoundUpload",
-    "add_acks",
-    "create",
-    "delete",
-    "drop_leases_of",
-    "drop_orphan",
-    "find",
-    "load",
-    "orphans",
-    "page",
-    "release",
-    "renew",
-    "take",
-    "update",
-]
-
 T = TypeVar("T")
-
-_NOTHING: Final[Mapping[str, Any]] = {}
-_AFTER_ALL: Final = (1 << 63) - 1
-_UPLOAD_COLUMNS: Final = ("id", *RECORD_COLUMNS)
-
 Values: TypeAlias = Mapping[str, Any]
 Notice: TypeAlias = Callable[[str], None]
 IsDead: TypeAlias = Callable[[int, str], bool]
+
+_UPLOAD_COLUMNS: Final = ("id", *queries.RECORD_COLUMNS)
+_LAST_ID: Final = (1 << 63) - 1
 
 
 class Connection(Protocol):
@@ -69,10 +37,10 @@ class Connection(Protocol):
 
     now: float
 
-    def rows(self, query: Query, values: Values = _NOTHING) -> list[tuple[Any, ...]]:
+    def rows(self, query: Query, values: Values = NO_VALUES) -> list[tuple[Any, ...]]:
         """Run a query and return its rows."""
 
-    def run(self, query: Query, values: Values = _NOTHING) -> int:
+    def run(self, query: Query, values: Values = NO_VALUES) -> int:
         """Run a statement; returns how many rows it changed."""
 
     def run_many(self, query: Query, values: Sequence[Values]) -> int:
@@ -97,9 +65,8 @@ class Database(Protocol):
         """Run `work` in one transaction; what it wrote is durable on return.
 
         Not flushed: it survives the end of this process, and the loss of power only once a
-        later transaction was flushed.
-
-        `work` may run twice, the second time after a commit whose confirmation was lost.
+        later transaction was flushed. `work` may run twice, the second time after a commit
+        whose confirmation was lost.
 
         Raises:
             StateError: the transaction failed, and nothing was changed.
@@ -113,12 +80,11 @@ def create_tables(connection: Connection) -> tuple[int, str]:
     """Create what is missing; returns the schema version and the id of the store."""
     for table in queries.TABLES:
         connection.run(table)
-    if not (found := connection.rows(queries.STORE)):
-        found = [(queries.SCHEMA_VERSION, uuid4().hex)]
-        values = dict(zip(("schema_version", "store_id"), found[0], strict=True))
-        connection.run(queries.ADD_STORE, values)
-    version, store_id = found[0]
-    return version, str(store_id)
+    for version, store_id in connection.rows(queries.STORE):
+        return version, str(store_id)
+    version, store_id = queries.SCHEMA_VERSION, uuid4().hex
+    connection.run(queries.ADD_STORE, {"schema_version": version, "store_id": store_id})
+    return version, store_id
 
 
 def cannot_be_used(where: str, error: Exception) -> StateUnavailable:
@@ -130,19 +96,6 @@ def cannot_be_used(where: str, error: Exception) -> StateUnavailable:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class FoundUpload:
-    """An upload as the database has it.
-
-    Attributes:
-        row_id: what its part acks refer to; None before the first `create`.
-    """
-
-    row_id: int | None
-    record: UploadRecord | None
-    acks: dict[int, PartAck]
-
-
 # --- leases ---------------------------------------------------------------------------------
 
 
@@ -152,25 +105,23 @@ def take(connection: Connection, key: str, owner: str, ttl_s: float, is_dead: Is
     Raises:
         UploadLocked: somebody alive holds it.
     """
-    lease = {"key": stored_text(key), "owner": owner, "expires": connection.now + ttl_s}
+    lease = {"key": rows.stored_text(key), "owner": owner, "expires": connection.now + ttl_s}
     epoch = connection.insert(queries.TAKE_LEASE, lease)
     if epoch is None:
         _remove_lapsed(connection, key, is_dead)
         epoch = connection.insert(queries.TAKE_LEASE, lease)
-    if epoch is None:
-        raise _locked(key, None)  # somebody else took it a moment ago
+    if epoch is None:  # somebody else took it a moment ago
+        raise _locked(key, None)
     return epoch
 
 
 def _remove_lapsed(connection: Connection, key: str, is_dead: IsDead) -> None:
-    held = connection.rows(queries.LEASE_OF_KEY, {"key": stored_text(key)})
-    if not held:
-        return  # given back a moment ago
-    epoch, owner, expires = held[0]
-    if not _has_lapsed(expires, connection.now) and not is_dead(epoch, owner):
-        raise _locked(key, owner)
-    if not connection.run(queries.DROP_LAPSED_LEASE, {"epoch": epoch, "expires": expires}):
-        raise _locked(key, owner)  # its owner lives and has renewed it
+    held = connection.rows(queries.LEASE_OF_KEY, {"key": rows.stored_text(key)})
+    for epoch, owner, expires in held:  # none if it was released a moment ago
+        if not _has_lapsed(expires, connection.now) and not is_dead(epoch, owner):
+            raise _locked(key, owner)
+        if not connection.run(queries.DROP_LAPSED_LEASE, {"epoch": epoch, "expires": expires}):
+            raise _locked(key, owner)  # its owner lives and has renewed it
 
 
 def _has_lapsed(expires: object, now: float) -> bool:
@@ -178,21 +129,11 @@ def _has_lapsed(expires: object, now: float) -> bool:
 
 
 def _locked(key: str, owner: object) -> UploadLocked:
-    return UploadLocked(f"upload {key!r} is being sent by {Owner.parse(owner) or 'somebody'}.")
+    holder = Owner.parse(owner) or "another process"
+    return UploadLocked(f"{key!r} is already being uploaded by {holder}.")
 
 
-def renew(connection: Connection, epoch: int, ttl_s: float) -> bool:
-    """Extend a lease; False if somebody else took the key over."""
-    values = {"epoch": epoch, "expires": connection.now + ttl_s}
-    return connection.run(queries.RENEW_LEASE, values) == 1
-
-
-def release(connection: Connection, epoch: int) -> None:
-    """Give a lease back."""
-    connection.run(queries.DROP_LEASE, {"epoch": epoch})
-
-
-def drop_leases_of(connection: Connection, tokens: Collection[str]) -> None:
+def drop_leases_of(connection: Connection, tokens: Iterable[str]) -> None:
     """Remove all leases of these owners."""
     for token in tokens:
         connection.run(queries.DROP_LEASES_OF_OWNER, {"owner": f"%/{token}"})
@@ -202,28 +143,36 @@ def _is_live(connection: Connection, epoch: int) -> bool:
     return bool(connection.rows(queries.LIVE_LEASE, {"epoch": epoch}))
 
 
-def _require_live(connection: Connection, lease: Lease) -> None:
-    if not _is_live(connection, lease.epoch):
-        raise lease_lost(lease.key)
+# --- reading --------------------------------------------------------------------------------
 
 
-# --- uploads --------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class FoundUpload:
+    """An upload as the database has it.
+
+    Attributes:
+        row_id: what its part acks refer to; None if there is no record.
+    """
+
+    row_id: int | None
+    record: UploadRecord | None
+    acks: Mapping[int, PartAck]
 
 
 def load(connection: Connection, key: str, notice: Notice) -> FoundUpload:
     """An upload with its part acks. A damaged ack is left out: its part is sent again."""
     row = _row_of_key(connection, key)
     if row is None:
-        return FoundUpload(row_id=None, record=None, acks={})
+        return FoundUpload(None, None, {})
     acks: dict[int, PartAck] = {}
     for values in connection.rows(queries.PARTS_OF_UPLOAD, {"id": row["id"]}):
         try:
-            ack = ack_of(*values)
+            ack = rows.ack_of(*values)
         except StateUnavailable as error:
             notice(error.message)
         else:
             acks[ack.number] = ack
-    return FoundUpload(row_id=row["id"], record=record_of(row), acks=acks)
+    return FoundUpload(row["id"], rows.record_of(row), acks)
 
 
 def find(connection: Connection, *, key: str | None, video_id: str | None) -> UploadRecord | None:
@@ -231,21 +180,58 @@ def find(connection: Connection, *, key: str | None, video_id: str | None) -> Up
     if key is not None:
         row = _row_of_key(connection, key)
     else:
-        values = {"video_id": stored_text(video_id or "")}
+        values = {"video_id": rows.stored_text(video_id or "")}
         row = _first(connection.rows(queries.UPLOAD_OF_VIDEO, values))
-    return None if row is None else record_of(row)
+    return None if row is None else rows.record_of(row)
 
 
 def _row_of_key(connection: Connection, key: str) -> dict[str, Any] | None:
-    return _first(connection.rows(queries.UPLOAD_OF_KEY, {"key": stored_text(key)}))
+    return _first(connection.rows(queries.UPLOAD_OF_KEY, {"key": rows.stored_text(key)}))
 
 
-def _first(rows: Sequence[tuple[Any, ...]]) -> dict[str, Any] | None:
-    return _by_column(rows[0]) if rows else None
+def _first(found: Sequence[tuple[Any, ...]]) -> dict[str, Any] | None:
+    return dict(zip(_UPLOAD_COLUMNS, found[0], strict=True)) if found else None
 
 
-def _by_column(row: Sequence[Any]) -> dict[str, Any]:
-    return dict(zip(_UPLOAD_COLUMNS, row, strict=True))
+def page(
+    connection: Connection, before_id: int | None, size: int, is_dead: IsDead, notice: Notice
+) -> tuple[list[UploadStatus], int | None]:
+    """Some records, newest first, and where the next page starts (None after the last)."""
+    values = {"id": _LAST_ID if before_id is None else before_id, "count": size}
+    found = connection.rows(queries.UPLOADS_BEFORE, values)
+    statuses = []
+    for row in found:
+        try:
+            statuses.append(_status(row, connection.now, is_dead))
+        except StateUnavailable as error:
+            notice(str(error))
+    return statuses, found[-1][0] if len(found) == size else None
+
+
+def _status(row: tuple[Any, ...], now: float, is_dead: IsDead) -> UploadStatus:
+    *columns, count, size, epoch, owner, expires = row
+    is_held = epoch is not None and not _has_lapsed(expires, now) and not is_dead(epoch, owner)
+    return UploadStatus(
+        record=rows.record_of(dict(zip(_UPLOAD_COLUMNS, columns, strict=True))),
+        acked_part_count=count,
+        acked_bytes=int(size or 0),
+        owner=str(Owner.parse(owner) or owner) if is_held else None,
+        lease_expires_at=rows.instant(expires) if is_held else None,
+    )
+
+
+def orphans(connection: Connection, notice: Notice) -> list[Orphan]:
+    """Multipart uploads to abort, oldest first."""
+    found = []
+    for row in connection.rows(queries.ORPHANS):
+        try:
+            found.append(rows.orphan_of(row))
+        except StateUnavailable as error:
+            notice(str(error))
+    return found
+
+
+# --- writing --------------------------------------------------------------------------------
 
 
 def create(
@@ -253,15 +239,16 @@ def create(
 ) -> tuple[int, datetime]:
     """Write a new record, in place of the one in `former_row_id`; returns its row and time."""
     if former_row_id is not None:
-        _require_live(connection, lease)
-        _drop(connection, former_row_id)
+        if not _is_live(connection, lease.epoch):
+            raise lease_lost(lease.key)
+        _delete_row(connection, former_row_id)
     now = connection.now
-    values = {**record_row(record), "created_at": now, "updated_at": now}
-    values["epoch"] = lease.epoch
+    values = rows.record_row(record)
+    values |= {"created_at": now, "updated_at": now, "epoch": lease.epoch}
     row_id = connection.insert(queries.ADD_UPLOAD, values)
     if row_id is None:
         raise _refusal(connection, lease, record.video_id)
-    return row_id, instant(now)
+    return row_id, rows.instant(now)
 
 
 def update(
@@ -270,32 +257,44 @@ def update(
     row_id: int,
     fields: Mapping[str, Any],
     *,
-    drop_acks: bool = False,
-    orphan: Orphan | None = None,
+    drop_acks: bool,
+    orphan: Orphan | None,
 ) -> datetime:
     """Change fields of a record; returns the time of the change. See `UploadClaim.update`."""
     now = connection.now
-    values = changes_row(fields)
-    values |= {"id": row_id, "epoch": lease.epoch, "updated_at": now, "key": stored_text(lease.key)}
+    values = rows.fields_row({**fields, "key": lease.key})
+    values |= {"id": row_id, "epoch": lease.epoch, "updated_at": now}
     if not connection.run(queries.update_upload(frozenset(fields)), values):
         raise _refusal(connection, lease, fields.get("video_id"))
     if drop_acks:
         connection.run(queries.DROP_PARTS, {"id": row_id})
     _add_orphan(connection, orphan)
-    return instant(now)
+    return rows.instant(now)
 
 
 def _refusal(connection: Connection, lease: Lease, video_id: str | None) -> StateError:
     """Why a write under a lease changed nothing."""
-    _require_live(connection, lease)
+    if not _is_live(connection, lease.epoch):
+        return lease_lost(lease.key)
     if video_id is not None:
-        values = {"video_id": stored_text(video_id)}
-        for (owner,) in connection.rows(queries.KEY_OF_VIDEO, values):
-            return video_taken(video_id, loaded_text(owner))
+        values = {"video_id": rows.stored_text(video_id)}
+        for (key,) in connection.rows(queries.KEY_OF_VIDEO, values):
+            return video_taken(video_id, rows.loaded_text(key))
     return StateUnavailable(
         f"the record of upload {lease.key!r} is gone from the database.",
         next_step="Run the same command again.",
     )
+
+
+def add_acks(connection: Connection, writes: Sequence[AckWrite]) -> list[bool]:
+    """Write part acks of any number of uploads; tells which leases were still ours."""
+    values = [rows.ack_row(write.upload, write.part, write.epoch) for write in writes]
+    # Sorted, so that two stores writing the same rows cannot deadlock.
+    values.sort(key=itemgetter("upload", "number"))
+    if connection.run_many(queries.ADD_PART, values) == len(values):
+        return [True] * len(values)
+    live = {epoch for epoch in {write.epoch for write in writes} if _is_live(connection, epoch)}
+    return [write.epoch in live for write in writes]
 
 
 def delete(connection: Connection, key: str, owner: str, is_dead: IsDead) -> None:
@@ -309,86 +308,23 @@ def delete(connection: Connection, key: str, owner: str, is_dead: IsDead) -> Non
     if row is not None:
         if row["phase"] in (Phase.UPLOADING, Phase.COMPLETING):
             _add_orphan(connection, _orphan_in(row))
-        _drop(connection, row["id"])
-    release(connection, epoch)
+        _delete_row(connection, row["id"])
+    connection.run(queries.DROP_LEASE, {"epoch": epoch})
 
 
-def _drop(connection: Connection, row_id: int) -> None:
+def _delete_row(connection: Connection, row_id: int) -> None:
     connection.run(queries.DROP_PARTS, {"id": row_id})
     connection.run(queries.DROP_UPLOAD, {"id": row_id})
 
 
 def _orphan_in(row: Values) -> Orphan | None:
     try:
-        return record_of(row).orphan()
+        return rows.record_of(row).orphan()
     except StateUnavailable:  # deleting is how one gets rid of a damaged record
         return None
 
 
-# --- part acks ------------------------------------------------------------------------------
-
-
-def add_acks(connection: Connection, writes: Sequence[AckWrite]) -> list[bool]:
-    """Write part acks of any number of uploads; tells which leases were still ours."""
-    rows = [ack_row(write.upload, write.part, write.epoch) for write in writes]
-    # Sorted, so that two stores writing the same rows cannot deadlock.
-    rows.sort(key=itemgetter("upload", "number"))
-    if connection.run_many(queries.ADD_PART, rows) == len(rows):
-        return [True] * len(rows)
-    live = {epoch for epoch in {write.epoch for write in writes} if _is_live(connection, epoch)}
-    return [write.epoch in live for write in writes]
-
-
-# --- lists ----------------------------------------------------------------------------------
-
-
-def page(
-    connection: Connection, before_id: int | None, size: int, is_dead: IsDead, notice: Notice
-) -> tuple[list[UploadStatus], int | None]:
-    """Some records, newest first, and where the next page starts (None after the last)."""
-    values = {"id": _AFTER_ALL if before_id is None else before_id, "count": size}
-    rows = connection.rows(queries.UPLOADS_BEFORE, values)
-    statuses = []
-    for row in rows:
-        try:
-            statuses.append(_status(row, connection.now, is_dead))
-        except StateUnavailable as error:
-            notice(str(error))
-    return statuses, rows[-1][0] if len(rows) == size else None
-
-
-def _status(row: tuple[Any, ...], now: float, is_dead: IsDead) -> UploadStatus:
-    *columns, count, size, epoch, owner, expires = row
-    is_held = epoch is not None and not _has_lapsed(expires, now) and not is_dead(epoch, owner)
-    return UploadStatus(
-        record=record_of(_by_column(columns)),
-        acked_part_count=count,
-        acked_bytes=int(size or 0),
-        owner=str(Owner.parse(owner) or owner) if is_held else None,
-        lease_expires_at=instant(expires) if is_held else None,
-    )
-
-
-# --- orphans --------------------------------------------------------------------------------
-
-
 def _add_orphan(connection: Connection, orphan: Orphan | None) -> None:
     if orphan is not None:
-        values = {**orphan_row(orphan), "noted_at": connection.now}
+        values = {**rows.orphan_row(orphan), "added_at": connection.now}
         connection.run(queries.ADD_ORPHAN, values)
-
-
-def orphans(connection: Connection, notice: Notice) -> list[Orphan]:
-    """Multipart uploads to abort, oldest first."""
-    found = []
-    for row in connection.rows(queries.ORPHANS):
-        try:
-            found.append(orphan_of(dict(zip(ORPHAN_COLUMNS, row, strict=True))))
-        except StateUnavailable as error:
-            notice(str(error))
-    return found
-
-
-def drop_orphan(connection: Connection, upload_id: str) -> None:
-    """Remove an orphan that was aborted."""
-    connection.run(queries.DROP_ORPHAN, {"upload_id": stored_text(upload_id)})

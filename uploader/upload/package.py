@@ -270,4 +270,4 @@ def _text_of(ack: PartAck) -> str:
 
 
 def _ack_of(record: UploadRecord) -> PartAck:
-    return PartAck(*json.loads(record.receipt or "[]"))
+    return PartAck(*json.loads(record.result or "[]"))

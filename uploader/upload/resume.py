@@ -36,9 +36,9 @@ async def earlier_result(ctx: UploadContext) -> UploadResult | None:
         SourceChanged: it is not, and the video must not be overwritten.
     """
     record = ctx.journal.record
-    if record is None or record.phase is not Phase.DONE or record.receipt is None:
+    if record is None or record.phase is not Phase.DONE or record.result is None:
         return None
-    result = _result_of(record.receipt)
+    result = _result_of(record.result)
     if not await _is_source_of(ctx, record, result):
         if ctx.request.overwrite:
             return None
