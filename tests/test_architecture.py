@@ -90,7 +90,7 @@ LINES = (
     _hand("sources.bytes"),
     _hand("sources.files", "aiofiles"),
     _hand("sources.hls"),
-    _hand("sources.followed"),
+    _hand("sources.followed", "aiofiles"),
     _hand("sources.readers"),
     _hand("sources.part_buffer"),
     _hand("sources.spool"),

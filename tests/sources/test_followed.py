@@ -120,7 +120,7 @@ async def test_a_file_that_never_stops_changing_completes_nothing(desk: Desk, pa
         error = await desk.fail(source)
         stopped.set()
     assert isinstance(error, SourceChanged)
-    assert "goes on changing" in error.message
+    assert "keeps changing" in error.message
     assert desk.server.stats.completes == 0
 
 

@@ -59,6 +59,3 @@ class _Memory(RandomAccess):
 
     async def read(self, into: memoryview, offset: int) -> int:
         return self.read_now(into, offset) or 0
-
-    def check_now(self) -> None:
-        return None

@@ -37,7 +37,6 @@ __all__ = [
     "empty_source",
     "require_open",
     "temporary_failure",
-    "truncated_source",
     "unreadable_source",
 ]
 
@@ -125,7 +124,7 @@ class RangeBody:
     def read_now(self, into: memoryview, position: int) -> int | None:
         """As `Body.read_now`."""
         count = self.origin.read_now(into[: self.size - position], self.offset + position)
-        if count is not None and self._has_ended(count, position):
+        if count is not None and self._is_last(count, position):
             self.origin.check_now()
             self._require_bytes(count, position)
         return count
@@ -133,7 +132,7 @@ class RangeBody:
     async def read(self, into: memoryview, position: int) -> int:
         """As `Body.read`."""
         count = await self.origin.read(into[: self.size - position], self.offset + position)
-        if self._has_ended(count, position):
+        if self._is_last(count, position):
             await self.origin.check()
             self._require_bytes(count, position)
         return count
@@ -143,7 +142,7 @@ class RangeBody:
         if self.on_sent is not None:
             self.on_sent(position)
 
-    def _has_ended(self, count: int, position: int) -> bool:
+    def _is_last(self, count: int, position: int) -> bool:
         return count == 0 or position + count == self.size
 
     def _require_bytes(self, count: int, position: int) -> None:
@@ -358,14 +357,9 @@ def empty_source(name: str) -> SourceUnreadable:
     )
 
 
-def truncated_source(name: str, offset: int) -> SourceChanged:
-    """The error for bytes that were there and are gone."""
-    return SourceChanged(f"{name} has become shorter: it ends at byte {offset}.")
-
-
-def changed_source(name: str, changes: list[str]) -> SourceChanged:
-    """The error for a fingerprint that differs in these fields."""
-    return SourceChanged(f"{name} was changed while it was read ({', '.join(changes)}).")
+def changed_source(name: str, *changes: str) -> SourceChanged:
+    """The error for a source that is not what it was when it was opened."""
+    return SourceChanged(f"{name} changed while it was read ({', '.join(changes)}).")
 
 
 _CHECK_PATH: Final = "Check the path, then run again."

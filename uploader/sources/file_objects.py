@@ -16,9 +16,9 @@ from uploader.sources.contract import (
     RangeBody,
     Ranges,
     Source,
+    changed_source,
     empty_source,
     require_open,
-    truncated_source,
 )
 from uploader.sources.files import FileSource
 from uploader.sources.readers import READ_SIZE
@@ -143,15 +143,12 @@ class FileObjectSource(Ranges, RandomAccess):
             self._begin = await self._in_thread(self._file.tell)
             found = await self.fingerprint()
         except BaseException:
-            self._close_thread()
+            await self.__aexit__(None, None, None)
             raise
         self.size, self._crc64 = found.size, found.inode
         return self
 
     async def __aexit__(self, kind: object, error: object, trace: object) -> None:
-        self._close_thread()
-
-    def _close_thread(self) -> None:
         thread, self._thread = self._thread, None
         if thread is not None:
             thread.shutdown()
@@ -175,7 +172,7 @@ class FileObjectSource(Ranges, RandomAccess):
         while filled < len(into):
             piece = self._file.read(len(into) - filled)
             if not piece:
-                raise truncated_source(self.name, offset + filled)
+                raise changed_source(self.name, f"it ends at byte {offset + filled}")
             into[filled : filled + len(piece)] = piece
             filled += len(piece)
         return filled

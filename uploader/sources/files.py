@@ -35,7 +35,6 @@ from uploader.sources.contract import (
     checksums_of,
     empty_source,
     require_open,
-    truncated_source,
     unreadable_source,
 )
 from uploader.threads import DISKS
@@ -93,10 +92,8 @@ class FileSource(Ranges):
         """
         handle = await self._open()
         try:
-            self._file = self._kind()(self._path, handle, self._read_timeout_s)
-            self._admit(self._file)
+            self._file = self._open_file(handle, self._read_timeout_s)
         except BaseException:
-            self._file = None
             await handle.close()
             raise
         return self
@@ -138,13 +135,11 @@ class FileSource(Ranges):
         except (OSError, ValueError) as exc:
             raise unreadable_source(self._path, exc) from exc
 
-    def _kind(self) -> type[OpenFile]:
-        return OpenFile
-
-    def _admit(self, file: OpenFile) -> None:
-        """Make sure that it can be uploaded."""
+    def _open_file(self, handle: AsyncFileIO, read_timeout_s: float) -> OpenFile:
+        file = OpenFile(self._path, handle, read_timeout_s)
         if file.fingerprint.size == 0:
             raise empty_source(self._path)
+        return file
 
     def _opened(self) -> OpenFile:
         return require_open(self._file)
@@ -198,13 +193,13 @@ class OpenFile(RandomAccess):
         """
         now = Fingerprint.of_file(os.fstat(self._descriptor))
         if now != self.fingerprint and not self.fingerprint.is_touched(now):
-            raise changed_source(self._path, self.fingerprint.changes(now))
+            raise changed_source(self._path, *self.fingerprint.changes(now))
 
     def check_untouched_now(self) -> None:
         """Raise `SourceChanged` also if only the change time is new."""
         now = Fingerprint.of_file(os.fstat(self._descriptor))
         if now != self.fingerprint:
-            error = changed_source(self._path, self.fingerprint.changes(now))
+            error = changed_source(self._path, *self.fingerprint.changes(now))
             if self.fingerprint.is_touched(now):
                 error.is_temporary = True
                 error.next_step = "Run the same command again: the file is read again."
@@ -249,7 +244,7 @@ class OpenFile(RandomAccess):
         while filled < len(into):
             size = self._read_some(into[filled:], offset + filled)
             if size == 0:
-                raise truncated_source(self._path, offset + filled)
+                raise changed_source(self._path, f"it ends at byte {offset + filled}")
             filled += size
         return filled
 

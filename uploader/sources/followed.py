@@ -12,13 +12,16 @@ import select
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from uploader.clock import Clock, SystemClock
 from uploader.errors import ConfigurationError
 from uploader.protocol.plan import MAX_PART_SIZE, Part
 from uploader.sources.contract import Fingerprint, PartStream, empty_source
 from uploader.sources.files import FileSource, OpenFile
+
+if TYPE_CHECKING:
+    from aiofiles.threadpool.binary import AsyncFileIO
 
 __all__ = ["FollowedFile", "Until"]
 
@@ -126,13 +129,11 @@ class FollowedFile(FileSource):
         self._has_ended = False
         await super().__aexit__(kind, error, trace)
 
-    def _kind(self) -> type[OpenFile]:
-        return _UncheckedFile
-
-    def _admit(self, file: OpenFile) -> None:
+    def _open_file(self, handle: AsyncFileIO, read_timeout_s: float) -> OpenFile:
         """Accept a file that is still empty."""
         self._changed_at_s = self._clock.elapsed_s()
         self._writer = _open_process(self._until.pid)
+        return _UncheckedFile(self._path, handle, read_timeout_s)
 
     async def _current_size(self, *, fresh: bool) -> int:
         file = self._opened()
@@ -161,14 +162,8 @@ class _FollowedParts(PartStream):
     """The parts of a followed file: it buffers them, and the next run reads the same file."""
 
     file: FollowedFile
-
-    @property
-    def is_rereadable(self) -> bool:
-        return True
-
-    @property
-    def max_part_size(self) -> int:
-        return MAX_PART_SIZE
+    is_rereadable = True
+    max_part_size = MAX_PART_SIZE
 
     async def wait_for(self, part: Part) -> int:
         size = await self.file.wait_for_size(part.offset + part.size)

@@ -23,7 +23,6 @@ from uploader.sources.contract import (
     empty_source,
     require_open,
     temporary_failure,
-    truncated_source,
 )
 from uploader.threads import Threads
 
@@ -123,13 +122,13 @@ class FsspecSource(Ranges):
             self._fs.cat_file, self._path, start=offset, end=offset + size
         )
         if len(block) != size:
-            raise truncated_source(self.name, offset + len(block))
+            raise changed_source(self.name, f"it ends at byte {offset + len(block)}")
         return bytes(block)
 
     async def check(self) -> None:
         """Raise `SourceChanged` if the store reports something else than on opening."""
         if changes := self._opened().changes(await self.fingerprint()):
-            raise changed_source(self.name, changes)
+            raise changed_source(self.name, *changes)
 
     async def _in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run blocking work; translate whatever an implementation raises."""

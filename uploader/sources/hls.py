@@ -163,7 +163,7 @@ class HlsPackage:
             if member.path is not None:
                 known, now = member.fingerprint, await source.fingerprint()
                 if now != known and not known.is_touched(now):
-                    raise changed_source(member.path, known.changes(now))
+                    raise changed_source(member.path, *known.changes(now))
             self._open[number] = source
             try:
                 yield source

@@ -166,7 +166,14 @@ class CommandReader:
     async def read(self, into: memoryview) -> int:
         """Start the command on the first call; check its exit status at the end."""
         if self._command is None or self._reader is None:
-            self._command, self._reader = self._start()
+            try:
+                self._command = RunningCommand(self._argv)
+            except CommandNotStarted as error:
+                raise SourceUnreadable(
+                    f"The command {self._argv[0]} cannot be started ({error})."
+                ) from error
+            output_name = f"the output of {self._argv[0]}"
+            self._reader = DescriptorReader(self._command.output, output_name)
         count = await self._reader.read(into)
         if count == 0 and (status := await self._command.wait()) != 0:
             raise SourceUnreadable(
@@ -182,12 +189,3 @@ class CommandReader:
         command, self._command = self._command, None
         if command is not None:
             await command.stop()
-
-    def _start(self) -> tuple[RunningCommand, DescriptorReader]:
-        try:
-            command = RunningCommand(self._argv)
-        except CommandNotStarted as error:
-            raise SourceUnreadable(
-                f"The command {self._argv[0]} cannot be started ({error})."
-            ) from error
-        return command, DescriptorReader(command.output, f"the output of {self._argv[0]}")

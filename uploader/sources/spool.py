@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, ParamSpec, TypeVar
+from typing import Final, NamedTuple, ParamSpec, TypeVar
 
 from uploader.errors import SourceChanged, SourceNotRepeatable, SourceUnreadable, UnsafePath
 from uploader.private_files import (
@@ -45,11 +45,9 @@ less. Too large: uses disk space."""
 _VERSION: Final = 1
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
+class _Entry(NamedTuple):
     """One part in the journal."""
 
-    offset: int
     size: int
     crc64: int
 
@@ -82,24 +80,14 @@ class Spool:
     def __init__(self, folder: str | Path, name: str, max_size: int = DEFAULT_SPOOL_SIZE) -> None:
         require_buffer_size(max_size, "--spool-size")
         self._folder = Path(folder).absolute() / f"{name.replace(os.sep, '_')}.spool"
-        self._max_size = max_size
+        self.max_part_size = max_size // BUFFERED_PART_COUNT
         self._space = BufferSpace(max_size)
         self._lock: int | None = None
         self._journal: int | None = None
         self._has_dropped = False
         self._reference = ""
         self._earlier = _read_journal(self._folder)
-        self._identity = self._earlier.identity or f"spool:{uuid.uuid4().hex}"
-
-    @property
-    def identity(self) -> str:
-        """That of the stream in the folder, or a new one."""
-        return self._identity
-
-    @property
-    def max_part_size(self) -> int:
-        """An eighth of the space."""
-        return self._max_size // BUFFERED_PART_COUNT
+        self.identity = self._earlier.identity or f"spool:{uuid.uuid4().hex}"
 
     async def open(self, reference: str) -> int:
         """Lock the folder and read what an earlier run left there.
@@ -122,9 +110,9 @@ class Spool:
         entry = self._earlier.entries.get(offset)
         if entry is None:
             return None
-        file = await self._in_thread(self._file_of, entry)
+        file = await self._in_thread(_SpooledPart.at, self._path(offset), entry.size)
         if file is None:
-            return _PartAtOss(entry, self._reset_journal)
+            return _PartAtOss(offset, entry.size, entry.crc64, self._reset_journal)
         if (await file.read_crc(0, entry.size))[0] != entry.crc64:
             await self._in_thread(self._reset_journal)
             raise SourceNotRepeatable(
@@ -208,11 +196,7 @@ class Spool:
         if self._journal is not None:
             os.ftruncate(self._journal, 0)
         if self._reference:
-            self._append("spool", _VERSION, self._identity, self._reference)
-
-    def _file_of(self, entry: _Entry) -> _SpooledPart | None:
-        path = self._path(entry.offset)
-        return _SpooledPart.at(path, entry.size) if path.exists() else None
+            self._append("spool", _VERSION, self.identity, self._reference)
 
     async def _write(self, path: Path, size: int, read: ReadInto) -> tuple[int, int]:
         """Write up to `size` bytes; return how many, and their CRC-64."""
@@ -267,7 +251,7 @@ def _read_journal(folder: Path) -> _Journal:
                 case ["spool", int(version), str(identity), str(reference)] if version == _VERSION:
                     journal = _Journal(identity, reference)
                 case ["part", int(offset), int(size), int(crc)]:
-                    journal.entries[offset] = _Entry(offset, size, crc)
+                    journal.entries[offset] = _Entry(size, crc)
                 case ["end", int(size)] if journal.reference is not None:
                     journal.size = size
     return journal
@@ -290,9 +274,11 @@ class _SpooledPart(Ranges, RandomAccess):
     mtime_ns: int
 
     @classmethod
-    def at(cls, path: Path, size: int) -> _SpooledPart:
-        """The file as it is now."""
-        return cls(path, size, path.stat().st_mtime_ns)
+    def at(cls, path: Path, size: int) -> _SpooledPart | None:
+        """The file as it is now, if there is one."""
+        with suppress(FileNotFoundError):
+            return cls(path, size, path.stat().st_mtime_ns)
+        return None
 
     def body(self, offset: int, size: int, on_sent: Callable[[int], None] | None = None) -> Body:
         """Return the range as a request body."""
@@ -326,24 +312,21 @@ class _PartAtOss:
     journal, so that the stream can be produced again.
     """
 
-    entry: _Entry
+    offset: int
+    size: int
+    crc64: int
     forget: Callable[[], None]
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return self.entry.size
 
     def body(self, offset: int, size: int, on_sent: Callable[[int], None] | None = None) -> Body:
         """Reset the journal and raise `SourceNotRepeatable`."""
         self.forget()
         raise SourceNotRepeatable(
-            f"The {size} bytes at offset {self.entry.offset + offset} were sent by an earlier run, "
+            f"The {size} bytes at offset {self.offset + offset} were sent by an earlier run, "
             "OSS has lost them, and they are not in the spool any more."
         )
 
     async def read_crc(self, offset: int, size: int, *, with_md5: bool = False) -> Checksums:
         """Return the recorded CRC-64 of the whole part."""
-        if (offset, size) != (0, self.entry.size) or with_md5:
+        if (offset, size) != (0, self.size) or with_md5:
             self.body(offset, size)
-        return self.entry.crc64, None
+        return self.crc64, None

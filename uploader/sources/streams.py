@@ -37,6 +37,8 @@ class StreamSource:
             those of a file of that size.
     """
 
+    is_rereadable = False
+
     def __init__(
         self,
         pieces: AsyncIterable[BytesLike] | Reader,
@@ -51,6 +53,7 @@ class StreamSource:
         self._buffer = buffer or MemoryBuffer()
         self.identity = identity or self._buffer.identity or f"stream:{uuid.uuid4().hex}"
         self.expected_size = expected_size
+        self.max_part_size = self._buffer.max_part_size
         self.size = 0
         self._parts: dict[int, BufferedPart] = {}
         self._end = 0
@@ -96,16 +99,6 @@ class StreamSource:
             await self._buffer.close(is_done=error is None)
 
     # --- as a stream ---------------------------------------------------------------
-
-    @property
-    def is_rereadable(self) -> bool:
-        """False: a stream is read once."""
-        return False
-
-    @property
-    def max_part_size(self) -> int:
-        """As of the buffer."""
-        return self._buffer.max_part_size
 
     @property
     def resume_hint(self) -> str:

@@ -18,8 +18,8 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import ThreadedResolver
 
 from uploader.clock import Clock
-from uploader.errors import PolicyError, SourceChanged, SourceError, SourceUnreadable
-from uploader.sources.contract import require_open, temporary_failure
+from uploader.errors import PolicyError, SourceError, SourceUnreadable
+from uploader.sources.contract import changed_source, require_open, temporary_failure
 from uploader.sources.url_policy import UrlPolicy
 from uploader.threads import in_thread
 from uploader.transport import tls_context
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 __all__ = ["CheckedResolver", "UrlClient", "checked_socket"]
 
 T = TypeVar("T")
+
+_CONNECTION_COUNT: Final = 64
+"""To one source. Fewer than the uploader has connections: parts wait for each other."""
 
 _PAUSES_S: Final = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
 _TEMPORARY_STATUSES: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -48,7 +51,6 @@ class UrlClient:
     Attributes:
         name: of the source, for messages.
         policy: which addresses may be read.
-        connections: the most at once.
         read_timeout_s: how long a server may send nothing.
         resolver: for tests, and for networks whose names are resolved elsewhere.
     """
@@ -56,7 +58,6 @@ class UrlClient:
     url: URL
     name: str
     policy: UrlPolicy
-    connections: int
     read_timeout_s: float
     clock: Clock
     resolver: AbstractResolver | None
@@ -67,7 +68,7 @@ class UrlClient:
         """Get ready for requests."""
         connector = aiohttp.TCPConnector(
             ssl=await _system_tls(),
-            limit=self.connections,
+            limit=_CONNECTION_COUNT,
             resolver=CheckedResolver(self.policy, self.resolver or ThreadedResolver()),
             socket_factory=functools.partial(checked_socket, self.policy),
         )
@@ -139,10 +140,6 @@ class UrlClient:
             await self.clock.sleep(_PAUSES_S[min(failure_count, len(_PAUSES_S) - 1)])
             failure_count += 1
 
-    def changed(self, how: str) -> SourceChanged:
-        """The error for an object that is not the one that was opened."""
-        return SourceChanged(f"{self.name} changed while it was read: {how}.")
-
     def temporary(self, reason: str) -> SourceUnreadable:
         """The error for a failure that may not occur again."""
         return temporary_failure(
@@ -175,7 +172,7 @@ class UrlClient:
     def _failure_of(self, response: aiohttp.ClientResponse) -> SourceError | None:
         status = response.status
         if status == 412:
-            return self.changed("it is another object now")
+            return changed_source(self.name, "it is another object now")
         if status in (401, 403):
             return SourceUnreadable(
                 f"{self.name} may not be read: its server answers {status}.",

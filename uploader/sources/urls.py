@@ -27,6 +27,7 @@ from uploader.sources.contract import (
     RandomAccess,
     RangeBody,
     Ranges,
+    changed_source,
     empty_source,
     require_open,
     temporary_failure,
@@ -40,9 +41,6 @@ if TYPE_CHECKING:
     from aiohttp.abc import AbstractResolver
 
 __all__ = ["UrlSource"]
-
-_CONNECTION_COUNT: Final = 64
-"""To one source. Fewer than the uploader has connections: parts wait for each other."""
 
 _FIRST_PATIENCE_S: Final = 15.0
 """Before the first response: a host that was never there is more likely a wrong URL."""
@@ -92,7 +90,6 @@ class UrlSource(Ranges):
         url: http or https; its query may be a presigned one, which is shown nowhere.
         name: the file name for VOD; None takes it from the path.
         policy: which addresses may be read.
-        connections: the most at once.
         read_timeout_s: how long a server may send nothing before the request is repeated.
             Too small fails with slow stores; too large notices a dead server late.
         patience_s: how long reading may fail without a byte. Too small fails when a server
@@ -107,7 +104,6 @@ class UrlSource(Ranges):
         name: str | None = None,
         *,
         policy: UrlPolicy | None = None,
-        connections: int = _CONNECTION_COUNT,
         read_timeout_s: float = 30.0,
         patience_s: float = 120.0,
         buffer: PartBuffer | None = None,
@@ -122,7 +118,6 @@ class UrlSource(Ranges):
             url=self._url,
             name=self.name,
             policy=policy or UrlPolicy(),
-            connections=connections,
             read_timeout_s=read_timeout_s,
             clock=clock or SystemClock(),
             resolver=resolver,
@@ -140,7 +135,7 @@ class UrlSource(Ranges):
     @property
     def size(self) -> int:
         """As in the first response."""
-        return self._stream.size if self._stream else self._pinned().size
+        return self._stream.size if self._stream else require_open(self._pin).size
 
     @property
     def stream(self) -> PartStream | None:
@@ -204,7 +199,7 @@ class UrlSource(Ranges):
             SourceChanged: it is not the object that was seen first.
             SourceUnreadable: the server refuses; `is_temporary` if a later request may succeed.
         """
-        headers = {"Range": f"bytes={offset}-{end - 1}", **self._pinned().headers}
+        headers = {"Range": f"bytes={offset}-{end - 1}", **require_open(self._pin).headers}
         response = await self._client.get(headers)
         try:
             return response, self._end_of(response, offset, end)
@@ -271,13 +266,13 @@ class UrlSource(Ranges):
 
     def _end_of(self, response: aiohttp.ClientResponse, offset: int, end: int) -> int:
         """Check a range; it may end before the requested `end` (RFC 9110, 15.3.7)."""
-        pin = self._pinned()
+        pin = require_open(self._pin)
         if response.status == 416:
-            raise self._client.changed("it has become shorter")
+            raise changed_source(self.name, "it has become shorter")
         found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
         first, last, size = map(int, found.groups()) if found else (0, 0, pin.size)
         if _Pin.of(response, size) != pin:
-            raise self._client.changed("it is another object now")
+            raise changed_source(self.name, "it is another object now")
         if response.status != 206 or found is None:
             raise self._range_ignored()
         if first != offset or not offset <= last < end:
@@ -293,9 +288,6 @@ class UrlSource(Ranges):
             f"{self.name} cannot be read: its server ignored the requested range.",
             "Run the same command again; if that fails as well, download the file and upload it.",
         )
-
-    def _pinned(self) -> _Pin:
-        return require_open(self._pin)
 
 
 # --- reading --------------------------------------------------------------------------
