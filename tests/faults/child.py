@@ -16,7 +16,7 @@ from uploader.protocol.wire import SignedRequest
 from uploader.sources import FileSource
 from uploader.state import SqlState
 
-from .asking import HASTY, Wish, ask
+from .caller import SHORT, UploadCall, run_once
 from .table import SITES
 
 SIGNALS = {"kill": signal.SIGKILL, "terminate": signal.SIGTERM, "interrupt": signal.SIGINT}
@@ -43,9 +43,9 @@ def forkserver() -> ForkServerContext:
     return context
 
 
-async def exit_code_of(wish: Wish, path: Path, state: Path, site: str, how: str) -> int:
+async def exit_code_of(call: UploadCall, path: Path, state: Path, site: str, how: str) -> int:
     """Run it to its end; negative is the signal that ended it."""
-    process = forkserver().Process(target=_main, args=(wish, path, state, site, how))
+    process = forkserver().Process(target=_main, args=(call, path, state, site, how))
     await asyncio.to_thread(process.start)
     try:
         await asyncio.to_thread(process.join, 30)
@@ -59,24 +59,24 @@ async def exit_code_of(wish: Wish, path: Path, state: Path, site: str, how: str)
         process.close()
 
 
-def _main(wish: Wish, path: Path, state: Path, site: str, how: str) -> None:
+def _main(call: UploadCall, path: Path, state: Path, site: str, how: str) -> None:
     # Whoever starts the tests in the background of a shell has it ignored for all of us.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        asyncio.run(_run(wish, path, state, site, how))
+        asyncio.run(_run(call, path, state, site, how))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except VodupError:
         sys.exit(FAILED)
 
 
-async def _run(wish: Wish, path: Path, state: Path, site_name: str, how: str) -> None:
+async def _run(call: UploadCall, path: Path, state: Path, site_name: str, how: str) -> None:
     site = next(site for site in SITES if site.name == site_name)
 
     def before(request: SignedRequest) -> SignedRequest:
-        if wish.account.is_at(site, request):
+        if call.account.is_at(site, request):
             loop = asyncio.get_running_loop()
             loop.call_later(_MOMENT_S, os.kill, os.getpid(), SIGNALS[how])
         return request
 
-    await ask(wish, FileSource(path), SqlState(state), HASTY, before=before)
+    await run_once(call, FileSource(path), SqlState(state), SHORT, before=before)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 PROPERTY = "faults"
-"""A test's list of [site/ill/persistence, how it ended, seconds]."""
+"""A test's list of [site/failure/persistence, how it ended, seconds]."""
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -42,14 +42,14 @@ def _reports(reporter: pytest.TerminalReporter) -> Iterator[pytest.TestReport]:
 
 
 def _figures(reports: list[pytest.TestReport]) -> dict[str, Any]:
-    from .table import ILLS, SITES, cells
+    from .table import FAILURES, SITES, cells
 
     runs = [run for report in reports for run in dict(report.user_properties)[PROPERTY]]  # type: ignore[attr-defined]
     cell_count = len(list(cells()))
     return {
         "cells": len({name.rpartition("/")[0] for name, _, _ in runs}),
         "cells_in_the_table": cell_count,
-        "not_applicable": len(SITES) * len(ILLS) - cell_count,
+        "not_applicable": len(SITES) * len(FAILURES) - cell_count,
         "runs": len(runs),
         "runs_by_persistence": dict(Counter(name.rpartition("/")[2] for name, _, _ in runs)),
         "ended": dict(Counter(how for _, how, _ in runs).most_common()),

@@ -18,18 +18,18 @@ from uploader.state.journal import UploadClaim
 from uploader.state.records import UploadStatus
 
 
-class Hurt:
+class DamagedFile:
     """A file that is changed under its reader, and put back. Mutable: how it is now."""
 
     KINDS: ClassVar = {"truncate", "grow", "replace", "edit", "unlink"}
 
     def __init__(self, path: Path, data: bytes) -> None:
         self._path, self._data = path, data
-        self._is_hurt = False
+        self._is_damaged = False
 
-    def strike(self, how: str) -> None:
+    def damage(self, how: str) -> None:
         """Do it."""
-        self._is_hurt = True
+        self._is_damaged = True
         match how:
             case "truncate":
                 os.truncate(self._path, len(self._data) // 3)
@@ -50,10 +50,10 @@ class Hurt:
             case "unlink":
                 self._path.unlink()
 
-    def heal(self) -> None:
+    def restore(self) -> None:
         """Put the original back, as a user would: with new times."""
-        if self._is_hurt:
-            self._is_hurt = False
+        if self._is_damaged:
+            self._is_damaged = False
             self._path.write_bytes(self._data)
 
     def clean_up(self) -> None:
@@ -124,7 +124,7 @@ class _UnreadableBody:
 
 
 class FailingState:
-    """A store whose writes fail at one step. Mutable: which step, and how often it struck."""
+    """A store whose writes fail at one step. Mutable: which step, and how often it injected."""
 
     def __init__(self, inner: StateStore) -> None:
         self._inner = inner
@@ -141,7 +141,8 @@ class FailingState:
 
     def is_hit(self, step: str, *, is_done: bool) -> bool:
         """Whether to fail now: before the write, or after it."""
-        return step != "" and step == self._step and is_done == (self._how == "write is not told")
+        fails_after = self._how == "write is not reported"
+        return step != "" and step == self._step and is_done == fails_after
 
     def fail(self, step: str) -> None:
         """Raise what the store would."""

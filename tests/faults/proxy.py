@@ -88,13 +88,13 @@ class Toxic:
 
 @dataclass(slots=True)
 class _Armed:
-    """A toxic and how often it fitted and struck. Mutable."""
+    """A toxic and how often it fitted and acted. Mutable."""
 
     toxic: Toxic
     seen: int = 0
     consumed: int = 0
 
-    def strikes(self, connection: int, request: int, head: bytes) -> bool:
+    def acts_on(self, connection: int, request: int, head: bytes) -> bool:
         toxic = self.toxic
         if toxic.connection not in (None, connection) or request < toxic.request:
             return False
@@ -109,7 +109,7 @@ class _Armed:
 
 
 class FaultProxy:
-    """Forwards to `host`:`port` until told otherwise; an async context manager.
+    """Forwards to `host`:`port` unless ordered otherwise; an async context manager.
 
     Mutable: toxics and their counts, connections. `receive_buffer` keeps the kernel from
     taking more than that off a sender that is to be stalled or slowed; `tls` is the context
@@ -164,7 +164,7 @@ class FaultProxy:
 
     @property
     def consumed(self) -> int:
-        """How often any toxic has struck."""
+        """How often any toxic has acted."""
         return sum(armed.consumed for armed in self._armed)
 
     def order(self, *toxics: Toxic) -> None:
@@ -177,9 +177,9 @@ class FaultProxy:
             await asyncio.wait(self._zombies, timeout=5)
 
     def take(self, actions: frozenset[str], connection: int, request: int, head: bytes) -> Toxic:
-        """The toxic that strikes now; one that only forwards if there is none."""
+        """The toxic that acts now; one that only forwards if there is none."""
         for armed in self._armed:
-            if armed.toxic.action in actions and armed.strikes(connection, request, head):
+            if armed.toxic.action in actions and armed.acts_on(connection, request, head):
                 return armed.toxic
         return _HARMLESS
 

@@ -80,8 +80,8 @@ def of_value(kind: str, value: Any) -> Iterator[Sink]:  # noqa: ANN401 - any pub
     except (TypeError, AttributeError, pickle.PicklingError):
         yield f"{kind}: pickle", ""  # refused, which is as good
     if is_dataclass(value) and not isinstance(value, type):
-        told = {f.name: getattr(value, f.name) for f in fields(value) if f.repr}
-        yield f"{kind}: fields", repr(told)
+        shown = {f.name: getattr(value, f.name) for f in fields(value) if f.repr}
+        yield f"{kind}: fields", repr(shown)
 
 
 def of_event(event: Any) -> Iterator[Sink]:  # noqa: ANN401

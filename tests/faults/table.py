@@ -1,6 +1,6 @@
 """The matrix as a table: where a run is hit, by what, how often, and which cells cannot be.
 
-A cell is a site and an ill; a run is a cell and a persistence. T are troubles of the
+A cell is a site and a failure; a run is a cell and a persistence. T are failures of the
 transport, A answers of the services, E the environment.
 """
 
@@ -67,7 +67,7 @@ def _part(name: str, number: int) -> Site:
 
 
 def _head(name: str, lead: Fault) -> Site:
-    """HeadObject is asked only when the answer of Complete leaves a question."""
+    """HeadObject is sent only when the answer of Complete leaves a question."""
     return Site(name=name, operation="HeadObject", pattern=b"^HEAD ", service="oss", leads=(lead,))
 
 
@@ -120,53 +120,53 @@ LOCAL_SITES = (
 SITES = (*NETWORK_SITES, *LOCAL_SITES)
 
 
-# --- ills -------------------------------------------------------------------------------
+# --- failures ---------------------------------------------------------------------------
 
-Door = Literal["", "closed", "no-name", "silent", "wrong-certificate", "tls-abort", "slow"]
+Detour = Literal["", "closed", "no-name", "silent", "wrong-certificate", "tls-abort", "slow"]
 Hook = Literal[
     "", "cancel", "clock ahead", "clock behind", "block", "truncate", "grow", "replace", "edit",
-    "unlink", "unreadable", "kill", "terminate", "interrupt", "write fails", "write is not told",
-    "taken over",
+    "unlink", "unreadable", "kill", "terminate", "interrupt", "write fails",
+    "write is not reported", "taken over",
 ]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class ByService:
-    """What each service is told to do; the place is filled in by the run."""
+    """The fault that each service injects; the run fills in the place."""
 
     oss: Fault | None = None
     vod: Fault | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ill:
-    """One kind of misfortune.
+class Failure:
+    """One kind of failure.
 
     Attributes:
         toxic: played by a proxy all requests to the site's service go through.
-        door: the site's requests are sent to another address, where this happens.
+        detour: the site's requests are sent to another address, where this happens.
         faults: played by the devserver.
         hook: played on this machine as the site's request is about to be sent.
-        mends: hit once, the first run still ends verified, but for the sites in `except_at`.
+        recovers: hit once, the first run still ends verified, but for the sites in `except_at`.
     """
 
     name: str
     what: str
     toxic: Toxic | None = None
-    door: Door = ""
+    detour: Detour = ""
     faults: ByService = field(default_factory=lambda: ByService())
     hook: Hook = ""
     receive_buffer: int | None = None
-    mends: bool = True
+    recovers: bool = True
     except_at: tuple[str, ...] = ()
 
     @property
     def ends_a_run(self) -> bool:
-        """Whether persistence means several runs in a row, each struck once."""
+        """Whether persistence means several runs in a row, each injected once."""
         return bool(self.hook) and not self.hook.startswith(("clock", "block"))
 
     def fault(self, site: Site) -> Fault | None:
-        """What the devserver is told, with the place still to be filled in."""
+        """What the devserver injects, with the place still to be filled in."""
         return self.faults.vod if site.service == "vod" else self.faults.oss
 
 
@@ -198,174 +198,190 @@ _USED_IN_AN_ANSWER = (
 )
 
 TRANSPORT = (
-    Ill(name="T01", what="the port is closed", door="closed"),
-    Ill(name="T02", what="the host has no address", door="no-name"),
-    Ill(name="T03", what="nobody answers the SYN", door="silent"),
-    Ill(name="T04", what="another certificate", door="wrong-certificate"),
-    Ill(name="T05", what="the TLS handshake is aborted", door="tls-abort"),
-    Ill(name="T06", what="RST before it is read", toxic=Toxic(action="limit", close="rst")),
-    Ill(
+    Failure(name="T01", what="the port is closed", detour="closed"),
+    Failure(name="T02", what="the host has no address", detour="no-name"),
+    Failure(name="T03", what="nobody answers the SYN", detour="silent"),
+    Failure(name="T04", what="another certificate", detour="wrong-certificate"),
+    Failure(name="T05", what="the TLS handshake is aborted", detour="tls-abort"),
+    Failure(name="T06", what="RST before it is read", toxic=Toxic(action="limit", close="rst")),
+    Failure(
         name="T07", what="RST inside the request",
         toxic=Toxic(action="limit", close="rst", after=30_000),
     ),
-    Ill(
+    Failure(
         name="T08", what="FIN inside the request",
         toxic=Toxic(action="limit", close="fin", after=30_000),
     ),
-    Ill(
+    Failure(
         name="T09", what="the peer stops reading", toxic=Toxic(action="half_open", after=4000),
         receive_buffer=4096,
     ),
-    Ill(
+    Failure(
         name="T10", what="applied, no answer, RST",
         toxic=Toxic(action="limit", direction="down", close="rst"),
     ),
-    Ill(name="T11", what="not applied, no answer, FIN", toxic=Toxic(action="swallow", close="fin")),
-    Ill(
+    Failure(
+        name="T11", what="not applied, no answer, FIN",
+        toxic=Toxic(action="swallow", close="fin"),
+    ),
+    Failure(
         name="T12", what="applied, never answered",
         toxic=Toxic(action="limit", direction="down", close="hang"),
     ),
-    Ill(
-        name="T13-403", what="refused before the body is read", mends=False,
+    Failure(
+        name="T13-403", what="refused before the body is read", recovers=False,
         toxic=Toxic(action="answer", answer=_EARLY_403, close="fin"),
     ),
-    Ill(
+    Failure(
         name="T13-200", what="success before the body is read",
         toxic=Toxic(action="answer", answer=_EARLY_200, close="fin"),
     ),
-    Ill(
+    Failure(
         name="T14", what="the answer ends in its head",
         toxic=Toxic(action="limit", direction="down", after=20),
     ),
-    Ill(
+    Failure(
         name="T15", what="the answer ends in its body",
         toxic=Toxic(action="limit", direction="down", after=20, in_body=True),
     ),
-    Ill(
+    Failure(
         name="T16", what="the answer drips for ever",
         toxic=Toxic(action="slicer", direction="down", delay_s=0.05),
     ),
-    Ill(
+    Failure(
         name="T17", what="an idle connection is closed as it is used again",
         toxic=Toxic(action="limit", close="rst", request=2),
     ),
-    Ill(
+    Failure(
         name="T18", what="latency",
         toxic=Toxic(action="latency", direction="down", delay_s=0.1, jitter_s=0.05),
     ),
-    Ill(
+    Failure(
         name="T19", what="a slow line", toxic=Toxic(action="bandwidth", rate=256 * 1024),
         receive_buffer=16 * 1024,
     ),
-    Ill(
+    Failure(
         name="T20", what="a byte of the request flips", toxic=Toxic(action="corrupt"),
-        # In a head it looks like a wrong key, which repeating does not mend.
+        # In a head it looks like a wrong key, which a repetition does not change.
         except_at=("create", "find", "refresh", "facts", "init", "complete", "abort"),
     ),
-    Ill(
+    Failure(
         name="T21", what="a byte of the answer flips",
         # At verify it is the second opinion already; an abort's 204 becomes a redirect.
         except_at=("verify", "abort"),
         toxic=Toxic(action="corrupt", direction="down", find=_USED_IN_AN_ANSWER),
     ),
-    Ill(
+    Failure(
         name="T22", what="a zombie: carried out after its own repetition",
         toxic=Toxic(action="duplicate", delay_s=0.25, close="rst"),
     ),
-    Ill(name="T23", what="a slow accept", door="slow"),
-    Ill(name="T24-200", what="a captive portal", faults=_both("html", status=200)),
-    Ill(
-        name="T24-302", what="a redirecting portal", mends=False,
+    Failure(name="T23", what="a slow accept", detour="slow"),
+    Failure(name="T24-200", what="a captive portal", faults=_both("html", status=200)),
+    Failure(
+        name="T24-302", what="a redirecting portal", recovers=False,
         faults=_both("redirect", status=302, location="/login"),
     ),
 )  # fmt: skip
 
 SERVICE = (
-    Ill(name="A01", what="InternalError", faults=_error("InternalError", "InternalError")),
-    Ill(
+    Failure(name="A01", what="InternalError", faults=_error("InternalError", "InternalError")),
+    Failure(
         name="A02", what="unavailable, come back in a second",
         faults=_error("ServiceUnavailable", "ServiceUnAvailable", headers={"Retry-After": "1"}),
     ),
-    Ill(name="A03", what="throttled with a 400", faults=_error(vod="Throttling.User")),
-    Ill(
+    Failure(name="A03", what="throttled with a 400", faults=_error(vod="Throttling.User")),
+    Failure(
         name="A04", what="expired credentials", except_at=("create", "find", "refresh", "facts"),
         faults=_error("SecurityTokenExpired", "InvalidSecurityToken.Expired"),
     ),
-    Ill(
+    Failure(
         name="A05", what="a forgotten key", except_at=("create", "find", "refresh", "facts"),
         faults=_error("InvalidAccessKeyId", "InvalidAccessKeyId.NotFound"),
     ),
-    Ill(
-        name="A06", what="not allowed", mends=False, faults=_error("AccessDenied", "Forbidden.RAM")
+    Failure(
+        name="A06", what="not allowed",
+        recovers=False, faults=_error("AccessDenied", "Forbidden.RAM"),
     ),
-    Ill(
-        name="A07", what="a bad signature", mends=False,
+    Failure(
+        name="A07", what="a bad signature", recovers=False,
         faults=_error("SignatureDoesNotMatch", "SignatureDoesNotMatch"),
     ),
-    Ill(
+    Failure(
         name="A08", what="a skewed clock",
         faults=_error("RequestTimeTooSkewed", "InvalidTimeStamp.Expired"),
     ),
-    Ill(name="A09", what="the multipart upload is gone", faults=_oss("vanish")),
-    Ill(name="A10", what="the bucket is gone", mends=False, faults=_error("NoSuchBucket")),
-    Ill(name="A11", what="a read timeout told as 400", faults=_error("RequestTimeout", status=400)),
-    Ill(name="A12", what="200 with an error document", faults=_both("error_body")),
-    Ill(name="A13", what="no ETag", faults=_oss("missing_etag")),
-    Ill(name="A14-etag", what="a wrong ETag", faults=_oss("wrong_etag")),
-    Ill(
+    Failure(name="A09", what="the multipart upload is gone", faults=_oss("vanish")),
+    Failure(name="A10", what="the bucket is gone", recovers=False, faults=_error("NoSuchBucket")),
+    Failure(
+        name="A11", what="a read timeout reported as 400",
+        faults=_error("RequestTimeout", status=400),
+    ),
+    Failure(name="A12", what="200 with an error document", faults=_both("error_body")),
+    Failure(name="A13", what="no ETag", faults=_oss("missing_etag")),
+    Failure(name="A14-etag", what="a wrong ETag", faults=_oss("wrong_etag")),
+    Failure(
         name="A14-crc", what="a wrong CRC-64", faults=_oss("wrong_crc"),
         except_at=("verify",),
     ),
-    Ill(name="A14-rot", what="stored damaged, told intact", mends=False, faults=_oss("rot")),
-    Ill(name="A15-part", what="InvalidPart", faults=_error("InvalidPart")),
-    Ill(name="A15-order", what="InvalidPartOrder", faults=_error("InvalidPartOrder")),
-    Ill(name="A15-small", what="EntityTooSmall", faults=_error("EntityTooSmall")),
-    Ill(name="A16", what="an error in a header", faults=_error("QpsLimitExceeded", status=503)),
-    Ill(name="A17", what="half a document", faults=_both("malformed")),
-    Ill(name="A18-long", what="an endless document", faults=_both("oversize", value=2 * 1024**2)),
-    Ill(name="A18-gzip", what="a gzip bomb", faults=_both("gzip_bomb", value=64 * 1024**2)),
-    Ill(
-        name="A19", what="307 to another host", mends=False,
+    Failure(
+        name="A14-rot", what="stored damaged, reported intact",
+        recovers=False, faults=_oss("rot"),
+    ),
+    Failure(name="A15-part", what="InvalidPart", faults=_error("InvalidPart")),
+    Failure(name="A15-order", what="InvalidPartOrder", faults=_error("InvalidPartOrder")),
+    Failure(name="A15-small", what="EntityTooSmall", faults=_error("EntityTooSmall")),
+    Failure(name="A16", what="an error in a header", faults=_error("QpsLimitExceeded", status=503)),
+    Failure(name="A17", what="half a document", faults=_both("malformed")),
+    Failure(
+        name="A18-long", what="an endless document",
+        faults=_both("oversize", value=2 * 1024**2),
+    ),
+    Failure(name="A18-gzip", what="a gzip bomb", faults=_both("gzip_bomb", value=64 * 1024**2)),
+    Failure(
+        name="A19", what="307 to another host", recovers=False,
         faults=_both("redirect", status=307, location="elsewhere"),
     ),
-    Ill(
-        name="A20-gone", what="the video is not found", mends=False,
+    Failure(
+        name="A20-gone", what="the video is not found", recovers=False,
         faults=_error(vod="InvalidVideo.NotFound"),
     ),
-    Ill(
-        name="A20-damaged", what="the video is damaged", mends=False,
+    Failure(
+        name="A20-damaged", what="the video is damaged", recovers=False,
         faults=_error(vod="InvalidVideo.Damaged"),
     ),
-    Ill(name="A21", what="stored, but its callback failed", faults=_oss("callback_failed")),
-    Ill(name="A22-lag", what="the list lags", faults=_oss("list_lag", value=2)),
-    Ill(name="A22-repeat", what="the list repeats", faults=_oss("list_repeat_page")),
-    Ill(name="A22-stuck", what="the list is stuck", faults=_oss("list_stuck_marker")),
+    Failure(name="A21", what="stored, but its callback failed", faults=_oss("callback_failed")),
+    Failure(name="A22-lag", what="the list lags", faults=_oss("list_lag", value=2)),
+    Failure(name="A22-repeat", what="the list repeats", faults=_oss("list_repeat_page")),
+    Failure(name="A22-stuck", what="the list is stuck", faults=_oss("list_stuck_marker")),
 )  # fmt: skip
 
 ENVIRONMENT = (
-    Ill(name="E01", what="no space: a write fails", hook="write fails", mends=False),
-    Ill(name="E02", what="a write is done and told as failed", hook="write is not told",
-        mends=False),
-    Ill(name="E03", what="no permission", mends=False),
-    Ill(name="E04", what="no file descriptor left", mends=False),
-    Ill(name="E05", what="the source is truncated", hook="truncate", mends=False),
-    Ill(name="E06", what="the source grows", hook="grow", mends=False),
-    Ill(name="E07", what="the source is replaced", hook="replace", mends=False),
-    Ill(name="E08", what="the source is edited, its times put back", hook="edit", mends=False),
-    Ill(name="E09", what="the source's disk fails", hook="unreadable", mends=False),
-    Ill(name="E10", what="the source is unlinked", hook="unlink", mends=False),
-    Ill(name="E11", what="SIGINT", hook="interrupt", mends=False),
-    Ill(name="E12", what="SIGTERM", hook="terminate", mends=False),
-    Ill(name="E13", what="SIGKILL", hook="kill", mends=False),
-    Ill(name="E14", what="the task is cancelled", hook="cancel", mends=False),
-    Ill(name="E15-ahead", what="the clock jumps an hour ahead", hook="clock ahead"),
-    Ill(name="E15-behind", what="the clock jumps an hour back", hook="clock behind"),
-    Ill(name="E16", what="the event loop is blocked", hook="block"),
-    Ill(name="E17", what="no memory left", mends=False),
-    Ill(name="E18", what="another worker has taken over", hook="taken over", mends=False),
+    Failure(name="E01", what="no space: a write fails", hook="write fails", recovers=False),
+    Failure(name="E02", what="a write is done and reported as failed", hook="write is not reported",
+        recovers=False),
+    Failure(name="E03", what="no permission", recovers=False),
+    Failure(name="E04", what="no file descriptor left", recovers=False),
+    Failure(name="E05", what="the source is truncated", hook="truncate", recovers=False),
+    Failure(name="E06", what="the source grows", hook="grow", recovers=False),
+    Failure(name="E07", what="the source is replaced", hook="replace", recovers=False),
+    Failure(
+        name="E08", what="the source is edited, its times put back",
+        hook="edit", recovers=False,
+    ),
+    Failure(name="E09", what="the source's disk fails", hook="unreadable", recovers=False),
+    Failure(name="E10", what="the source is unlinked", hook="unlink", recovers=False),
+    Failure(name="E11", what="SIGINT", hook="interrupt", recovers=False),
+    Failure(name="E12", what="SIGTERM", hook="terminate", recovers=False),
+    Failure(name="E13", what="SIGKILL", hook="kill", recovers=False),
+    Failure(name="E14", what="the task is cancelled", hook="cancel", recovers=False),
+    Failure(name="E15-ahead", what="the clock jumps an hour ahead", hook="clock ahead"),
+    Failure(name="E15-behind", what="the clock jumps an hour back", hook="clock behind"),
+    Failure(name="E16", what="the event loop is blocked", hook="block"),
+    Failure(name="E17", what="no memory left", recovers=False),
+    Failure(name="E18", what="another worker has taken over", hook="taken over", recovers=False),
 )  # fmt: skip
 
-ILLS = (*TRANSPORT, *SERVICE, *ENVIRONMENT)
+FAILURES = (*TRANSPORT, *SERVICE, *ENVIRONMENT)
 
 
 # --- what cannot be ---------------------------------------------------------------------
@@ -375,15 +391,15 @@ ILLS = (*TRANSPORT, *SERVICE, *ENVIRONMENT)
 class NotApplicable:
     """Cells that do not exist, by name or pattern, and why. `but` are sites that do."""
 
-    ills: str
+    failures: str
     sites: str
     why: str
     but: str = ""
 
-    def covers(self, site: Site, ill: Ill) -> bool:
+    def covers(self, site: Site, failure: Failure) -> bool:
         """Whether the cell is one of these."""
         return (
-            _is_one_of(ill.name, self.ills)
+            _is_one_of(failure.name, self.failures)
             and _is_one_of(site.name, self.sites)
             and not (self.but and _is_one_of(site.name, self.but))
         )
@@ -425,7 +441,7 @@ NOT_APPLICABLE = (
     NotApplicable("A21", "*", "only finished objects call back", but="complete put"),
     NotApplicable("A22-*", "*", "only a list lags", but=_LISTS),
     NotApplicable("E01 E02 E18", "*", "nothing is written down at that moment", but="state-*"),
-    NotApplicable("E02", "state-claim", "a claim that is not told is given back at once"),
+    NotApplicable("E02", "state-claim", "a claim that is not reported is released at once"),
     NotApplicable("E18", "state-claim", "that is a lock, not a takeover"),
     NotApplicable("E03", "*", "tests may run as root, who may read and write everything"),
     NotApplicable("E04 E17", "*", "a limit of the process would hit every run beside this one"),
@@ -445,17 +461,17 @@ class Cell:
     """One place of the matrix."""
 
     site: Site
-    ill: Ill
+    failure: Failure
 
     @property
     def name(self) -> str:
-        """Site and ill."""
-        return f"{self.site.name}/{self.ill.name}"
+        """Site and failure."""
+        return f"{self.site.name}/{self.failure.name}"
 
     @property
     def is_doubt_allowed(self) -> bool:
         """Whether the object may be completed once more: OSS denies that it is ours."""
-        return self.site.name == "settle" and self.ill.name in ("T21", "A14-crc")
+        return self.site.name == "settle" and self.failure.name in ("T21", "A14-crc")
 
 
 @dataclass(frozen=True, slots=True)
@@ -472,21 +488,21 @@ class Run:
 
     @property
     def hit_count(self) -> int | None:
-        """How often the ill strikes; None for ever."""
+        """How often the failure is injected; None for ever."""
         return {"once": 1, "twice": 2, "for ever": None}[self.persistence]
 
 
-def reason_against(site: Site, ill: Ill) -> str | None:
+def reason_against(site: Site, failure: Failure) -> str | None:
     """Why there is no such cell; None if there is."""
-    return next((row.why for row in NOT_APPLICABLE if row.covers(site, ill)), None)
+    return next((row.why for row in NOT_APPLICABLE if row.covers(site, failure)), None)
 
 
 def cells() -> Iterator[Cell]:
     """All cells there are."""
     for site in SITES:
-        for ill in ILLS:
-            if reason_against(site, ill) is None:
-                yield Cell(site, ill)
+        for failure in FAILURES:
+            if reason_against(site, failure) is None:
+                yield Cell(site, failure)
 
 
 @dataclass(frozen=True, slots=True)
@@ -504,7 +520,7 @@ _LIKE_OTHERS = ("facts", "part-first", "part-last", "list-page-1", "verify")
 def brief_runs() -> Iterator[Run]:
     """One hit for each cell, but for sites and signals that are much like another."""
     for cell in cells():
-        if cell.site.name not in _LIKE_OTHERS and cell.ill.name not in ("E11", "E12"):
+        if cell.site.name not in _LIKE_OTHERS and cell.failure.name not in ("E11", "E12"):
             yield Run(cell, "once")
 
 
@@ -518,9 +534,9 @@ def other_runs() -> Iterator[Run]:
 
 
 def groups(runs: Iterable[Run]) -> list[Group]:
-    """The runs by site and family of ills."""
+    """The runs by site and family of failures."""
     found: dict[str, list[Run]] = {}
     for run in runs:
-        family = {"T": "transport", "A": "service", "E": "environment"}[run.cell.ill.name[0]]
+        family = {"T": "transport", "A": "service", "E": "environment"}[run.cell.failure.name[0]]
         found.setdefault(f"{run.cell.site.name} {family}", []).append(run)
     return [Group(name, tuple(runs)) for name, runs in found.items()]

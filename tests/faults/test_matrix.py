@@ -1,8 +1,8 @@
-"""The fault matrix: every site of an upload, hit by every ill, once, twice and for ever.
+"""The fault matrix: every site of an upload, hit by every failure, once, twice and for ever.
 
-Each run ends verified or with a typed error that a run without trouble completes, within
-its time, without a leak, and without a secret in anything that was said. The table of cells
-and the list of those that cannot be are in `table`.
+Each run ends verified or with a typed error that a run without faults completes, within
+its time, without a leak, and without a secret in any output. The table of cells and the list
+of those that do not exist are in `table`.
 
     pytest tests/faults -n 2 -m "not slow"     one hit at every kind of site
     pytest tests/faults -n 2                   the whole matrix
@@ -25,11 +25,11 @@ import pytest
 
 from uploader.devserver import DevServer, DevServerOptions, ThreadedDevServer
 
-from .arena import Arena, Outcome
 from .child import forkserver
 from .figures import PROPERTY
+from .player import Matrix, Outcome
 from .table import (
-    ILLS,
+    FAILURES,
     NOT_APPLICABLE,
     SITES,
     Group,
@@ -60,8 +60,8 @@ def server() -> Iterator[DevServer]:
 
 
 @pytest.fixture
-def arena(server: DevServer, tmp_path: Path) -> Arena:
-    return Arena(server, tmp_path)
+def matrix(server: DevServer, tmp_path: Path) -> Matrix:
+    return Matrix(server, tmp_path)
 
 
 def named(group: Group) -> str:
@@ -70,34 +70,34 @@ def named(group: Group) -> str:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("group", groups(brief_runs()), ids=named)
-async def test_one_hit(arena: Arena, group: Group, record_property: Record) -> None:
-    await _play(arena, group, record_property)
+async def test_one_hit(matrix: Matrix, group: Group, record_property: Record) -> None:
+    await _play(matrix, group, record_property)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("group", groups(other_runs()), ids=named)
-async def test_more_hits(arena: Arena, group: Group, record_property: Record) -> None:
-    await _play(arena, group, record_property)
+async def test_more_hits(matrix: Matrix, group: Group, record_property: Record) -> None:
+    await _play(matrix, group, record_property)
 
 
-async def _play(arena: Arena, group: Group, record: Record) -> None:
+async def _play(matrix: Matrix, group: Group, record: Record) -> None:
     wanted = os.environ.get("FAULT_RUNS", "*").split()
     runs = [run for run in group.runs if any(fnmatch(run.name, w) for w in wanted)]
     before = _descriptor_count()
     outcomes: list[Outcome] = []
     turn = asyncio.Semaphore(SIDE_BY_SIDE)
     with _listening() as log:
-        async with arena.open(), asyncio.TaskGroup() as players:
+        async with matrix.open(), asyncio.TaskGroup() as players:
             for run in runs:
-                players.create_task(_play_one(arena, run, turn, outcomes))
+                players.create_task(_play_one(matrix, run, turn, outcomes))
     record(PROPERTY, [(o.run.name, o.ended, round(o.seconds, 2)) for o in outcomes])
     for outcome in outcomes:  # shown by pytest -s, and where the test fails
         print(f"{outcome.run.name:40} {outcome.ended:22} {outcome.seconds:6.2f}")
     report = [f"{o.run.name}: {'; '.join(o.faults)}" for o in outcomes if not o.is_good]
     assert not report, "\n".join(report)
-    assert arena.visited_elsewhere == 0
-    _assert_nothing_was_told(arena, log)
+    assert matrix.visited_elsewhere == 0
+    _assert_no_secret_was_exposed(matrix, log)
     await _assert_nothing_is_left(before)
 
 
@@ -123,21 +123,21 @@ def _listening() -> Iterator[list[str]]:
 
 
 async def _play_one(
-    arena: Arena, run: Run, turn: asyncio.Semaphore, outcomes: list[Outcome]
+    matrix: Matrix, run: Run, turn: asyncio.Semaphore, outcomes: list[Outcome]
 ) -> None:
     async with turn:
-        outcomes.append(await arena.play(run))
+        outcomes.append(await matrix.play(run))
 
 
-def _assert_nothing_was_told(arena: Arena, log: list[str]) -> None:
+def _assert_no_secret_was_exposed(matrix: Matrix, log: list[str]) -> None:
     """No secret in any error, event or log record, whatever it was called."""
-    assert len(arena.sinks) + len(LOGGED) >= SINK_COUNT, sorted(arena.sinks)
-    said = "\n".join([*(text for _, text in arena.read), *log])
-    secrets = arena.new_secrets()
-    told = [secret for secret in secrets if secret in said]
-    where = {name for name, text in arena.read if any(secret in text for secret in told)}
-    assert not told, f"{len(told)} secrets were told: {where or 'in a log record'}"
-    assert "OSS4-HMAC-SHA256" not in said
+    assert len(matrix.sinks) + len(LOGGED) >= SINK_COUNT, sorted(matrix.sinks)
+    exposed = "\n".join([*(text for _, text in matrix.read), *log])
+    secrets = matrix.new_secrets()
+    found = [secret for secret in secrets if secret in exposed]
+    where = {name for name, text in matrix.read if any(secret in text for secret in found)}
+    assert not found, f"{len(found)} secrets were exposed: {where or 'in a log record'}"
+    assert "OSS4-HMAC-SHA256" not in exposed
 
 
 async def _assert_nothing_is_left(descriptors_before: int) -> None:
@@ -165,6 +165,6 @@ def test_the_matrix_does_not_shrink() -> None:
 def test_what_is_not_applicable_has_a_reason_and_is_needed() -> None:
     for row in NOT_APPLICABLE:
         assert row.why
-        covered = [(s, i) for s in SITES for i in ILLS if row.covers(s, i)]
+        covered = [(s, i) for s in SITES for i in FAILURES if row.covers(s, i)]
         assert covered, f"{row} covers nothing"
-    assert reason_against(SITES[0], ILLS[0]) is None
+    assert reason_against(SITES[0], FAILURES[0]) is None

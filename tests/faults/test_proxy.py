@@ -1,4 +1,4 @@
-"""Every toxic does what it says, measured at a raw socket, and strikes as often as ordered."""
+"""Every toxic does what it says, measured at a raw socket, and acts as often as ordered."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Line:
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
 
-    async def ask(self, path: str = "/", body: bytes = BODY) -> bytes:
+    async def request(self, path: str = "/", body: bytes = BODY) -> bytes:
         """Send a request and read until its answer is complete or the connection ends."""
         await self.send(path, body)
         return await self.answer()
@@ -92,7 +92,7 @@ class Stopwatch:
 async def test_without_orders_everything_passes(proxied: Proxied, upstream: RawServer) -> None:
     async with proxied() as proxy, through(proxy) as line:
         for _ in range(3):
-            assert is_intact(await line.ask())
+            assert is_intact(await line.request())
     assert (upstream.connection_count, len(upstream.heads)) == (1, 0)
     assert proxy.consumed == 0
 
@@ -103,26 +103,26 @@ async def test_a_toxic_strikes_the_requests_its_pattern_fits(proxied: Proxied) -
         fates = []
         for path in ("/?partNumber=3", "/?partNumber=33", "/?partNumber=3", "/?partNumber=3"):
             async with through(proxy) as line:
-                fates.append(is_intact(await line.ask(path)))
+                fates.append(is_intact(await line.request(path)))
         assert fates == [False, True, False, True]
         assert proxy.consumed == 2
 
 
 async def test_a_toxic_may_let_some_pass_first(proxied: Proxied) -> None:
     async with proxied(Toxic(action="swallow", skip=1)) as proxy, through(proxy) as line:
-        assert is_intact(await line.ask())
-        assert await line.ask() == b""
+        assert is_intact(await line.request())
+        assert await line.request() == b""
 
 
 async def test_a_toxic_may_wait_for_a_connection_or_for_its_reuse(proxied: Proxied) -> None:
     async with proxied(Toxic(action="swallow", connection=2)) as proxy:
         async with through(proxy) as first, through(proxy) as second:
-            assert is_intact(await first.ask())
-            assert await second.ask() == b""
+            assert is_intact(await first.request())
+            assert await second.request() == b""
         proxy.order(Toxic(action="swallow", request=2, count=None))
         async with through(proxy) as line:
-            assert is_intact(await line.ask())
-            assert await line.ask() == b""
+            assert is_intact(await line.request())
+            assert await line.request() == b""
         assert proxy.consumed == 1
 
 
@@ -138,9 +138,9 @@ async def test_refuse_resets_at_once(proxied: Proxied, upstream: RawServer) -> N
     async with proxied(Toxic(action="refuse")) as proxy:
         async with through(proxy) as line:
             with pytest.raises(ConnectionResetError):
-                await line.ask()
+                await line.request()
         async with through(proxy) as line:
-            assert is_intact(await line.ask())
+            assert is_intact(await line.request())
     assert (proxy.consumed, upstream.connection_count) == (1, 1)
 
 
@@ -148,7 +148,7 @@ async def test_a_black_hole_takes_and_never_answers(proxied: Proxied, upstream: 
     async with proxied(Toxic(action="blackhole")) as proxy, through(proxy) as line:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.2):
-                await line.ask()
+                await line.request()
     assert upstream.connection_count == 0
 
 
@@ -161,7 +161,7 @@ async def test_tls_abort_ends_the_handshake(proxied: Proxied) -> None:
 async def test_slow_accept_waits_first(proxied: Proxied) -> None:
     async with proxied(Toxic(action="slow_accept", delay_s=0.2)) as proxy, through(proxy) as line:
         watch = Stopwatch()
-        assert is_intact(await line.ask())
+        assert is_intact(await line.request())
         assert watch.seconds >= 0.2
 
 
@@ -193,10 +193,10 @@ async def test_latency_delays(proxied: Proxied, direction: Direction) -> None:
     toxic = Toxic(action="latency", direction=direction, delay_s=0.15, jitter_s=0.02)
     async with proxied(toxic) as proxy, through(proxy) as line:
         watch = Stopwatch()
-        assert is_intact(await line.ask(body=b"x"), b"x")
+        assert is_intact(await line.request(body=b"x"), b"x")
         assert watch.seconds >= 0.13
         watch = Stopwatch()
-        assert is_intact(await line.ask(body=b"x"), b"x")
+        assert is_intact(await line.request(body=b"x"), b"x")
         assert watch.seconds < 0.13
 
 
@@ -204,7 +204,7 @@ async def test_bandwidth_limits_the_rate(proxied: Proxied) -> None:
     toxic = Toxic(action="bandwidth", rate=len(BODY) / 0.3)
     async with proxied(toxic) as proxy, through(proxy) as line:
         watch = Stopwatch()
-        assert is_intact(await line.ask())
+        assert is_intact(await line.request())
         assert watch.seconds >= 0.3
 
 
@@ -245,9 +245,9 @@ async def test_limit_cuts_the_request(close: Close) -> None:
         async with FaultProxy("127.0.0.1", port, toxic) as proxy, through(proxy) as line:
             if close == "rst":
                 with pytest.raises(ConnectionError):
-                    await line.ask()
+                    await line.request()
             else:
-                assert await line.ask() == b""
+                assert await line.request() == b""
         await asyncio.sleep(0.05)
     head_size = len(f"PUT / HTTP/1.1\r\nContent-Length: {len(BODY)}\r\n\r\n")
     assert received == [head_size + 5000]
@@ -263,7 +263,7 @@ async def _count(reader: asyncio.StreamReader, received: list[int]) -> None:
 async def test_truncate_swallows_the_rest_and_keeps_the_other_direction(proxied: Proxied) -> None:
     toxic = Toxic(action="truncate", direction="down", after=12)
     async with proxied(toxic) as proxy, through(proxy) as line:
-        assert await line.ask() == b"HTTP/1.1 200"
+        assert await line.request() == b"HTTP/1.1 200"
         line.writer.write(b"still taken")
         await line.writer.drain()
 
@@ -273,14 +273,14 @@ async def test_corrupt_flips_one_byte(proxied: Proxied) -> None:
     damaged = bytearray(BODY)
     damaged[70_000] ^= 0x40
     async with proxied(toxic) as proxy, through(proxy) as line:
-        assert is_intact(await line.ask(), bytes(damaged))
-        assert is_intact(await line.ask())
+        assert is_intact(await line.request(), bytes(damaged))
+        assert is_intact(await line.request())
 
 
 async def test_corrupt_finds_its_byte(proxied: Proxied) -> None:
     toxic = Toxic(action="corrupt", direction="down", find=rb"X-Size: \d", xor=0x01)
     async with proxied(toxic) as proxy, through(proxy) as line:
-        assert b"X-Size: 002400" in await line.ask()
+        assert b"X-Size: 002400" in await line.request()
 
 
 # --- requests ----------------------------------------------------------------------------
@@ -292,12 +292,12 @@ async def test_swallow_reads_all_and_forwards_nothing(
 ) -> None:
     async with proxied(Toxic(action="swallow", close=close)) as proxy, through(proxy) as line:
         if close == "fin":
-            assert await line.ask() == b""
+            assert await line.request() == b""
         else:
             expected = ConnectionResetError if close == "rst" else TimeoutError
             with pytest.raises(expected):
                 async with asyncio.timeout(0.2):
-                    await line.ask()
+                    await line.request()
 
 
 async def test_an_answer_can_come_before_the_body(proxied: Proxied) -> None:
@@ -312,9 +312,9 @@ async def test_a_duplicate_reaches_upstream_later(proxied: Proxied, upstream: Ra
     async with proxied(toxic) as proxy:
         async with through(proxy) as line:
             with pytest.raises(ConnectionResetError):
-                await line.ask()
+                await line.request()
         async with through(proxy) as line:
-            assert is_intact(await line.ask(body=b"retry"), b"retry")
+            assert is_intact(await line.request(body=b"retry"), b"retry")
         assert proxy.replayed == []
         await proxy.settled()
         assert [is_intact(answer) for answer in proxy.replayed] == [True]
@@ -324,7 +324,7 @@ async def test_a_duplicate_reaches_upstream_later(proxied: Proxied, upstream: Ra
 async def test_reset_peer_waits_for_its_moment(proxied: Proxied) -> None:
     toxic = Toxic(action="reset_peer", delay_s=0.1)
     async with proxied(toxic) as proxy, through(proxy) as line:
-        assert is_intact(await line.ask())
+        assert is_intact(await line.request())
         watch = Stopwatch()
         with pytest.raises(ConnectionResetError):
             await line.reader.read()
@@ -344,7 +344,7 @@ async def test_half_open_takes_only_so_much(proxied: Proxied) -> None:
 async def test_slow_close_ends_the_answer_before_the_connection(proxied: Proxied) -> None:
     toxic = Toxic(action="slow_close", delay_s=0.2)
     async with proxied(toxic) as proxy, through(proxy) as line:
-        assert is_intact(await line.ask())
+        assert is_intact(await line.request())
         assert await line.reader.read() == b""
         line.writer.write(b"PUT")
         await line.writer.drain()

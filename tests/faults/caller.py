@@ -1,7 +1,7 @@
-"""What a caller asks of the engine in every run of the matrix, in this process or in another.
+"""What a caller does in every run of the matrix, in this process or in another.
 
-The engine and its transport are real. Between them sits a `Wire`, which shortens the
-waiting for answers and knows the moment a request goes out.
+The uploader and its transport are real. Between them sits an `ObservedTransport`, which
+shortens the waiting for answers and sees each request as it is sent.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CONCURRENCY = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class Timeouts:
     """How long a run waits. Seconds."""
 
     retry: RetryPolicy
@@ -44,17 +44,17 @@ class Patience:
 
     @property
     def call_s(self) -> float:
-        """The longest one call may take: its patience, and one attempt begun at its end."""
+        """The longest one call may take: its timeouts, and one attempt begun at its end."""
         return self.retry.patience_s + self.connect_s + self.stall_s + self.answer_s
 
 
-HASTY = Patience(
+SHORT = Timeouts(
     RetryPolicy(patience_s=2.5, first_contact_patience_s=2.5, base_s=0.05, cap_s=0.2),
     answer_s=0.8,
     stall_s=0.4,
     connect_s=0.6,
 )
-CALM = Patience(
+LONG = Timeouts(
     RetryPolicy(patience_s=30.0, first_contact_patience_s=30.0, base_s=0.02, cap_s=0.2),
     answer_s=20.0,
     stall_s=20.0,
@@ -88,8 +88,8 @@ class Account:
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """One upload or abort that somebody wants."""
+class UploadCall:
+    """One upload or abort."""
 
     account: Account
     key: str
@@ -98,8 +98,8 @@ class Wish:
     is_abort: bool
 
 
-class Wire:
-    """The real transport, told each request before it goes out, waiting briefly for answers."""
+class ObservedTransport:
+    """The real transport; `before` sees each request first, and answers are due soon."""
 
     def __init__(self, inner: Transport, before: Before, answer_s: float) -> None:
         self._inner, self._before, self._answer_s = inner, before, answer_s
@@ -111,22 +111,22 @@ class Wire:
         )
 
 
-async def ask(
-    wish: Wish,
+async def run_once(
+    call: UploadCall,
     source: Source,
     state: StateStore,
-    patience: Patience,
+    timeouts: Timeouts,
     *,
     before: Before = lambda request: request,
     on_event: Callable[[Event], None] = lambda event: None,
     clock: Clock | None = None,
 ) -> UploadResult | None:
-    """Do it as one run of a program does; None from an abort."""
-    account = wish.account
+    """Upload or abort once, as one run of a program does; None from an abort."""
+    account = call.account
     key = AccessKey(id=account.access_key_id, secret=account.access_key_secret)
     async with (
         AiohttpTransport(
-            stall_timeout_s=patience.stall_s, connect_timeout_s=patience.connect_s
+            stall_timeout_s=timeouts.stall_s, connect_timeout_s=timeouts.connect_s
         ) as real,
         Uploader(
             VodProvider(key, endpoint=account.vod_endpoint),
@@ -134,21 +134,21 @@ async def ask(
             options=UploadOptions(
                 part_size=PART,
                 concurrency=CONCURRENCY,
-                retry=patience.retry,
+                retry=timeouts.retry,
                 vod_calls_per_s=1000,
             ),
             trust=TrustPolicy(allow_loopback=True),
             on_event=on_event,
-            transport=Wire(real, before, patience.answer_s),
+            transport=ObservedTransport(real, before, timeouts.answer_s),
             clock=clock or SystemClock(),
         ) as up,
     ):
-        if wish.is_abort:
-            await up.abort(wish.key)
+        if call.is_abort:
+            await up.abort(call.key)
             return None
         return await up.upload(
             source,
-            key=wish.key,
-            meta=VideoMeta(title=wish.reference_id, reference_id=wish.reference_id),
-            video_id=wish.video_id,
+            key=call.key,
+            meta=VideoMeta(title=call.reference_id, reference_id=call.reference_id),
+            video_id=call.video_id,
         )

@@ -76,7 +76,7 @@ async def test_a_put_whose_callback_failed_is_stored(desk: Desk) -> None:
     assert desk.server.stats.puts == 1
 
 
-@pytest.mark.parametrize("how", ["write fails", "write is not told", "taken over"])
+@pytest.mark.parametrize("how", ["write fails", "write is not reported", "taken over"])
 async def test_an_upload_that_cannot_be_written_down_is_not_left_behind(
     desk: Desk, how: str
 ) -> None:

@@ -1,7 +1,7 @@
-"""Plays runs of the matrix: one upload each, hit as ordered, then judged.
+"""Plays runs of the matrix: one upload each, with its failure, then judged.
 
-Engine, transport and devserver are real; a proxy stands between the last two where the
-network is to blame. Every run has a video, a state, a clock and a proxy of its own.
+Uploader, transport and devserver are real; where the network fails, a proxy stands between
+the last two. Every run has a video, a state, a clock and a proxy of its own.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ from uploader.sources import FileSource, Source
 from uploader.state import MemoryState, Phase, SqlState, StateStore, UploadRecord
 
 from . import child, sinks
-from .asking import CALM, CONCURRENCY, HASTY, PART, Account, Patience, Wish, ask
-from .local import FailingState, Hurt, UnreadableSource
+from .caller import CONCURRENCY, LONG, PART, SHORT, Account, Timeouts, UploadCall, run_once
+from .local import DamagedFile, FailingState, UnreadableSource
 from .proxy import FaultProxy, Toxic, closed_port, unreachable
 from .table import Run
 
 BUSY_S = 15.0
-"""What a run may take that meets no trouble, on a machine that does much else."""
+"""What a run without faults may take, on a busy machine."""
 
 ROUNDS = {"once": 1, "twice": 2, "for ever": 4}
-"""How many runs in a row are struck by an ill that ends a run."""
+"""How many runs in a row get a failure that ends a run."""
 
 _MAX_VOID = 3
 
 _NUMBERS = count(1)
 
 _NO_SUCH_NAME = ".".join(["x" * 60] * 5)
-"""Longer than a name in the DNS may be: refused without asking anybody."""
+"""Longer than a name in the DNS may be: refused without caller anybody."""
 
 
 class JumpingClock(SystemClock):
@@ -79,8 +79,8 @@ class Outcome:
         return not self.faults
 
 
-class Arena:
-    """A server, a folder and a source that many runs share. Mutable: what was said aloud."""
+class Matrix:
+    """A server, a folder and a source that many runs share. Mutable: what was scanned."""
 
     def __init__(self, server: DevServer, folder: Path) -> None:
         self.server, self.folder = server, folder
@@ -105,12 +105,12 @@ class Arena:
         return f"run-{os.getpid()}-{next(_NUMBERS):05}"
 
     def new_secrets(self) -> tuple[str, ...]:
-        """Secrets issued since this arena was opened, and those of the caller."""
+        """Secrets issued since this matrix was opened, and those of the caller."""
         return tuple(s for s in self.server.secrets() if s not in self._old_secrets)
 
     @property
     def sinks(self) -> set[str]:
-        """The kinds of places that were looked through."""
+        """The kinds of places that were scanned."""
         return {name for name, _ in self.read}
 
     @asynccontextmanager
@@ -132,43 +132,43 @@ class Arena:
     async def play(self, run: Run) -> Outcome:
         """Play one run and judge it.
 
-        One that was not hit says nothing and is played again: on a busy machine the fault
-        that leads to a site may itself be lost to a time-out.
+        A run that was not hit proves nothing and is played again: on a busy machine the fault
+        that leads to a site may itself be lost to a timeout.
         """
         for _ in range(_MAX_VOID):
             outcome = await self._play(run)
             if outcome.was_hit:
                 return outcome
-        outcome.faults.append("the fault never struck")
+        outcome.faults.append("the fault was never injected")
         return outcome
 
     async def _play(self, run: Run) -> Outcome:
         outcome = Outcome(run, "nothing")
         began_s = time.monotonic()
-        stage = Stage(self, run, outcome)
+        player = Player(self, run, outcome)
         try:
-            async with asyncio.timeout(stage.bound_s + 2 * BUSY_S):
-                await stage.play()
+            async with asyncio.timeout(player.bound_s + 2 * BUSY_S):
+                await player.play()
         except TimeoutError:
             outcome.faults.append("it did not end at all")
         except Exception as error:
             outcome.faults.append("".join(traceback.format_exception(error)))
         finally:
-            self.server.faults.forget(stage.reference_id)
-            self.read.extend(stage.read)
+            self.server.faults.forget(player.reference_id)
+            self.read.extend(player.read)
         outcome.seconds = time.monotonic() - began_s
         return outcome
 
 
-class Stage:
+class Player:
     """One run with its own video, state, clock and proxy. Mutable."""
 
-    def __init__(self, arena: Arena, run: Run, outcome: Outcome) -> None:
-        self.arena, self.run, self.outcome = arena, run, outcome
-        self.site, self.ill = run.cell.site, run.cell.ill
-        self.server, self.account = arena.server, arena.account
-        self.reference_id = arena.reference_id()
-        self.is_in_child = self.ill.hook in child.SIGNALS
+    def __init__(self, matrix: Matrix, run: Run, outcome: Outcome) -> None:
+        self.matrix, self.run, self.outcome = matrix, run, outcome
+        self.site, self.failure = run.cell.site, run.cell.failure
+        self.server, self.account = matrix.server, matrix.account
+        self.reference_id = matrix.reference_id()
+        self.is_in_child = self.failure.hook in child.SIGNALS
         self.store = self._new_store()
         self.state = FailingState(self.store)
         self.clock = JumpingClock()
@@ -179,31 +179,31 @@ class Stage:
         self.is_armed = False
         self.is_hit = False
         self.proxy: FaultProxy | None = None
-        self.door_url = ""
+        self.detour_url = ""
         self.task: asyncio.Task[UploadResult | None] | None = None
-        self.hurt: Hurt | None = None
+        self.damaged: DamagedFile | None = None
         self.video_id: str | None = None
-        self.data = arena.data[: PART - 9] if self.site.part_count == 1 else arena.data
-        self.path = arena.source
+        self.data = matrix.data[: PART - 9] if self.site.part_count == 1 else matrix.data
+        self.path = matrix.source
 
     def _new_store(self) -> StateStore:
         return SqlState(self._state_path) if self.is_in_child else MemoryState()
 
     @property
     def _state_path(self) -> Path:
-        return self.arena.folder / self.reference_id / "state.db"
+        return self.matrix.folder / self.reference_id / "state.db"
 
     # --- the run ------------------------------------------------------------------------
 
     @property
     def bound_s(self) -> float:
-        """How long a run that is hit may take: every call in doubt uses its patience up.
+        """How long a run that is hit may take: every call in doubt uses its timeouts up.
 
         Creating makes three attempts, each followed by a search; completing may be
         followed by settling, restarting twice and completing again.
         """
         calls = 7 if self.site.service == "vod" else 4
-        return BUSY_S + calls * HASTY.call_s
+        return BUSY_S + calls * SHORT.call_s
 
     async def play(self) -> None:
         """Lead an upload to the site, hit it, let it recover, and judge all that."""
@@ -211,8 +211,8 @@ class Stage:
         try:
             await self._play()
         finally:
-            if self.hurt is not None:
-                self.hurt.clean_up()
+            if self.damaged is not None:
+                self.damaged.clean_up()
 
     async def _play(self) -> None:
         for fault in self.site.leads:
@@ -228,53 +228,53 @@ class Stage:
             if self.proxy is not None:
                 await self.proxy.settled()
         if not await self._is_done(ended):
-            ended = await self._calm_run(ended)
+            ended = await self._clean_run(ended)
         await self._judge(ended)
 
     async def _faulty_rounds(self) -> object:
         ended: object = None
-        for _ in range(ROUNDS[self.run.persistence] if self.ill.ends_a_run else 1):
+        for _ in range(ROUNDS[self.run.persistence] if self.failure.ends_a_run else 1):
             began_s, self.is_armed = time.monotonic(), True
             if self.site.name == "source-open":
-                self._strike()
-            ended = await self._struck_attempt()
+                self._inject()
+            ended = await self._faulty_attempt()
             took_s = time.monotonic() - began_s
             if took_s > self.bound_s:
                 self.outcome.faults.append(f"took {took_s:.1f} s, more than {self.bound_s:.1f}")
-            self._heal()
+            self._restore()
             if ended == "finished" or await self._is_done(ended):
                 break
         self.outcome.ended = self._named(ended)
         return ended
 
-    async def _struck_attempt(self) -> object:
+    async def _faulty_attempt(self) -> object:
         if not self.is_in_child:
-            return await self._attempt(HASTY)
+            return await self._attempt(SHORT)
         code = await child.exit_code_of(
-            self._wish(), self.path, self._state_path, self.site.name, self.ill.hook
+            self._call(), self.path, self._state_path, self.site.name, self.failure.hook
         )
-        if code in (-child.SIGNALS[self.ill.hook], child.INTERRUPTED):
+        if code in (-child.SIGNALS[self.failure.hook], child.INTERRUPTED):
             self.hit_count += 1
-            return f"ended by {child.SIGNALS[self.ill.hook].name}"
+            return f"ended by {child.SIGNALS[self.failure.hook].name}"
         return "finished" if code == 0 else "failed"
 
-    async def _attempt(self, patience: Patience, *, is_abort: bool | None = None) -> object:
+    async def _attempt(self, timeouts: Timeouts, *, is_abort: bool | None = None) -> object:
         """Do what the caller asks once; returns the result, the error, or the cancellation."""
         self.task = asyncio.ensure_future(
-            ask(
-                self._wish(is_abort=is_abort),
+            run_once(
+                self._call(is_abort=is_abort),
                 self._source(),
                 self.state,
-                patience,
+                timeouts,
                 before=self._before,
-                on_event=self._told,
+                on_event=self._on_event,
                 clock=self.clock,
             )
         )
         try:
             return await self.task
         except VodupError as error:
-            self._note(error)
+            self._check_error(error)
             return error
         except asyncio.CancelledError as cancelled:
             current = asyncio.current_task()
@@ -283,24 +283,25 @@ class Stage:
                 raise
             return cancelled
 
-    def _wish(self, *, is_abort: bool | None = None) -> Wish:
+    def _call(self, *, is_abort: bool | None = None) -> UploadCall:
         is_abort = self.site.verb == "abort" if is_abort is None else is_abort
-        return Wish(self.account, self.reference_id, self.reference_id, self.video_id, is_abort)
+        name = self.reference_id
+        return UploadCall(self.account, name, name, self.video_id, is_abort)
 
     def _source(self) -> Source:
         source = FileSource(self.path)
-        if self.ill.hook != "unreadable":
+        if self.failure.hook != "unreadable":
             return source
         return UnreadableSource(source, lambda: self.is_armed and self.is_hit)
 
     # --- before -------------------------------------------------------------------------
 
     def _prepare_source(self) -> None:
-        is_hurt = self.ill.hook in Hurt.KINDS
-        if is_hurt or self.site.part_count == 1:
-            self.path = self.arena.folder / f"{self.reference_id}.mp4"
+        is_damaged = self.failure.hook in DamagedFile.KINDS
+        if is_damaged or self.site.part_count == 1:
+            self.path = self.matrix.folder / f"{self.reference_id}.mp4"
             self.path.write_bytes(self.data)
-            self.hurt = Hurt(self.path, self.data)
+            self.damaged = DamagedFile(self.path, self.data)
 
     async def _interrupted_run(self) -> None:
         """Six parts arrive, the seventh is refused for good."""
@@ -309,7 +310,7 @@ class Stage:
             count=None, subject=self.reference_id,
         )  # fmt: skip
         self.server.faults.add(refused)
-        ended = await self._attempt(CALM, is_abort=False)
+        ended = await self._attempt(LONG, is_abort=False)
         self.server.faults.forget(self.reference_id)
         assert isinstance(ended, VodupError), f"the first run was to fail: {ended}"
         record = await self._record()
@@ -337,18 +338,18 @@ class Stage:
         self.video_id = video.video_id
 
     async def _arm(self, stack: AsyncExitStack) -> None:
-        if (fault := self.ill.fault(self.site)) is not None:
+        if (fault := self.failure.fault(self.site)) is not None:
             self.server.faults.add(self._placed(fault))
-        if self.ill.toxic is not None:
+        if self.failure.toxic is not None:
             self.proxy = await stack.enter_async_context(self._proxy(self._placed_toxic()))
-        if self.ill.door:
-            self.door_url = await self._open_door(stack)
+        if self.failure.detour:
+            self.detour_url = await self._open_detour(stack)
         if self.site.name.startswith("state-"):
-            self.state.arm(self.site.name.removeprefix("state-"), self.ill.hook)
+            self.state.arm(self.site.name.removeprefix("state-"), self.failure.hook)
 
     def _placed(self, fault: Fault) -> Fault:
         attempt = self.site.attempt
-        location = self.arena.elsewhere if fault.location == "elsewhere" else fault.location
+        location = self.matrix.elsewhere if fault.location == "elsewhere" else fault.location
         return replace(
             fault,
             operation=self.site.operation,
@@ -361,9 +362,9 @@ class Stage:
         )
 
     def _placed_toxic(self) -> Toxic:
-        """The ill's toxic at this site. Requests without a part are hit in their heads."""
-        assert self.ill.toxic is not None
-        toxic = replace(self.ill.toxic, pattern=self.site.pattern, count=self.run.hit_count)
+        """The failure's toxic at this site. Requests without a part are hit in their heads."""
+        assert self.failure.toxic is not None
+        toxic = replace(self.failure.toxic, pattern=self.site.pattern, count=self.run.hit_count)
         if toxic.direction == "down":
             return toxic
         if self.site.body == "part":
@@ -377,11 +378,11 @@ class Stage:
         upstream = urlsplit(self.account.endpoint(self.site))
         return FaultProxy(
             upstream.hostname or "", upstream.port or 0, *toxics,
-            receive_buffer=self.ill.receive_buffer, tls=tls,
+            receive_buffer=self.failure.receive_buffer, tls=tls,
         )  # fmt: skip
 
-    async def _open_door(self, stack: AsyncExitStack) -> str:
-        match self.ill.door:
+    async def _open_detour(self, stack: AsyncExitStack) -> str:
+        match self.failure.detour:
             case "closed":
                 return await stack.enter_async_context(closed_port())
             case "silent":
@@ -389,13 +390,13 @@ class Stage:
             case "no-name":
                 return f"http://{_NO_SUCH_NAME}"
             case "wrong-certificate":
-                proxy = self._proxy(tls=self.arena.tls)
+                proxy = self._proxy(tls=self.matrix.tls)
             case "tls-abort":
                 proxy = self._proxy(Toxic(action="tls_abort", count=None))
             case _:
                 proxy = self._proxy(Toxic(action="slow_accept", delay_s=0.2, count=None))
         url = (await stack.enter_async_context(proxy)).url
-        return url.replace("http:", "https:") if self.ill.door == "tls-abort" else url
+        return url.replace("http:", "https:") if self.failure.detour == "tls-abort" else url
 
     # --- during -------------------------------------------------------------------------
 
@@ -404,11 +405,11 @@ class Stage:
         if not self.is_armed:
             return request
         if self.account.is_at(self.site, request) and self._may_hit():
-            if self.ill.hook:
-                self._strike()
-            if self.door_url:
+            if self.failure.hook:
+                self._inject()
+            if self.detour_url:
                 self.hit_count += 1
-                return self._sent_to(self.door_url, request)
+                return self._sent_to(self.detour_url, request)
         if self.proxy is not None and request.url.startswith(self.account.endpoint(self.site)):
             return self._sent_to(self.proxy.url, request)
         return request
@@ -418,44 +419,44 @@ class Stage:
         return replace(request, url=url + path)
 
     def _may_hit(self) -> bool:
-        if self.ill.ends_a_run:
+        if self.failure.ends_a_run:
             return not self.is_hit
         return self.run.hit_count is None or self.hit_count < self.run.hit_count
 
-    def _strike(self) -> None:
+    def _inject(self) -> None:
         self.hit_count += 1
         self.is_hit = True
-        hook = self.ill.hook
+        hook = self.failure.hook
         if hook == "cancel" and self.task is not None:
             asyncio.get_running_loop().call_later(0.002, self.task.cancel)
         elif hook.startswith("clock"):
             step_s = 3600.0 if hook == "clock ahead" else -3600.0
             self.clock.ahead_s = 0.0 if self.clock.ahead_s else step_s
         elif hook == "block":
-            time.sleep(2 * HASTY.stall_s)
-        elif self.hurt is not None:
-            self.hurt.strike(hook)
+            time.sleep(2 * SHORT.stall_s)
+        elif self.damaged is not None:
+            self.damaged.damage(hook)
 
-    def _heal(self) -> None:
-        """The trouble is over, until the next round."""
+    def _restore(self) -> None:
+        """End the failure, until the next round."""
         self.is_armed = self.is_hit = False
-        if self.hurt is not None:
-            self.hurt.heal()
+        if self.damaged is not None:
+            self.damaged.restore()
 
     def _disarm(self) -> None:
-        self._heal()
+        self._restore()
         self.clock.ahead_s = 0.0
-        self._note_hits()
+        self._count_hits()
         self.state.disarm()
         self.server.faults.forget(self.reference_id)
 
-    def _note_hits(self) -> None:
+    def _count_hits(self) -> None:
         consumed = self.server.faults.consumed
         self.hit_count += self.state.hit_count + consumed.get(self.reference_id, 0)
         self.hit_count += self.proxy.consumed if self.proxy is not None else 0
         self.outcome.was_hit = self.hit_count > 0
 
-    def _told(self, event: Event) -> None:
+    def _on_event(self, event: Event) -> None:
         if isinstance(event, RequestRetried):
             self.retried[event.operation] += 1
         self._scan(sinks.of_event(event))
@@ -476,11 +477,11 @@ class Stage:
             return record is not None and record.phase is Phase.ABORTED
         return isinstance(ended, UploadResult)
 
-    async def _calm_run(self, ended: object) -> object:
-        """Run again without any trouble: what is resumable must come to its end."""
+    async def _clean_run(self, ended: object) -> object:
+        """Run again without faults: what is resumable must complete."""
         if isinstance(ended, VodupError) and not ended.is_resumable:
             self.outcome.faults.append(f"not resumable: {ended!r}")
-        again = await self._attempt(CALM)
+        again = await self._attempt(LONG)
         if not await self._is_done(again):
             self.outcome.faults.append(
                 f"ended with {self._named(ended)}, and again with {self._named(again)}: {again}"
@@ -496,7 +497,7 @@ class Stage:
             return "aborted" if self.site.verb == "abort" else "nothing"
         return ended if isinstance(ended, str) else "verified"
 
-    def _note(self, error: VodupError) -> None:
+    def _check_error(self, error: VodupError) -> None:
         """Everything that can be read off an error."""
         self._scan(sinks.of_error(error))
         self.integrity_error_count += isinstance(error, IntegrityError)
@@ -512,12 +513,12 @@ class Stage:
             self._judge_result(ended)
             self._scan(sinks.of_value("result", ended))
             self._scan([("result: json", json.dumps(asdict(ended)))])
-        self._judge_mending()
+        self._judge_recovery()
         self._judge_corruption()
         await self._judge_server()
 
     def _read_checkpoint(self) -> None:
-        """What is on the disk counts as said."""
+        """Scan what is on the disk, too."""
         for path in self._state_path.parent.rglob("*"):
             if path.is_file():
                 self._scan([(f"disk: {path.suffix}", path.read_bytes().decode("latin-1"))])
@@ -528,17 +529,17 @@ class Stage:
         if result.size != len(self.data):
             self.outcome.faults.append(f"success, but of {result.size} bytes")
 
-    def _judge_mending(self) -> None:
-        """Where the table says that one hit is mended, it is."""
-        is_due = self.run.persistence == "once" and self.ill.mends
-        is_mended = self.outcome.ended in ("verified", "aborted")
-        if is_due and self.site.name not in self.ill.except_at and not is_mended:
-            self.outcome.faults.append(f"one hit was not mended: {self.outcome.ended}")
+    def _judge_recovery(self) -> None:
+        """Where the table says that the first run recovers from one hit, it does."""
+        is_due = self.run.persistence == "once" and self.failure.recovers
+        is_recovered = self.outcome.ended in ("verified", "aborted")
+        if is_due and self.site.name not in self.failure.except_at and not is_recovered:
+            self.outcome.faults.append(f"did not recover from one hit: {self.outcome.ended}")
 
     def _judge_corruption(self) -> None:
         """Bytes that never arrive intact, or are not kept so, are never a success."""
-        is_damaged = self.site.body == "part" and self.ill.name in ("T20", "T21", "A14-crc")
-        is_rotten = self.ill.name == "A14-rot"
+        is_damaged = self.site.body == "part" and self.failure.name in ("T20", "T21", "A14-crc")
+        is_rotten = self.failure.name == "A14-rot"
         is_due = is_rotten or (is_damaged and self.run.persistence == "for ever")
         if is_due and self.outcome.ended != "IntegrityError":
             self.outcome.faults.append(f"damaged, yet {self.outcome.ended}")
@@ -562,12 +563,12 @@ class Stage:
 
     def _judge_requests(self, records: list[RequestRecord]) -> None:
         bad = [r.operation for r in records if r.code == "SignatureDoesNotMatch" and not r.faults]
-        if bad and self.ill.name != "T20":
+        if bad and self.failure.name != "T20":
             self.outcome.faults.append(f"badly signed: {bad}")
 
     def _judge_rework(self, records: list[RequestRecord]) -> None:
         """A run that is ended sends at most what was under way again, in the next one."""
-        if self.ill.hook != "cancel" and not self.is_in_child:
+        if self.failure.hook != "cancel" and not self.is_in_child:
             return
         stored = Counter(
             (r.upload_id, r.part_number)
