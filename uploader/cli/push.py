@@ -34,7 +34,7 @@ from uploader.errors import ConfigurationError, VodupError, unexpected
 from uploader.events import Event, Listener
 from uploader.sources import AnySource
 from uploader.state import Phase
-from uploader.tasks import beside
+from uploader.tasks import beside, one_error
 from uploader.tracker import Tracker
 
 __all__ = ["push", "resume"]
@@ -224,7 +224,7 @@ class _Push:
             self._files = [item.file for item in items]
             gate = asyncio.Semaphore(_FILES_AT_ONCE)
             watching = self._view.watch(self._files, self._tracker)
-            async with beside(watching), asyncio.TaskGroup() as group:
+            async with beside(watching), one_error() as group:
                 tasks = [group.create_task(self._upload(uploader, one, gate)) for one in items]
         if len(items) > 1:
             self._view.total(self._files)
