@@ -21,7 +21,7 @@ from uploader.cli.flags import (
     StatusFlags,
     VerifyFlags,
 )
-from uploader.cli.printing import err, out, paragraph, printable
+from uploader.cli.printing import err, out, paragraph
 from uploader.errors import ConfigurationError, UnsupportedState, VodupError
 from uploader.state import Orphan, Phase, StateStore, UploadRecord, UploadStatus, open_state
 from uploader.state.locations import SqliteFile, locate
@@ -34,6 +34,7 @@ __all__ = ["abort", "clean", "find_record", "status", "verify"]
 
 _ENDED: Final = frozenset({Phase.DONE, Phase.ABORTED})
 _WATCH_INTERVAL_S: Final = 2.0
+_COLUMNS: Final = ("KEY", "STATE", "DONE", "PARTS", "SIZE", "VIDEO", "OWNER", "UPDATED", "SOURCE")
 
 
 async def find_record(state: StateStore, name: str) -> UploadRecord:
@@ -112,8 +113,13 @@ def _require_all(found: Sequence[UploadStatus], names: Sequence[str]) -> None:
 
 
 async def _show_queue(place: StateFlags, flags: OutputFlags) -> None:
-    """What waits for workers, where the state is shared with a queue."""
-    facts = await in_thread(_queue_facts, place.state)
+    """Show what waits for workers, where the state is shared with a queue."""
+    conninfo = _queue_conninfo(place.state)
+    if conninfo is None:
+        return
+    from uploader.cluster.queue import queue_facts
+
+    facts = await in_thread(queue_facts, conninfo)
     if facts is None:
         return
     if flags.json:
@@ -131,15 +137,6 @@ async def _show_queue(place: StateFlags, flags: OutputFlags) -> None:
             f"worker {worker['id']}: {units.count(worker['running'], 'row')} running, "
             f"last heartbeat {worker['silent_s']:.0f} s ago"
         )
-
-
-def _queue_facts(state: str | None) -> dict[str, Any] | None:
-    conninfo = _queue_conninfo(state)
-    if conninfo is None:
-        return None
-    from uploader.cluster.queue import queue_facts
-
-    return queue_facts(conninfo)
 
 
 def _queue_conninfo(state: str | None) -> str | None:
@@ -161,21 +158,30 @@ def _show(found: Sequence[UploadStatus], flags: OutputFlags) -> None:
     elif not found:
         out("No uploads recorded.")
     else:
-        _show_table(found)
+        rows = [_COLUMNS, *(_cells(one.record, _fields(one)) for one in found)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            out("  ".join(cells).rstrip())
+        for record in (one.record for one in found):
+            if record.error and record.phase not in _ENDED:
+                out(f"{record.key}: {record.error}")
 
 
 def _fields(one: UploadStatus) -> dict[str, Any]:
     """What programs may want to know. The plan and fingerprint stay internal."""
-    record = one.record
+    record, part_count = one.record, _part_count(one)
+    is_done = record.phase is Phase.DONE
     return {
         "type": "upload.status",
         "key": record.key,
         "state": str(record.phase),
         "source": record.source,
         "size": record.size,
-        "acked_bytes": _done_bytes(one),
-        "acked_part_count": _done_part_count(one),
-        "part_count": _part_count(one),
+        "acked_bytes": record.size if is_done else one.acked_bytes,
+        # What one request has sent has no acks of its parts.
+        "acked_part_count": (is_done and part_count) or one.acked_part_count,
+        "part_count": part_count,
         "video_id": record.video_id,
         "upload_id": record.upload_id,
         "bucket": record.bucket,
@@ -188,14 +194,19 @@ def _fields(one: UploadStatus) -> dict[str, Any]:
     }
 
 
-def _done_bytes(one: UploadStatus) -> int:
-    return one.record.size if one.record.phase is Phase.DONE else one.acked_bytes
-
-
-def _done_part_count(one: UploadStatus) -> int:
-    """Of a finished upload all parts, however they were sent: one request has no acks."""
-    is_done = one.record.phase is Phase.DONE
-    return (is_done and _part_count(one)) or one.acked_part_count
+def _cells(record: UploadRecord, fields: dict[str, Any]) -> tuple[str, ...]:
+    size, part_count = record.size, fields["part_count"]
+    return (
+        record.key,
+        str(record.phase),
+        f"{100 * fields['acked_bytes'] // size if size else 0} %",
+        f"{fields['acked_part_count']}/{part_count}" if part_count else "-",
+        units.size(size),
+        record.video_id or "-",
+        fields["owner"] or "-",
+        f"{units.duration(_age_s(record))} ago",
+        record.source,
+    )
 
 
 def _part_count(one: UploadStatus) -> int | None:
@@ -209,42 +220,6 @@ def _part_count(one: UploadStatus) -> int | None:
         plan = read_plan(one.record.plan)
         return None if plan.is_open else plan.part_count
     return None
-
-
-def _show_table(found: Sequence[UploadStatus]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False)
-    for name in ("KEY", "STATE", "DONE", "PARTS", "SIZE", "VIDEO", "SOURCE", "OWNER", "UPDATED"):
-        table.add_column(name, overflow="fold", no_wrap=name != "SOURCE")
-    for one in found:
-        table.add_row(*(Text(printable(value)) for value in _columns(one)))
-    # As wide as necessary where nobody wraps: a pipe has no width.
-    console = Console(width=None if sys.stdout.isatty() else 400, highlight=False, soft_wrap=True)
-    console.print(table)
-    for one in found:
-        if one.record.error and one.record.phase not in _ENDED:
-            out(f"{one.record.key}: {one.record.error}")
-
-
-def _columns(one: UploadStatus) -> tuple[str, ...]:
-    record = one.record
-    part_count = _part_count(one)
-    percent = 100 * _done_bytes(one) // record.size if record.size else 0
-    done = part_count if record.phase is Phase.DONE else one.acked_part_count
-    return (
-        record.key,
-        str(record.phase),
-        f"{percent} %",
-        f"{done}/{part_count}" if part_count else "-",
-        units.size(record.size),
-        record.video_id or "-",
-        record.source,
-        one.owner or "-",
-        f"{units.duration(_age_s(record))} ago",
-    )
 
 
 # --- abort ------------------------------------------------------------------------------
@@ -275,20 +250,15 @@ async def _aborted(uploader: Uploader, name: str, flags: StateFlags) -> UploadRe
     state = uploader.state
     known = await state.find(key=name) or await state.find(video_id=name)
     key = known.key if known else name
-    if await in_thread(_cancel_row, flags.state, key) and known is None:
-        return None
+    conninfo = _queue_conninfo(flags.state)
+    if conninfo is not None:
+        from uploader.cluster.queue import cancel_row
+
+        if await in_thread(cancel_row, conninfo, key) and known is None:
+            return None
     record = await find_record(state, name)
     await uploader.abort(record.key)
     return record
-
-
-def _cancel_row(state: str | None, key: str) -> bool:
-    conninfo = _queue_conninfo(state)
-    if conninfo is None:
-        return False
-    from uploader.cluster.queue import cancel_row
-
-    return cancel_row(conninfo, key)
 
 
 def _print_aborted(flags: OutputFlags, key: str, record: UploadRecord | None) -> None:
