@@ -16,10 +16,9 @@ from uploader import GrantProvider, Uploader, UploadOptions
 from uploader.bulk.ledger import Ledger
 from uploader.bulk.rows import Row, shown_path
 from uploader.bulk.runner import Reading
-from uploader.cli import run
+from uploader.cli import run, settings
 from uploader.cli.batch_views import make_batch_view
 from uploader.cli.flags import (
-    AccessFlags,
     ClusterFlags,
     EnqueueFlags,
     OutputFlags,
@@ -30,19 +29,10 @@ from uploader.cli.flags import (
 )
 from uploader.cli.ingest import make_readings, make_rules, make_streams, refuse_overwriting
 from uploader.cli.printing import err, out
-from uploader.cli.settings import (
-    api_origin,
-    make_options,
-    make_provider,
-    make_trust,
-    make_url_policy,
-    require_provider,
-    serve_metrics,
-)
 from uploader.cluster.database import conninfo_of, open_pool, refuse_newer
 from uploader.cluster.database import upgrade as upgrade_queue
 from uploader.cluster.embedded import EmbeddedPostgres
-from uploader.errors import CallerNotAuthenticated, ConfigurationError
+from uploader.errors import ConfigurationError
 from uploader.events import Event, HookFailed, Listener
 from uploader.pace import MAX_CONCURRENCY
 from uploader.state import SqlState
@@ -118,19 +108,9 @@ def enqueue(flags: EnqueueFlags) -> int:
     refuse_overwriting(streams, {"--report": flags.report, "--failed": flags.failed})
     rules, places = make_rules(flags, flags), Places(flags.node or this_node(), flags.shared)
     placed = PlacedRules(**{f.name: getattr(rules, f.name) for f in fields(rules)}, places=places)
-    readings = make_readings(streams, flags, placed, _scope(flags))
+    readings = make_readings(streams, flags, placed, settings.scope_of(flags))
     with place_of(flags) as url:
         return run.run_async(_enqueued(url, readings, places, flags))
-
-
-def _scope(flags: AccessFlags) -> str:
-    """Which videos: the same on a machine that only queues and has no AccessKey."""
-    try:
-        if (provider := make_provider(flags)) is not None:
-            return provider.scope
-    except CallerNotAuthenticated:
-        pass
-    return api_origin(flags)
 
 
 async def _enqueued(
@@ -236,11 +216,11 @@ async def _written(url: str, names: list[str] | None, flags: ResultsFlags) -> in
 
 def worker(flags: WorkerFlags) -> int:
     """Work until stopped. A worker that SIGTERM stopped has done what it should: 0."""
-    settings = _worker_options(flags)
-    provider = require_provider(flags)
-    with place_of(flags) as url, serve_metrics(flags.metrics_port) as listener:
+    options = _worker_options(flags)
+    provider = settings.require_provider(flags)
+    with place_of(flags) as url, settings.serve_metrics(flags.metrics_port) as listener:
         try:
-            return run.run_async(_work(url, provider, settings, flags, listener))
+            return run.run_async(_work(url, provider, options, flags, listener))
         except run.Interrupted as interrupted:
             if interrupted.code != run.interrupted_code(signal.SIGTERM):
                 raise
@@ -250,7 +230,7 @@ def worker(flags: WorkerFlags) -> int:
 async def _work(
     url: str,
     provider: GrantProvider,
-    settings: WorkerOptions,
+    options: WorkerOptions,
     flags: WorkerFlags,
     listener: Listener | None,
 ) -> int:
@@ -274,21 +254,21 @@ async def _work(
     def on_given_back(row: Row, why: str) -> None:
         say(f"{row.source_name or row.where}: {why} It returns to the queue.")
 
-    async with open_pool(conninfo_of(url), wait_s=min(10, settings.patience_s / 2)) as pool:
+    async with open_pool(conninfo_of(url), wait_s=min(10, options.patience_s / 2)) as pool:
         uploader = Uploader(
             provider,
-            state=SqlState(url, lease_ttl_s=settings.silent_s),
+            state=SqlState(url, lease_ttl_s=options.silent_s),
             options=make_worker_options(flags),
-            trust=make_trust(flags),
+            trust=settings.make_trust(flags),
             on_event=on_event,
             shared_vod_budget=SharedBudget(pool, provider.scope, float(flags.api_rate)),
         )
         async with uploader:
-            say(f"worker {os.getpid()} on {settings.node} is ready.")
+            say(f"worker {os.getpid()} on {options.node} is ready.")
             await QueueWorker(
                 uploader,
                 pool,
-                settings,
+                options,
                 exit_code=run.exit_code,
                 on_record=on_record,
                 on_given_back=on_given_back,
@@ -315,13 +295,13 @@ def _worker_options(flags: WorkerFlags) -> WorkerOptions:
         tries=flags.tries,
         is_draining=flags.drain,
         roots=tuple(os.path.realpath(folder) for folder in flags.root),
-        urls=make_url_policy(flags),
+        urls=settings.make_url_policy(flags),
     )
 
 
 def make_worker_options(flags: WorkerFlags) -> UploadOptions:
     """Return how a worker sends data, with no more connections than --memory has room for."""
-    options = replace(make_options(flags), vod_calls_per_s=float(flags.api_rate))
+    options = replace(settings.make_options(flags), vod_calls_per_s=float(flags.api_rate))
     if flags.memory is None:
         return options
     most = flags.memory // _UNIT_SIZE

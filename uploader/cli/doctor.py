@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Final, Literal, cast
 from urllib.parse import urlsplit
 
-from uploader.cli import run
+from uploader.cli import run, settings
 from uploader.cli.flags import AccessFlags, DoctorFlags, StateFlags
 from uploader.cli.orphans import open_network
 from uploader.cli.printing import out
-from uploader.cli.settings import api_origin, key_origin, make_provider, region_of
 from uploader.credentials import GrantProvider, ImsProvider, Network, VodProvider
 from uploader.errors import ConfigurationError, VideoGone, VodupError
 from uploader.protocol.trust import ServiceName
@@ -96,7 +95,7 @@ def _versions() -> Iterator[Finding]:
 def _credentials(flags: AccessFlags) -> Finding:
     if flags.auth_command or flags.auth_url:
         return Finding("credentials", "ok", "from --auth-command or --auth-url")
-    origin = key_origin()
+    origin = settings.key_origin()
     if origin is None:
         detail = "no AccessKey: set ALIBABA_CLOUD_ACCESS_KEY_ID and _SECRET, or push with a --grant"
         return Finding("credentials", "failed", detail, run.CREDENTIALS)
@@ -148,7 +147,7 @@ async def _records(flags: StateFlags) -> Finding:
 async def _services(flags: AccessFlags, network: Network) -> list[Finding]:
     service = flags.service.upper()
     try:
-        provider = make_provider(flags)
+        provider = settings.make_provider(flags)
         endpoint = _checked_origin(flags, network)
     except VodupError as error:
         return [Finding(service, "failed", error.message, run.exit_code(error))]
@@ -161,13 +160,13 @@ async def _services(flags: AccessFlags, network: Network) -> list[Finding]:
 
 def _checked_origin(flags: AccessFlags, network: Network) -> str:
     service: ServiceName = "IMS" if flags.service == "ims" else "VOD"
-    return network.trust.check_endpoint(service, api_origin(flags))
+    return network.trust.check_endpoint(service, settings.api_origin(flags))
 
 
 async def _reach_oss(flags: AccessFlags, origin: str, network: Network) -> Finding:
     if urlsplit(origin).hostname in {"127.0.0.1", "::1"}:
         return Finding("OSS", "ok", "the development server names its endpoint with each upload")
-    return await _reach("OSS", f"https://oss-{region_of(flags)}.aliyuncs.com", network)
+    return await _reach("OSS", f"https://oss-{settings.region_of(flags)}.aliyuncs.com", network)
 
 
 async def _reach(name: str, endpoint: str, network: Network) -> Finding:

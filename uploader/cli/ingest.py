@@ -15,22 +15,13 @@ from uploader.bulk.paths import Root
 from uploader.bulk.progress import BatchProgress
 from uploader.bulk.rows import RowRules, require_title_template
 from uploader.bulk.runner import Batch, BatchOptions, Reading, read_rows
-from uploader.cli import run
+from uploader.cli import run, settings
 from uploader.cli.batch_views import BatchView, make_batch_view
-from uploader.cli.flags import AccessFlags, IngestFlags, RowFlags, VideoFlags
+from uploader.cli.flags import IngestFlags, RowFlags, VideoFlags
 from uploader.cli.printing import err
-from uploader.cli.settings import (
-    make_meta,
-    make_options,
-    make_provider,
-    make_trust,
-    make_url_policy,
-    require_provider,
-)
-from uploader.errors import CallerNotAuthenticated, ConfigurationError, VodupError
+from uploader.errors import ConfigurationError, VodupError
 from uploader.options import UploadOptions
 from uploader.protocol.vod import problem_of
-from uploader.state import open_state
 from uploader.tasks import beside
 from uploader.threads import in_thread
 
@@ -41,17 +32,13 @@ def ingest(flags: IngestFlags) -> int:
     """Upload the batch and return the exit code."""
     streams = make_streams(flags)
     refuse_overwriting(streams, {"--report": flags.report, "--html": flags.html})
-    options = replace(make_options(flags), vod_calls_per_s=float(flags.api_rate))
+    options = replace(settings.make_options(flags), vod_calls_per_s=float(flags.api_rate))
     view = make_batch_view(flags)
     rules = make_rules(flags, flags)
     if flags.dry_run:
-        return _dry_run(make_readings(streams, flags, rules, _scope(flags)), flags, options, view)
-    uploader = Uploader(
-        require_provider(flags),
-        state=open_state(flags.state or None),
-        options=options,
-        trust=make_trust(flags),
-    )
+        readings = make_readings(streams, flags, rules, settings.scope_of(flags))
+        return _dry_run(readings, options, view)
+    uploader = settings.make_uploader(flags, options)
     readings = make_readings(streams, flags, rules, uploader.scope)
     try:
         return run.run_async(_perform(uploader, readings, flags, view))
@@ -102,7 +89,7 @@ def refuse_overwriting(streams: Sequence[Stream], written: Mapping[str, str | No
 
 def make_rules(rows: RowFlags, video: VideoFlags) -> RowRules:
     """What holds for every row; the root and the scope are filled in for each manifest."""
-    defaults = make_meta(video)
+    defaults = settings.make_meta(video)
     if (problem := problem_of(defaults)) is not None:
         raise ConfigurationError(f"{problem[0].upper()}{problem[1:]}.")
     template = rows.title_template
@@ -132,7 +119,7 @@ def _batch_options(flags: IngestFlags) -> BatchOptions:
         stop_on_error=flags.stop_on_error,
         max_duration_s=flags.max_duration,
         overwrite=flags.overwrite,
-        urls=make_url_policy(flags),
+        urls=settings.make_url_policy(flags),
     )
 
 
@@ -197,9 +184,7 @@ def _code_of(progress: BatchProgress) -> int:
 # --- dry run ----------------------------------------------------------------------------
 
 
-def _dry_run(
-    readings: Sequence[Reading], flags: IngestFlags, options: UploadOptions, view: BatchView
-) -> int:
+def _dry_run(readings: Sequence[Reading], options: UploadOptions, view: BatchView) -> int:
     """Check every row and count what the batch would take. Opens no network and no state."""
     estimate = Estimate(
         bytes_per_s=_usual_rate(options.bandwidth),
@@ -214,15 +199,6 @@ def _dry_run(
                 view.refused(checked.row, error, code)
     view.estimate(estimate)
     return run.common_code(estimate.codes)
-
-
-def _scope(flags: AccessFlags) -> str:
-    try:
-        provider = make_provider(flags)
-    except (CallerNotAuthenticated, ConfigurationError) as error:
-        err(f"vodup: {error.message} Continuing: a dry run needs no credentials.")
-        return ""
-    return provider.scope if provider else ""
 
 
 def _usual_rate(bandwidth: Bandwidth | None) -> float:

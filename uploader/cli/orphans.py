@@ -7,10 +7,9 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from uploader import StateStore, UploadTarget
-from uploader.cli import run
+from uploader.cli import run, settings
 from uploader.cli.flags import AccessFlags
 from uploader.cli.printing import err, out, paragraph
-from uploader.cli.settings import ca_file, make_trust, require_provider
 from uploader.clock import SystemClock
 from uploader.credentials import GrantSource, LiveGrant, Network
 from uploader.errors import ConfigurationError, OverwriteRefused, ServiceError, VodupError
@@ -32,14 +31,14 @@ async def open_network(flags: AccessFlags) -> AsyncIterator[Network]:
     """Open connections for a few small requests: little patience, no bandwidth limit."""
     pace, clock = Pace(concurrency=1), SystemClock()
     retry = RetryPolicy(patience_s=_PATIENCE_S, first_contact_patience_s=_PATIENCE_S / 3)
-    async with AiohttpTransport(pace=pace, ca_file=ca_file()) as transport:
-        yield Network(transport, pace, clock, retry, make_trust(flags))
+    async with AiohttpTransport(pace=pace, ca_file=settings.ca_file()) as transport:
+        yield Network(transport, pace, clock, retry, settings.make_trust(flags))
 
 
 async def abort_orphans(state: StateStore, orphans: Sequence[Orphan], flags: AccessFlags) -> int:
     """Abort each at OSS and forget it; what cannot be aborted stays listed."""
     codes = []
-    provider = require_provider(flags)
+    provider = settings.require_provider(flags)
     async with open_network(flags) as network:
         grants = provider.connect(network)
         for orphan in orphans:

@@ -11,17 +11,10 @@ from functools import partial
 from typing import Final
 
 from uploader import Uploader, UploadGrant, UploadRecord, VideoMeta, decode_answer
-from uploader.cli import run
+from uploader.cli import run, settings
 from uploader.cli.flags import OutputFlags, PushFlags, ResumeFlags, UrlFlags
 from uploader.cli.push_views import PushedFile, interruption, make_push_view
 from uploader.cli.records import find_record
-from uploader.cli.settings import (
-    make_meta,
-    make_options,
-    make_uploader,
-    read_input,
-    serve_metrics,
-)
 from uploader.cli.sources import (
     is_repeatable,
     label_of,
@@ -67,17 +60,19 @@ def push(flags: PushFlags) -> int:
 
     def prepare(on_event: Listener | None) -> tuple[Uploader, Finder]:
         _require_sense(names, flags)
-        grant = decode_answer(read_input(flags.grant, "--grant")) if flags.grant else None
+        grant = decode_answer(settings.read_input(flags.grant, "--grant")) if flags.grant else None
         items = _items_of(names, files, flags, grant)
 
         async def find(_: Uploader) -> Sequence[PushItem]:
             return items
 
-        options = make_options(flags)
-        return make_uploader(flags, options, has_grant=grant is not None, on_event=on_event), find
+        options = settings.make_options(flags)
+        return settings.make_uploader(
+            flags, options, has_grant=grant is not None, on_event=on_event
+        ), find
 
     files = [PushedFile(shown_name(name), label_of(name, flags)) for name in names]
-    with serve_metrics(flags.metrics_port) as on_event:
+    with settings.serve_metrics(flags.metrics_port) as on_event:
         is_kept = flags.state != "memory"
         return _Push(flags, files, is_kept=is_kept).run(partial(prepare, on_event))
 
@@ -88,7 +83,7 @@ def _items_of(
     flags: PushFlags,
     grant: UploadGrant | None,
 ) -> list[PushItem]:
-    meta = make_meta(flags)
+    meta = settings.make_meta(flags)
     has_video = flags.video_id is not None or grant is not None
     return [
         PushItem(
@@ -146,9 +141,12 @@ def resume(flags: ResumeFlags) -> int:
         records = await (_named(uploader, flags.names) if flags.names else _unfinished(uploader))
         return [_recorded_item(record, flags) for record in records]
 
-    with serve_metrics(flags.metrics_port) as on_event:
+    with settings.serve_metrics(flags.metrics_port) as on_event:
         return _Push(flags).run(
-            lambda: (make_uploader(flags, make_options(flags), on_event=on_event), find)
+            lambda: (
+                settings.make_uploader(flags, settings.make_options(flags), on_event=on_event),
+                find,
+            )
         )
 
 

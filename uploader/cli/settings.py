@@ -33,7 +33,7 @@ from uploader.cli.flags import (
     VideoFlags,
 )
 from uploader.cli.printing import err
-from uploader.errors import ConfigurationError
+from uploader.errors import CallerNotAuthenticated, ConfigurationError
 from uploader.events import Listener
 from uploader.sources import UrlPolicy
 from uploader.state import open_state
@@ -51,6 +51,7 @@ __all__ = [
     "read_input",
     "region_of",
     "require_provider",
+    "scope_of",
     "serve_metrics",
 ]
 
@@ -116,6 +117,15 @@ def make_provider(flags: AccessFlags) -> GrantProvider | None:
     if flags.auth_command or flags.auth_url or key_origin() is not None:
         return require_provider(flags)
     return None
+
+
+def scope_of(flags: AccessFlags) -> str:
+    """Return what tells the videos of this account from others, also without an AccessKey."""
+    try:
+        provider = make_provider(flags)
+    except CallerNotAuthenticated:
+        provider = None
+    return provider.scope if provider else api_origin(flags)
 
 
 def key_origin() -> str | None:
