@@ -139,7 +139,7 @@ class EmbeddedPostgres:
         import psycopg
 
         deadline = time.monotonic() + _ANSWER_TIMEOUT_S
-        while time.monotonic() < deadline:
+        while self._is_running() and time.monotonic() < deadline:
             with suppress(psycopg.OperationalError):
                 psycopg.connect(self.url, connect_timeout=5).close()
                 return

@@ -24,7 +24,6 @@ from typing import Any, Final
 _PR_SET_PDEATHSIG: Final = 1
 _MAX_QUICK_ENDS: Final = 5
 _QUICK_S: Final = 5.0
-_READY_TIMEOUT_S: Final = 60.0
 
 
 class Supervisor:
@@ -38,12 +37,11 @@ class Supervisor:
         self._lock = threading.Lock()
 
     def run(self, ready_fd: int) -> None:
-        """Start the server, write to `ready_fd`, and stay until nobody uses it."""
+        """Start the server, write to `ready_fd`, and keep it running until nobody uses it."""
         alive = os.open(self._folder / "server.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
         signal.signal(signal.SIGTERM, lambda *_: self._stop())
         self._start()
-        self._wait_until_ready()
         os.write(ready_fd, b"ready")
         os.close(ready_fd)
         threading.Thread(target=self._wait_for_the_last_user, daemon=True).start()
@@ -82,19 +80,6 @@ class Supervisor:
                     preexec_fn=_end_with_parent,
                     **self._arguments["account"],
                 )
-
-    def _wait_until_ready(self) -> None:
-        deadline = time.monotonic() + _READY_TIMEOUT_S
-        pid_file = self._folder / "data" / "postmaster.pid"
-        while time.monotonic() < deadline:
-            if self._process is not None and self._process.poll() is not None:
-                break
-            lines = pid_file.read_text().splitlines() if pid_file.exists() else []
-            if len(lines) > 7 and lines[7].strip() == "ready":
-                return
-            time.sleep(0.02)
-        self._stop()
-        sys.exit("PostgreSQL did not start")
 
     def _wait_for_the_last_user(self) -> None:
         users = os.open(self._folder / "users.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
