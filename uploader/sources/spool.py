@@ -83,7 +83,6 @@ class Spool:
         self.max_part_size = max_size // BUFFERED_PART_COUNT
         self._space = BufferSpace(max_size)
         self._lock: int | None = None
-        self._journal: int | None = None
         self._has_dropped = False
         self._reference = ""
         self._earlier = _read_journal(self._folder)
@@ -125,7 +124,7 @@ class Spool:
         """Read into a file."""
         await self._space.take(size)
         path = self._path(offset)
-        written, crc = await self._write(path, size, read)
+        written, crc = await self._fill_file(path, size, read)
         self._space.free(size - written)
         if not written:
             return None
@@ -148,12 +147,11 @@ class Spool:
         lock, self._lock = self._lock, None
         if lock is None:
             return
-        if self._journal is not None:
-            os.close(self._journal)
-            self._journal = None
-        if is_done:
-            await DISKS.run(shutil.rmtree, self._folder, ignore_errors=True)
-        os.close(lock)
+        try:
+            if is_done:
+                await DISKS.run(shutil.rmtree, self._folder, ignore_errors=True)
+        finally:
+            os.close(lock)
 
     # --- on disk --------------------------------------------------------------------
 
@@ -175,9 +173,6 @@ class Spool:
         self._lock = _locked(self._folder)
         self._reference = reference
         self._earlier = _read_journal(self._folder)
-        self._journal = open_private_file(
-            self._folder / "journal", os.O_WRONLY | os.O_CREAT | os.O_APPEND
-        )
         if not self._earlier.size or self._earlier.reference != reference:
             self._clear()
 
@@ -193,36 +188,37 @@ class Spool:
         Which upload the folder belongs to stays recorded: its stream can be produced again.
         """
         self._earlier = _Journal()
-        if self._journal is not None:
-            os.ftruncate(self._journal, 0)
+        _write(self._folder / "journal", b"", os.O_TRUNC)
         if self._reference:
             self._append("spool", _VERSION, self.identity, self._reference)
 
-    async def _write(self, path: Path, size: int, read: ReadInto) -> tuple[int, int]:
+    def _append(self, *words: object) -> None:
+        _write(self._folder / "journal", json.dumps(words).encode() + b"\n", os.O_APPEND)
+
+    async def _fill_file(self, path: Path, size: int, read: ReadInto) -> tuple[int, int]:
         """Write up to `size` bytes; return how many, and their CRC-64."""
         buffer = memoryview(bytearray(min(size, READ_SIZE)))
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-        descriptor = await self._in_thread(open_private_file, path, flags)
         written = crc = 0
-        try:
-            while written < size:
-                piece = buffer[: size - written]
-                count = await read_fully(read, piece)
-                crc = crc64(piece[:count], crc)
-                await self._in_thread(_write_all, descriptor, piece[:count])
-                written += count
-                if count < len(piece):
-                    break
-        finally:
-            os.close(descriptor)
-        if not written:
-            await self._in_thread(path.unlink)
+        while written < size:
+            piece = buffer[: size - written]
+            piece = piece[: await read_fully(read, piece)]
+            if not piece:
+                break
+            crc = crc64(piece, crc)
+            await self._in_thread(_write, path, piece, os.O_APPEND if written else os.O_TRUNC)
+            written += len(piece)
         return written, crc
 
-    def _append(self, *words: object) -> None:
-        if self._journal is None:
-            raise RuntimeError("the spool is not open")
-        _write_all(self._journal, memoryview(json.dumps(words).encode() + b"\n"))
+
+def _write(path: Path, data: bytes | memoryview, flags: int) -> None:
+    """Write to a file that is open only meanwhile: a task that is cancelled cannot close it."""
+    descriptor = open_private_file(path, os.O_WRONLY | os.O_CREAT | flags)
+    try:
+        left = memoryview(data)
+        while left:
+            left = left[os.write(descriptor, left) :]
+    finally:
+        os.close(descriptor)
 
 
 def _locked(folder: Path) -> int:
@@ -255,11 +251,6 @@ def _read_journal(folder: Path) -> _Journal:
                 case ["end", int(size)] if journal.reference is not None:
                     journal.size = size
     return journal
-
-
-def _write_all(descriptor: int, data: memoryview) -> None:
-    while data:
-        data = data[os.write(descriptor, data) :]
 
 
 # --- parts ----------------------------------------------------------------------------
