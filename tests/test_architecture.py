@@ -116,7 +116,6 @@ LINES = (
     _hand("upload.proof"),
     _hand("upload.progress"),
     _hand("upload.request"),
-    _hand("upload.planning"),
     _hand("upload.resume"),
     _hand("upload.grant"),
     _hand("upload.object"),

@@ -141,8 +141,6 @@ class Uploader:
             raise ConfigurationError("Grants need a provider, and an uploader that is open.")
         return self._provider.connect(self._network)
 
-    # --- uploads --------------------------------------------------------------------------
-
     async def upload(
         self,
         source: AnySource,
@@ -263,8 +261,6 @@ class Uploader:
             if isinstance(opened, HlsPackage):
                 return await compare_package(ctx, opened)
             return await verify.compare(ObjectUpload(ctx, live_grant(ctx, None)))
-
-    # --- one upload -------------------------------------------------------------------------
 
     async def _upload(
         self,

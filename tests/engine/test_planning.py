@@ -17,7 +17,7 @@ from uploader.protocol.integrity import crc64
 from uploader.protocol.part_sizes import Outlook, plan_file, plan_stream
 from uploader.protocol.plan import MAX_PART_COUNT, Part
 from uploader.sources import PartStream, Source
-from uploader.upload.planning import _outlook, new_plan
+from uploader.upload.grant import _outlook, new_plan
 from uploader.upload.request import UploadContext, default_key
 from uploader.upload.resume import _wait_for_end, read_stream
 

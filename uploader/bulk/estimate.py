@@ -8,7 +8,6 @@ from typing import Any, Final
 
 from uploader.errors import ConfigurationError, VodupError
 from uploader.protocol.part_sizes import plan_file
-from uploader.protocol.plan import MAX_PUT_SIZE
 
 from .runner import CheckedRow
 
@@ -64,7 +63,7 @@ class Estimate:
 
     def _add_good(self, size: int) -> None:
         plan = plan_file(size, part_size=self.part_size)
-        is_put = plan.is_single and plan.size <= MAX_PUT_SIZE
+        is_put = plan.is_single
         renewal_count = int(size / self.bytes_per_s // _CREDENTIAL_LIFE_S)
         self.good_count += 1
         self.byte_count += size

@@ -120,7 +120,7 @@ class Plan:
 
     @property
     def is_single(self) -> bool:
-        """Whether everything is known to fit into one part, and so into one PutObject."""
+        """Whether everything fits into one part, and so into one PutObject: 5 GiB at most."""
         return self.part_count == 1 and not self.is_open and self.names_crc64 is None
 
     @property

@@ -1,4 +1,4 @@
-"""A video and its target, each obtained once, and what may be asked of VOD about them.
+"""What is decided once for an upload: its video, its target and its parts.
 
 The rule about finished videos is `finished_video`.
 """
@@ -8,22 +8,24 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from uploader.credentials import LiveGrant, NewVideo
+from uploader.credentials import DOCUMENTED_LIFE_S, LiveGrant, NewVideo, life_s
 from uploader.errors import ConfigurationError, OverwriteRefused, VideoGone, VodupError
 from uploader.hooks import PlannedVideo, run_before_create
 from uploader.log import get_logger
 from uploader.protocol.grants import UploadGrant, UploadTarget
+from uploader.protocol.part_sizes import Outlook, plan_file, plan_stream
 from uploader.protocol.plan import Plan
 from uploader.protocol.signing import OssDialect
 from uploader.protocol.vod import VideoFacts
 from uploader.state import Phase
-from uploader.upload.planning import is_one_request
 from uploader.upload.request import UploadContext
 
 __all__ = [
     "finished_video",
     "live_grant",
     "meta_from_hooks",
+    "new_plan",
+    "plan_before_grant",
     "recorded_target",
     "refuse_finished",
     "video_and_target",
@@ -71,7 +73,7 @@ async def video_and_target(
         ctx.network.trust.check_target(grant.target),
         region=grant.credentials.region,
         plan=plan.to_text() if plan else None,
-        one_request=plan is not None and is_one_request(plan),
+        one_request=plan is not None and plan.is_single,
     )
     ctx.progress.video_id = ctx.record.video_id
     return grant
@@ -98,9 +100,6 @@ async def _issued_grant(
     if grant.video_id is None:
         raise ConfigurationError("The grant for the new video does not name its VideoId.")
     return grant
-
-
-# --- finished videos --------------------------------------------------------------------
 
 
 async def finished_video(ctx: UploadContext, video_id: str | None = None) -> VideoFacts | None:
@@ -147,9 +146,6 @@ def _overwrite_refused(what: str, facts: VideoFacts) -> OverwriteRefused:
     )
 
 
-# --- the target and its credentials -------------------------------------------------------
-
-
 def recorded_target(ctx: UploadContext) -> UploadTarget:
     """The target in the record.
 
@@ -187,3 +183,39 @@ def live_grant(ctx: UploadContext, grant: UploadGrant | None) -> LiveGrant:
         grant=grant,
         on_renewed=ctx.progress.count_renewal,
     )
+
+
+def new_plan(ctx: UploadContext) -> Plan:
+    """The parts of an upload that has none yet."""
+    options, pace = ctx.options, ctx.network.pace
+    if (stream := ctx.source.stream) is not None:
+        return plan_stream(
+            part_size=options.part_size,
+            expected_size=stream.expected_size,
+            largest_size=stream.max_part_size,
+        )
+    return plan_file(
+        ctx.record.size,
+        part_size=options.part_size,
+        concurrency=pace.expected_concurrency,
+        first_concurrency=pace.limit,
+        outlook=_outlook(ctx),
+    )
+
+
+def _outlook(ctx: UploadContext) -> Outlook:
+    """What is known before a grant is issued; VOD's own live for the documented time."""
+    pace, grant = ctx.network.pace, ctx.request.grant
+    life = DOCUMENTED_LIFE_S
+    if grant is not None:
+        life = max(1.0, life_s(grant.credentials, clock=ctx.network.clock))
+    return Outlook(connection_rate=pace.connection_rate, rtt_s=pace.rtt_s, credential_life_s=life)
+
+
+def plan_before_grant(ctx: UploadContext) -> Plan | None:
+    """The plan, if it can be made before the grant is issued; it then needs no commit of its own.
+
+    Many parts wait for the round trip to the service: it decides how many are sent at once.
+    """
+    plan = new_plan(ctx)
+    return plan if plan.is_open or plan.is_single else None

@@ -17,10 +17,16 @@ from uploader.protocol.failures import OSS, Meaning, is_vanished
 from uploader.protocol.plan import Plan
 from uploader.tasks import beside
 from uploader.upload import settle, verify
-from uploader.upload.grant import finished_video, live_grant, meta_from_hooks, video_and_target
+from uploader.upload.grant import (
+    finished_video,
+    live_grant,
+    meta_from_hooks,
+    new_plan,
+    plan_before_grant,
+    video_and_target,
+)
 from uploader.upload.object import ObjectUpload, Vanished
 from uploader.upload.parts import reconcile, send_missing_parts
-from uploader.upload.planning import new_plan, plan_before_grant
 from uploader.upload.proof import UNKNOWN, FoundObject
 from uploader.upload.request import UploadContext
 from uploader.upload.resume import earlier_result, record_upload, require_unchanged

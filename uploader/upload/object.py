@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import TypeVar
 from urllib.parse import urlsplit
 
 from uploader.credentials import LiveGrant, PlainSigner
@@ -29,17 +28,15 @@ from uploader.protocol.failures import OSS, Meaning, is_target_refused, is_vanis
 from uploader.protocol.integrity import same_etag
 from uploader.protocol.oss import ObjectFacts, PartAnswer
 from uploader.protocol.plan import Part, Plan
-from uploader.protocol.wire import Operation, Signer
+from uploader.protocol.wire import Signer
 from uploader.session import Session
 from uploader.state import Journal, PartAck, Phase
 from uploader.upload.grant import recorded_target
-from uploader.upload.planning import is_one_request, plan_of
 from uploader.upload.proof import ABSENT, UNKNOWN, AckedParts, FoundObject
 from uploader.upload.request import UploadContext
+from uploader.upload.resume import plan_of
 
 __all__ = ["ObjectUpload", "Vanished"]
-
-T = TypeVar("T")
 
 
 class Vanished(Exception):
@@ -88,14 +85,16 @@ class ObjectUpload:
         has_started: its start was reported.
         resumed_part_count: parts that this run did not have to send.
         began_s: on `Clock.elapsed_s`.
+        call: sends a request to OSS.
+        call_final: sends one that cannot be taken back, so never after another process took over.
     """
 
     def __init__(self, ctx: UploadContext, live: LiveGrant, *, is_new: bool = False) -> None:
         self.ctx, self.live, self.is_new = ctx, live, is_new
         self.began_s = ctx.network.clock.elapsed_s()
         self.target = recorded_target(ctx)
-        self._session = self._session_with(live)
-        self._final_session = self._session_with(_FencedSigner(live, ctx.journal))
+        self.call = self._session_with(live).call
+        self.call_final = self._session_with(_FencedSigner(live, ctx.journal)).call
         self._acked = self._recorded_parts()
         self.has_started = False
         self.resumed_part_count = 0
@@ -120,18 +119,8 @@ class ObjectUpload:
         if record.plan is None:
             return None
         plan = plan_of(record.plan)
-        is_put = is_one_request(plan) and record.upload_id is None
+        is_put = plan.is_single and record.upload_id is None
         return AckedParts(plan, self.ctx.journal.acks.values(), is_put=is_put)
-
-    async def call(self, operation: Operation[T]) -> T:
-        """Send a request to OSS."""
-        return await self._session.call(operation)
-
-    async def call_final(self, operation: Operation[T]) -> T:
-        """Send a request that cannot be taken back: never after another process took over."""
-        return await self._final_session.call(operation)
-
-    # --- what is known of it ----------------------------------------------------------------
 
     @property
     def has_plan(self) -> bool:
@@ -157,10 +146,8 @@ class ObjectUpload:
         """Whether a request that makes the object may have been carried out."""
         return self.ctx.record.phase is Phase.COMPLETING
 
-    # --- start ------------------------------------------------------------------------------
-
     async def set_plan(self, plan: Plan) -> None:
-        """Decide the parts."""
+        """Record the parts."""
         await self.ctx.journal.set_plan(plan.to_text())
         self._acked = self._recorded_parts()
 
@@ -185,8 +172,6 @@ class ObjectUpload:
     def _headers(self) -> dict[str, str]:
         notification = self.ctx.options.notification
         return {"x-oss-notification": notification} if notification else {}
-
-    # --- make the object --------------------------------------------------------------------
 
     async def complete(self) -> FoundObject:
         """Join the parts. After this OSS has forgotten the UploadId."""
@@ -252,8 +237,6 @@ class ObjectUpload:
             crc64, md5 = await self.ctx.source.read_crc(part.offset, part.size, with_md5=True)
             self.acked.add(PartAck(part.number, part.size, md5 or "", crc64, md5))
 
-    # --- look at it -------------------------------------------------------------------------
-
     async def look(self) -> FoundObject | None:
         """HEAD the object; None where we may not."""
         try:
@@ -279,8 +262,6 @@ class ObjectUpload:
         except (VodupError, ValueError) as error:  # ValueError: it is no URL at all
             get_logger(key=self.ctx.key).info("object.not_readable", reason=str(error))
             return None
-
-    # --- restart and abort ------------------------------------------------------------------
 
     @contextmanager
     def watching_target(self) -> Iterator[None]:

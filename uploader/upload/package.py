@@ -38,11 +38,10 @@ from uploader.upload.main import (
 )
 from uploader.upload.object import ObjectUpload
 from uploader.upload.parts import SentPart, add_ack, add_sent, send_all, send_part
-from uploader.upload.planning import plan_of
 from uploader.upload.progress import Progress
 from uploader.upload.proof import FoundObject
 from uploader.upload.request import UploadContext
-from uploader.upload.resume import earlier_result, record_upload
+from uploader.upload.resume import earlier_result, plan_of, record_upload
 
 __all__ = ["compare_package", "forget_members", "upload_package"]
 
@@ -144,8 +143,6 @@ class _PackageUpload:
     def _folder(self) -> str:
         return posixpath.dirname(self.playlist.target.object_key) + "/"
 
-    # --- files ------------------------------------------------------------------------------
-
     def _is_large(self, member: Member) -> bool:
         return member.size > (self._ctx.options.part_size or MAX_PUT_MEMBER_SIZE)
 
@@ -179,8 +176,6 @@ class _PackageUpload:
             return await add_sent(self.playlist, sent, patience_s=patience_s)
         await add_ack(self.playlist, ack, patience_s=patience_s)  # its parts were reported
         await self._ctx.store.forget(self._key_of(member))
-
-    # --- large files --------------------------------------------------------------------------
 
     async def _send_large(self, member: Member, source: Source) -> PartAck:
         """Send a file in parts, under a record of its own; returns an ack for the whole."""

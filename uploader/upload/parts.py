@@ -39,9 +39,6 @@ SentPart = tuple[PartAck, float]
 PartRequest = Callable[[Part, Body], Operation[PartAnswer]]
 
 
-# --- what OSS has -------------------------------------------------------------------------
-
-
 async def reconcile(upload: ObjectUpload) -> None:
     """Compare our acks with what OSS lists. Without permission to list, ours must do.
 
@@ -131,9 +128,6 @@ async def _prove(upload: ObjectUpload, part: Part, listed: ListedPart) -> PartAc
     if not (is_md5_same if needs_md5 else crc64 == listed.crc64):
         return None
     return PartAck(part.number, part.size, listed.etag, crc64, md5)
-
-
-# --- send ---------------------------------------------------------------------------------
 
 
 async def send_missing_parts(upload: ObjectUpload) -> None:

@@ -54,8 +54,6 @@ class Progress:
         for listener in self._listeners:
             listener(event)
 
-    # --- parts ------------------------------------------------------------------------------
-
     def watch_part(self, part_number: int) -> Callable[[int], None]:
         """Return what a part's body calls with its position; going back is a repeat."""
 
@@ -92,8 +90,6 @@ class Progress:
             retry_count=self.retry_count,
         )
 
-    # --- requests ---------------------------------------------------------------------------
-
     def count_retry(self, retried: Retried) -> None:
         """A request failed and is repeated."""
         self.retry_count += 1
@@ -114,8 +110,6 @@ class Progress:
         self.renewal_count += 1
         count, seconds = self.renewal_count, round(seconds, 6)
         self.emit(CredentialsRenewed, renewal_count=count, seconds=seconds)
-
-    # --- the end ----------------------------------------------------------------------------
 
     @contextmanager
     def reporting_failure(self) -> Iterator[None]:

@@ -6,27 +6,24 @@ has: a file that was copied or touched is still the same file.
 
 from __future__ import annotations
 
+import functools
 import json
 import secrets
 from collections.abc import Iterable
 from dataclasses import replace
 
-from uploader.errors import ConfigurationError, SourceChanged
+from uploader.errors import ConfigurationError, SourceChanged, UnsupportedState
 from uploader.events import UploadFinished, UploadResult
 from uploader.protocol.documents import MalformedDocument
 from uploader.protocol.integrity import join_crc64
 from uploader.protocol.part_sizes import plan_stream
-from uploader.protocol.plan import MAX_PART_COUNT, Part, Plan
+from uploader.protocol.plan import MAX_PART_COUNT, Part, Plan, read_plan
 from uploader.sources import Fingerprint, PartStream, Source
 from uploader.state import PartAck, Phase, UploadRecord
-from uploader.upload.planning import plan_of, unreadable_record
 from uploader.upload.proof import AckedParts
 from uploader.upload.request import UploadContext
 
-__all__ = ["earlier_result", "read_stream", "record_upload", "require_unchanged"]
-
-
-# --- an earlier result ------------------------------------------------------------------
+__all__ = ["earlier_result", "plan_of", "read_stream", "record_upload", "require_unchanged"]
 
 
 async def earlier_result(ctx: UploadContext) -> UploadResult | None:
@@ -88,9 +85,6 @@ async def read_stream(source: Source, stream: PartStream) -> tuple[int, int]:
         if size < part.size:
             break
     return sum(size for _, size in pieces), join_crc64(pieces)
-
-
-# --- the record -------------------------------------------------------------------------
 
 
 async def record_upload(ctx: UploadContext) -> bool:
@@ -204,9 +198,6 @@ async def require_unchanged(ctx: UploadContext, acked: AckedParts) -> None:
     )
 
 
-# --- what the record holds as text --------------------------------------------------------
-
-
 def _changes_of(record: UploadRecord, now: Fingerprint) -> str:
     return f"changed: {', '.join(_fingerprint_of(record).changes(now))}"
 
@@ -215,11 +206,33 @@ def _fingerprint_of(record: UploadRecord) -> Fingerprint:
     try:
         return Fingerprint.from_text(record.fingerprint)
     except MalformedDocument as error:
-        raise unreadable_record("fingerprint", error) from None
+        raise _unreadable("fingerprint", error) from None
 
 
 def _result_of(text: str) -> UploadResult:
     try:
         return UploadResult(**json.loads(text))
     except (TypeError, ValueError, RecursionError) as error:
-        raise unreadable_record("result", error) from None
+        raise _unreadable("result", error) from None
+
+
+@functools.lru_cache(maxsize=256)
+def plan_of(text: str) -> Plan:
+    """Read a recorded plan.
+
+    Raises:
+        UnsupportedState: it is none, or of a newer version.
+    """
+    try:
+        return read_plan(text)
+    except MalformedDocument as error:
+        raise _unreadable("plan", error) from None
+
+
+def _unreadable(what: str, error: Exception) -> UnsupportedState:
+    """The error for a field of a record that is damaged, or written by a newer version."""
+    return UnsupportedState(
+        f"The {what} in the checkpoint is not readable: {error}.",
+        next_step="If no newer vodup wrote it, the record is damaged: `vodup clean` removes it, "
+        "and --video-id continues the video.",
+    )

@@ -86,8 +86,6 @@ class _StreamUpload:
                 parts.put_nowait(None)
         return filled
 
-    # --- while it arrives -------------------------------------------------------------------
-
     async def _arriving(self, parts: Queue) -> int:
         """Wait for part after part; returns the size of the source."""
         for part in self.plan.parts:
@@ -128,8 +126,6 @@ class _StreamUpload:
         crc64, _ = await self.upload.ctx.source.read_crc(part.offset, part.size)
         return crc64 == ack.crc64
 
-    # --- a file at its end ------------------------------------------------------------------
-
     async def _send_rewritten(self) -> tuple[int, Fingerprint]:
         """Read all of a file again and send what differs, until nothing changes meanwhile."""
         source = self.upload.ctx.source
@@ -149,8 +145,6 @@ class _StreamUpload:
             next_step="Nothing was completed. Run the same command again once its writer has "
             "finished.",
         )
-
-    # --- the end ----------------------------------------------------------------------------
 
     def _require_size(self, size: int) -> int:
         if not self.plan.is_open and size != self.plan.size:
