@@ -11,6 +11,9 @@ runs the tests that reach the function. `tests/gates/modules.py` tells which mod
 core and which tests judge them. Each module has a workspace of its own in build/mutants, so
 that one can be repeated alone; it keeps its results until the module or its tests change.
 
+A change of a message is noticed by the list of all messages (tests/gates/messages.py), which is
+not run for every mutant: such survivors count as killed.
+
 The gate fails below the score. What survives is listed in build/mutants/survivors.tsv: for each
 line either a test is missing, or the change makes no difference to a user. The second kind is
 not pinned anywhere; where it would surprise a reader, a comment beside the code says why.
@@ -22,6 +25,8 @@ of functions, are not changed by mutmut.
 from __future__ import annotations
 
 import argparse
+import ast
+import functools
 import hashlib
 import json
 import os
@@ -37,6 +42,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.gates.messages import Messages, sources
 from tests.gates.modules import core_files, tests_of
 
 __all__ = ["Found", "Workspace", "main", "workspaces"]
@@ -168,27 +174,62 @@ class Workspace:
         if not self._known.exists():
             return Found(Counter(open=1), [])
         codes: dict[str, int | None] = json.loads(self._known.read_text())["exit_code_by_key"]
-        survivors = [
-            name for name, code in codes.items() if _kind(code) in ("survived", "untested")
-        ]
-        return Found(Counter(map(_kind, codes.values())), survivors)
+        counts = Counter(map(_kind, codes.values()))
+        survivors = []
+        for name, code in codes.items():
+            if _kind(code) not in ("survived", "untested"):
+                continue
+            if changes_a_message(f"{self.name}.py", self._diff(name)):
+                counts.subtract([_kind(code)])
+                counts["killed"] += 1
+            else:
+                survivors.append(name)
+        return Found(counts, survivors)
 
     def change(self, mutant: str) -> str:
         """The lines that differ: `- was` and `+ is`, on one line."""
+        return " ".join(f"{line[0]} {line[1:].strip()}" for line in self._diff(mutant))
+
+    def _diff(self, mutant: str) -> list[str]:
         argv = [sys.executable, "-c", "from mutmut.__main__ import cli; cli()", "show", mutant]
         shown = subprocess.run(argv, cwd=self.folder, capture_output=True, text=True, check=False)
-        lines = [
+        return [
             line
             for line in shown.stdout.splitlines()
             if line[:1] in "+-" and line[:3] not in ("---", "+++")
         ]
-        return " ".join(f"{line[0]} {line[1:].strip()}" for line in lines)
 
 
 def _kind(code: int | None) -> str:
     if code in _TIMEOUTS:
         return "timeout"
     return _KINDS.get(code, "crashed" if code in _CRASHES else "killed")
+
+
+@functools.cache
+def _messages() -> Messages:
+    return Messages(sources())
+
+
+def changes_a_message(module: str, diff: list[str]) -> bool:
+    """Whether a change changes the list of messages.
+
+    `diff`: the lines that differ, with "-" or "+" before each; mutmut indents them by its own.
+    """
+    was = [line[1:].strip() for line in diff if line[0] == "-"]
+    now = [line[1:].strip() for line in diff if line[0] == "+"]
+    lines = sources()[module].splitlines()
+    plain = [line.strip() for line in lines]
+    at = next((i for i in range(len(plain)) if plain[i : i + len(was)] == was), None)
+    if at is None or len(was) != len(now):
+        return False
+    for i, text in enumerate(now, at):
+        lines[i] = lines[i][: len(lines[i]) - len(lines[i].lstrip())] + text
+    try:
+        changed = ast.parse("\n".join(lines))
+    except SyntaxError:
+        return False
+    return _messages().lines_of(changed) != _messages().lines[module]
 
 
 def workspaces(names: list[str]) -> list[Workspace]:

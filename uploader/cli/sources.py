@@ -142,7 +142,7 @@ def _reader(flags: StreamFlags) -> Reader:
     if sys.stdin.isatty():
         raise ConfigurationError(
             "Standard input is a terminal.",
-            next_step="Pipe the video into the command: ... | vodup push - --file-name movie.mp4",
+            next_step="Pipe the video into it: `... | vodup push - --file-name movie.mp4`.",
         )
     return DescriptorReader(sys.stdin.fileno(), "standard input")
 

@@ -1,4 +1,4 @@
-"""What an upload says when it cannot go on, word for word, and what it says to do next."""
+"""How an upload fails: the kind of the error, and what its message names."""
 
 from __future__ import annotations
 
@@ -29,16 +29,12 @@ from .harness import PART, Desk, created, until
 from .test_complete import COMPLETE, cut_off, deny
 from .test_corners import blind, execute
 
-DEFAULT = "the kind's own"
-"""Instead of a next step: the one that all errors of this kind have."""
 
-
-def assert_says(
-    error: VodupError, kind: type[VodupError], message: str, next_step: str = DEFAULT
-) -> None:
+def assert_error(error: VodupError, kind: type[VodupError], *named: object) -> None:
+    """It is of this kind, and its text names what it is about and what to use next."""
     assert type(error) is kind
-    assert error.message == message
-    assert error.next_step == (kind.default_next_step if next_step == DEFAULT else next_step)
+    for name in named:
+        assert str(name) in str(error)
 
 
 # --- before anything is sent ----------------------------------------------------------------
@@ -50,15 +46,8 @@ async def test_nobody_hands_out_grants(desk: Desk) -> None:
             await up.upload(desk.file(PART))
         with pytest.raises(VodupError) as asked:
             _ = up.grants
-    assert_says(
-        caught.value,
-        ConfigurationError,
-        "No provider issues grants for this upload.",
-        "Pass a provider, or a fresh grant (--grant).",
-    )
-    assert_says(
-        asked.value, ConfigurationError, "Grants need a provider, and an uploader that is open."
-    )
+    assert_error(caught.value, ConfigurationError, "--grant")
+    assert_error(asked.value, ConfigurationError)
 
 
 async def test_a_grant_of_another_video_and_of_none(desk: Desk) -> None:
@@ -69,15 +58,8 @@ async def test_a_grant_of_another_video_and_of_none(desk: Desk) -> None:
     theirs = await desk.fail(movie, grant=decode_grant(*pair, video_id="1" * 32), video_id="0" * 32)
     nobodys = await desk.fail(movie, grant=decode_grant(*pair))
 
-    assert_says(
-        theirs, ConfigurationError, f"The grant is for video {'1' * 32}, not for {'0' * 32}."
-    )
-    assert_says(
-        nobodys,
-        ConfigurationError,
-        "The grant does not name its VideoId, and renewing needs it.",
-        "Pass video_id= (--video-id) as well.",
-    )
+    assert_error(theirs, ConfigurationError, "1" * 32, "0" * 32)
+    assert_error(nobodys, ConfigurationError, "--video-id")
     assert desk.server.stats.initiates == 0
 
 
@@ -91,7 +73,7 @@ async def test_a_new_video_without_an_id(desk: Desk) -> None:
 
     error = await desk.fail(desk.file(PART), provider=CallbackProvider(renew, create))
 
-    assert_says(error, ConfigurationError, "The grant for the new video does not name its VideoId.")
+    assert_error(error, ConfigurationError)
 
 
 async def test_an_upload_of_another_video(desk: Desk) -> None:
@@ -101,12 +83,7 @@ async def test_an_upload_of_another_video(desk: Desk) -> None:
 
     error = await desk.fail(movie, key="mine", video_id=other)
 
-    assert_says(
-        error,
-        ConfigurationError,
-        f"The upload mine belongs to video {before.video_id}, not to {other}.",
-        "Pass another --key, or leave --video-id out to continue it.",
-    )
+    assert_error(error, ConfigurationError, before.video_id, other, "--key", "--video-id")
 
 
 async def test_a_video_that_is_finished(desk: Desk) -> None:
@@ -115,12 +92,7 @@ async def test_a_video_that_is_finished(desk: Desk) -> None:
     async with desk.uploader(state="memory") as up:
         with pytest.raises(OverwriteRefused) as caught:
             await up.upload(desk.file(PART), video_id=video_id)
-    assert_says(
-        caught.value,
-        OverwriteRefused,
-        f"Video {video_id} is finished already (status Normal); sending to it would replace its "
-        "content and may start transcoding again.",
-    )
+    assert_error(caught.value, OverwriteRefused, video_id)
 
 
 # --- of an earlier run ------------------------------------------------------------------------
@@ -131,12 +103,14 @@ async def test_a_file_that_changed_since_it_was_finished(desk: Desk) -> None:
     result = await desk.push(movie, key="mine")
     desk.file(PART, seed=1)
 
-    assert_says(
+    assert_error(
         await desk.fail(movie, key="mine"),
         SourceChanged,
-        f"{movie} has changed since it was uploaded as video {result.video_id}.",
-        "To make a new video of it, pass --key NAME or run `vodup clean mine` first; to replace "
-        "the video's content, pass --overwrite.",
+        movie,
+        result.video_id,
+        "--key",
+        "`vodup clean mine`",
+        "--overwrite",
     )
 
 
@@ -156,11 +130,7 @@ async def test_a_file_that_changed_since_it_was_begun(
 
     error = await desk.fail(movie)
 
-    assert_says(
-        error,
-        SourceChanged,
-        f"{movie} is not the file that this upload was started with (changed: {changes}).",
-    )
+    assert_error(error, SourceChanged, movie, changes)
 
 
 @pytest.mark.parametrize(
@@ -202,12 +172,7 @@ async def test_an_upload_that_is_not_there(desk: Desk) -> None:
         for asked in (up.abort("mine"), up.verify(desk.file(PART), key="mine")):
             with pytest.raises(VodupError) as caught:
                 await asked
-            assert_says(
-                caught.value,
-                ConfigurationError,
-                "There is no upload 'mine' in this state store.",
-                "`vodup status` lists them; --state names another store.",
-            )
+            assert_error(caught.value, ConfigurationError, "'mine'", "`vodup status`", "--state")
 
 
 async def test_an_upload_that_is_finished_cannot_be_given_up(desk: Desk) -> None:
@@ -215,12 +180,7 @@ async def test_an_upload_that_is_finished_cannot_be_given_up(desk: Desk) -> None
     async with desk.uploader() as up:
         with pytest.raises(VodupError) as caught:
             await up.abort("mine")
-    assert_says(
-        caught.value,
-        ConfigurationError,
-        f"Video {result.video_id} is finished; there is nothing to abort.",
-        "`vodup clean mine` removes its record.",
-    )
+    assert_error(caught.value, ConfigurationError, result.video_id, "`vodup clean mine`")
 
 
 async def test_an_upload_that_was_never_sent(desk: Desk) -> None:
@@ -230,12 +190,7 @@ async def test_an_upload_that_was_never_sent(desk: Desk) -> None:
     async with desk.uploader() as up:
         with pytest.raises(VodupError) as caught:
             await up.verify(movie, key="mine")
-    assert_says(
-        caught.value,
-        ConfigurationError,
-        "The upload mine has no target yet.",
-        "Run `vodup push` for it first.",
-    )
+    assert_error(caught.value, ConfigurationError, "`vodup push`")
 
 
 @pytest.mark.parametrize("field", ["endpoint", "bucket", "object_key"])
@@ -263,13 +218,7 @@ async def test_a_file_that_changes_while_it_is_sent(desk: Desk) -> None:
         failing = group.create_task(desk.fail(movie, key="mine"))
         group.create_task(rewrite())
 
-    assert_says(
-        failing.result(),
-        SourceChanged,
-        f"{movie} changed while it was sent (changed: modification time, change time).",
-        "Nothing was completed. Put the original back and run the same command, or abort this "
-        "upload with `vodup abort mine` and start over.",
-    )
+    assert_error(failing.result(), SourceChanged, movie, "`vodup abort mine`")
 
 
 @pytest.mark.parametrize(
@@ -345,12 +294,7 @@ async def test_an_object_that_cannot_be_compared(desk: Desk) -> None:
     async with desk.uploader() as up:
         with pytest.raises(VodupError) as caught:
             await up.verify(movie, key="mine")
-    assert_says(
-        caught.value,
-        UnverifiedCompletion,
-        "OSS does not let us read the object's CRC-64.",
-        "Allow vod:GetMezzanineInfo, or compare the file VOD's console offers.",
-    )
+    assert_error(caught.value, UnverifiedCompletion, "vod:GetMezzanineInfo")
     assert caught.value.phase == "verify"
 
 
@@ -372,12 +316,7 @@ async def test_an_object_of_which_nothing_is_told(desk: Desk) -> None:
     deny(desk, "HeadObject")
     desk.order(Fault(action="drop_answer", operation=COMPLETE))
     error = await desk.fail(desk.file(4 * PART), provider=blind(desk), meta=VideoMeta(title="A"))
-    assert_says(
-        error,
-        UnverifiedCompletion,
-        "OSS completed the object, but returns neither a CRC-64 nor an ETag that would prove what "
-        "it holds.",
-    )
+    assert_error(error, UnverifiedCompletion)
     assert error.phase == "verify"
     assert (await desk.record()).phase is Phase.COMPLETING
 
@@ -396,7 +335,7 @@ async def test_a_video_that_was_finished_and_cannot_be_read(desk: Desk, size: in
     error = await desk.fail(movie)
 
     finished = FINISHED.format(video.video_id, size)
-    assert_says(error, UnverifiedCompletion, f"{finished}; its bytes could not be compared.")
+    assert_error(error, UnverifiedCompletion, finished)
     assert error.phase == "settle"
 
 
@@ -410,7 +349,7 @@ async def test_a_video_that_was_finished_and_tells_no_figures(desk: Desk) -> Non
     error = await desk.fail(movie)
 
     finished = FINISHED.format(video.video_id, 4 * PART)
-    assert_says(error, UnverifiedCompletion, f"{finished}; its bytes could not be compared.")
+    assert_error(error, UnverifiedCompletion, finished)
     desk.assert_faults_struck()
 
 
@@ -423,12 +362,7 @@ async def test_a_video_that_was_finished_with_other_bytes(desk: Desk) -> None:
     error = await desk.fail(movie)
 
     finished = FINISHED.format(video.video_id, 4 * PART)
-    assert_says(
-        error,
-        IntegrityError,
-        f"{finished}, but its file is not what was sent.",
-        "Pass --overwrite (overwrite=True) to send it again in its place.",
-    )
+    assert_error(error, IntegrityError, finished, "--overwrite")
     assert error.phase == "settle"
 
 
@@ -440,9 +374,4 @@ async def test_a_video_that_somebody_else_finished_meanwhile(desk: Desk) -> None
 
     error = await desk.fail(movie)
 
-    assert_says(
-        error,
-        OverwriteRefused,
-        f"Video {begun.video_id} was finished by another upload (status Normal); sending to it "
-        "would replace its content and may start transcoding again.",
-    )
+    assert_error(error, OverwriteRefused, begun.video_id)

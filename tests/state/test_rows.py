@@ -1,4 +1,4 @@
-"""What the state says when it cannot go on, word for word, and what it takes for a file."""
+"""Rows of the state: values come back, damaged ones are refused; and where a state is stored."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.state.conftest import record
-from uploader.errors import VodupError
+from uploader.errors import ConfigurationError, StateUnavailable
 from uploader.state.locations import PostgresUrl, SqliteFile, locate, state_directory
 from uploader.state.records import Orphan, UploadRecord
 from uploader.state.rows import (
@@ -34,8 +34,6 @@ RECORD = replace(
 ORPHAN = Orphan(
     upload_id="U\0", video_id=None, endpoint="e", region=None, bucket="b", object_key="o"
 )
-CLEAN = "Remove that record with `vodup clean`, then run again."
-AGAIN = "Check the free space and the permissions of the state path, then run again."
 
 
 def row(**changes: object) -> dict[str, object]:
@@ -47,72 +45,45 @@ def reading(**changes: object) -> Callable[[], object]:
     return lambda: record_of(row(**changes))
 
 
-def damaged(what: str) -> tuple[str, str]:
-    return f"the record of upload {RECORD.key!r} is damaged: {what}.", CLEAN
-
-
-def receipt(what: str) -> tuple[str, str]:
-    return f"the ack of part 3 is damaged: {what}.", AGAIN
-
-
-SENTENCES: dict[str, tuple[Callable[[], object], tuple[str, str]]] = {
-    "no text": (reading(source=7), damaged("7 is not a text")),
-    "a required text that is missing": (reading(scope=None), damaged("None is not a text")),
-    "no UTF-8": (reading(meta="\udc80"), damaged("a text is not UTF-8")),
-    "broken escape": (
-        reading(meta="\x1bjson:{"),
-        damaged("an escaped text cannot be read"),
-    ),
-    "escaped number": (reading(meta="\x1bjson:7"), damaged("an escaped text is not one")),
-    "no size": (reading(size=-1), damaged("-1 is not a size")),
-    "no time": (reading(created_at="x"), damaged("'x' is not a time")),
-    "no such time": (reading(created_at=1e300), damaged("1e+300 is not a time")),
-    "no phase": (reading(phase="asleep"), damaged("'asleep' is not a valid Phase")),
-    "no CRC": (lambda: ack_of(3, 1, "e", "x", None), receipt("'x' is not a CRC")),
-    "no size of a part": (lambda: ack_of(3, -1, "e", 1, None), receipt("-1 is not a size")),
-    "no ETag": (lambda: ack_of(3, 1, None, 1, None), receipt("None is not a text")),
-    "orphan": (
-        lambda: orphan_of(("u", None, "e", None, None, "o")),
-        ("a recorded orphan is damaged: None is not a text.", AGAIN),
-    ),
-    "unknown URL": (
-        lambda: locate("redis://h/1?u=a://b"),
-        (
-            "state URLs of the kind 'redis' are not known.",
-            "Use a path, sqlite:///path, postgresql://... or memory.",
-        ),
-    ),
-    **{
-        f"path {text!r}": (
-            lambda text=text: locate(text),  # type: ignore[misc]
-            (
-                f"{text!r} is not a path for a state file.",
-                "Name a file, or use MemoryState (--state memory) to keep nothing.",
-            ),
-        )
-        for text in ("", ":memory:", "a\0b", "a?b")
-    },
+DAMAGED: dict[str, tuple[Callable[[], object], str]] = {
+    "no text": (reading(source=7), repr(RECORD.key)),
+    "a required text that is missing": (reading(scope=None), repr(RECORD.key)),
+    "no UTF-8": (reading(meta="\udc80"), "not UTF-8"),
+    "broken escape": (reading(meta="\x1bjson:{"), "escaped"),
+    "escaped number": (reading(meta="\x1bjson:7"), "escaped"),
+    "no size": (reading(size=-1), "-1 is not a size"),
+    "no time": (reading(created_at="x"), "'x' is not a time"),
+    "no such time": (reading(created_at=1e300), "1e+300 is not a time"),
+    "no phase": (reading(phase="asleep"), "'asleep'"),
+    "no CRC": (lambda: ack_of(3, 1, "e", "x", None), "part 3"),
+    "no size of a part": (lambda: ack_of(3, -1, "e", 1, None), "part 3"),
+    "no ETag": (lambda: ack_of(3, 1, None, 1, None), "part 3"),
+    "orphan": (lambda: orphan_of(("u", None, "e", None, None, "o")), "orphan"),
 }
 
 
-@pytest.mark.parametrize("name", SENTENCES)
-def test_what_is_said(name: str) -> None:
-    provoke, (message, next_step) = SENTENCES[name]
-    with pytest.raises(VodupError) as caught:
-        provoke()
-    assert (caught.value.message, caught.value.next_step) == (message, next_step)
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_row_is_refused_and_named(name: str) -> None:
+    read, named = DAMAGED[name]
+    with pytest.raises(StateUnavailable) as caught:
+        read()
+    assert named in caught.value.message
+
+
+@pytest.mark.parametrize("text", ["redis://h/1?u=a://b", "", ":memory:", "a\0b", "a?b"])
+def test_a_place_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        locate(text)
+    assert repr(text.partition(":/")[0]) in caught.value.message
+    assert "memory" in caught.value.next_step
 
 
 def test_the_error_for_a_second_upload_names_the_video_and_the_first() -> None:
     error = video_taken("v2", "other")
     assert error.video_id == "v2"
-    assert error.message == "video v2 is recorded for upload 'other' already."
-    assert error.next_step == (
-        "Continue it under that key, or remove that record with `vodup clean`."
-    )
-    assert lease_lost("film").message == (
-        "upload 'film' is no longer ours: another process took it over."
-    )
+    assert "v2" in error.message
+    assert "'other'" in error.message
+    assert "'film'" in lease_lost("film").message
 
 
 def test_a_record_without_a_multipart_upload_leaves_no_orphan() -> None:
