@@ -25,8 +25,7 @@ from typing import Any
 from uploader import TrustPolicy, Uploader, UploadOptions, VodProvider
 from uploader.bulk.ledger import Ledger, success_record
 from uploader.bulk.manifests import manifest_stream
-from uploader.bulk.paths import Root
-from uploader.bulk.rows import RowRules
+from uploader.bulk.rows import Root, RowRules
 from uploader.bulk.runner import Batch, BatchOptions, read_rows
 from uploader.events import UploadResult
 

@@ -220,7 +220,7 @@ def test_a_list_of_files_from_a_file_and_from_standard_input(
 MEMORY = """
 import resource, sys
 from uploader.bulk.ledger import Ledger
-from uploader.bulk.paths import Root
+from uploader.bulk.rows import Root
 from uploader.bulk.rows import RowRules
 from uploader.bulk.runner import read_rows
 from uploader.bulk.manifests import manifest_stream

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from uploader import UnsafePath
-from uploader.bulk.paths import Root
-from uploader.bulk.rows import RawRow, Row, RowRules, require_title_template
+from uploader.bulk.rows import RawRow, Root, Row, RowRules, require_title_template
 from uploader.errors import ConfigurationError, SourceError, VodupError
 from uploader.protocol.vod import VideoMeta
 from uploader.upload.request import default_key

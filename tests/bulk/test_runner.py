@@ -11,8 +11,7 @@ import pytest
 from uploader import Outcome, Uploader, UploadItem
 from uploader.bulk.ledger import Ledger
 from uploader.bulk.manifests import files_from
-from uploader.bulk.paths import Root
-from uploader.bulk.rows import RowRules
+from uploader.bulk.rows import Root, RowRules
 from uploader.bulk.runner import Batch, BatchOptions
 from uploader.errors import CallerNotAuthenticated, TransportError, VodupError
 

@@ -11,9 +11,8 @@ from uploader import Bandwidth, Uploader
 from uploader.bulk.estimate import ASSUMED_BYTES_PER_S, Estimate
 from uploader.bulk.ledger import Ledger
 from uploader.bulk.manifests import Stream, files_from, folder_stream, manifest_stream
-from uploader.bulk.paths import Root
 from uploader.bulk.progress import BatchProgress
-from uploader.bulk.rows import RowRules, require_title_template
+from uploader.bulk.rows import Root, RowRules, require_title_template
 from uploader.bulk.runner import Batch, BatchOptions, Reading, read_rows
 from uploader.cli import run, settings
 from uploader.cli.batch_views import BatchView, make_batch_view

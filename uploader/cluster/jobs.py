@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from uploader.bulk.ledger import KnownRow
-from uploader.bulk.paths import Root
-from uploader.bulk.rows import RawRow, Row, RowRules, is_url
+from uploader.bulk.rows import RawRow, Root, Row, RowRules, is_url
 from uploader.bulk.runner import CheckedRow
 from uploader.errors import ConfigurationError, UnsupportedState
 from uploader.protocol.vod import VideoMeta
