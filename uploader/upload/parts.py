@@ -170,16 +170,12 @@ async def send_all(
 
     with upload.watching_target():
         async with one_error() as workers:
-            if upload.is_listed is None and _is_worth_learning(upload, len(parts)):
+            # Worth knowing where many acks are to be written that a list could tell again.
+            has_list = upload.ctx.record.upload_id is not None and upload.ctx.source.stream is None
+            if upload.is_listed is None and has_list and len(parts) > _MAX_PENDING_ACKS:
                 workers.create_task(_learn_whether_listed(upload))
             for _ in range(min(len(parts), upload.ctx.network.pace.max_concurrency)):
                 workers.create_task(worker())
-
-
-def _is_worth_learning(upload: ObjectUpload, missing_count: int) -> bool:
-    """Whether many acks are to be written that a list could tell again."""
-    has_list = upload.ctx.record.upload_id is not None and upload.ctx.source.stream is None
-    return has_list and missing_count > _MAX_PENDING_ACKS
 
 
 async def _learn_whether_listed(upload: ObjectUpload) -> None:

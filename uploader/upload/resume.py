@@ -98,7 +98,12 @@ async def record_upload(ctx: UploadContext) -> bool:
     if record is None or record.phase in {Phase.DONE, Phase.ABORTED}:
         await ctx.journal.create_record(await _new_record(ctx, record))
         return False
-    _require_same_video(ctx, record)
+    requested = ctx.request.video_id
+    if requested is not None and record.video_id is not None and requested != record.video_id:
+        raise ConfigurationError(
+            f"The upload {ctx.key} belongs to video {record.video_id}, not to {requested}.",
+            next_step="Pass another --key, or leave --video-id out to continue it.",
+        )
     await _require_same_source(ctx, record)
     return True
 
@@ -121,15 +126,6 @@ async def _new_record(ctx: UploadContext, former: UploadRecord | None) -> Upload
         video_id=video_id,
         is_overwrite=ctx.request.overwrite,
     )
-
-
-def _require_same_video(ctx: UploadContext, record: UploadRecord) -> None:
-    requested = ctx.request.video_id
-    if requested is not None and record.video_id is not None and requested != record.video_id:
-        raise ConfigurationError(
-            f"The upload {ctx.key} belongs to video {record.video_id}, not to {requested}.",
-            next_step="Pass another --key, or leave --video-id out to continue it.",
-        )
 
 
 async def _require_same_source(ctx: UploadContext, record: UploadRecord) -> None:

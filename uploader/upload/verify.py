@@ -122,7 +122,12 @@ async def compare(upload: ObjectUpload, part: Part | None = None) -> ObjectFacts
     upload.ctx.progress.phase = "verify"
     source = upload.ctx.source
     offset, size = (part.offset, part.size) if part else (0, source.size)
-    found = await _look_without_renewal(upload)
+    # Looked at through VOD's URL where the video is finished: renewing would be to overwrite it.
+    facts, found = await finished_video(upload.ctx), None
+    if facts is None:
+        found = await upload.look()
+    elif facts.file_url is not None:
+        found = await upload.look_by_url(facts.file_url)
     if found is None or found.facts.crc64 is None:
         raise UnverifiedCompletion(
             "OSS does not let us read the object's CRC-64.",
@@ -135,11 +140,3 @@ async def compare(upload: ObjectUpload, part: Part | None = None) -> ObjectFacts
             f"CRC-64 {found.facts.crc64}, the source has {size} bytes with {crc64}."
         )
     return found.facts
-
-
-async def _look_without_renewal(upload: ObjectUpload) -> FoundObject | None:
-    """Look through VOD's URL where the video is finished: renewing would be for overwriting it."""
-    facts = await finished_video(upload.ctx)
-    if facts is None:
-        return await upload.look()
-    return await upload.look_by_url(facts.file_url) if facts.file_url else None
