@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import copy
+import inspect
 import pickle
 import subprocess
 import sys
@@ -44,7 +46,10 @@ def every_error() -> Iterator[type[VodupError]]:
 
 
 def an_error(kind: type[VodupError]) -> VodupError:
-    where = {"video_id": "c6a2", "phase": "send"}
+    return _an_error(kind).located(video_id="c6a2", phase="send")
+
+
+def _an_error(kind: type[VodupError]) -> VodupError:
     if issubclass(kind, ServiceError):
         return kind(
             "It failed.",
@@ -55,11 +60,10 @@ def an_error(kind: type[VodupError]) -> VodupError:
             ec="0003-00000001",
             server_epoch_s=1.5,
             retry_after_s=2.5,
-            **where,
         )
     if issubclass(kind, TransportError):
-        return kind("It failed.", is_sent=False, is_timeout=True, **where)
-    return kind("It failed.", code="X.Y", request_id="5C3D", **where)
+        return kind("It failed.", is_sent=False, is_timeout=True)
+    return kind("It failed.", code="X.Y", request_id="5C3D")
 
 
 ERRORS = sorted(every_error(), key=lambda kind: kind.__name__)
@@ -73,6 +77,15 @@ def test_every_public_name_can_be_imported(name: str) -> None:
 
 def test_public_names_are_sorted_and_without_twins() -> None:
     assert list(uploader.__all__) == sorted(set(uploader.__all__))
+
+
+def test_type_checkers_see_the_same_names() -> None:
+    tree = ast.parse(inspect.getsource(uploader))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
+    seen = {a.asname: node.module for node in imports for a in node.names if a.asname == a.name}
+    homes = {name: f"uploader.{home}" for name, home in uploader._HOME_OF.items()}
+    assert seen == homes
 
 
 def test_unknown_names_are_attribute_errors() -> None:

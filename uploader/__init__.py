@@ -10,190 +10,101 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from uploader.batch import Outcome, UploadItem
-    from uploader.blocking import BlockingHandle, BlockingUploader
-    from uploader.credentials import (
-        CallbackProvider,
-        CommandProvider,
-        GrantProvider,
-        GrantSource,
-        ImsProvider,
-        NewVideo,
-        UrlProvider,
-        VodProvider,
-    )
-    from uploader.errors import (
-        CallerNotAuthenticated,
-        ConfigurationError,
-        CredentialError,
-        CredentialsRejected,
-        HookError,
-        IntegrityError,
-        InvalidGrant,
-        LeaseLost,
-        OverwriteRefused,
-        PermissionDenied,
-        PolicyError,
-        ServiceError,
-        SourceChanged,
-        SourceError,
-        SourceNotRepeatable,
-        SourceUnreadable,
-        StateError,
-        StateUnavailable,
-        TransferError,
-        TransportError,
-        UnsafePath,
-        UnsupportedState,
-        UntrustedEndpoint,
-        UnverifiedCompletion,
-        UploadLocked,
-        UploadTargetChanged,
-        VideoError,
-        VideoGone,
-        VodupError,
-    )
-    from uploader.events import (
-        CredentialsRenewed,
-        Event,
-        HookFailed,
-        PartsAdopted,
-        PartStored,
-        RequestRetried,
-        UploadCancelled,
-        UploadFailed,
-        UploadFinished,
-        UploadProgress,
-        UploadRestarted,
-        UploadResult,
-        UploadStarted,
-    )
-    from uploader.handles import UploadHandle
-    from uploader.hooks import EndedUpload, Hooks, PlannedVideo, command_hooks, installed_hooks
-    from uploader.options import UploadOptions
-    from uploader.pace import Bandwidth, parse_bandwidth
-    from uploader.protocol.decode import decode_answer, decode_grant, encode_answer
-    from uploader.protocol.grants import StsCredentials, UploadGrant, UploadTarget
-    from uploader.protocol.trust import TrustPolicy
-    from uploader.protocol.vod import AccessKey, VideoMeta
-    from uploader.session import RetryPolicy
-    from uploader.sources import (
-        BytesSource,
-        CommandReader,
-        FileObjectSource,
-        FileSource,
-        FollowedFile,
-        HlsPackage,
-        MemoryBuffer,
-        PartStream,
-        Source,
-        Spool,
-        StreamSource,
-        Until,
-        UrlPolicy,
-    )
-    from uploader.sources.fsspec import FsspecSource
-    from uploader.sources.urls import UrlSource
-    from uploader.state import MemoryState, SqlState, StateStore, UploadRecord, UploadStatus
-    from uploader.uploader import Uploader, upload_sync
-
-__all__ = [
-    "AccessKey",
-    "Bandwidth",
-    "BlockingHandle",
-    "BlockingUploader",
-    "BytesSource",
-    "CallbackProvider",
-    "CallerNotAuthenticated",
-    "CommandProvider",
-    "CommandReader",
-    "ConfigurationError",
-    "CredentialError",
-    "CredentialsRejected",
-    "CredentialsRenewed",
-    "EndedUpload",
-    "Event",
-    "FileObjectSource",
-    "FileSource",
-    "FollowedFile",
-    "FsspecSource",
-    "GrantProvider",
-    "GrantSource",
-    "HlsPackage",
-    "HookError",
-    "HookFailed",
-    "Hooks",
-    "ImsProvider",
-    "IntegrityError",
-    "InvalidGrant",
-    "LeaseLost",
-    "MemoryBuffer",
-    "MemoryState",
-    "NewVideo",
-    "Outcome",
-    "OverwriteRefused",
-    "PartStored",
-    "PartStream",
-    "PartsAdopted",
-    "PermissionDenied",
-    "PlannedVideo",
-    "PolicyError",
-    "RequestRetried",
-    "RetryPolicy",
-    "ServiceError",
-    "Source",
-    "SourceChanged",
-    "SourceError",
-    "SourceNotRepeatable",
-    "SourceUnreadable",
-    "Spool",
-    "SqlState",
-    "StateError",
-    "StateStore",
-    "StateUnavailable",
-    "StreamSource",
-    "StsCredentials",
-    "TransferError",
-    "TransportError",
-    "TrustPolicy",
-    "UnsafePath",
-    "UnsupportedState",
-    "Until",
-    "UntrustedEndpoint",
-    "UnverifiedCompletion",
-    "UploadCancelled",
-    "UploadFailed",
-    "UploadFinished",
-    "UploadGrant",
-    "UploadHandle",
-    "UploadItem",
-    "UploadLocked",
-    "UploadOptions",
-    "UploadProgress",
-    "UploadRecord",
-    "UploadRestarted",
-    "UploadResult",
-    "UploadStarted",
-    "UploadStatus",
-    "UploadTarget",
-    "UploadTargetChanged",
-    "Uploader",
-    "UrlPolicy",
-    "UrlProvider",
-    "UrlSource",
-    "VideoError",
-    "VideoGone",
-    "VideoMeta",
-    "VodProvider",
-    "VodupError",
-    "command_hooks",
-    "decode_answer",
-    "decode_grant",
-    "encode_answer",
-    "installed_hooks",
-    "parse_bandwidth",
-    "upload_sync",
-]
+    from uploader.batch import Outcome as Outcome
+    from uploader.batch import UploadItem as UploadItem
+    from uploader.blocking import BlockingHandle as BlockingHandle
+    from uploader.blocking import BlockingUploader as BlockingUploader
+    from uploader.credentials import CallbackProvider as CallbackProvider
+    from uploader.credentials import CommandProvider as CommandProvider
+    from uploader.credentials import GrantProvider as GrantProvider
+    from uploader.credentials import GrantSource as GrantSource
+    from uploader.credentials import ImsProvider as ImsProvider
+    from uploader.credentials import NewVideo as NewVideo
+    from uploader.credentials import UrlProvider as UrlProvider
+    from uploader.credentials import VodProvider as VodProvider
+    from uploader.errors import CallerNotAuthenticated as CallerNotAuthenticated
+    from uploader.errors import ConfigurationError as ConfigurationError
+    from uploader.errors import CredentialError as CredentialError
+    from uploader.errors import CredentialsRejected as CredentialsRejected
+    from uploader.errors import HookError as HookError
+    from uploader.errors import IntegrityError as IntegrityError
+    from uploader.errors import InvalidGrant as InvalidGrant
+    from uploader.errors import LeaseLost as LeaseLost
+    from uploader.errors import OverwriteRefused as OverwriteRefused
+    from uploader.errors import PermissionDenied as PermissionDenied
+    from uploader.errors import PolicyError as PolicyError
+    from uploader.errors import ServiceError as ServiceError
+    from uploader.errors import SourceChanged as SourceChanged
+    from uploader.errors import SourceError as SourceError
+    from uploader.errors import SourceNotRepeatable as SourceNotRepeatable
+    from uploader.errors import SourceUnreadable as SourceUnreadable
+    from uploader.errors import StateError as StateError
+    from uploader.errors import StateUnavailable as StateUnavailable
+    from uploader.errors import TransferError as TransferError
+    from uploader.errors import TransportError as TransportError
+    from uploader.errors import UnsafePath as UnsafePath
+    from uploader.errors import UnsupportedState as UnsupportedState
+    from uploader.errors import UntrustedEndpoint as UntrustedEndpoint
+    from uploader.errors import UnverifiedCompletion as UnverifiedCompletion
+    from uploader.errors import UploadLocked as UploadLocked
+    from uploader.errors import UploadTargetChanged as UploadTargetChanged
+    from uploader.errors import VideoError as VideoError
+    from uploader.errors import VideoGone as VideoGone
+    from uploader.errors import VodupError as VodupError
+    from uploader.events import CredentialsRenewed as CredentialsRenewed
+    from uploader.events import Event as Event
+    from uploader.events import HookFailed as HookFailed
+    from uploader.events import PartsAdopted as PartsAdopted
+    from uploader.events import PartStored as PartStored
+    from uploader.events import RequestRetried as RequestRetried
+    from uploader.events import UploadCancelled as UploadCancelled
+    from uploader.events import UploadFailed as UploadFailed
+    from uploader.events import UploadFinished as UploadFinished
+    from uploader.events import UploadProgress as UploadProgress
+    from uploader.events import UploadRestarted as UploadRestarted
+    from uploader.events import UploadResult as UploadResult
+    from uploader.events import UploadStarted as UploadStarted
+    from uploader.handles import UploadHandle as UploadHandle
+    from uploader.hooks import EndedUpload as EndedUpload
+    from uploader.hooks import Hooks as Hooks
+    from uploader.hooks import PlannedVideo as PlannedVideo
+    from uploader.hooks import command_hooks as command_hooks
+    from uploader.hooks import installed_hooks as installed_hooks
+    from uploader.options import UploadOptions as UploadOptions
+    from uploader.pace import Bandwidth as Bandwidth
+    from uploader.pace import parse_bandwidth as parse_bandwidth
+    from uploader.protocol.decode import decode_answer as decode_answer
+    from uploader.protocol.decode import decode_grant as decode_grant
+    from uploader.protocol.decode import encode_answer as encode_answer
+    from uploader.protocol.grants import StsCredentials as StsCredentials
+    from uploader.protocol.grants import UploadGrant as UploadGrant
+    from uploader.protocol.grants import UploadTarget as UploadTarget
+    from uploader.protocol.trust import TrustPolicy as TrustPolicy
+    from uploader.protocol.vod import AccessKey as AccessKey
+    from uploader.protocol.vod import VideoMeta as VideoMeta
+    from uploader.session import RetryPolicy as RetryPolicy
+    from uploader.sources import BytesSource as BytesSource
+    from uploader.sources import CommandReader as CommandReader
+    from uploader.sources import FileObjectSource as FileObjectSource
+    from uploader.sources import FileSource as FileSource
+    from uploader.sources import FollowedFile as FollowedFile
+    from uploader.sources import HlsPackage as HlsPackage
+    from uploader.sources import MemoryBuffer as MemoryBuffer
+    from uploader.sources import PartStream as PartStream
+    from uploader.sources import Source as Source
+    from uploader.sources import Spool as Spool
+    from uploader.sources import StreamSource as StreamSource
+    from uploader.sources import Until as Until
+    from uploader.sources import UrlPolicy as UrlPolicy
+    from uploader.sources.fsspec import FsspecSource as FsspecSource
+    from uploader.sources.urls import UrlSource as UrlSource
+    from uploader.state import MemoryState as MemoryState
+    from uploader.state import SqlState as SqlState
+    from uploader.state import StateStore as StateStore
+    from uploader.state import UploadRecord as UploadRecord
+    from uploader.state import UploadStatus as UploadStatus
+    from uploader.uploader import Uploader as Uploader
+    from uploader.uploader import upload_sync as upload_sync
 
 _HOMES = {
     "credentials": "CallbackProvider CommandProvider GrantProvider GrantSource ImsProvider "
@@ -225,6 +136,7 @@ _HOMES = {
     "state": "MemoryState SqlState StateStore UploadRecord UploadStatus",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
+__all__ = sorted(_HOME_OF)
 
 
 def __getattr__(name: str) -> object:

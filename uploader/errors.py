@@ -209,10 +209,8 @@ class TransportError(TransferError):
         is_sent: bool,
         is_timeout: bool = False,
         next_step: str | None = None,
-        video_id: str | None = None,
-        phase: str | None = None,
     ) -> None:
-        super().__init__(message, next_step=next_step, video_id=video_id, phase=phase)
+        super().__init__(message, next_step=next_step)
         self.is_sent, self.is_timeout = is_sent, is_timeout
 
 
@@ -248,17 +246,8 @@ class ServiceError(TransferError):
         server_epoch_s: float | None = None,
         retry_after_s: float | None = None,
         next_step: str | None = None,
-        video_id: str | None = None,
-        phase: str | None = None,
     ) -> None:
-        super().__init__(
-            message,
-            next_step=next_step,
-            video_id=video_id,
-            phase=phase,
-            code=code,
-            request_id=request_id,
-        )
+        super().__init__(message, next_step=next_step, code=code, request_id=request_id)
         self.operation = operation
         self.status = status
         self.ec = ec

@@ -27,9 +27,8 @@ REFUSAL = ServiceError(
     status=503,
     code="SlowDown",
     request_id="5C3D",
-    video_id="v-1",
     next_step="Run it again.",
-)
+).located(video_id="v-1", phase=None)
 
 
 @pytest.fixture

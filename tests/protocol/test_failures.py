@@ -44,9 +44,7 @@ def refused(status: int, code: str, ec: str = "") -> ServiceError:
         code=code,
         ec=ec,
         request_id="5C3D",
-        video_id="c6a2",
-        phase="send",
-    )
+    ).located(video_id="c6a2", phase="send")
 
 
 # (status, code, with fresh credentials, with aged ones). OSS doc "Error codes".
