@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, groupby
 from operator import attrgetter
-from typing import overload
 
 from uploader.errors import ConfigurationError, UnsupportedState
 from uploader.protocol.documents import MalformedDocument
@@ -124,9 +123,18 @@ class Plan:
         return self.part_count == 1 and not self.is_open and self.names_crc64 is None
 
     @property
-    def parts(self) -> Sequence[Part]:
+    def parts(self) -> Iterator[Part]:
         """All parts in order, made on demand."""
-        return _Parts(self)
+        number, offset = 1, 0
+        for run in self.runs:
+            for _ in range(run.count):
+                yield Part(number, offset, run.size)
+                number, offset = number + 1, offset + run.size
+
+    @property
+    def last_part(self) -> Part:
+        """The last part; of an open plan, the last there may be."""
+        return self.part(self.part_count)
 
     def part(self, number: int) -> Part:
         """Return the part with this number, from 1.
@@ -187,35 +195,6 @@ class Plan:
         for run, first in zip(self.runs, self._numbers, strict=False):
             if first < number:
                 yield Run(run.size, min(run.count, number - first))
-
-
-class _Parts(Sequence[Part]):
-    """The parts of a plan as a read-only sequence that holds none of them."""
-
-    __slots__ = ("_plan",)
-
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-
-    def __len__(self) -> int:
-        return self._plan.part_count
-
-    @overload
-    def __getitem__(self, index: int) -> Part: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Part]: ...
-    def __getitem__(self, index: int | slice) -> Part | Sequence[Part]:
-        numbers = range(1, len(self) + 1)[index]
-        if isinstance(numbers, int):
-            return self._plan.part(numbers)
-        return tuple(self._plan.part(number) for number in numbers)
-
-    def __iter__(self) -> Iterator[Part]:
-        number, offset = 1, 0
-        for run in self._plan.runs:
-            for _ in range(run.count):
-                yield Part(number, offset, run.size)
-                number, offset = number + 1, offset + run.size
 
 
 def _joined(runs: Iterable[Run]) -> Iterator[Run]:

@@ -10,12 +10,12 @@ import functools
 import importlib.util
 import logging
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote, urlsplit
 
 from uploader.errors import ConfigurationError
@@ -75,8 +75,9 @@ def sign_oss(
             next_step="Pass --oss-region, for example cn-shanghai.",
         )
     signable = _Signable(request.method, dict(request.params), dict(request.headers), region)
-    signer = _signer(dialect.signature, credentials)
-    signer.sign_at(signable, request.bucket, request.key, at)
+    add_signature = _add_v4 if dialect.signature == "v4" else _add_v1
+    signable.headers["x-oss-security-token"] = credentials.security_token
+    add_signature(signable, request.bucket, request.key, credentials, at.astimezone(UTC))
     return SignedRequest(
         method=request.method,
         url=_url(request, dialect),
@@ -96,85 +97,55 @@ class _Signable:
     headers: dict[str, str]
     region: str | None = None
     product: str = "oss"
-    cloudbox_id: None = field(default=None)
+    cloudbox_id: None = None
 
 
-class _Signing(Protocol):
-    def sign_at(self, request: _Signable, bucket: str, key: str, at: datetime) -> None: ...
+def _add_v4(
+    request: _Signable, bucket: str, key: str, credentials: StsCredentials, at: datetime
+) -> None:
+    """`oss2.ProviderAuthV4._sign_request` with the time as an argument."""
+    key_id, date_time = credentials.access_key_id, at.strftime("%Y%m%dT%H%M%SZ")
+    request.headers["x-oss-date"] = date_time
+    request.headers["x-oss-content-sha256"] = "UNSIGNED-PAYLOAD"
+    auth = _oss2_auth()
+    keys = auth.StaticCredentialsProvider(key_id, credentials.access_key_secret).get_credentials()
+    signature = auth.ProviderAuthV4(None)._ProviderAuthV4__make_signature(
+        request, bucket, key, None, keys, date_time
+    )
+    scope = f"{date_time[:8]}/{request.region}/oss/aliyun_v4_request"
+    request.headers["authorization"] = (
+        f"OSS4-HMAC-SHA256 Credential={key_id}/{scope}, Signature={signature}"
+    )
 
 
-def _signer(version: str, credentials: StsCredentials) -> _Signing:
-    return _signer_classes()[version](_Snapshot(credentials))
+def _add_v1(
+    request: _Signable, bucket: str, key: str, credentials: StsCredentials, at: datetime
+) -> None:
+    """`oss2.ProviderAuth._sign_request`; OSS accepts `x-oss-date` in place of `Date`."""
+    key_id = credentials.access_key_id
+    request.headers["x-oss-date"] = format_datetime(at, usegmt=True)
+    auth = _oss2_auth()
+    keys = auth.StaticCredentialsProvider(key_id, credentials.access_key_secret).get_credentials()
+    signature = auth.ProviderAuth(None)._ProviderAuth__make_signature(request, bucket, key, keys)
+    request.headers["authorization"] = f"OSS {key_id}:{signature}"
 
 
-class _Snapshot:
-    """Provider and credentials in one, with the methods that oss2's signers call."""
-
-    def __init__(self, credentials: StsCredentials) -> None:
-        self._credentials = credentials
-
-    def get_credentials(self) -> _Snapshot:
-        return self
-
-    def get_access_key_id(self) -> str:
-        return self._credentials.access_key_id
-
-    def get_access_key_secret(self) -> str:
-        return self._credentials.access_key_secret
-
-    def get_security_token(self) -> str:
-        return self._credentials.security_token
-
-
-def _load_oss2_auth() -> Any:  # noqa: ANN401 - oss2 has no types
-    """Import `oss2.auth` under a name of ours, without oss2's `__init__`.
+@functools.cache
+def _oss2_auth() -> Any:  # noqa: ANN401 - oss2 has no types
+    """Import `oss2.auth` (0.1 s) at the first signature, without oss2's `__init__`.
 
     `oss2/__init__` imports its client, resumable uploads, encryption and the VOD SDK's core:
-    twice the time of the signers alone. The application's own `oss2` is not affected.
+    twice the time of the signers alone. The name is our own, so the application's `oss2` is not
+    affected.
     """
     package = ModuleType(_OSS2)
     found = importlib.util.find_spec("oss2")
     package.__path__ = list(found.submodule_search_locations or ()) if found else []
     sys.modules[_OSS2] = package
-    return importlib.import_module(f"{_OSS2}.auth")
-
-
-@functools.cache
-def _signer_classes() -> dict[str, Callable[[_Snapshot], _Signing]]:
-    """Import oss2's signers (0.1 s) at the first signature, not before."""
-    auth = _load_oss2_auth()
+    auth = importlib.import_module(f"{_OSS2}.auth")
     # At DEBUG oss2 logs the string to sign with the SecurityToken, which must never be logged.
     logging.getLogger(auth.__name__).setLevel(logging.WARNING)
-
-    class V4(auth.ProviderAuthV4):  # type: ignore[misc, name-defined]
-        """`ProviderAuthV4._sign_request` with the time as an argument."""
-
-        def sign_at(self, request: _Signable, bucket: str, key: str, at: datetime) -> None:
-            snapshot = self.credentials_provider.get_credentials()
-            date_time = at.astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
-            request.headers["x-oss-security-token"] = snapshot.get_security_token()
-            request.headers["x-oss-date"] = date_time
-            request.headers["x-oss-content-sha256"] = "UNSIGNED-PAYLOAD"
-            signature = self._ProviderAuthV4__make_signature(
-                request, bucket, key, None, snapshot, date_time
-            )
-            scope = f"{date_time[:8]}/{request.region}/oss/aliyun_v4_request"
-            request.headers["authorization"] = (
-                f"OSS4-HMAC-SHA256 Credential={snapshot.get_access_key_id()}/{scope}, "
-                f"Signature={signature}"
-            )
-
-    class V1(auth.ProviderAuth):  # type: ignore[misc, name-defined]
-        """`ProviderAuth._sign_request`; OSS accepts `x-oss-date` in place of `Date`."""
-
-        def sign_at(self, request: _Signable, bucket: str, key: str, at: datetime) -> None:
-            snapshot = self.credentials_provider.get_credentials()
-            request.headers["x-oss-security-token"] = snapshot.get_security_token()
-            request.headers["x-oss-date"] = format_datetime(at.astimezone(UTC), usegmt=True)
-            signature = self._ProviderAuth__make_signature(request, bucket, key, snapshot)
-            request.headers["authorization"] = f"OSS {snapshot.get_access_key_id()}:{signature}"
-
-    return {"v4": V4, "v1": V1}
+    return auth
 
 
 def _url(request: Request, dialect: OssDialect) -> str:

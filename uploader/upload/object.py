@@ -185,7 +185,7 @@ class ObjectUpload:
 
     async def put(self) -> FoundObject:
         """Store the last part with one PutObject, unless that turned out to have happened."""
-        part, progress = self.acked.plan.parts[-1], self.ctx.progress
+        part, progress = self.acked.plan.last_part, self.ctx.progress
         if part.number in self.acked:
             ack = self.acked.in_order()[-1]
             return FoundObject(ObjectFacts(ack.etag or None, ack.crc64, ack.size, ""), "-head")
@@ -232,7 +232,7 @@ class ObjectUpload:
 
     async def read_put_ack(self) -> None:
         """Compute from the source what the answer to a PutObject would have told."""
-        part = self.acked.plan.parts[-1]
+        part = self.acked.plan.last_part
         if self.acked.is_put and part.number not in self.acked:
             crc64, md5 = await self.ctx.source.read_crc(part.offset, part.size, with_md5=True)
             self.acked.add(PartAck(part.number, part.size, md5 or "", crc64, md5))
