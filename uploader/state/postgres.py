@@ -6,7 +6,7 @@ Everything here blocks and runs in the store's own thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
 
 import psycopg
@@ -15,7 +15,7 @@ from psycopg.conninfo import conninfo_to_dict
 from uploader.errors import ConfigurationError, StateUnavailable, UnsupportedState
 from uploader.state import files
 from uploader.state.locations import PostgresUrl, state_directory
-from uploader.state.queries import NO_VALUES, SCHEMA_VERSION, Query
+from uploader.state.queries import SCHEMA_VERSION, Query
 from uploader.state.transactions import Connection, cannot_be_used, create_tables
 
 __all__ = ["PostgresDatabase", "connection_options", "conninfo_of", "open_server"]
@@ -41,14 +41,13 @@ _SETTINGS: Final = (
 )
 
 
-class _PostgresConnection:
-    """A `Connection` of psycopg, which prepares what it is given often. Mutable: the clock."""
+class _PostgresConnection(Connection):
+    """psycopg prepares what it is given often."""
 
     def __init__(self, conninfo: str) -> None:
         # Transactions are begun here, not by the driver.
         options = connection_options("vodup")
-        self.driver = psycopg.connect(conninfo, autocommit=True, **options)
-        self.now = 0.0
+        super().__init__(psycopg.connect(conninfo, autocommit=True, **options))
         try:
             for setting in _SETTINGS:
                 self.driver.execute(setting, prepare=False)
@@ -62,23 +61,12 @@ class _PostgresConnection:
         cursor.nextset()
         [(self.now,)] = cursor.fetchall()
 
-    def rows(self, query: Query, values: Values = NO_VALUES) -> list[tuple[Any, ...]]:
-        return self._execute(query, values).fetchall()
-
-    def run(self, query: Query, values: Values = NO_VALUES) -> int:
-        return self._execute(query, values).rowcount
-
-    def run_many(self, query: Query, values: Sequence[Values]) -> int:
-        cursor = self.driver.cursor()
-        cursor.executemany(query.postgres, values)
-        return cursor.rowcount
+    def text(self, query: Query) -> bytes:
+        return query.postgres
 
     def insert(self, query: Query, values: Values) -> int | None:
-        row = self._execute(query, values).fetchone()
+        row = self.driver.execute(query.postgres, values).fetchone()
         return int(row[0]) if row is not None else None
-
-    def _execute(self, query: Query, values: Values) -> psycopg.Cursor[tuple[Any, ...]]:
-        return self.driver.execute(query.postgres, values)
 
 
 class PostgresDatabase:

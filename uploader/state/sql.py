@@ -6,14 +6,14 @@ import asyncio
 import logging
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime
 from functools import partial
 from typing import Any, Final, Self, TypeVar
 
 from uploader.clock import SystemClock
-from uploader.errors import ConfigurationError, LeaseLost, StateError, StateUnavailable
+from uploader.errors import ConfigurationError, StateError, StateUnavailable
 from uploader.state import queries
 from uploader.state import transactions as tx
 from uploader.state.commits import AckWrite
@@ -23,7 +23,6 @@ from uploader.state.locations import locate
 from uploader.state.records import Orphan, PartAck, UploadRecord, UploadStatus
 from uploader.state.rows import stored_text
 from uploader.state.thread import StoreThread
-from uploader.state.transactions import Connection, FoundUpload
 
 __all__ = ["SqlState"]
 
@@ -114,7 +113,9 @@ class SqlState:
         """Take the upload `key` for ourselves; the lease is kept alive until exit."""
         lease = Lease(key)
         try:
-            found = await self._take(lease)
+            began_s = self._clock.elapsed_s()
+            found = await self._thread().take(lease, self._lease_ttl_s)
+            lease.held_until_s = began_s + self._lease_ttl_s
             claim = _SqlClaim(self, lease, found.row_id)
             async with kept_alive(lease, partial(self._renew, lease), ttl_s=self._lease_ttl_s):
                 yield Journal(claim, found.record, found.acks)
@@ -161,12 +162,6 @@ class SqlState:
         """Delete an orphan that was aborted."""
         values = {"upload_id": stored_text(upload_id)}
         await self._thread().write(lambda connection: connection.run(queries.DROP_ORPHAN, values))
-
-    async def _take(self, lease: Lease) -> FoundUpload:
-        began_s = self._clock.elapsed_s()
-        found = await self._thread().take(lease, self._lease_ttl_s)
-        lease.held_until_s = began_s + self._lease_ttl_s
-        return found
 
     async def _renew(self, lease: Lease) -> bool:
         """Extend the lease; False if somebody else holds it by now."""
@@ -241,7 +236,7 @@ class _SqlClaim:
 
     async def add_record(self, record: UploadRecord) -> datetime:
         work = partial(tx.create, lease=self._lease, record=record, former_row_id=self._row_id)
-        self._row_id, now = await self._write(work)
+        self._row_id, now = await self._state._thread().write(work)
         return now
 
     async def update(
@@ -255,7 +250,7 @@ class _SqlClaim:
             drop_acks=drop_acks,
             orphan=orphan,
         )
-        return await self._write(work)
+        return await self._state._thread().write(work)
 
     async def add_ack(self, ack: PartAck, *, patience_s: float = 0.0) -> None:
         write = AckWrite(self._lease.epoch, self._known_row_id(), ack)
@@ -265,9 +260,3 @@ class _SqlClaim:
     def _known_row_id(self) -> int:
         assert self._row_id is not None  # noqa: S101 - `Journal` adds the record first
         return self._row_id
-
-    async def _write(self, work: Callable[[Connection], T]) -> T:
-        try:
-            return await self._state._thread().write(work)
-        except LeaseLost:
-            raise self._lease.lose(TAKEN_OVER) from None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -16,7 +16,7 @@ from uploader.errors import ConfigurationError, StateUnavailable
 from uploader.state import files, queries
 from uploader.state.leases import FileLock
 from uploader.state.locations import SqliteFile
-from uploader.state.queries import NO_VALUES, SCHEMA_VERSION, Query
+from uploader.state.queries import SCHEMA_VERSION, Query
 from uploader.state.transactions import Connection, cannot_be_used, create_tables
 
 __all__ = ["SqliteDatabase", "open_file"]
@@ -43,16 +43,12 @@ _SYNC_CODES: Final = (sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC
 _DAMAGE_CODES: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
-class _SqliteConnection:
-    """A `Connection` of sqlite3, which keeps its statements compiled.
-
-    Mutable: the clock, and whether commits wait for the disk.
-    """
+class _SqliteConnection(Connection):
+    """sqlite3 keeps its statements compiled. Mutable: whether commits wait for the disk."""
 
     def __init__(self, path: Path) -> None:
         # Transactions are begun here, not by the driver.
-        self.driver = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
-        self.now = 0.0
+        super().__init__(sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None))
         self.is_flushing = True
         try:
             _configure(self.driver)
@@ -60,14 +56,8 @@ class _SqliteConnection:
             self.driver.close()
             raise
 
-    def rows(self, query: Query, values: Values = NO_VALUES) -> list[tuple[Any, ...]]:
-        return self.driver.execute(query.sqlite, values).fetchall()
-
-    def run(self, query: Query, values: Values = NO_VALUES) -> int:
-        return self.driver.execute(query.sqlite, values).rowcount
-
-    def run_many(self, query: Query, values: Sequence[Values]) -> int:
-        return self.driver.executemany(query.sqlite, values).rowcount
+    def text(self, query: Query) -> str:
+        return query.sqlite
 
     def insert(self, query: Query, values: Values) -> int | None:
         cursor = self.driver.execute(query.sqlite, values)

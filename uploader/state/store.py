@@ -1,4 +1,4 @@
-"""The contract of stores, and the errors that every store raises in the same words."""
+"""The contract of stores, and the error that all of them raise in the same words."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol, Self
 
-from uploader.errors import LeaseLost, StateError
+from uploader.errors import StateError
 from uploader.state.journal import Journal
 from uploader.state.records import Orphan, UploadRecord, UploadStatus
 
-__all__ = ["StateStore", "lease_lost", "video_taken"]
+__all__ = ["StateStore", "video_taken"]
 
 
 class StateStore(Protocol):
@@ -68,8 +68,3 @@ def video_taken(video_id: str, owner_key: str) -> StateError:
         next_step="Continue it under that key, or remove that record with `vodup clean`.",
         video_id=video_id,
     )
-
-
-def lease_lost(key: str) -> LeaseLost:
-    """The error for a write after somebody else took the upload over."""
-    return LeaseLost(f"upload {key!r} is no longer ours: another process took it over.")

@@ -13,10 +13,10 @@ from uuid import uuid4
 from uploader.errors import StateError, StateUnavailable, UploadLocked
 from uploader.state import queries, rows
 from uploader.state.commits import AckWrite
-from uploader.state.leases import Lease, Owner
+from uploader.state.leases import TAKEN_OVER, Lease, Owner
 from uploader.state.queries import NO_VALUES, Query
 from uploader.state.records import Orphan, PartAck, Phase, UploadRecord, UploadStatus
-from uploader.state.store import lease_lost, video_taken
+from uploader.state.store import video_taken
 
 T = TypeVar("T")
 Values: TypeAlias = Mapping[str, Any]
@@ -27,27 +27,42 @@ _UPLOAD_COLUMNS: Final = ("id", *queries.RECORD_COLUMNS)
 _LAST_ID: Final = (1 << 63) - 1
 
 
-class Connection(Protocol):
-    """A connection of SQLite or PostgreSQL in the middle of a transaction.
+class Connection:
+    """A connection of SQLite or PostgreSQL in the middle of a transaction. Mutable: the clock.
 
     Attributes:
+        driver: a connection of sqlite3 or psycopg. Both have `execute` and `cursor`.
         now: seconds since 1970 when the transaction began, on the clock that all users of
             the database share.
     """
 
-    now: float
+    def __init__(self, driver: Any) -> None:  # noqa: ANN401 - two drivers share no type
+        self.driver = driver
+        self.now = 0.0
+
+    def text(self, query: Query) -> str | bytes:
+        """The query in the dialect of the driver."""
+        raise NotImplementedError
 
     def rows(self, query: Query, values: Values = NO_VALUES) -> list[tuple[Any, ...]]:
         """Run a query and return its rows."""
+        found: list[tuple[Any, ...]] = self.driver.execute(self.text(query), values).fetchall()
+        return found
 
     def run(self, query: Query, values: Values = NO_VALUES) -> int:
         """Run a statement; returns how many rows it changed."""
+        count: int = self.driver.execute(self.text(query), values).rowcount
+        return count
 
     def run_many(self, query: Query, values: Sequence[Values]) -> int:
         """Run a statement once for each of `values`; returns how many rows were changed."""
+        cursor = self.driver.cursor()
+        cursor.executemany(self.text(query), values)
+        return int(cursor.rowcount)
 
     def insert(self, query: Query, values: Values) -> int | None:
         """Run an INSERT; returns the number that the new row got, None if none was added."""
+        raise NotImplementedError
 
 
 class Database(Protocol):
@@ -240,7 +255,7 @@ def create(
     """Write a new record, in place of the one in `former_row_id`; returns its row and time."""
     if former_row_id is not None:
         if not _is_live(connection, lease.epoch):
-            raise lease_lost(lease.key)
+            raise lease.lose(TAKEN_OVER)
         _delete_row(connection, former_row_id)
     now = connection.now
     values = rows.record_row(record)
@@ -275,7 +290,7 @@ def update(
 def _refusal(connection: Connection, lease: Lease, video_id: str | None) -> StateError:
     """Why a write under a lease changed nothing."""
     if not _is_live(connection, lease.epoch):
-        return lease_lost(lease.key)
+        return lease.lose(TAKEN_OVER)
     if video_id is not None:
         values = {"video_id": rows.stored_text(video_id)}
         for (key,) in connection.rows(queries.KEY_OF_VIDEO, values):
