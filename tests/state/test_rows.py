@@ -19,9 +19,8 @@ from uploader.state.rows import (
     instant,
     loaded_text,
     orphan_of,
-    orphan_row,
     record_of,
-    record_row,
+    row_of,
     stored_text,
 )
 from uploader.state.store import video_taken
@@ -38,7 +37,7 @@ ORPHAN = Orphan(
 
 def row(**changes: object) -> dict[str, object]:
     stamps = {"created_at": NOW.timestamp(), "updated_at": NOW.timestamp()}
-    return {**record_row(RECORD), **stamps, **changes}
+    return {**row_of(RECORD), **stamps, **changes}
 
 
 def reading(**changes: object) -> Callable[[], object]:
@@ -108,11 +107,11 @@ def test_records_and_orphans_come_back() -> None:
     for is_overwrite in (True, False):
         given = replace(RECORD, is_overwrite=is_overwrite, meta="\0")
         stamps = {"created_at": NOW.timestamp(), "updated_at": NOW.timestamp()}
-        values = record_row(given)
+        values = row_of(given)
         assert type(values["is_overwrite"]) is int
         assert record_of({**values, **stamps}) == replace(given, created_at=NOW, updated_at=NOW)
-    assert orphan_of(tuple(orphan_row(ORPHAN).values())) == ORPHAN
-    assert orphan_row(ORPHAN)["upload_id"] != ORPHAN.upload_id
+    assert orphan_of(tuple(row_of(ORPHAN).values())) == ORPHAN
+    assert row_of(ORPHAN)["upload_id"] != ORPHAN.upload_id
     assert fields_row({"size": 7, "is_overwrite": True, "meta": "\0", "error": None}) == {
         "size": 7, "is_overwrite": 1, "meta": stored_text("\0"), "error": None,
     }  # fmt: skip

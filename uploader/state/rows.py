@@ -91,10 +91,9 @@ def fields_row(fields: Mapping[str, Any]) -> dict[str, Any]:
     return row
 
 
-def record_row(record: UploadRecord) -> dict[str, Any]:
-    """All fields of a record as stored, without its times."""
-    names = [name for name in RECORD_COLUMNS if name not in _STAMPS]
-    return fields_row({name: getattr(record, name) for name in names})
+def row_of(value: UploadRecord | Orphan) -> dict[str, Any]:
+    """All fields as stored; the times of a record are for the database to set."""
+    return fields_row({name: getattr(value, name) for name in type(value).__slots__})
 
 
 def record_of(row: Mapping[str, Any]) -> UploadRecord:
@@ -157,11 +156,6 @@ def ack_of(number: object, size: object, etag: object, crc64: object, md5: objec
 
 
 # --- orphans --------------------------------------------------------------------------------
-
-
-def orphan_row(orphan: Orphan) -> dict[str, Any]:
-    """An orphan's fields as stored."""
-    return fields_row({name: getattr(orphan, name) for name in ORPHAN_COLUMNS})
 
 
 def orphan_of(row: tuple[object, ...]) -> Orphan:

@@ -171,10 +171,6 @@ class SqlState:
             lease.held_until_s = began_s + self._lease_ttl_s
         return is_ours
 
-    def _is_certain(self, lease: Lease) -> bool:
-        """Renewed every third of its life, it has half of it left unless we were frozen."""
-        return lease.left_s() >= self._lease_ttl_s / 2
-
     async def _release(self, lease: Lease) -> None:
         """Release the lease, also one that the thread takes after the caller stopped waiting.
 
@@ -228,7 +224,8 @@ class _SqlClaim:
 
     @property
     def is_certainly_ours(self) -> bool:
-        return self._state._is_certain(self._lease)
+        # Renewed every third of its life, it has half of it left unless we were frozen.
+        return self._lease.left_s() >= self._state._lease_ttl_s / 2
 
     async def confirm(self) -> None:
         if not self.is_certainly_ours and not await self._state._renew(self._lease):

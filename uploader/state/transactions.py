@@ -258,7 +258,7 @@ def create(
             raise lease.lose(TAKEN_OVER)
         _delete_row(connection, former_row_id)
     now = connection.now
-    values = rows.record_row(record)
+    values = rows.row_of(record)
     values |= {"created_at": now, "updated_at": now, "epoch": lease.epoch}
     row_id = connection.insert(queries.ADD_UPLOAD, values)
     if row_id is None:
@@ -341,5 +341,5 @@ def _orphan_in(row: Values) -> Orphan | None:
 
 def _add_orphan(connection: Connection, orphan: Orphan | None) -> None:
     if orphan is not None:
-        values = {**rows.orphan_row(orphan), "added_at": connection.now}
+        values = {**rows.row_of(orphan), "added_at": connection.now}
         connection.run(queries.ADD_ORPHAN, values)
