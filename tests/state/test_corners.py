@@ -469,9 +469,7 @@ async def test_a_commit_that_fails_is_told_to_those_who_still_wait() -> None:
         gate.wait(5)
         raise StateUnavailable("broken.")
 
-    commits: GroupCommit[int, None] = GroupCommit(
-        worker, commit, lambda: StateUnavailable("no answer."), 10
-    )
+    commits: GroupCommit = GroupCommit(worker, commit, lambda: StateUnavailable("no answer."), 10)
     gone, waiting = commits.write(1), commits.write(2)
     gone.cancel()
     gate.set()

@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final
 
 from uploader.errors import StateUnavailable
 from uploader.state.records import PartAck
@@ -16,13 +16,10 @@ __all__ = ["AckWrite", "Failure", "GroupCommit"]
 
 _ENOUGH: Final = 64
 
-Write = TypeVar("Write")
-Outcome = TypeVar("Outcome")
-
 
 @dataclass(frozen=True, slots=True)
 class AckWrite:
-    """A receipt on its way to the disk, fenced by the epoch of its claim."""
+    """A part ack to be written, fenced by the epoch of its lease."""
 
     epoch: int
     upload: int
@@ -36,26 +33,26 @@ class Failure:
     error: BaseException
 
 
-class GroupCommit(Generic[Write, Outcome]):
+class GroupCommit:
     """Collects writes while a commit is under way; the next commit takes all of them.
 
     There is no task: the first writer queues a commit in the worker's thread, later ones
-    join it until the thread takes the batch. So a lone writer waits for nothing but its
-    own commit, and a cancelled one takes nobody's write with it. A patient one waits for
-    company first: until its patience ends, somebody impatient joins or there is enough.
+    join it until the thread begins it. So a lone writer waits for its own commit alone, and
+    a cancelled one takes nobody's write with it. A write with `patience_s` waits for others
+    first: until that time is over, a write without it joins, or there are enough.
 
     Args:
-        commit: makes writes durable and says how each went, with a `Failure` for one that
-            failed alone.
-        no_answer: the error for writers whose commit did not end within `timeout_s`.
+        commit: makes writes durable and returns their outcomes, with a `Failure` for one
+            that failed alone.
+        no_answer: makes the error for writers whose commit did not end in `timeout_s`.
 
-    Mutable: `_open` is the batch that still takes writes, shared with the thread.
+    Mutable: `_open` is the group that still takes writes, shared with the thread.
     """
 
     def __init__(
         self,
         worker: Worker,
-        commit: Callable[[Sequence[Write]], Sequence[Outcome | Failure]],
+        commit: Callable[[Sequence[Any]], Sequence[Any]],
         no_answer: Callable[[], StateUnavailable],
         timeout_s: float,
     ) -> None:
@@ -66,68 +63,67 @@ class GroupCommit(Generic[Write, Outcome]):
         self._lock = threading.Lock()
         self._open: _Group | None = None
 
-    def write(self, write: Write, *, patience_s: float = 0.0) -> asyncio.Future[Outcome]:
-        """Queue a write; the future says, once it is durable, how it went.
+    def write(self, write: object, *, patience_s: float = 0.0) -> asyncio.Future[Any]:
+        """Queue a write; the future has its outcome once it is durable.
 
         Args:
             patience_s: how long it may wait for others to share its commit with.
         """
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Outcome] = loop.create_future()
+        future: asyncio.Future[Any] = loop.create_future()
         with self._lock:
-            batch = self._open
-            if batch is None:
-                batch = self._open = _Group()
+            group = self._open
+            if group is None:
+                group = self._open = _Group()
                 # One deadline for all: it is a third of the cost of one for each.
-                batch.deadline = loop.call_later(self._timeout_s, self._give_up, batch)
+                group.deadline = loop.call_later(self._timeout_s, self._time_out, group)
                 if patience_s:
-                    batch.departure = loop.call_later(patience_s, self._depart, batch)
-            batch.writes.append(write)
-            batch.futures.append(future)
-        if not patience_s or len(batch.writes) >= _ENOUGH:
-            self._depart(batch)
+                    group.timer = loop.call_later(patience_s, self._submit, group)
+            group.writes.append(write)
+            group.futures.append(future)
+        if not patience_s or len(group.writes) >= _ENOUGH:
+            self._submit(group)
         return future
 
-    def _depart(self, batch: _Group) -> None:
-        """Queue the batch's commit, once; it still takes writes until its turn comes."""
-        if batch.has_departed:
+    def _submit(self, group: _Group) -> None:
+        """Queue the group's commit, once; it still takes writes until its turn comes."""
+        if group.is_submitted:
             return
-        batch.has_departed = True
-        if batch.departure is not None:
-            batch.departure.cancel()
+        group.is_submitted = True
+        if group.timer is not None:
+            group.timer.cancel()
         self._worker.submit(self._commit_open)
 
     def _commit_open(self) -> None:
-        """In the thread: close the batch and commit it."""
+        """In the thread: close the group and commit it."""
         with self._lock:
-            batch, self._open = self._open, None
-        assert batch is not None  # noqa: S101 - every batch departs once
+            group, self._open = self._open, None
+        assert group is not None  # noqa: S101 - every group is submitted once
         try:
-            outcomes = self._commit(batch.writes)
+            outcomes = self._commit(group.writes)
         except BaseException as error:
-            self._worker.call_soon(batch.fail, error)
-        else:
-            self._worker.call_soon(batch.settle, outcomes)
+            outcomes = [Failure(error)] * len(group.writes)
+        self._worker.call_soon(group.settle, outcomes)
 
-    def _give_up(self, batch: _Group) -> None:
-        batch.fail(self._no_answer())
+    def _time_out(self, group: _Group) -> None:
+        group.settle([Failure(self._no_answer())] * len(group.writes))
 
 
 class _Group:
     """Writes of one commit and who waits for them. Mutable until the thread takes it."""
 
-    __slots__ = ("deadline", "departure", "futures", "has_departed", "writes")
+    __slots__ = ("deadline", "futures", "is_submitted", "timer", "writes")
 
     def __init__(self) -> None:
-        self.writes: list[Any] = []
+        self.writes: list[object] = []
         self.futures: list[asyncio.Future[Any]] = []
         self.deadline: asyncio.TimerHandle
-        self.departure: asyncio.TimerHandle | None = None
-        self.has_departed = False
+        self.timer: asyncio.TimerHandle | None = None
+        self.is_submitted = False
 
     def settle(self, outcomes: Sequence[Any]) -> None:
-        """Tell each writer how it went."""
-        self._end()
+        """Give each writer its outcome, if it still waits."""
+        self.deadline.cancel()
         for future, outcome in zip(self.futures, outcomes, strict=True):
             if future.done():
                 continue
@@ -135,13 +131,3 @@ class _Group:
                 future.set_exception(outcome.error)
             else:
                 future.set_result(outcome)
-
-    def fail(self, error: BaseException) -> None:
-        """Tell all writers that nothing was written, as far as known."""
-        self._end()
-        for future in self.futures:
-            if not future.done():
-                future.set_exception(error)
-
-    def _end(self) -> None:
-        self.deadline.cancel()

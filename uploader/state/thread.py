@@ -61,9 +61,7 @@ class StoreThread:
     ) -> None:
         self.owner = Owner.this_process()
         self.worker = Worker("vodup-state")
-        self.commits: GroupCommit[Any, Any] = GroupCommit(
-            self.worker, self._commit, no_answer, answer_timeout_s
-        )
+        self.commits = GroupCommit(self.worker, self._commit, no_answer, answer_timeout_s)
         self.notice = notice
         self.epochs: set[int] = set()
         self._database: Database | None = None
