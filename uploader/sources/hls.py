@@ -263,7 +263,9 @@ def _find(path: str) -> _Found:
         if reference.is_playlist and target not in playlists:
             if len(playlists) > MAX_PLAYLIST_COUNT:
                 raise _refused(main, f"it lists more than {MAX_PLAYLIST_COUNT} playlists")
-            playlists[target] = _media_playlist(target)
+            playlists[target] = _playlist(target)
+            if playlists[target].is_master:
+                raise _refused(target, "it is a master playlist in a master playlist")
     for playlist, content in playlists.items():
         for reference in content.references:
             if not reference.is_playlist:
@@ -285,13 +287,6 @@ def _playlist(path: str) -> Playlist:
         raise unreadable_source(path, exc) from exc
     except MalformedDocument as exc:
         raise _refused(path, str(exc)) from None
-
-
-def _media_playlist(path: str) -> Playlist:
-    playlist = _playlist(path)
-    if playlist.is_master:
-        raise _refused(path, "it is a master playlist, and a master playlist refers to it")
-    return playlist
 
 
 def _inside(reference: Reference, playlist: str, folder: str) -> str:

@@ -211,7 +211,11 @@ class UrlSource(Ranges):
         """Request all of the object and yield it; without ranges, nothing can be repeated."""
         response = await self._client.get({})
         try:
-            self._require_whole(response)
+            if response.status != 200:
+                raise SourceUnreadable(
+                    f"{self.name} cannot be read: its server answers {response.status}."
+                )
+            self._require_end(response)
             while piece := await response.content.read(_READ_SIZE):
                 yield piece
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -249,11 +253,6 @@ class UrlSource(Ranges):
             return None
         pin = _Pin.of(response, int(found[3]))
         return pin if pin.has_validator else None
-
-    def _require_whole(self, response: aiohttp.ClientResponse) -> None:
-        if response.status != 200:
-            raise SourceUnreadable(f"{self.name} is not given as a whole ({response.status}).")
-        self._require_end(response)
 
     def _require_end(self, response: aiohttp.ClientResponse) -> None:
         """Refuse a response that only the end of its connection delimits (RFC 9112, 8)."""
