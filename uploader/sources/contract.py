@@ -26,7 +26,6 @@ __all__ = [
     "BytesLike",
     "Checksums",
     "Fingerprint",
-    "NotRegular",
     "PartStream",
     "RandomAccess",
     "RangeBody",
@@ -35,6 +34,7 @@ __all__ = [
     "changed_source",
     "checksums_of",
     "empty_source",
+    "irregular_source",
     "require_open",
     "temporary_failure",
     "unreadable_source",
@@ -335,14 +335,6 @@ class Fingerprint:
 # --- errors ---------------------------------------------------------------------------
 
 
-class NotRegular(ValueError):
-    """A path names something else than a regular file; `mode` is its `st_mode`."""
-
-    def __init__(self, mode: int) -> None:
-        super().__init__(mode)
-        self.file_type = stat.S_IFMT(mode)
-
-
 def temporary_failure(message: str, next_step: str) -> SourceUnreadable:
     """The error for a failure that may not occur again."""
     failure = SourceUnreadable(message, next_step=next_step)
@@ -390,8 +382,6 @@ _FILE_TYPES: Final = {
 
 def unreadable_source(name: str, exc: OSError | ValueError) -> SourceUnreadable:
     """The error for a path that the system cannot open or read."""
-    if isinstance(exc, NotRegular):
-        return _not_regular(name, exc)
     if isinstance(exc, OSError):
         unknown = f"cannot be read ({exc.strerror or exc})", None
         reason, next_step = _REASONS.get(exc.errno or 0, unknown)
@@ -399,9 +389,10 @@ def unreadable_source(name: str, exc: OSError | ValueError) -> SourceUnreadable:
     return SourceUnreadable(f"{name!r} is not a path.", next_step=_CHECK_PATH)
 
 
-def _not_regular(name: str, exc: NotRegular) -> SourceUnreadable:
+def irregular_source(name: str, mode: int) -> SourceUnreadable:
+    """The error for a path that names something else than a regular file."""
+    kind = _FILE_TYPES.get(stat.S_IFMT(mode), "something else")
     next_step = "Name a regular file; for a pipe, use standard input (vodup push -)."
-    if exc.file_type == stat.S_IFDIR:
+    if stat.S_ISDIR(mode):
         next_step = f"Upload everything in it with `vodup ingest -r {name}`."
-    kind = _FILE_TYPES.get(exc.file_type, "something else")
     return SourceUnreadable(f"{name} is {kind}, not a regular file.", next_step=next_step)

@@ -27,13 +27,13 @@ from uploader.protocol.wire import Body
 from uploader.sources.contract import (
     Checksums,
     Fingerprint,
-    NotRegular,
     RandomAccess,
     RangeBody,
     Ranges,
     changed_source,
     checksums_of,
     empty_source,
+    irregular_source,
     require_open,
     unreadable_source,
 )
@@ -65,14 +65,10 @@ class FileSource(Ranges):
         self, path: str | Path, *, follow_symlinks: bool = True, read_timeout_s: float = 120.0
     ) -> None:
         self._path = os.fspath(path)
+        self.name = self._path.encode(errors="replace").decode()  # "?" for what is not UTF-8
         self._follow_symlinks = follow_symlinks
         self._read_timeout_s = read_timeout_s
         self._file: OpenFile | None = None
-
-    @property
-    def name(self) -> str:
-        """The path as it was given; "?" for bytes that are not UTF-8."""
-        return self._path.encode(errors="replace").decode()
 
     @property
     def identity(self) -> str:
@@ -319,5 +315,5 @@ def _open_descriptor(path: str, flags: int, *, follow_symlinks: bool) -> int:
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)
-        raise NotRegular(mode)
+        raise irregular_source(path, mode)
     return descriptor

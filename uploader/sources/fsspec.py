@@ -63,7 +63,9 @@ class FsspecSource(Ranges):
         read_timeout_s: float = 120.0,
     ) -> None:
         self._url = url
-        self._given_name = name
+        # Without user names, passwords and queries.
+        self.identity = re.sub(r"\?[^:]*", "", re.sub(r"//[^/@]*@", "//", url))
+        self.name = name or self.identity
         self._options = dict(storage_options or {})
         self._read_timeout_s = read_timeout_s
         self._fs: Any = None
@@ -73,23 +75,13 @@ class FsspecSource(Ranges):
     # --- as a source ----------------------------------------------------------------
 
     @property
-    def name(self) -> str:
-        """The URL without names, passwords and queries."""
-        return self._given_name or self.identity
-
-    @property
-    def identity(self) -> str:
-        """The URL without names, passwords and queries."""
-        return re.sub(r"\?[^:]*", "", re.sub(r"//[^/@]*@", "//", self._url))
-
-    @property
     def size(self) -> int:
         """Bytes when it was opened."""
-        return self._opened().size
+        return require_open(self._opened_as).size
 
     async def fingerprint(self) -> Fingerprint:
         """Return what the store reports of the object right now."""
-        self._opened()
+        require_open(self._opened_as)
         return await self._in_thread(self._look_up)
 
     def body(self, offset: int, size: int, on_sent: Callable[[int], None] | None = None) -> Body:
@@ -127,7 +119,7 @@ class FsspecSource(Ranges):
 
     async def check(self) -> None:
         """Raise `SourceChanged` if the store reports something else than on opening."""
-        if changes := self._opened().changes(await self.fingerprint()):
+        if changes := require_open(self._opened_as).changes(await self.fingerprint()):
             raise changed_source(self.name, *changes)
 
     async def _in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -182,9 +174,6 @@ class FsspecSource(Ranges):
             raise empty_source(self.name)
         stable = repr(sorted((str(k), str(v)) for k, v in info.items() if k not in _VOLATILE))
         return Fingerprint.of_content(size, crc64(stable.encode()))
-
-    def _opened(self) -> Fingerprint:
-        return require_open(self._opened_as)
 
 
 class _Blocks(RandomAccess):

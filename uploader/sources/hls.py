@@ -33,10 +33,10 @@ from uploader.sources.bytes import BytesSource
 from uploader.sources.contract import (
     Checksums,
     Fingerprint,
-    NotRegular,
     Source,
     changed_source,
     empty_source,
+    irregular_source,
     unreadable_source,
 )
 from uploader.sources.files import FileSource
@@ -96,15 +96,11 @@ class HlsPackage:
 
     def __init__(self, path: str | os.PathLike[str], *, follow_symlinks: bool = True) -> None:
         self._path = os.fspath(path)
+        self.name = self._path.encode(errors="replace").decode()  # "?" for what is not UTF-8
         self._follow_symlinks = follow_symlinks
         self._members: tuple[Member, ...] = ()
         self._offsets: list[int] = []
         self._open: dict[int, Source] = {}
-
-    @property
-    def name(self) -> str:
-        """The path of the playlist as it was given; "?" for bytes that are not UTF-8."""
-        return self._path.encode(errors="replace").decode()
 
     @property
     def identity(self) -> str:
@@ -318,7 +314,7 @@ def _fingerprint_of_file(path: str) -> Fingerprint:
     except (OSError, ValueError) as exc:
         raise unreadable_source(path, exc) from exc
     if not stat.S_ISREG(status.st_mode):
-        raise unreadable_source(path, NotRegular(status.st_mode))
+        raise irregular_source(path, status.st_mode)
     if status.st_size == 0:
         raise empty_source(path)
     return Fingerprint.of_file(status)

@@ -110,12 +110,13 @@ class UrlSource(Ranges):
         clock: Clock | None = None,
         resolver: AbstractResolver | None = None,
     ) -> None:
-        self._url = parsed_url(url)
-        self.name = name or shown(self._url)
+        parsed = parsed_url(url)
+        self.identity = identity_of(parsed)
+        self.name = name or shown(parsed)
         self._patience_s = patience_s
         self._buffer = buffer
         self._client = UrlClient(
-            url=self._url,
+            url=parsed,
             name=self.name,
             policy=policy or UrlPolicy(),
             read_timeout_s=read_timeout_s,
@@ -126,11 +127,6 @@ class UrlSource(Ranges):
         self._stream: StreamSource | None = None
 
     # --- as a source ----------------------------------------------------------------
-
-    @property
-    def identity(self) -> str:
-        """The URL without the parameters of a presigned one."""
-        return identity_of(self._url)
 
     @property
     def size(self) -> int:
