@@ -235,7 +235,10 @@ class _Demo:
     def _narrate(self, pushed: DemoPush, event: dict[str, Any]) -> None:
         match event["type"]:
             case "upload.started":
-                self._say(_started(event))
+                parts = units.count(event["part_count"], "part")
+                done = f"{event['resumed_part_count']} of {parts} already uploaded"
+                verb, rest = ("Resuming", done) if event["is_resumed"] else ("Uploading", parts)
+                self._say(f"{verb} VideoId {event['video_id']}: {rest}.")
             case "credentials.renewed":
                 self._say(f"Credentials renewed before they expire, at {100 * pushed.share:.0f} %.")
             case "parts.adopted":
@@ -323,16 +326,6 @@ class _Demo:
             facts = operation.parse(Response(answer.status, {}, answer.read()))
         with _request(facts.file_url or "") as stored:
             return hashlib.file_digest(stored, "sha256").hexdigest()
-
-
-def _started(event: dict[str, Any]) -> str:
-    parts = units.count(event["part_count"], "part")
-    if not event["is_resumed"]:
-        return f"Uploading {parts}: VideoId {event['video_id']}, UploadId {event['upload_id']}."
-    return (
-        f"Resuming VideoId {event['video_id']}: {event['resumed_part_count']} of {parts} "
-        f"({units.size(event['done_bytes'])}) already uploaded."
-    )
 
 
 def _write_random(path: Path, size: int) -> str:
