@@ -359,7 +359,8 @@ def _answer_mapping(answer: _Document) -> Mapping[str, Any]:
     try:
         return _xml_fields(data) if data.startswith(b"<") else parse_json(data)
     except MalformedDocument as error:
-        raise InvalidGrant(f"The answer is neither JSON nor XML of VOD: {error}.") from None
+        message = f"This is not an answer of VOD (expected JSON or XML): {error}."
+        raise InvalidGrant(message) from None
 
 
 def _xml_fields(data: bytes) -> dict[str, Any]:

@@ -102,7 +102,11 @@ class TrustPolicy:
         if self.allow_loopback and origin.host in _LOOPBACK:
             return str(origin)
         if origin.host in _LOOPBACK:
-            _refuse(service, "it is this machine, which has not been allowed")
+            raise UntrustedEndpoint(
+                f"Refusing to send credentials for {service} to this machine ({origin.host}).",
+                next_step="For a development server set VODUP_ALLOW_LOOPBACK_HTTP=1, or pass "
+                "TrustPolicy(allow_loopback=True) in code.",
+            )
         _check_public(origin, service)
         if not _HOSTS[service].fullmatch(origin.host) and origin.host not in self.allowed_hosts:
             _refuse(service, f"{origin.host} is not a host of {service}")

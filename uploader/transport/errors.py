@@ -27,6 +27,10 @@ class UnusableAnswer(Exception):
     """An answer arrived, or broke off, in a way that makes it useless; the text says how."""
 
 
+_CONNECT_HELP: Final = (
+    "Check the region or the endpoint, the network and the firewall, then run the same command "
+    "again to resume."
+)
 _CERTIFICATE_HELP: Final = (
     "Check this machine's clock and its CA certificates; behind a proxy that inspects TLS, "
     "point VODUP_CA_FILE at the proxy's certificate (SSL_CERT_FILE is not read). Verification "
@@ -57,8 +61,8 @@ _EXPLANATIONS: Final[tuple[tuple[type[Exception], str], ...]] = (
     (aiohttp.ClientConnectorDNSError, "the host name cannot be resolved ({reason})"),
     (aiohttp.ClientProxyConnectionError, "the proxy cannot be reached ({reason})"),
     (aiohttp.ClientHttpProxyError, "the proxy refused the connection"),
-    (aiohttp.ConnectionTimeoutError, "no connection in time"),
-    (aiohttp.ClientConnectorError, "no connection ({reason})"),
+    (aiohttp.ConnectionTimeoutError, "cannot connect in time"),
+    (aiohttp.ClientConnectorError, "cannot connect ({reason})"),
     (aiohttp.ServerDisconnectedError, "the server closed the connection without an answer"),
     (aiohttp.ClientPayloadError, "the answer was cut off"),
     (aiohttp.ClientResponseError, "the answer is not valid HTTP"),
@@ -84,8 +88,14 @@ def transport_error(
         f"{_name_of(request)}: {timeout_reason if is_ours else _explain(error)}.",
         is_sent=not isinstance(error, _NEVER_SENT),
         is_timeout=isinstance(error, TimeoutError),  # aiohttp's are subclasses; errno ETIMEDOUT
-        next_step=_CERTIFICATE_HELP if isinstance(error, _CERTIFICATE_ERRORS) else None,
+        next_step=_next_step(error),
     )
+
+
+def _next_step(error: Exception) -> str | None:
+    if isinstance(error, _CERTIFICATE_ERRORS):
+        return _CERTIFICATE_HELP
+    return _CONNECT_HELP if isinstance(error, aiohttp.ClientConnectorError) else None
 
 
 async def without_hidden_retry(
