@@ -411,7 +411,7 @@ def test_a_folder_below_a_file(path: Path) -> None:
         StateUnavailable,
         f"the state directory {path.parent / 'below'} cannot be used: "
         f"{os.strerror(errno.ENOTDIR)}.",
-        "Mend its permissions, or choose another place with --state.",
+        "Correct its permissions, or choose another place with --state.",
     )
 
 

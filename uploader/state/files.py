@@ -61,7 +61,7 @@ def secure_directory(directory: Path) -> None:
     except OSError as error:
         raise StateUnavailable(
             f"the state directory {directory} cannot be used: {error.strerror}.",
-            next_step="Mend its permissions, or choose another place with --state.",
+            next_step="Correct its permissions, or choose another place with --state.",
         ) from error
     if found.st_uid != os.geteuid():
         raise UnsafePath(
@@ -237,7 +237,7 @@ def suspect(path: Path) -> None:
 
 
 def is_suspect(path: Path) -> bool:
-    """Whether a process has met damage in this file."""
+    """Whether a process has found damage in this file."""
     return _beside(path, _SUSPECT_SUFFIX).exists()
 
 

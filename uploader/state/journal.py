@@ -264,7 +264,7 @@ class Journal:
         """Forget plan, UploadId and acks, and send everything again to the same object.
 
         `overwrite`: the object at OSS is a damaged one of ours. VOD may take it for the film,
-        and the next run may replace it without being asked to overwrite.
+        and the next run may replace it without a request to overwrite.
         """
         changes = {"is_overwrite": True} if overwrite else {}
         await self._forget_parts("restart", phase=Phase.UPLOADING, **changes)
@@ -302,7 +302,7 @@ class Journal:
     # --- beside the steps -----------------------------------------------------------------
 
     async def record_error(self, error: str) -> None:
-        """Keep the last failure in words, for `vodup status`."""
+        """Keep the text of the last failure, for `vodup status`."""
         await self._update("record_error", error=error)
 
     async def update_fingerprint(self, fingerprint: str) -> None:

@@ -2,7 +2,7 @@
 
 A lease has two guards. Its epoch, in the database, fences every write. An flock on a
 file named after the owner tells at once, on the same machine, that an owner died: the
-kernel gives the lock back whatever killed the process.
+kernel releases the lock whatever killed the process.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LOCK_SUFFIX: Final = ".owner"
 _POLL_S: Final = 0.02
 _CLOCK: Final = SystemClock()
 TAKEN_OVER: Final = "another process took it over"
-_LITTER_AGE_S: Final = 86_400.0  # a lease is over by then, whoever held it
+_OLD_S: Final = 86_400.0  # a lease is over by then, whoever held it
 
 
 class FileLock:
@@ -58,7 +58,7 @@ class FileLock:
         return True
 
     def close(self) -> None:
-        """Give the lock back. May be called twice."""
+        """Release the lock. May be called twice."""
         fd, self._fd = self._fd, None
         if fd is not None:
             os.close(fd)
@@ -164,7 +164,7 @@ class OwnerLock:
 
     def remove_old_files(self) -> None:
         """Remove what other boots, other stores and broken openings left behind long ago."""
-        oldest = time.time() - _LITTER_AGE_S
+        oldest = time.time() - _OLD_S
         for pattern in (f"*{_LOCK_SUFFIX}", "*.new"):
             for path in self._directory.glob(pattern):
                 if path.lstat().st_mtime < oldest and self._is_free(path):
@@ -175,7 +175,7 @@ class OwnerLock:
         self._is_file_left = True
 
     def close(self) -> None:
-        """Stop living: remove the file, then give the lock back."""
+        """Remove the file, then release the lock."""
         if not self._is_file_left:
             with suppress(OSError):  # it stays, unlocked: the next opening removes it
                 self._path.unlink(missing_ok=True)

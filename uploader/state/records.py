@@ -15,7 +15,7 @@ class Phase(StrEnum):
     NEW         recorded, no VideoId known; CreateUploadVideo may or may not have happened
     UPLOADING   VideoId and target known, UploadId as soon as OSS has given one
     COMPLETING  Complete (or PutObject) may or may not have been carried out
-    DONE        verified; the record is the receipt
+    DONE        verified; the record holds the result
     ABORTED     given up on purpose
     """
 
@@ -28,7 +28,7 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PartAck:
-    """OSS's receipt for one part, checked against what we sent.
+    """OSS's answer for one part, compared with what was sent.
 
     Attributes:
         number: from 1.
@@ -68,14 +68,14 @@ class UploadRecord:
         size: bytes of the source; 0 while a stream has no end.
         scope: which service and region the video lives in, for example "vod.cn-shanghai".
         reference_id: sent with CreateUploadVideo so that a lost answer is found again.
-        meta: opaque JSON of what CreateUploadVideo was (to be) told.
+        meta: opaque JSON of the parameters of CreateUploadVideo.
         video_id: unique in a store once known.
         endpoint, region, bucket, object_key: the target, fixed once known.
         upload_id: OSS's multipart UploadId; None before Initiate and for PutObject.
         plan: opaque; how the source is cut into parts.
         result: opaque JSON of what a verified upload returned, once DONE.
-        error: last failure in words, for `status`.
-        is_overwrite: whether overwriting a finished video was asked for.
+        error: the last failure as text, for `status`.
+        is_overwrite: whether overwriting a finished video was requested.
     """
 
     key: str

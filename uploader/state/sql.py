@@ -49,14 +49,13 @@ class SqlState:
             that died wait that long. On one machine a dead process is noticed at once.
         answer_timeout_s: how long a single read or write may take before
             `StateUnavailable`.
-        flush_interval_s: how often receipts wait for the disk while they come, in a file.
-            In between they survive the end of the process, not the loss of power. Too
-            small: waiting costs more than the rest of a receipt. Too large: more parts are
+        flush_interval_s: how often part acks wait for the disk, in a file. In between they
+            survive the end of the process, not the loss of power. Too small: waiting costs
+            more than the rest of an ack. Too large: more parts are
             read again after the power went, to recognise them in OSS's list.
 
     Attributes:
-        notices: what was repaired or left out while opening and reading, in words; also
-            logged as warnings.
+        notices: sentences about what was repaired or left out; also logged as warnings.
     """
 
     def __init__(

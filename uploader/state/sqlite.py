@@ -126,7 +126,7 @@ class SqliteDatabase:
             raise self._translated(error) from error
 
     def close(self) -> None:
-        """Close the connection, then give the lock back."""
+        """Close the connection, then release the lock."""
         try:
             self.disconnect()
         finally:

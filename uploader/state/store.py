@@ -1,4 +1,4 @@
-"""The contract of stores, and the error that all of them raise in the same words."""
+"""The contract of stores, and the error that all of them raise."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ class Database(Protocol):
         """
 
     def close(self) -> None:
-        """Close it, and give its locks back."""
+        """Close it, and release its locks."""
 
 
 def create_tables(connection: Connection) -> tuple[int, str]:
