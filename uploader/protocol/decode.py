@@ -96,12 +96,13 @@ def decode_grant(
     was_swapped = kinds == ("UploadAuth", "UploadAddress")
     if was_swapped:
         first, second = second, first
-    return UploadGrant(
-        video_id=_checked_video_id(video_id),
-        target=_target(first),
-        credentials=_credentials(second),
-        was_swapped=was_swapped,
-    )
+    grant = UploadGrant(video_id, _target(first), _credentials(second), was_swapped=was_swapped)
+    if video_id is not None and not is_video_id(video_id):
+        raise InvalidGrant(
+            "The VideoId is not one: it has 1 to 64 letters, digits, '_' or '-'.",
+            next_step="Pass the VideoId exactly as CreateUploadVideo returned it.",
+        )
+    return grant
 
 
 @_frameless
@@ -239,16 +240,13 @@ def _kind(fields: Mapping[str, Any]) -> str | None:
 
 
 def _target(fields: Mapping[str, Any]) -> UploadTarget:
+    endpoint = _required_text(fields, "Endpoint", "UploadAddress")
     return UploadTarget(
-        endpoint=_with_scheme(_required_text(fields, "Endpoint", "UploadAddress")),
+        endpoint=(endpoint if "://" in endpoint else f"https://{endpoint}").removesuffix("/"),
         bucket=_required_text(fields, "Bucket", "UploadAddress"),
         object_key=_required_text(fields, "FileName", "UploadAddress"),
         object_prefix=_optional_text(fields, "ObjectPrefix", "UploadAddress"),
     )
-
-
-def _with_scheme(endpoint: str) -> str:
-    return (endpoint if "://" in endpoint else f"https://{endpoint}").removesuffix("/")
 
 
 def _credentials(fields: Mapping[str, Any]) -> StsCredentials:
@@ -336,15 +334,6 @@ def _instant(text: str | None) -> datetime | None:
         return aware.astimezone(UTC)
     except (ValueError, OverflowError):
         return None
-
-
-def _checked_video_id(video_id: str | None) -> str | None:
-    if video_id is not None and not is_video_id(video_id):
-        raise InvalidGrant(
-            "The VideoId is not one: it has 1 to 64 letters, digits, '_' or '-'.",
-            next_step="Pass the VideoId exactly as CreateUploadVideo returned it.",
-        )
-    return video_id
 
 
 # --- whole answers --------------------------------------------------------------------

@@ -176,7 +176,20 @@ def parse_xml(data: bytes, *, max_bytes: int = 1 << 20) -> Element:
     text = _utf8(data, max_bytes)
     if _DECLARATION.search(text):
         raise MalformedDocument("it declares a DOCTYPE or an entity")
-    return _build_tree(text)
+    # Imported here: JSON is the common case, and the command line must start quickly.
+    from defusedxml.common import DefusedXmlException
+    from defusedxml.ElementTree import DefusedXMLParser
+
+    parser = DefusedXMLParser(target=_LimitedBuilder(), forbid_dtd=True)
+    try:
+        # As text, so that no encoding named inside the document is ever applied.
+        parser.feed(text)
+        root: Element = parser.close()
+    except MalformedDocument:
+        raise
+    except (ElementTree.ParseError, DefusedXmlException, ValueError, AssertionError):
+        raise MalformedDocument("it is not well-formed XML") from None
+    return root
 
 
 class _LimitedBuilder(ElementTree.TreeBuilder):
@@ -199,20 +212,3 @@ class _LimitedBuilder(ElementTree.TreeBuilder):
     def end(self, tag: str, /) -> Element:
         self._depth -= 1
         return super().end(tag.rpartition("}")[2])
-
-
-def _build_tree(text: str) -> Element:
-    # Imported here: JSON is the common case, and the command line must start quickly.
-    from defusedxml.common import DefusedXmlException
-    from defusedxml.ElementTree import DefusedXMLParser
-
-    parser = DefusedXMLParser(target=_LimitedBuilder(), forbid_dtd=True)
-    try:
-        # As text, so that no encoding named inside the document is ever applied.
-        parser.feed(text)
-        root: Element = parser.close()
-    except MalformedDocument:
-        raise
-    except (ElementTree.ParseError, DefusedXmlException, ValueError, AssertionError):
-        raise MalformedDocument("it is not well-formed XML") from None
-    return root

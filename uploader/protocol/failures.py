@@ -72,13 +72,12 @@ class _Row:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """One service that answers requests, and what its error codes mean.
+    """One service, and what its error codes mean.
 
     Attributes:
-        rows: by code, by OSS's EC number, which is more exact than the code, or by the first
-            word of a dotted code ("Throttling.*").
-        rejected_next_step: advice where ever newer credentials are refused; None: that of the
-            code's own row.
+        rows: by code, by OSS's EC number, which is more exact, or by the first word of a dotted
+            code ("Throttling.*").
+        rejected_next_step: advice where ever newer credentials are refused; None: the row's.
     """
 
     name: str
@@ -88,8 +87,7 @@ class Service:
     def meaning(self, failure: VodupError, *, is_aged: bool = False) -> Meaning:
         """Return what a failure of a call means.
 
-        `is_aged`: the credentials that signed the call were near their end or have been
-        replaced since. Only then is a vague refusal worth a renewal.
+        `is_aged`: the credentials that signed it were near their end or are replaced by now.
         """
         if isinstance(failure, TransportError):
             return Meaning.SLOW_DOWN if failure.is_timeout else Meaning.RETRY
@@ -105,10 +103,7 @@ class Service:
         return _by_status(failure.status)
 
     def final_error(self, failure: VodupError) -> VodupError:
-        """Return the error to raise for a failure that nothing helped against.
-
-        It is the failure itself unless its code is one that callers want to catch apart.
-        """
+        """Return the error to raise for `failure`: itself, or one that callers catch apart."""
         if not isinstance(failure, ServiceError):
             return failure
         row = self._row(failure.code, failure.ec)

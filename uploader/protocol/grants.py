@@ -84,7 +84,7 @@ def is_video_id(text: str) -> bool:
 
 def mask(grant: UploadGrant) -> dict[str, str | float | bool | None]:
     """Return the fields that may be shown: no secret, the AccessKeyId shortened."""
-    credentials = grant.credentials
+    credentials, key_id = grant.credentials, grant.credentials.access_key_id
     expires_at = credentials.expires_at
     return {
         "video_id": grant.video_id,
@@ -92,15 +92,11 @@ def mask(grant: UploadGrant) -> dict[str, str | float | bool | None]:
         "bucket": grant.target.bucket,
         "object_key": grant.target.object_key,
         "object_prefix": grant.target.object_prefix,
-        "access_key_id": _shortened(credentials.access_key_id),
+        # "STS." and three characters are enough to distinguish two credentials.
+        "access_key_id": f"{key_id[:7]}…" if len(key_id) >= 16 else "…",
         "expires_at": expires_at.isoformat() if expires_at else None,
         "life_s": credentials.life_s,
         "region": credentials.region,
         "request_id": grant.request_id,
         "was_swapped": grant.was_swapped,
     }
-
-
-def _shortened(access_key_id: str) -> str:
-    # "STS." and three characters are enough to distinguish two credentials.
-    return f"{access_key_id[:7]}…" if len(access_key_id) >= 16 else "…"

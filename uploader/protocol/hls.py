@@ -145,7 +145,10 @@ def _references(lines: tuple[str, ...], *, is_master: bool) -> Iterator[Referenc
         if line.strip() and not line.startswith("#"):
             uri = line.strip()
             found = Reference(uri, number, line.index(uri), is_master)
-        if found is not None and not _is_kept(found, line):
+        if found is None:
+            continue
+        is_key = line.partition(":")[0] in _KEY_TAGS
+        if not (is_key and _SCHEME.match(found.uri)):  # a key server is no file of the package
             yield _local(found)
 
 
@@ -158,11 +161,6 @@ def _tag_reference(line: str, number: int) -> Reference | None:
             start = len(tag) + 1 + attribute.start(2) + 1
             return Reference(attribute[2][1:-1], number, start, tag in _PLAYLIST_TAGS)
     return None
-
-
-def _is_kept(reference: Reference, line: str) -> bool:
-    is_key = line.partition(":")[0] in _KEY_TAGS
-    return is_key and _SCHEME.match(reference.uri) is not None
 
 
 def _local(reference: Reference) -> Reference:

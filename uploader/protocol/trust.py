@@ -154,19 +154,11 @@ def _parse(endpoint: str, service: str) -> _Origin:
     found = _ENDPOINT.fullmatch(endpoint.lower())
     if found is None:
         _refuse(service, "it is not of the form https://host")
-    port = found["port"]
-    return _Origin(
-        # No scheme means https: some documents print bare host names.
-        scheme=found["scheme"] or "https",
-        host=found["host"],
-        port=_checked_port(int(port), service) if port else None,
-    )
-
-
-def _checked_port(port: int, service: str) -> int:
-    if port > 65535:
+    port = int(found["port"]) if found["port"] else None
+    if port is not None and port > 65535:
         _refuse(service, "its port does not exist")
-    return port
+    # No scheme means https: some documents print bare host names.
+    return _Origin(found["scheme"] or "https", found["host"], port)
 
 
 def _check_public(origin: _Origin, service: str) -> None:
