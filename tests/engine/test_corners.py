@@ -375,7 +375,7 @@ async def test_a_receipt_outside_of_the_plan_is_no_proof_of_the_same_file(desk: 
 async def test_a_damaged_result_of_a_finished_upload_is_named(desk: Desk) -> None:
     movie = desk.file(PART)
     await desk.push(movie)
-    execute(desk, "UPDATE vodup_upload SET receipt = '[7]'")
+    execute(desk, "UPDATE vodup_upload SET result = '[7]'")
 
     error = await desk.fail(movie)
 

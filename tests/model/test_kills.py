@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from uploader import IntegrityError, UploadResult, VodupError
+from uploader import IntegrityError, ServiceError, UploadResult, VodupError
 from uploader.state import PartAck, Phase
 from uploader.state.journal import UploadClaim
 
@@ -176,3 +176,33 @@ def test_the_next_run_ends_verified_after_a_kill_at_any_commit(name: str) -> Non
             run_stopped(scenario, stop_after=number)
         except (VodupError, AssertionError) as error:
             raise AssertionError(f"killed after commit {number} of {commit_count}") from error
+
+
+def test_an_object_that_is_damaged_again_and_again_is_replaced_by_the_next_run() -> None:
+    """The run that gives up leaves permission to overwrite: the damaged object is ours."""
+    damaged_count = 0
+
+    async def decide(call: Call) -> Fate:
+        nonlocal damaged_count
+        fate = await at_once(call)
+        is_open = call.params.get("uploadId") in call.line.world.uploads
+        if call.operation == "CompleteMultipartUpload" and is_open and damaged_count < 3:
+            damaged_count += 1
+            return damage_and_lose_the_answer(call)
+        return fate
+
+    loop = VirtualLoop()
+    clock = VirtualClock(loop)
+    world, disk, file = World(clock, decide), StoppingDisk(clock, stop_after=None), File(DATA)
+    try:
+        with pytest.raises(ServiceError) as caught:
+            loop.finish(Process(loop, clock, world, disk).upload(OpenFile(file)))
+        record = disk.record()
+        result = loop.finish(Process(loop, clock, world, disk).upload(OpenFile(file)))
+    finally:
+        loop.close()
+    assert caught.value.code == "NoSuchUpload"
+    assert damaged_count == 3
+    assert record is not None
+    assert (record.phase, record.is_overwrite) == (Phase.UPLOADING, True)
+    assert world.objects[result.bucket, result.object_key].data == DATA
