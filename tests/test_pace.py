@@ -117,7 +117,7 @@ def test_a_timetable_changes_at_its_minutes_and_wraps(
             "0",
             "0K",
             "-1M",
-            "10T",
+            "10P",
             "ten",
             "nan",
             "1e3K",

@@ -411,7 +411,7 @@ async def _open_network(
     await stack.enter_async_context(pace.steering(own))
 
     def congestion() -> str:
-        return own.facts().congestion
+        return own.congestion()
 
     return Network(own, pace, clock, options.retry, trust, congestion=congestion)
 

@@ -215,7 +215,7 @@ async def test_a_provider_is_given_the_network_of_its_uploader(transport: Transp
         assert network.congestion() == ""
     else:
         assert isinstance(network.transport, AiohttpTransport)
-        assert network.congestion() == network.transport.facts().congestion
+        assert network.congestion() == network.transport.congestion()
 
 
 async def test_without_a_word_everything_has_its_default() -> None:

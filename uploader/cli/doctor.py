@@ -213,7 +213,7 @@ async def _access_key(provider: GrantProvider, network: Network) -> Finding:
 
 
 def _congestion(network: Network) -> Finding:
-    used = cast("AiohttpTransport", network.transport).facts().congestion
+    used = cast("AiohttpTransport", network.transport).congestion()
     if not used:
         return Finding("congestion", "warning", "no connection was made")
     if used == "bbr":

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from uploader.clock import Clock
 from uploader.errors import ConfigurationError
+from uploader.units import parse_size
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -38,17 +39,14 @@ class Bandwidth:
         return past[-1] if past else self.changes[-1][1]
 
 
-_RATE: Final = re.compile(r"(\d+(?:\.\d+)?)(?:([KMG])(?:i?B)?|B)(?:/s)?", re.IGNORECASE)
 _TIME: Final = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)")
-_UNITS: Final = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
 
 
 def parse_bandwidth(text: str) -> Bandwidth:
     """Read "10M", "off" or a timetable such as "08:00,10M 20:00,off".
 
-    B, K, M and G are bytes per second in powers of 1024, as in rclone; "10MiB", "10MB" and
-    "10M/s" mean the same as "10M". A number without a unit is refused, because rclone reads
-    it as KiB and others read it as bytes.
+    The units are those of sizes, as in rclone, with or without "/s". A number without a unit
+    is refused, because rclone reads it as KiB and others read it as bytes.
 
     Raises:
         ConfigurationError: it is neither.
@@ -73,8 +71,11 @@ def _parse_change(word: str, text: str) -> tuple[int, int | None]:
 def _parse_rate(word: str, text: str) -> int | None:
     if word.lower() == "off":
         return None
-    match = _RATE.fullmatch(word)
-    rate = int(float(match[1]) * _UNITS[(match[2] or "").upper()]) if match else 0
+    size = word.lower().removesuffix("/s")
+    try:
+        rate = 0 if size[-1:].isdigit() else parse_size(size)
+    except ValueError:
+        rate = 0
     if rate < 1:
         raise _unreadable(text)
     return rate

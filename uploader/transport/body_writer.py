@@ -15,7 +15,7 @@ from aiohttp.payload import Payload
 from uploader.errors import SourceChanged
 from uploader.pace import Pace
 from uploader.protocol.integrity import crc64
-from uploader.protocol.wire import Body, SentBody, SignedRequest
+from uploader.protocol.wire import Body, SentBody
 from uploader.transport.sockets import Sockets
 
 if TYPE_CHECKING:
@@ -83,15 +83,6 @@ class BodyWriter(Payload):
         self.sent_size = 0
         self.transport: asyncio.Transport | None = None
         self.source_error: Exception | None = None
-
-    @classmethod
-    def of(
-        cls, request: SignedRequest, pace: Pace, buffers: Buffers, sockets: Sockets
-    ) -> BodyWriter | None:
-        """None for a request without a body: aiohttp sends Content-Length: 0 by itself."""
-        if request.body is None or request.body.size == 0:
-            return None
-        return cls(request.body, pace, buffers, sockets, needs_md5=request.needs_md5)
 
     @property
     def consumed(self) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -24,9 +23,9 @@ from uploader.transport.errors import (
 )
 from uploader.transport.sockets import Sockets, congestion_of, link_sample
 from uploader.transport.tls import tls_context
-from uploader.transport.watchdog import Timeouts, Watchdog
+from uploader.transport.watchdog import Watchdog
 
-__all__ = ["AiohttpTransport", "ConnectionFacts"]
+__all__ = ["AiohttpTransport"]
 
 ANSWER_SIZE_LIMIT: Final = 1024 * 1024
 """Bytes. Answers are XML or JSON of a few KiB; a page of ListParts has 0.3 MiB."""
@@ -39,19 +38,6 @@ CLOSE_TIMEOUT_S: Final = 5.0
 
 _AUTO_HEADERS: Final = ("Accept", "Content-Type", "User-Agent")
 """aiohttp would add these after signing; OSS signs Content-Type."""
-
-
-@dataclass(frozen=True, slots=True)
-class ConnectionFacts:
-    """The state of the connections, for people.
-
-    Attributes:
-        congestion: congestion control of our sockets, "" before the first connection.
-        open_socket_count: open connections, idle ones included.
-    """
-
-    congestion: str
-    open_socket_count: int
 
 
 class AiohttpTransport:
@@ -99,7 +85,7 @@ class AiohttpTransport:
         proxy: str | None = None,
     ) -> None:
         self._pace = pace or Pace()
-        self._timeouts = Timeouts(connect_timeout_s, stall_timeout_s)
+        self._connect_s, self._stall_s = connect_timeout_s, stall_timeout_s
         self._connection_limit = max(connection_limit, self._pace.max_concurrency + 8)
         self._ca_file = ca_file
         self._keepalive_s = keepalive_s
@@ -133,11 +119,10 @@ class AiohttpTransport:
                     await session.close()
             await asyncio.sleep(0)  # lets the transports close their sockets
 
-    def facts(self) -> ConnectionFacts:
-        """What is in use at this moment."""
-        sockets = [sock for _, sock in self._sockets.open_sockets()]
-        used = next(filter(None, map(congestion_of, sockets)), self._sockets.congestion)
-        return ConnectionFacts(used, len(sockets))
+    def congestion(self) -> str:
+        """The congestion control of our sockets; "" before the first connection."""
+        used = (congestion_of(sock) for _, sock in self._sockets.open_sockets())
+        return next(filter(None, used), self._sockets.congestion)
 
     def sample(self) -> list[LinkSample]:
         """The kernel's view of every open connection (`LinkProbe`)."""
@@ -155,8 +140,10 @@ class AiohttpTransport:
             SourceError: the body could not be read.
         """
         session = await self._open_session()
-        writer = BodyWriter.of(request, self._pace, self._buffers, self._sockets)
-        watchdog = Watchdog(writer, self._timeouts, answer_timeout_s)
+        writer = self._writer_of(request)
+        watchdog = Watchdog(
+            writer, connect_s=self._connect_s, stall_s=self._stall_s, answer_s=answer_timeout_s
+        )
         try:
             return await self._exchange(session, request, writer, watchdog)
         except (UnusableAnswer, *FOREIGN_ERRORS) as exc:
@@ -167,6 +154,13 @@ class AiohttpTransport:
         if writer is not None and writer.source_error is not None:
             raise writer.source_error
         raise error  # outside the handler: aiohttp's error must not become its context
+
+    def _writer_of(self, request: SignedRequest) -> BodyWriter | None:
+        """None for a request without a body: aiohttp sends Content-Length: 0 by itself."""
+        body, needs_md5 = request.body, request.needs_md5
+        if body is None or body.size == 0:
+            return None
+        return BodyWriter(body, self._pace, self._buffers, self._sockets, needs_md5=needs_md5)
 
     async def _exchange(
         self,
@@ -209,7 +203,7 @@ class AiohttpTransport:
         )
         return aiohttp.ClientSession(
             connector=connector,
-            timeout=aiohttp.ClientTimeout(total=None, connect=self._timeouts.connect_s),
+            timeout=aiohttp.ClientTimeout(total=None, connect=self._connect_s),
             cookie_jar=aiohttp.DummyCookieJar(),
             middlewares=[without_hidden_retry],
             skip_auto_headers=_AUTO_HEADERS,

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
 from uploader.pace import LinkSample
 
-__all__ = ["Sockets", "congestion_of", "link_sample", "may_use_congestion", "tcp_info_of"]
+__all__ = ["Sockets", "congestion_of", "link_sample", "may_use_congestion", "tcp_info"]
 
 
 class Sockets:
@@ -66,7 +66,7 @@ class Sockets:
         """
         if self._far_congestion is None or sock in self._tuned:
             return
-        info = _tcp_info(sock)
+        info = tcp_info(sock)
         if info is None or info.rtt_us == 0:
             return  # there is no connection yet
         self._tuned.add(sock)
@@ -148,15 +148,9 @@ _NO_RTT_US: Final = 2**32 - 1  # nothing was acknowledged yet
 _SIOCOUTQ: Final = 0x5411  # unacknowledged bytes in the send queue (linux/sockios.h)
 
 
-def tcp_info_of(transport: asyncio.Transport) -> _TcpInfo | None:
-    """What the kernel reports about the connection; None where it does not."""
-    sock = transport.get_extra_info("socket")
-    return _tcp_info(sock) if sock is not None else None
-
-
-def _tcp_info(sock: socket.socket) -> _TcpInfo | None:
-    """None where the system is not Linux, or the socket is closed."""
-    if sys.platform != "linux":
+def tcp_info(sock: socket.socket | None) -> _TcpInfo | None:
+    """What the kernel reports; None where it is not Linux, or the socket is closed."""
+    if sock is None or sys.platform != "linux":
         return None
     import fcntl
 
@@ -173,7 +167,7 @@ def _tcp_info(sock: socket.socket) -> _TcpInfo | None:
 
 def link_sample(serial: int, sock: socket.socket) -> LinkSample | None:
     """A sample for the steering; None where the kernel does not report it."""
-    info = _tcp_info(sock)
+    info = tcp_info(sock)
     if info is None:
         return None
     return LinkSample(

@@ -5,20 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from uploader.transport.body_writer import BodyWriter
-from uploader.transport.sockets import tcp_info_of
+from uploader.transport.sockets import tcp_info
 
-__all__ = ["Timeouts", "Watchdog"]
-
-
-@dataclass(frozen=True, slots=True)
-class Timeouts:
-    """How long to wait, in seconds: for a connection, and for a peer to take a byte."""
-
-    connect_s: float
-    stall_s: float
+__all__ = ["Watchdog"]
 
 
 class Watchdog:
@@ -31,12 +22,11 @@ class Watchdog:
     """
 
     def __init__(
-        self, writer: BodyWriter | None, timeouts: Timeouts, answer_timeout_s: float
+        self, writer: BodyWriter | None, *, connect_s: float, stall_s: float, answer_s: float
     ) -> None:
         self._writer = writer
-        self._timeouts = timeouts
-        self._answer_s = answer_timeout_s
-        self._interval_s = max(0.01, min(0.5, timeouts.stall_s / 8, answer_timeout_s / 8))
+        self._connect_s, self._stall_s, self._answer_s = connect_s, stall_s, answer_s
+        self._interval_s = max(0.01, min(0.5, stall_s / 8, answer_s / 8))
         self._acked_size = -1
         self._is_answering = False
         self._is_sending = False
@@ -64,7 +54,7 @@ class Watchdog:
         """What the peer did not do in time, for the error message."""
         if self._is_sending and self._writer is not None:
             return (
-                f"the server took no byte for {self._timeouts.stall_s:g} s "
+                f"the server took no byte for {self._stall_s:g} s "
                 f"after {self._writer.sent_size} bytes were sent"
             )
         return f"no complete answer within {self._answer_s:g} s"
@@ -82,7 +72,7 @@ class Watchdog:
         Where the kernel does not report that, count what it took from us.
         """
         buffered_size = transport.get_write_buffer_size()
-        info = tcp_info_of(transport)
+        info = tcp_info(transport.get_extra_info("socket"))
         in_flight_size = buffered_size + (info.unacked_size if info else 0)
         acked_size = info.acked_bytes if info else writer.sent_size - buffered_size
         self._is_sending = not writer.is_complete or in_flight_size > 0
@@ -99,5 +89,5 @@ class Watchdog:
         if self._is_answering:
             return self._answer_s
         if self._writer is None or self._writer.transport is None:
-            return self._timeouts.connect_s + self._answer_s  # aiohttp bounds the connecting
-        return self._timeouts.stall_s if self._is_sending else self._answer_s
+            return self._connect_s + self._answer_s  # aiohttp bounds the connecting
+        return self._stall_s if self._is_sending else self._answer_s
