@@ -281,7 +281,7 @@ def parse_grant(action: str, response: Response) -> UploadGrant:
 
 def _parse_mezzanine(action: str, response: Response) -> VideoFacts:
     require_success(action, response)
-    fields = _mezzanine_fields(response.body)
+    fields = _fields(response.body, "Mezzanine")
     return facts_of(action, *(fields.get(name) for name in ("Status", "Size", "FileURL")))
 
 
@@ -304,19 +304,6 @@ def facts_of(action: str, status: object, size: object, file_url: object) -> Vid
         raise unusable(action, str(error)) from error
 
 
-def _mezzanine_fields(body: bytes) -> dict[str, Any]:
-    """Read the facts in either format; empty when there are none."""
-    try:
-        found = parse_json(body).get("Mezzanine")
-        return found if isinstance(found, dict) else {}
-    except MalformedDocument:
-        pass
-    try:
-        return {child.tag: child.text for child in parse_xml(body).iterfind("Mezzanine/*")}
-    except MalformedDocument:
-        return {}
-
-
 def require_success(action: str, response: Response) -> None:
     """Raise an error unless the service has carried the call out.
 
@@ -324,23 +311,27 @@ def require_success(action: str, response: Response) -> None:
         ServiceError: it refused the call, or redirected it.
     """
     if response.status != 200:
-        fields = _plain_fields(response.body)
-        raise refusal(
-            response,
-            action,
-            code=fields.get("Code", ""),
-            message=fields.get("Message", ""),
-            request_id=fields.get("RequestId", ""),
+        fields = _fields(response.body)
+        code, message, request_id = (
+            value if isinstance(value := fields.get(name), str) else ""
+            for name in ("Code", "Message", "RequestId")
         )
+        raise refusal(response, action, code=code, message=message, request_id=request_id)
 
 
-def _plain_fields(body: bytes) -> dict[str, str]:
-    """Read a flat answer in either format: a gateway may ignore `Format`."""
+def _fields(body: bytes, inside: str = "") -> dict[str, Any]:
+    """Read a flat answer, or the object `inside`; in either format: a gateway may ignore `Format`.
+
+    Empty when there is none.
+    """
     try:
-        return {k: v for k, v in parse_json(body).items() if isinstance(v, str)}
+        answer = parse_json(body)
+        found = answer.get(inside) if inside else answer
+        return found if isinstance(found, dict) else {}
     except MalformedDocument:
         pass
     try:
-        return {child.tag: child.text or "" for child in parse_xml(body)}
+        children = parse_xml(body).iterfind(f"{inside}/*" if inside else "*")
+        return {child.tag: child.text for child in children}
     except MalformedDocument:
         return {}

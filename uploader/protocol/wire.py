@@ -33,8 +33,7 @@ T = TypeVar("T")
 class Body(Protocol):
     """The bytes of one request, readable by position and therefore as often as needed.
 
-    A body never yields fewer bytes than `size`: a source that has become shorter
-    raises `SourceChanged` instead.
+    Never fewer than `size`: a source that has become shorter raises `SourceChanged` instead.
     """
 
     @property
@@ -42,10 +41,9 @@ class Body(Protocol):
         """Length in bytes; it becomes Content-Length."""
 
     def read_now(self, into: memoryview, position: int) -> int | None:
-        """Fill `into` with the bytes from `position` if that needs no waiting.
+        """Fill `into` from `position` if that needs no waiting; returns how many bytes.
 
-        Returns the number of bytes (at least 1, at most `len(into)`), or None when the
-        bytes are not in memory and `read` must be awaited instead.
+        At least 1; None when they are not in memory and `read` must be awaited instead.
         """
 
     async def read(self, into: memoryview, position: int) -> int:
