@@ -404,16 +404,11 @@ async def _open_network(
         AiohttpTransport(
             pace=pace,
             stall_timeout_s=options.stall_timeout_s,
-            connection_limit=pace.max_concurrency + 8,
             ca_file=options.ca_file,
         )
     )
     await stack.enter_async_context(pace.steering(own))
-
-    def congestion() -> str:
-        return own.congestion()
-
-    return Network(own, pace, clock, options.retry, trust, congestion=congestion)
+    return Network(own, pace, clock, options.retry, trust, congestion=own.congestion)
 
 
 def upload_sync(

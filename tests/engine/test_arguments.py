@@ -265,7 +265,6 @@ async def test_the_transport_is_made_as_asked(
     assert made == {
         "pace": network.pace,
         "stall_timeout_s": 7.0,
-        "connection_limit": 5 + 8,
         "ca_file": tmp_path / "ca.pem",
     }
     assert watched == [network.transport]

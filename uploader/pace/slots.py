@@ -37,7 +37,8 @@ class Slots:
         try:
             await turn
         except asyncio.CancelledError:
-            self._cancel_wait(owner, turn)
+            if not turn.cancelled():
+                self.release(owner)  # it got its slot at the same moment
             raise
 
     def release(self, owner: Hashable) -> None:
@@ -65,14 +66,3 @@ class Slots:
                 self.in_use += 1
                 self._held[owner] += 1
                 self.peak = max(self.peak, self.in_use)
-
-    def _cancel_wait(self, owner: Hashable, turn: asyncio.Future[None]) -> None:
-        """Undo the wait of a cancelled task; it may have got its slot at the same moment."""
-        if not turn.cancelled():
-            self.release(owner)
-            return
-        queue = self._waiting.get(owner)
-        if queue and turn in queue:
-            queue.remove(turn)
-            if not queue:
-                del self._waiting[owner]

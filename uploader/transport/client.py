@@ -49,8 +49,6 @@ class AiohttpTransport:
             small breaks on a link that pauses; too large wastes a slot on a dead one.
         connect_timeout_s: for DNS, TCP and TLS together. Too small fails far away; too
             large delays the next address.
-        connection_limit: connections open at once, at least as many as `pace` may use.
-            Too small makes requests queue and time out; too large uses up descriptors.
         ca_file: one more file of trusted certificates, for a TLS-inspecting proxy.
         unit_size: bytes read, checked and sent at once. Below 256 KiB the overhead shows
             (TLS: +20 % CPU at 128 KiB); above 1 MiB the caches overflow, and memory is
@@ -75,7 +73,6 @@ class AiohttpTransport:
         pace: Pace | None = None,
         stall_timeout_s: float = 30.0,
         connect_timeout_s: float = 10.0,
-        connection_limit: int = 64,
         ca_file: Path | None = None,
         unit_size: int = 512 * 1024,
         congestion: str | None = "bbr",
@@ -86,7 +83,6 @@ class AiohttpTransport:
     ) -> None:
         self._pace = pace or Pace()
         self._connect_s, self._stall_s = connect_timeout_s, stall_timeout_s
-        self._connection_limit = max(connection_limit, self._pace.max_concurrency + 8)
         self._ca_file = ca_file
         self._keepalive_s = keepalive_s
         self._proxy = proxy
@@ -197,7 +193,8 @@ class AiohttpTransport:
     async def _new_session(self) -> aiohttp.ClientSession:
         connector = aiohttp.TCPConnector(
             ssl=await in_thread(tls_context, self._ca_file),
-            limit=self._connection_limit,
+            # Room for calls that need no slot; the slots limit the others.
+            limit=max(64, self._pace.max_concurrency + 8),
             keepalive_timeout=self._keepalive_s,
             socket_factory=self._sockets.make,
         )
