@@ -103,7 +103,7 @@ async def _issued_grant(
 
 
 async def finished_video(ctx: UploadContext, video_id: str | None = None) -> VideoFacts | None:
-    """VOD's facts about the video if VOD has its file; None if not, or if VOD cannot be asked.
+    """VOD's facts about the video if VOD has its file; None if not, or if nothing can query VOD.
 
     The one rule: nothing requests credentials for a finished video, because RefreshUploadVideo
     of such a video is VOD's overwrite API: what is sent with those credentials replaces its
@@ -120,7 +120,7 @@ async def finished_video(ctx: UploadContext, video_id: str | None = None) -> Vid
 async def refuse_finished(ctx: UploadContext) -> None:
     """Refuse to continue an upload whose video was finished by another one meanwhile.
 
-    The upload goes on where VOD cannot be asked: it has its own target.
+    Where VOD does not answer, the upload continues: it has its own target.
 
     Raises:
         OverwriteRefused: the video is finished.

@@ -231,7 +231,7 @@ class ObjectUpload:
         return PartAck(part.number, part.size, answer.etag, sent.crc64, md5)
 
     async def read_put_ack(self) -> None:
-        """Compute from the source what the answer to a PutObject would have told."""
+        """Compute the ack of a PutObject from the source, where its answer was lost."""
         part = self.acked.plan.last_part
         if self.acked.is_put and part.number not in self.acked:
             crc64, md5 = await self.ctx.source.read_crc(part.offset, part.size, with_md5=True)
