@@ -218,19 +218,6 @@ async def test_without_a_limit_nothing_waits() -> None:
     ] * 3
 
 
-async def test_the_limit_may_change_while_bytes_wait() -> None:
-    clock = VirtualClock()
-    pace = Pace(bandwidth=Bandwidth.constant(1000), clock=clock)
-    async with asyncio.TaskGroup() as group:
-        spending = group.create_task(pace.spend(100_000))
-        await clock.run(until_s=1010)
-        assert not spending.done()
-        pace.set_bandwidth(None)
-        await clock.run()
-    assert clock.now_s < 1011
-    assert pace.connection_rate is None
-
-
 async def test_the_limit_follows_the_time_of_day() -> None:
     clock = VirtualClock()
     midnight = clock.utc_now().astimezone()

@@ -106,17 +106,17 @@ class RateLimiter:
     def __init__(self, clock: Clock, bandwidth: Bandwidth | None) -> None:
         self._clock = clock
         self._free_at = clock.elapsed_s()
-        self.bandwidth = bandwidth
+        self._bandwidth = bandwidth
 
     def rate(self) -> int | None:
         """Bytes per second at this moment; None for no limit."""
-        if self.bandwidth is None:
+        if self._bandwidth is None:
             return None
-        return self.bandwidth.rate_at(self._clock.utc_now().astimezone())
+        return self._bandwidth.rate_at(self._clock.utc_now().astimezone())
 
     def lowest_rate(self) -> int | None:
         """The smallest limit at any time of the day; None without a limit."""
-        rates = [rate for _, rate in self.bandwidth.changes if rate] if self.bandwidth else []
+        rates = [rate for _, rate in self._bandwidth.changes if rate] if self._bandwidth else []
         return min(rates, default=None)
 
     def send_size(self, max_size: int) -> int:

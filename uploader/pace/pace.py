@@ -149,10 +149,6 @@ class Pace:
         """How many bytes to send at once, at most `max_size`, so that a low rate stays smooth."""
         return self._limiter.send_size(max_size)
 
-    def set_bandwidth(self, bandwidth: Bandwidth | None) -> None:
-        """Change the bandwidth while uploads run."""
-        self._limiter.bandwidth = bandwidth
-
     async def vod_call(self) -> None:
         """Wait until the budget allows one more call to the VOD API."""
         await self._vod_calls.acquire()
