@@ -101,7 +101,8 @@ class UploadHandle:
 
         The same upload submitted again resumes where this one was.
         """
-        self.stop()
+        if self._task is not None:
+            self._task.cancel()
         await self._ended.wait()
 
     async def abort(self) -> None:
@@ -114,11 +115,6 @@ class UploadHandle:
         if self.key is None:
             raise ConfigurationError("The upload had not started; there is nothing to abort.")
         await self._abort(self.key)
-
-    def stop(self) -> None:
-        """Cancel it without waiting."""
-        if self._task is not None:
-            self._task.cancel()
 
     def run_in(self, group: asyncio.TaskGroup, on_end: Callable[[UploadHandle], None]) -> None:
         """Start it; called once."""
@@ -206,10 +202,9 @@ class Submissions:
                 yield
             finally:
                 self._group = None
-        unawaited = (handle.unawaited_failure for handle in self._failed)
-        failure = next(filter(None, unawaited), None)
-        if failure is not None:
-            raise failure
+        for handle in self._failed:
+            if handle.unawaited_failure is not None:
+                raise handle.unawaited_failure
 
     async def submit(self, run: Run, abort: Abort) -> UploadHandle:
         """Start an upload as soon as fewer than `max_count` run."""
