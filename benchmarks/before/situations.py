@@ -250,15 +250,15 @@ def _nothing(stage: Stage) -> Outcome:
 
 SITUATIONS = (
     Situation("nothing", "-", "nothing goes wrong", _nothing),
-    Situation("rot", "P1", "storage damages a part after its receipt", _rots),
+    Situation("rot", "P1", "storage damages a part after acknowledging it", _rots),
     Situation(
         "rot-resumed", "P1", "the same, and the run is killed and resumed", _rots_and_resumes
     ),
-    Situation("overwritten", "P1", "killed; somebody overwrites a part; resumed", _overwritten),
-    Situation("edited", "P1", "killed; the file is edited, its mtime restored; resumed", _edited),
     Situation(
-        "false-ok", "P1", "a 200 for Complete from somebody else: nothing is stored", _false_ok
+        "overwritten", "P1", "killed; another client overwrites a part; resumed", _overwritten
     ),
+    Situation("edited", "P1", "killed; the file is edited, its mtime restored; resumed", _edited),
+    Situation("false-ok", "P1", "a false 200 for Complete: nothing is stored", _false_ok),
     Situation("error-in-ok", "P1", "a 200 for Complete with an error document", _error_in_ok),
     Situation("refused-part", "P2", "one part is refused for good", _refused_part),
     Situation("truncated", "P2", "the file is cut while it is sent", _truncated),
