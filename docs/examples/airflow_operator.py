@@ -1,6 +1,6 @@
-"""An Airflow operator that uploads. Tasks are retried by Airflow, uploads resumed by vodup.
+"""An Airflow operator that uploads a video. Airflow retries the task, vodup resumes the upload.
 
-Not deferrable: the triggerer is for waiting, not for moving gigabytes.
+It is not deferrable: the triggerer is for waiting, not for moving gigabytes.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ class VodUploadOperator(BaseOperator):
     """Uploads `path`; its XCom is the VideoId.
 
     Args:
-        path: on a volume that all workers have, or an http(s) URL.
-        state: a PostgreSQL that all workers reach; a task may be retried anywhere.
-        key: of the upload; the default names the task and the run, so that a retry goes on
-            and another run makes another video.
-        settings: what else `upload_sync` is told.
+        path: a file on a volume that all workers mount, or an http(s) URL.
+        state: a PostgreSQL that all workers reach; a task may be retried on any of them.
+        key: the name of the upload. The default contains the task and the run, so that a retry
+            resumes and another run creates another video.
+        settings: further arguments of `upload_sync`.
     """
 
     template_fields: Sequence[str] = ("path", "title", "key", "state")
@@ -45,7 +45,7 @@ class VodUploadOperator(BaseOperator):
         self.settings = settings or {}
 
     def execute(self, context: Context) -> str:
-        """Upload, or go on. A failure that does not pass is not retried."""
+        """Upload or resume. Only temporary failures are retried."""
         try:
             result = upload_sync(
                 self.path,
@@ -56,7 +56,7 @@ class VodUploadOperator(BaseOperator):
                 **self.settings,
             )
         except (UploadLocked, LeaseLost):
-            raise  # somebody else is at it: the retry finds the receipt
+            raise  # another process uploads: the retry finds its result
         except VodupError as error:
             if error.is_temporary:
                 raise

@@ -1,4 +1,4 @@
-"""An app server: it alone holds the AccessKey, and hands grants to the hosts that upload.
+"""An app server that holds the AccessKey and issues grants to the hosts that upload.
 
     export ALIBABA_CLOUD_ACCESS_KEY_ID=… ALIBABA_CLOUD_ACCESS_KEY_SECRET=…
     export APP_TOKENS='{"a-long-random-text": "studio-1"}' APP_OWNERS=owners.db
@@ -7,8 +7,8 @@
     export VODUP_AUTH_URL_TOKEN=a-long-random-text
     vodup push movie.mp4 --auth-url https://app.example.com/grants
 
-Who made a video may renew its grants; nobody else may. A host that asks again for what it
-has asked before, because it crashed or the answer was lost, gets the same video.
+Only the host that created a video may renew its grants. A host that repeats a request, because
+it crashed or the answer was lost, gets the same video.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from uploader.errors import CredentialError, VideoGone, VodupError
 
 
 class Owners:
-    """Whose videos are whose; survives a restart. Mutable, like any database."""
+    """Which host owns which video, in SQLite. Mutable, like any database."""
 
     def __init__(self, path: str) -> None:
         self._db = sqlite3.connect(path, isolation_level=None)
@@ -40,31 +40,31 @@ class Owners:
         )
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the database."""
         self._db.close()
 
     def claim(self, reference_id: str, owner: str) -> bool:
-        """Note who asks for this video; tells whether it was asked for before.
+        """Record the owner of this video; return whether it was requested before.
 
         Raises:
-            web.HTTPForbidden: by somebody else.
+            web.HTTPForbidden: another host requested it.
         """
         known = self._row("SELECT owner FROM video WHERE reference_id=?", reference_id)
         if known is not None and known != owner:
-            raise web.HTTPForbidden(text="this reference_id belongs to somebody else")
+            raise web.HTTPForbidden(text="this reference_id belongs to another host")
         self._db.execute(
             "INSERT OR IGNORE INTO video(reference_id, owner) VALUES(?, ?)", (reference_id, owner)
         )
         return known is not None
 
-    def note_video(self, reference_id: str, video_id: str | None) -> None:
-        """Note the VideoId, without which nothing can be renewed."""
+    def set_video_id(self, reference_id: str, video_id: str | None) -> None:
+        """Record the VideoId, so that its grants can be renewed."""
         self._db.execute(
             "UPDATE video SET video_id=? WHERE reference_id=?", (video_id, reference_id)
         )
 
     def require(self, video_id: str, owner: str) -> None:
-        """Raise `web.HTTPNotFound` unless the video is this owner's: what others have is hidden."""
+        """Raise `web.HTTPNotFound` unless the video is this owner's; others stay hidden."""
         if self._row("SELECT owner FROM video WHERE video_id=?", video_id) != owner:
             raise web.HTTPNotFound(text="no such video")
 
@@ -79,28 +79,28 @@ TOKENS = web.AppKey("tokens", dict[str, str])
 
 
 def make_app(provider: VodProvider, tokens: Mapping[str, str], owners: Owners) -> web.Application:
-    """The service; `tokens` tells whom each bearer token stands for."""
+    """The service; `tokens` maps each bearer token to its owner."""
     app = web.Application(client_max_size=64 * 1024)
     app[TOKENS], app[OWNERS] = dict(tokens), owners
 
     async def with_uploader(app: web.Application) -> AsyncIterator[None]:
-        # Only asks for grants: it needs no state, and loopback only to try things out.
+        # It only requests grants: it needs no state, and loopback only for experiments.
         trust = TrustPolicy(allow_loopback=os.environ.get("VODUP_ALLOW_LOOPBACK_HTTP") == "1")
         async with Uploader(provider, state="memory", trust=trust) as app[UPLOADER]:
             yield
 
     app.cleanup_ctx.append(with_uploader)
-    app.router.add_post("/grants", hand_out)
+    app.router.add_post("/grants", issue_grant)
     return app
 
 
-async def hand_out(request: web.Request) -> web.Response:
-    """Create or renew, as `UrlProvider` asks for it."""
+async def issue_grant(request: web.Request) -> web.Response:
+    """Create a video or renew its grant, as `UrlProvider` requests it."""
     owner = _owner_of(request)
-    asked = await _asked(request)
+    fields = await _fields(request)
     try:
-        answer = await (_renewed if asked.get("action") == "renew" else _made)(
-            request.app, owner, asked
+        answer = await (_renew if fields["action"] == "renew" else _create)(
+            request.app, owner, fields
         )
     except VideoGone as error:
         raise web.HTTPGone(text=error.message) from error
@@ -112,25 +112,25 @@ async def hand_out(request: web.Request) -> web.Response:
     return web.json_response(answer, headers={"Cache-Control": "no-store"})
 
 
-async def _made(app: web.Application, owner: str, asked: Mapping[str, str]) -> dict[str, str]:
+async def _create(app: web.Application, owner: str, fields: Mapping[str, str]) -> dict[str, str]:
     # The host's reference_id makes the request repeatable; its owner keeps hosts apart.
-    reference_id = asked["reference_id"]
+    reference_id = fields["reference_id"]
     is_repeat = app[OWNERS].claim(reference_id, owner)
     video = NewVideo(
-        meta=VideoMeta(title=asked["title"]),
-        file_name=asked["file_name"],
-        file_size=int(asked["file_size"]),
+        meta=VideoMeta(title=fields["title"]),
+        file_name=fields["file_name"],
+        file_size=int(fields["file_size"]),
         reference_id=reference_id,
         is_repeat=is_repeat,
     )
     grant = await app[UPLOADER].grants.create(video)
-    app[OWNERS].note_video(reference_id, grant.video_id)
+    app[OWNERS].set_video_id(reference_id, grant.video_id)
     return encode_answer(grant)
 
 
-async def _renewed(app: web.Application, owner: str, asked: Mapping[str, str]) -> dict[str, str]:
-    app[OWNERS].require(asked["video_id"], owner)
-    return encode_answer(await app[UPLOADER].grants.renew(asked["video_id"]))
+async def _renew(app: web.Application, owner: str, fields: Mapping[str, str]) -> dict[str, str]:
+    app[OWNERS].require(fields["video_id"], owner)
+    return encode_answer(await app[UPLOADER].grants.renew(fields["video_id"]))
 
 
 def _owner_of(request: web.Request) -> str:
@@ -138,18 +138,18 @@ def _owner_of(request: web.Request) -> str:
     for token, owner in request.app[TOKENS].items():
         if hmac.compare_digest(token.encode(), given.encode()):
             return owner
-    raise web.HTTPUnauthorized(text="the bearer token is not known")
+    raise web.HTTPUnauthorized(text="unknown bearer token")
 
 
-async def _asked(request: web.Request) -> Mapping[str, str]:
+async def _fields(request: web.Request) -> Mapping[str, str]:
     try:
-        asked: Any = await request.json()
-        needed = ("video_id",) if asked["action"] == "renew" else _NEEDED_TO_CREATE
-        if not all(isinstance(asked[name], str) and asked[name] for name in needed):
+        body: Any = await request.json()
+        needed = ("video_id",) if body["action"] == "renew" else _NEEDED_TO_CREATE
+        if not all(isinstance(body[name], str) and body[name] for name in needed):
             raise ValueError
-        return {name: asked[name] for name in ("action", *needed)}
+        return {name: body[name] for name in ("action", *needed)}
     except (ValueError, KeyError, TypeError):
-        raise web.HTTPBadRequest(text="this is not what a UrlProvider asks") from None
+        raise web.HTTPBadRequest(text="this is not a request of UrlProvider") from None
 
 
 _NEEDED_TO_CREATE = ("title", "file_name", "file_size", "reference_id")

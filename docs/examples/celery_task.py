@@ -1,7 +1,7 @@
-"""A Celery task that uploads. Delivered twice, killed or cancelled: one upload.
+"""A Celery task that uploads a video. Delivered twice, killed or cancelled: one upload.
 
-The checkpoint decides, not the broker: whoever holds the lease sends, the other one is told
-`UploadLocked` and comes back later, to find the receipt.
+The checkpoint decides, not the broker: the process that holds the lease sends, the other one
+gets `UploadLocked`, retries later, and finds the result.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from uploader import LeaseLost, UploadLocked, VideoMeta, VodProvider, VodupError
 app = Celery("videos", broker=os.environ.get("CELERY_BROKER_URL", "memory://"))
 
 SETTINGS: dict[str, Any] = {"state": os.environ.get("VODUP_STATE")}
-"""What the uploader is told. The state is shared by all workers: postgresql://… ; None is
-this user's own file, for one machine."""
+"""Arguments of the uploader. All workers share the state: postgresql://… ; None is a file of
+this user, for one machine."""
 
 LOCKED_WAIT_S = 30
 

@@ -1,7 +1,7 @@
-"""House rules for every upload: titles are kept short, rehearsals stay here, endings are noted.
+"""Rules for every upload: titles are short, rehearsals are not uploaded, results are logged.
 
 As hooks of an uploader: `UploadOptions(hooks=[HOOKS])`. As hooks of every `vodup` command on a
-machine, named by the package that brings them:
+machine, declared by the package that provides them:
 
     [project.entry-points."vodup.hooks"]
     house = "house_rules:HOOKS"
@@ -20,18 +20,18 @@ LONGEST_TITLE = 40
 
 
 def before_create(planned: PlannedVideo) -> VideoMeta | None:
-    """Decide before anything exists at VOD."""
+    """Shorten the title, or refuse the video before anything exists at VOD."""
     title = planned.meta.title or os.path.basename(planned.source)
     if title.startswith("Rehearsal"):
         raise PolicyError(
-            f"{title} is a rehearsal, and those stay in the house.",
-            next_step="Give it another title if it is to be published.",
+            f"{title} is a rehearsal; rehearsals are not uploaded.",
+            next_step="Give it another title to upload it.",
         )
     return replace(planned.meta, title=title[:LONGEST_TITLE])
 
 
-def note(ended: EndedUpload) -> None:
-    """Write a line for each ending. A later run may tell of the same one again."""
+def log_result(ended: EndedUpload) -> None:
+    """Append a line for each result. A later run may report the same one again."""
     line = {
         "video": ended.video_id,
         "file": ended.source,
@@ -41,4 +41,6 @@ def note(ended: EndedUpload) -> None:
         endings.write(json.dumps(line) + "\n")
 
 
-HOOKS = Hooks(name="house", before_create=before_create, after_verify=note, on_failure=note)
+HOOKS = Hooks(
+    name="house", before_create=before_create, after_verify=log_result, on_failure=log_result
+)

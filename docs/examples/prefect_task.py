@@ -1,4 +1,4 @@
-"""A Prefect task that uploads. Retried by Prefect where the failure passes, resumed by vodup."""
+"""A Prefect task that uploads a video. Prefect retries temporary failures, vodup resumes."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import State, TaskRun
 
 SETTINGS: dict[str, Any] = {"state": os.environ.get("VODUP_STATE")}
-"""What the uploader is told. The state is shared by all workers: postgresql://…"""
+"""Arguments of the uploader. All workers share the state: postgresql://…"""
 
 
-def may_pass(_task: Task, _run: TaskRun, state: State) -> bool:
-    """Whether another try may help."""
+def is_temporary(_task: Task, _run: TaskRun, state: State) -> bool:
+    """Whether a retry may succeed."""
     error = state.data
     if isinstance(error, (UploadLocked, LeaseLost)):
         return True
     return isinstance(error, VodupError) and error.is_temporary
 
 
-@task(retries=10, retry_delay_seconds=30, retry_condition_fn=may_pass)
+@task(retries=10, retry_delay_seconds=30, retry_condition_fn=is_temporary)
 async def upload(path: str, key: str, title: str | None = None) -> str:
-    """Upload a file under the name `key`, which is the same in every try; its VideoId."""
+    """Upload a file under the name `key`, the same in every try; return its VideoId."""
     async with Uploader(VodProvider.from_env(), **SETTINGS) as uploader:
         result = await uploader.upload(path, key=key, meta=VideoMeta(title=title))
     return result.video_id

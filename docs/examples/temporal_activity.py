@@ -1,8 +1,8 @@
-"""A Temporal activity that uploads. Heartbeats say that it lives; the checkpoint is vodup's.
+"""A Temporal activity that uploads a video. It sends heartbeats; the checkpoint is vodup's.
 
 Temporal throttles the details of heartbeats, so nothing that must survive is in them. Start
-it with a heartbeat timeout of half a minute or so, a long start-to-close timeout, and as
-many attempts as you like.
+it with a heartbeat timeout of about half a minute, a long start-to-close timeout, and any
+number of attempts.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from uploader import LeaseLost, Uploader, UploadLocked, VideoMeta, VodProvider, 
 HEARTBEAT_S = 5.0
 
 SETTINGS: dict[str, Any] = {"state": os.environ.get("VODUP_STATE")}
-"""What the uploader is told. The state is shared by all workers: postgresql://…"""
+"""Arguments of the uploader. All workers share the state: postgresql://…"""
 
 
 @dataclass(frozen=True)
-class Asked:
+class UploadInput:
     """What to upload; `key` is the same in every attempt, for example the workflow's id."""
 
     path: str
@@ -33,8 +33,8 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Told:
-    """What was stored. The CRC-64 is text: not every reader of JSON keeps 64 bits."""
+class UploadOutput:
+    """The stored video. The CRC-64 is text: some JSON parsers do not keep 64 bits."""
 
     video_id: str
     crc64: str
@@ -42,31 +42,31 @@ class Told:
 
 
 @activity.defn
-async def upload(asked: Asked) -> Told:
-    """Upload a file, or go on with it. Cancelling keeps the checkpoint."""
-    beating = asyncio.create_task(_beat())
+async def upload(request: UploadInput) -> UploadOutput:
+    """Upload a file, or resume its upload. Cancelling keeps the checkpoint."""
+    heartbeats = asyncio.create_task(_send_heartbeats())
     try:
-        return await _upload(asked)
+        return await _upload(request)
     except VodupError as error:
-        raise _in_temporals_words(error) from error
+        raise _application_error(error) from error
     finally:
-        beating.cancel()
+        heartbeats.cancel()
 
 
-async def _upload(asked: Asked) -> Told:
+async def _upload(request: UploadInput) -> UploadOutput:
     async with Uploader(VodProvider.from_env(), **SETTINGS) as uploader:
-        meta = VideoMeta(title=asked.title)
-        result = await uploader.upload(asked.path, key=asked.key, meta=meta)
-    return Told(result.video_id, str(result.crc64), result.size)
+        meta = VideoMeta(title=request.title)
+        result = await uploader.upload(request.path, key=request.key, meta=meta)
+    return UploadOutput(result.video_id, str(result.crc64), result.size)
 
 
-async def _beat() -> None:
+async def _send_heartbeats() -> None:
     while True:
         activity.heartbeat()
         await asyncio.sleep(HEARTBEAT_S)
 
 
-def _in_temporals_words(error: VodupError) -> ApplicationError:
-    """Another attempt helps where the failure passes, or where another worker is at it."""
-    may_pass = error.is_temporary or isinstance(error, (UploadLocked, LeaseLost))
-    return ApplicationError(str(error), type=type(error).__name__, non_retryable=not may_pass)
+def _application_error(error: VodupError) -> ApplicationError:
+    """Temporary failures are retryable, and so is an upload that another worker holds."""
+    may_retry = error.is_temporary or isinstance(error, (UploadLocked, LeaseLost))
+    return ApplicationError(str(error), type=type(error).__name__, non_retryable=not may_retry)

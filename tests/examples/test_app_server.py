@@ -41,12 +41,12 @@ async def url(desk: Desk) -> AsyncIterator[str]:
         await runner.cleanup()
 
 
-async def push(desk: Desk, url: str, source: Path, token: str, **asked: object) -> UploadResult:
-    """As a host without an AccessKey does it; each token stands for a host of its own."""
+async def push(desk: Desk, url: str, source: Path, token: str, **arguments: object) -> UploadResult:
+    """Upload as a host without an AccessKey does; each token is a separate host."""
     state = desk.folder / token / "state.db"
     provider = UrlProvider(url, bearer_token=token)
     async with Uploader(provider, state=state, options=options(), trust=LOOPBACK) as up:
-        return await up.upload(source, **asked)  # type: ignore[arg-type]
+        return await up.upload(source, **arguments)  # type: ignore[arg-type]
 
 
 async def test_a_host_without_an_access_key_uploads_and_renews(desk: Desk, url: str) -> None:

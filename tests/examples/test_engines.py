@@ -99,10 +99,10 @@ def test_a_task_that_celery_delivers_twice_makes_one_upload(cluster: Cluster) ->
     path = str(cluster.folder / "a.mp4")
     options: dict[str, Any] = {"perform_ping_check": False, "pool": "threads", "concurrency": 2}
     with start_worker(module.app, **options):
-        told = [module.upload.apply_async((path, "asset-1")) for _ in range(2)]
-        wait_until(lambda: any(one.state == "RETRY" for one in told))
+        tasks = [module.upload.apply_async((path, "asset-1")) for _ in range(2)]
+        wait_until(lambda: any(task.state == "RETRY" for task in tasks))
         cluster.server.set_options(connection_bandwidth=None)
-        first, second = [one.get(timeout=60) for one in told]
+        first, second = [task.get(timeout=60) for task in tasks]
     assert first == second
     check(cluster)
 
@@ -115,43 +115,43 @@ async def test_two_attempts_of_a_temporal_activity_make_one_upload(cluster: Clus
     module.SETTINGS.update(settings(cluster))
     module.HEARTBEAT_S = 0.05
     cluster.server.set_options(connection_bandwidth=4 * PART)
-    asked = module.Asked(str(cluster.folder / "a.mp4"), "asset-1", "A title")
+    request = module.UploadInput(str(cluster.folder / "a.mp4"), "asset-1", "A title")
     beats: list[tuple[Any, ...]] = []
-    first = asyncio.ensure_future(activity_environment(beats).run(module.upload, asked))
+    first = asyncio.ensure_future(activity_environment(beats).run(module.upload, request))
     await until(lambda: cluster.server.stats.parts_stored)
     with pytest.raises(ApplicationError) as refused:
-        await activity_environment([]).run(module.upload, asked)
+        await activity_environment([]).run(module.upload, request)
     assert (refused.value.type, refused.value.non_retryable) == ("UploadLocked", False)
     cluster.server.set_options(connection_bandwidth=None)
-    told = await first
-    assert told == await activity_environment([]).run(module.upload, asked)
+    output = await first
+    assert output == await activity_environment([]).run(module.upload, request)
     assert len(beats) > 5
     check(cluster)
 
 
-async def test_a_cancelled_temporal_activity_is_gone_on_with(cluster: Cluster) -> None:
+async def test_a_cancelled_temporal_activity_is_resumed(cluster: Cluster) -> None:
     module = example("temporal_activity")
     module.SETTINGS.update(settings(cluster))
     cluster.server.set_options(connection_bandwidth=4 * PART)
-    asked = module.Asked(str(cluster.folder / "a.mp4"), "asset-1")
+    request = module.UploadInput(str(cluster.folder / "a.mp4"), "asset-1")
     environment = activity_environment([])
-    running = asyncio.ensure_future(environment.run(module.upload, asked))
+    running = asyncio.ensure_future(environment.run(module.upload, request))
     await until(lambda: cluster.server.stats.parts_stored >= 2)
     environment.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
     cluster.server.set_options(connection_bandwidth=None)
-    told = await activity_environment([]).run(module.upload, asked)
-    assert told.size == SIZE
+    output = await activity_environment([]).run(module.upload, request)
+    assert output.size == SIZE
     check(cluster)
 
 
-async def test_what_does_not_pass_is_not_tried_again_by_temporal(cluster: Cluster) -> None:
+async def test_permanent_failures_are_not_retried_by_temporal(cluster: Cluster) -> None:
     module = example("temporal_activity")
     module.SETTINGS.update(settings(cluster))
-    asked = module.Asked(str(cluster.folder / "none.mp4"), "asset-1")
+    request = module.UploadInput(str(cluster.folder / "none.mp4"), "asset-1")
     with pytest.raises(ApplicationError) as refused:
-        await activity_environment([]).run(module.upload, asked)
+        await activity_environment([]).run(module.upload, request)
     assert refused.value.non_retryable
     assert "none.mp4" in str(refused.value)
 

@@ -1,4 +1,4 @@
-"""The house rules of docs/examples/hooks.py, applied."""
+"""docs/examples/hooks.py, used as hooks of an uploader."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from uploader import PolicyError, VideoMeta
 from uploader.devserver import DevServer
 
 
-async def test_house_rules(tmp_path: Path) -> None:
+async def test_titles_are_shortened_and_rehearsals_refused(tmp_path: Path) -> None:
     house = example("hooks")
     endings = tmp_path / "endings.jsonl"
     house.ENDINGS = str(endings)
