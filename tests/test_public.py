@@ -23,7 +23,6 @@ HEAVY = (
     "oss2",
     "psycopg",
     "pydantic",
-    "sqlite3",
     "structlog",
 )
 

@@ -17,7 +17,7 @@ COMMANDS = (
 ).split()
 HEAVY = (
     "aiohttp aiofiles aliyunsdkcore asyncio defusedxml fastcrc oss2 pydantic rich "
-    "psycopg sqlite3 ssl structlog uploader.devserver uploader.uploader uploader.state yarl"
+    "psycopg ssl structlog uploader.devserver uploader.uploader uploader.state yarl"
 ).split()
 
 MAIN = """
@@ -68,7 +68,7 @@ def test_the_help_of_a_command_loads_nothing_heavy(command: str) -> None:
 
 LIBRARY = "from uploader import Uploader, VodProvider, UploadOptions, decode_grant"
 NOT_BEFORE_AN_UPLOAD = (
-    "aliyunsdkcore oss2 pydantic psycopg pygments requests rich sqlite3 structlog"
+    "aliyunsdkcore oss2 pydantic psycopg pygments requests rich structlog uploader.state.sqlite"
 )
 
 

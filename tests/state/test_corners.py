@@ -28,6 +28,7 @@ from uploader.state.commits import Failure, GroupCommit
 from uploader.state.leases import FileLock, Lease, Owner, OwnerLock, kept_alive
 from uploader.state.locations import PostgresUrl, SqliteFile
 from uploader.state.sqlite import open_file
+from uploader.state.transactions import Connection
 from uploader.threads import Worker
 
 Children = Callable[..., subprocess.Popen[str]]
@@ -440,6 +441,21 @@ async def test_a_lease_that_is_renewed_while_it_is_taken_over_stays(pg: Place) -
         take = partial(tx.take, key="movie", owner=owner, ttl_s=30, is_dead=is_dead)
         with pytest.raises(UploadLocked):
             await other._thread().write(take)
+
+
+async def test_a_lease_that_another_process_takes_at_the_same_moment_is_not_ours(
+    sql_place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody held it when we looked; the second attempt finds it taken."""
+
+    def take(connection: Connection) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(connection, "rows", lambda query, values: [])
+            tx.take(connection, "movie", "o", 30, lambda epoch, owner: False)
+
+    async with sql_place.open() as one, one.claim("movie"):
+        with pytest.raises(UploadLocked, match="by another process"):
+            await cast("SqlState", one)._thread().write(take)
 
 
 async def test_a_renewal_that_fails_once_costs_nothing() -> None:

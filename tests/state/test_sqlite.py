@@ -202,7 +202,7 @@ def test_a_file_needs_no_driver_of_a_server(path: Path) -> None:
     code = (
         "import asyncio, sys\n"
         "from uploader.state import SqlState\n"
-        "assert not {'sqlite3', 'psycopg'} & sys.modules.keys()\n"
+        "assert not {'psycopg', 'uploader.state.sqlite'} & sys.modules.keys()\n"
         "async def main():\n"
         "    async with SqlState(sys.argv[1]) as store: await store.find(key='movie')\n"
         "asyncio.run(main())\n"

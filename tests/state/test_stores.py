@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from tests.state.conftest import Place, record, set_video
+from uploader import state
 from uploader.errors import ConfigurationError, LeaseLost, StateError, UploadLocked
 from uploader.state import (
     MemoryState,
@@ -408,3 +409,8 @@ async def test_a_claim_knows_whether_it_holds(store: StateStore) -> None:
     async with store.claim("movie") as journal:
         assert journal.is_certainly_ours
         await journal.confirm()
+
+
+def test_the_package_has_no_other_names() -> None:
+    with pytest.raises(AttributeError, match="NoSuchState"):
+        _ = state.NoSuchState

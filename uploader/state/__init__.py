@@ -1,17 +1,20 @@
 """What survives a crash: records of uploads, acked parts, and who works on them.
 
-The drivers are imported when a `SqlState` is opened, not with this package.
+`SqlState` is loaded when it is first used, and a driver when a store of its kind is opened.
 """
 
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 from uploader.state.journal import Journal
 from uploader.state.memory import MemoryState
 from uploader.state.records import Orphan, PartAck, Phase, UploadRecord, UploadStatus
-from uploader.state.sql import SqlState
 from uploader.state.store import StateStore
+
+if TYPE_CHECKING:
+    from uploader.state.sql import SqlState
 
 __all__ = [
     "Journal",
@@ -31,4 +34,14 @@ def open_state(where: str | os.PathLike[str] | None = None) -> StateStore:
     """The store at `where`: "memory", a path, a database URL, or None for this user's own."""
     if where == "memory":
         return MemoryState()
+    from uploader.state.sql import SqlState
+
     return SqlState(where)
+
+
+def __getattr__(name: str) -> object:
+    if name != "SqlState":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from uploader.state.sql import SqlState
+
+    return SqlState

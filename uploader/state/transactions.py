@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -27,7 +28,7 @@ _UPLOAD_COLUMNS: Final = ("id", *queries.RECORD_COLUMNS)
 _LAST_ID: Final = (1 << 63) - 1
 
 
-class Connection:
+class Connection(ABC):
     """A connection of SQLite or PostgreSQL in the middle of a transaction. Mutable: the clock.
 
     Attributes:
@@ -40,9 +41,9 @@ class Connection:
         self.driver = driver
         self.now = 0.0
 
+    @abstractmethod
     def text(self, query: Query) -> str | bytes:
         """The query in the dialect of the driver."""
-        raise NotImplementedError
 
     def rows(self, query: Query, values: Values = NO_VALUES) -> list[tuple[Any, ...]]:
         """Run a query and return its rows."""
@@ -60,9 +61,9 @@ class Connection:
         cursor.executemany(self.text(query), values)
         return int(cursor.rowcount)
 
+    @abstractmethod
     def insert(self, query: Query, values: Values) -> int | None:
         """Run an INSERT; returns the number that the new row got, None if none was added."""
-        raise NotImplementedError
 
 
 class Database(Protocol):
