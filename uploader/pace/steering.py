@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from statistics import median
 from typing import Final, Protocol
 
 __all__ = [
@@ -388,7 +387,16 @@ class Meter:
             seconds=seconds,
             acked_bytes=sum(new.acked_bytes - old.acked_bytes for new, old in steps),
             retransmit_count=sum(n.retransmit_count - o.retransmit_count for n, o in slowed),
-            rtt_s=median([sample.rtt_s for sample in known]) if known else 0.0,
-            min_rtt_s=median([sample.min_rtt_s for sample in known]) if known else 0.0,
+            rtt_s=_median([sample.rtt_s for sample in known]),
+            min_rtt_s=_median([sample.min_rtt_s for sample in known]),
             is_slowed_by_loss=any(sample.is_slowed_by_loss for sample in now.values()),
         )
+
+
+def _median(values: list[float]) -> float:
+    """0 for no values. `statistics` would load `decimal` and `fractions` with every import of us."""
+    if not values:
+        return 0.0
+    values = sorted(values)
+    middle = len(values) // 2
+    return values[middle] if len(values) % 2 else (values[middle - 1] + values[middle]) / 2
