@@ -394,7 +394,7 @@ class Meter:
 
 
 def _median(values: list[float]) -> float:
-    """0 for no values. `statistics` would load `decimal` and `fractions` with every import of us."""
+    """0 for no values. `statistics` would load `decimal` and `fractions` at import."""
     if not values:
         return 0.0
     values = sorted(values)
