@@ -399,3 +399,20 @@ async def test_files_are_opened_one_by_one(desk: Desk) -> None:
         assert len(opened.members) > 120
         assert len(os.listdir("/proc/self/fd")) <= before + 2
     await asyncio.sleep(0)
+
+
+async def test_a_package_whose_files_have_other_names_is_another_package(desk: Desk) -> None:
+    """Their bytes are the same, but the playlist would refer to objects that were never sent."""
+    main = hls(desk.folder / "film")
+    desk.order(Fault(action="error", operation="PutObject", status=403, code="AccessDenied"))
+    await desk.fail(main, concurrency=1)
+    desk.order()
+    low = main.parent / "low"
+    (low / "seg1.m4s").rename(low / "sig1.m4s")
+    text = (low / "index.m3u8").read_text()
+    (low / "index.m3u8").write_text(text.replace("seg1.m4s", "sig1.m4s"))
+
+    error = await desk.fail(main)
+
+    assert isinstance(error, SourceChanged)
+    assert "does not refer to the files" in error.message
