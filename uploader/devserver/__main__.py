@@ -1,4 +1,4 @@
-"""``python -m uploader.devserver``: run the server until it is told to stop."""
+"""``python -m uploader.devserver``: run the server until it receives a signal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``/_vodup/...``: what the server knows, and its knobs, over HTTP."""
+"""``/_vodup/...``: the state of the server, its options and faults, over HTTP."""
 
 from __future__ import annotations
 

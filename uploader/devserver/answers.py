@@ -1,4 +1,4 @@
-"""What the server may answer: an answer, a refusal, and the errors of OSS and VOD by code."""
+"""HTTP answers and refusals, and the errors of OSS and VOD by code."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class ErrorRow:
-    """How the service words one error: HTTP status, message, and OSS's EC."""
+    """One documented error: HTTP status, message, and OSS's EC."""
 
     status: int
     message: str
@@ -61,7 +61,7 @@ class Refusal(Exception):
         self.fields = dict(fields or {})
 
     def row(self, table: Mapping[str, ErrorRow]) -> ErrorRow:
-        """The wording of this refusal, with what it does not say taken from ``table``."""
+        """Status, message and EC of this refusal; what it does not set comes from ``table``."""
         known = table.get(self.code, ErrorRow(400, self.code))
         return ErrorRow(
             self.status or known.status, self.message or known.message, self.ec or known.ec

@@ -41,12 +41,12 @@ class Backend:
         self.other_oss_endpoint = ""
 
     def set_options(self, **changes: Any) -> None:
-        """Turn knobs while the server runs."""
+        """Change options while the server runs."""
         self.options = self.options.changed(**changes)
         self.throttle.rate = self.options.bandwidth
 
     def now(self) -> float:
-        """The server's idea of the time, in seconds of the epoch."""
+        """The server's time, in seconds of the epoch."""
         return time.time() + self.options.clock_offset_s
 
     def secrets(self) -> tuple[str, ...]:
@@ -79,17 +79,17 @@ class Backend:
         return credential
 
     def expire_credentials(self, video_id: str | None = None) -> None:
-        """End the life of all credentials, or of one video's, now."""
+        """Expire all credentials, or those of one video, now."""
         self.storage.expire_credentials(time.time(), video_id)
 
     def seconds_since_expiry(self, credential: Credential) -> float:
-        """How long credentials have been dead; negative while they live."""
+        """How long ago credentials expired, in seconds; negative while they are valid."""
         return time.time() - credential.expires_at
 
     # videos
 
     def upload_finished(self, video_id: str, bucket: str, object_key: str) -> None:
-        """VOD learns from its bucket that the source file of a video is complete.
+        """Record that the source file of a video is complete, as OSS reports it to VOD.
 
         The file may be at another address than the first, when a refresh named one; segments
         of an HLS list are not the source file.

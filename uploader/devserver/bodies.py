@@ -1,4 +1,4 @@
-"""Request bodies on their way to disk: hashed while they are written, never held in memory."""
+"""Request bodies, written to disk: hashed while they are written, never held in memory."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class ReceivedBody:
 
 
 async def receive_body(exchange: Exchange) -> ReceivedBody:
-    """Read the body of a request into a fresh file; nothing is left when it breaks off."""
+    """Read the body of a request into a new file; remove the file if the body is cut off."""
     discard = exchange.backend.options.discard_bodies
     path = None if discard else exchange.backend.storage.new_body()
     try:

@@ -1,4 +1,4 @@
-"""Answers on their way out: as they should be, or dropped, dripped, cut and garbled."""
+"""Sending answers: correctly, or dropped, slowed down, cut off and garbled."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ZEROS = Path("/dev/zero")
 
 
 async def deliver(exchange: Exchange, answer: Answer) -> web.StreamResponse:
-    """Send an answer the way the faults of this request order.
+    """Send an answer as the faults of this request require.
 
     Raises: Dropped when the connection ends instead.
     """
@@ -109,13 +109,13 @@ async def _drip(exchange: Exchange, raw: bytes, delay_s: float) -> None:
 async def _send_early(exchange: Exchange, answer: Answer) -> None:
     early = exchange.fault("early_answer")
     if early is None or early.close == "keep":
-        return  # aiohttp answers before it reads what is left
+        return  # aiohttp answers before it reads the rest
     exchange.write_raw(serialised(answer))
     await _end(exchange, early.close, "answered early")
 
 
 async def _end(exchange: Exchange, how: object, why: str) -> None:
-    """Give written bytes a moment to leave, then close."""
+    """Wait a moment until written bytes are sent, then close."""
     await asyncio.sleep(_LINGER_S if how == "rst" else 0)
     exchange.close("rst" if how == "rst" else "fin")
     raise Dropped(why)

@@ -1,4 +1,4 @@
-"""One request on its way through the server: its body, its faults, its connection."""
+"""One request while it is handled: its body, its faults, its connection."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _POLL_S = 0.05
 
 
 class Dropped(Exception):
-    """The connection was closed, or died, in place of an answer."""
+    """The connection was closed, or broke, before an answer was sent."""
 
 
 class BodyTimeout(Exception):
@@ -28,7 +28,7 @@ class BodyTimeout(Exception):
 
 
 class Exchange:
-    """A request with everything that is known about it. Mutable, lives as long as the request."""
+    """A request and its state. Mutable; it exists as long as the request."""
 
     def __init__(
         self,
@@ -48,13 +48,13 @@ class Exchange:
         self._held: list[bytes] | None = None
 
     def fault(self, action: str) -> Fault | None:
-        """The fault of this action that was ordered for this request."""
+        """The fault with this action that applies to this request."""
         return next((fault for fault in self.faults if fault.action == action), None)
 
     # body
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it arrives, at the speed that is allowed."""
+        """The body as it arrives, at the configured bandwidth."""
         if self._held is not None:
             held, self._held = self._held, []
             for piece in held:
@@ -88,11 +88,11 @@ class Exchange:
             self.write_raw(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     async def hold_body(self) -> None:
-        """Let the whole body arrive before anything is done with it."""
+        """Receive the whole body before it is processed."""
         self._held = [piece async for piece in self._arriving()]
 
     async def drain(self) -> None:
-        """Read what is left of the body and forget it."""
+        """Read the rest of the body and discard it."""
         async for _ in self.chunks():
             pass
 
@@ -123,7 +123,7 @@ class Exchange:
         return transport is None or transport.is_closing()
 
     async def wait_until_closed(self) -> None:
-        """Stay silent until the client gives up."""
+        """Send nothing until the client disconnects."""
         while not self.is_closed():  # noqa: ASYNC110 - aiohttp has no event for it
             await asyncio.sleep(_POLL_S)
 

@@ -1,4 +1,4 @@
-"""Misbehaviour on order: which request is hit, and by what.
+"""Fault injection: which requests fail, and how.
 
 A script is a list of faults. A fault names the requests it applies to (operation, part, attempt)
 and one action. Every fault that matches a request applies, in the order of the script.
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 ACTIONS: Mapping[str, str] = {
-    # on arrival, before the request is looked at
+    # on arrival, before the request is processed
     "error": "answer status/code/message as the service would, after reading the body",
     "early_answer": "answer status/code without reading the body, then close (rst, fin, keep)",
     "reset": "close (rst, fin) when after_bytes of the body have arrived; nothing is applied",
@@ -67,7 +67,7 @@ ACTIONS: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """One order: requests that match get ``action``.
+    """One fault: requests that match get ``action``.
 
     ``operation`` is a name or ``"*"``; ``part`` a part number; ``attempt`` a number or a
     ``(from, to)`` pair, counted from 1 per operation, object (or VideoId) and part; ``subject``
@@ -98,7 +98,7 @@ class Fault:
     location: str = ""
     value: float | None = None
     name: str = ""
-    """What the statistics call it; the action by default."""
+    """Its name in the statistics; the action by default."""
 
     def __post_init__(self) -> None:
         if self.action not in ACTIONS:
@@ -111,7 +111,7 @@ class Fault:
     def is_about(
         self, operation: str, part: int | None, attempt: int, subjects: Collection[str] = ()
     ) -> bool:
-        """Whether a request is one of those named; ``subjects`` are all names of its video."""
+        """Whether this fault applies to a request; ``subjects`` are all names of its video."""
         return (
             self.operation in ("*", operation)
             and self.part in (None, part)
@@ -141,7 +141,7 @@ def fault_from_json(values: Mapping[str, Any]) -> Fault:
 
 
 class FaultScript:
-    """The faults in force, and how often each was consumed. Mutable."""
+    """The active faults, and how often each was injected. Mutable."""
 
     def __init__(self, faults: Iterable[Fault | Mapping[str, Any]] = ()) -> None:
         self._faults: list[_Armed] = []
@@ -149,16 +149,16 @@ class FaultScript:
         self.replace(faults)
 
     def replace(self, faults: Iterable[Fault | Mapping[str, Any]]) -> None:
-        """Put another script in force; counts of consumption start again."""
+        """Replace the script; all counts restart at zero."""
         values = [f if isinstance(f, Fault) else fault_from_json(f) for f in faults]
         self._faults = [_Armed(fault) for fault in values]
 
     def add(self, *faults: Fault) -> None:
-        """Append to the script in force."""
+        """Append to the script."""
         self._faults.extend(_Armed(fault) for fault in faults)
 
     def forget(self, subject: str) -> None:
-        """Take out the faults of one subject, and with them their counts."""
+        """Remove the faults of one subject, with their counts."""
         self._faults = [armed for armed in self._faults if armed.fault.subject != subject]
 
     def next_attempt(self, operation: str, subject: str, part: int | None) -> int:
@@ -169,7 +169,7 @@ class FaultScript:
     def take(
         self, operation: str, part: int | None, attempt: int, subjects: Collection[str] = ()
     ) -> tuple[Fault, ...]:
-        """The faults that hit this request; they count as consumed."""
+        """The faults that apply to this request; each counts as injected."""
         return tuple(
             armed.fault
             for armed in self._faults
@@ -178,7 +178,7 @@ class FaultScript:
 
     @property
     def consumed(self) -> dict[str, int]:
-        """How often each fault was consumed, by label."""
+        """How often each fault was injected, by label."""
         counts: Counter[str] = Counter()
         for armed in self._faults:
             counts[armed.fault.label()] += armed.consumed
@@ -186,7 +186,7 @@ class FaultScript:
 
     @property
     def unconsumed(self) -> tuple[Fault, ...]:
-        """Faults that never hit anything."""
+        """Faults that were never injected."""
         return tuple(armed.fault for armed in self._faults if not armed.consumed)
 
 

@@ -1,4 +1,4 @@
-"""The way of every request: described, hit by faults, checked, performed, answered, logged."""
+"""Handling a request: identify it, inject faults, check, perform, answer and log it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Service(Protocol):
         """Fill in the record: operation, subject, part."""
 
     async def perform(self, exchange: Exchange) -> Answer:
-        """Check the request and do what it asks."""
+        """Check the request and perform it."""
 
     def refuse(self, exchange: Exchange, refusal: Refusal, request_id: str) -> Answer:
         """The service's error document."""
@@ -76,7 +76,7 @@ class _Connections:
 
 
 class Front:
-    """Handles the requests of one port. Mutable: the requests under way."""
+    """Handles the requests of one port. Mutable: the running requests."""
 
     def __init__(self, backend: Backend, service: Service, admin: AdminHandler) -> None:
         self._backend = backend
@@ -97,7 +97,7 @@ class Front:
             self._under_way.discard(task)
 
     async def stop(self) -> None:
-        """Cancel what is under way, zombies included, and wait for it."""
+        """Cancel the running requests, zombies included, and wait for them."""
         tasks = tuple(self._under_way)
         for task in tasks:
             task.cancel()
@@ -185,7 +185,7 @@ class Front:
         await asyncio.sleep(zombie.delay_s)
 
     def _spoil(self, exchange: Exchange, answer: Answer, request_id: str) -> Answer:
-        """Answers that contradict what was done."""
+        """Answers that contradict what was performed."""
         if exchange.fault("callback_failed"):
             return self._service.refuse(exchange, Refusal("CallbackFailed"), request_id)
         error = exchange.fault("error_body")

@@ -1,4 +1,4 @@
-"""UploadAddress and UploadAuth as VOD hands them out, with every variation seen in the wild.
+"""UploadAddress and UploadAuth as VOD issues them, with every variation seen in practice.
 
 Source: "VOD: Upload URLs and credentials".
 """

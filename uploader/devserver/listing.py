@@ -1,4 +1,4 @@
-"""One page of ListParts, honest or as the faults of the request order."""
+"""One page of ListParts, correct or as the faults of the request require."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .storage import Part
 
 @dataclass(frozen=True, slots=True)
 class PartPage:
-    """The parts of one page and how the listing goes on."""
+    """The parts of one page, and the marker of the next."""
 
     parts: tuple[Part, ...]
     next_marker: int

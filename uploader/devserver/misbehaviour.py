@@ -1,4 +1,4 @@
-"""Faults applied: on arrival, on the request, and on the answer's content."""
+"""Injects faults: on arrival, into the request, and into the answer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _DEFAULT_BOMB = 512 * 1024 * 1024
 
 
 async def arrive(exchange: Exchange) -> Answer | None:
-    """Play the faults that come before the request is looked at.
+    """Inject the faults that act before the request is processed.
 
     Returns an answer that takes the place of the service's, or ``None`` to go on.
 
@@ -87,12 +87,12 @@ async def _answer_instead(exchange: Exchange) -> Answer | None:
 
 
 def ordered_refusal(fault: Fault) -> Refusal:
-    """The refusal a fault orders."""
+    """The refusal that a fault specifies."""
     return Refusal(fault.code or "InternalError", fault.message, status=fault.status, ec=fault.ec)
 
 
 def alter(exchange: Exchange, answer: Answer) -> Answer:
-    """Change the content of an answer as the faults of this request order."""
+    """Change the content of an answer as the faults of this request require."""
     for fault in exchange.faults:
         change = _CHANGES.get(fault.action)
         if change is not None:

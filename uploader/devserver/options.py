@@ -1,4 +1,4 @@
-"""What the development server can be told: one frozen value, changed by replacing it."""
+"""Options of the development server: one frozen value, changed by replacing it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DevServerOptions:
-    """Every knob of the server; the defaults behave as the documents say.
+    """Every option of the server; the defaults behave as the documents say.
 
     Durations are seconds, sizes are bytes, bandwidths are bytes a second. Everything except
     ``host``, the ports, ``data_dir`` and ``tls`` may be changed while the server runs.
@@ -22,7 +22,7 @@ class DevServerOptions:
     oss_port: int = 0
     """Port of OSS; 0 lets the kernel choose."""
     data_dir: Path | None = None
-    """Where everything is kept; ``None`` is a temporary folder, removed at exit."""
+    """Folder of all data; ``None`` is a temporary folder, removed at exit."""
     tls: bool = False
     region: str = "cn-shanghai"
 
@@ -31,7 +31,7 @@ class DevServerOptions:
     expired_grace_s: float = 1800
     """How long an expired token is answered SecurityTokenExpired; then InvalidAccessKeyId."""
     check_expiry_at_end: bool = False
-    """Look at the token again when the body has been read."""
+    """Check the token again when the body has been read."""
     caller_security_token: bool = False
     """The caller's own AccessKey is a temporary one with a SecurityToken."""
 
@@ -48,7 +48,7 @@ class DevServerOptions:
     """Read the whole body before a refusal is answered."""
     xml_namespace: bool = False
     list_page_size: int = 1000
-    """The most parts or uploads a page holds, whatever is asked for."""
+    """The most parts or uploads on a page, whatever the request allows."""
     min_part_size: int = 102_400
     complete_delay_s: float = 0
     body_idle_timeout_s: float = 60
@@ -60,7 +60,7 @@ class DevServerOptions:
     connection_bandwidth: float | None = None
 
     clock_offset_s: float = 0
-    """What is added to the server's clock."""
+    """Seconds added to the server's clock."""
     vod_qps: int | None = None
     """Calls a second and operation before Throttling.User."""
     duplicate_reference: Literal["error", "same_video"] = "error"
@@ -80,7 +80,7 @@ class DevServerOptions:
     refresh_video_id: Literal["same", "absent", "different"] = "same"
     expiration: Literal["string", "number", "missing"] = "string"
     expiration_s: int | None = None
-    """``Expiration`` as printed; ``None`` prints the truth, anything else lies."""
+    """``Expiration`` in the grant; ``None`` is the true one, anything else replaces it."""
     expire_utc_time: bool = True
     swapped_pair: bool = False
     """UploadAddress and UploadAuth change places, as the official samples print them."""
@@ -88,10 +88,10 @@ class DevServerOptions:
     """Where a line break sits in UploadAddress and UploadAuth."""
 
     request_log_size: int = 200_000
-    """Requests that are remembered; older ones are forgotten."""
+    """Requests kept in the log; older ones are dropped."""
 
     def changed(self, **changes: Any) -> DevServerOptions:
-        """A copy with some knobs turned.
+        """A copy with some options changed.
 
         Raises: ValueError for a name that is no knob or cannot change while the server runs.
         """

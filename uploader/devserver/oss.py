@@ -43,10 +43,10 @@ class OssService:
             "GetObject": objects.get,
         }
 
-    # what the front asks
+    # what `front` calls
 
     async def describe(self, exchange: Exchange) -> None:
-        """Say what a request is, before anything is checked or read."""
+        """Identify a request, before anything is checked or read."""
         call, record = parse_call(exchange.request), exchange.record
         record.operation = call.operation
         record.subject = call.object_key
@@ -66,7 +66,7 @@ class OssService:
             record.generation = credential.generation
 
     async def perform(self, exchange: Exchange) -> Answer:
-        """Check a request and do what it asks."""
+        """Check a request and perform it."""
         call = parse_call(exchange.request)
         target = OssTarget(call.operation, call.bucket, call.object_key)
         credential = check_access(self._backend, target, call.signed)
@@ -79,7 +79,7 @@ class OssService:
             raise Refusal("RequestTimeout") from None
 
     def refuse(self, exchange: Exchange, refusal: Refusal, request_id: str) -> Answer:
-        """The error document of OSS; for HEAD it travels in ``x-oss-err``."""
+        """The error document of OSS; the answer to HEAD has it in ``x-oss-err``."""
         request = exchange.request
         row = refusal.row(OSS_ERRORS)
         nodes = [

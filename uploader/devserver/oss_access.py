@@ -34,7 +34,7 @@ class OssTarget:
 
 
 def check_access(backend: Backend, target: OssTarget, request: SignedRequest) -> Credential:
-    """Let a request in and say with whose credentials.
+    """Check access of a request and return the credentials it was signed with.
 
     Raises: Refusal as OSS words it.
     """

@@ -19,7 +19,7 @@ def document(
 
 
 def xml(backend: Backend, root: Node) -> bytes:
-    """A document, with a namespace when the options say so."""
+    """A document, with a namespace if the options require it."""
     namespace = OSS_XML_NAMESPACE if backend.options.xml_namespace else ""
     return render_xml(root, namespace=namespace)
 
@@ -36,7 +36,7 @@ def encoding_node(call: OssCall) -> list[Node]:
 
 
 def listed_key(call: OssCall, key: str) -> str:
-    """A key as a document shows it: percent-encoded when asked for."""
+    """A key as a document shows it: percent-encoded if the request has an ``encoding-type``."""
     return percent_encode(key) if call.parameter("encoding-type") == "url" else key
 
 

@@ -169,7 +169,7 @@ class Multipart:
         return tuple(matching_part(by_number, number, etag) for number, etag in wanted)
 
     async def _joined(self, call: OssCall, upload: Upload, body: bytes) -> StoredObject:
-        """The object to be. A part that is replaced meanwhile is taken as it is by then."""
+        """The resulting object. If a part is replaced meanwhile, the new one is used."""
         while True:
             parts = await self._wanted_parts(call, upload, body)
             check_part_sizes(self._backend, parts)

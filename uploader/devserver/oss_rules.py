@@ -52,7 +52,7 @@ def number_parameter(call: OssCall, name: str, default: int, low: int, high: int
 
 
 def check_length(call: OssCall) -> None:
-    """A body announces its length, of at most 5 GiB."""
+    """A body declares its length, of at most 5 GiB."""
     length = call.headers.get("content-length")
     if length is None and "transfer-encoding" not in call.headers:
         raise Refusal("MissingContentLength")
@@ -73,7 +73,7 @@ def check_sequence(backend: Backend, upload: Upload, number: int) -> None:
 
 
 def check_body(backend: Backend, call: OssCall, body: ReceivedBody, credential: Credential) -> None:
-    """What the client said of the body is true, and its token (by option) still lives."""
+    """The body has the checksum the client declared, and its token (by option) is still valid."""
     if backend.options.check_expiry_at_end:
         check_expiry(backend, credential)
     claimed = call.headers.get("content-md5")

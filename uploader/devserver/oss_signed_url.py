@@ -1,4 +1,4 @@
-"""URLs that carry their own right, as VOD gives them for source files.
+"""Presigned URLs, as VOD returns them for source files.
 
 Source: "OSS: Add signatures to URLs (V1)".
 """
@@ -18,7 +18,7 @@ _LIFE_S = 1800  # "VOD API: GetMezzanineInfo", AuthTimeout
 
 
 def signed_url(backend: Backend, bucket: str, object_key: str) -> str:
-    """A URL anybody may GET the object with for half an hour."""
+    """A URL with which anyone may GET the object for half an hour."""
     expires = str(int(backend.now()) + _LIFE_S)
     resource = f"/{bucket}/{object_key}"
     signature = _signature(backend, SignedRequest("GET", resource, (), {}), expires)
@@ -28,14 +28,14 @@ def signed_url(backend: Backend, bucket: str, object_key: str) -> str:
 
 
 def is_signed_url(request: SignedRequest) -> bool:
-    """Whether the right is in the query rather than in a header."""
+    """Whether the signature is in the query rather than in a header."""
     return "authorization" not in request.headers and any(
         name == "OSSAccessKeyId" for name, _ in request.query
     )
 
 
 def check_signed_url(backend: Backend, request: SignedRequest) -> Credential:
-    """Let a request with a signed URL in; the credential covers that object alone.
+    """Check access of a request with a signed URL; the credential covers that object alone.
 
     Raises: Refusal as OSS words it.
     """

@@ -1,4 +1,4 @@
-"""The development server: two ports, a folder, and what may be asked of both."""
+"""The development server: its two ports and its folder, started and stopped together."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ class DevServer:
 
     @property
     def options(self) -> DevServerOptions:
-        """The options as they are now."""
+        """The current options."""
         return self.backend.options
 
     @property
@@ -178,7 +178,7 @@ class DevServer:
         return self.backend.storage.open_upload_count()
 
     def set_options(self, **changes: Any) -> None:
-        """Turn knobs while the server runs."""
+        """Change options while the server runs."""
         self.backend.set_options(**changes)
 
     def expire_credentials(self, video_id: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What a valid signature is, written from the specifications and from nothing else.
+"""Computes valid signatures, written from the specifications alone.
 
 Sources: "OSS: Include signatures in the Authorization header (V1)", "OSS: V4 signature",
 "Alibaba Cloud: RPC signature mechanism (V1)", "Alibaba Cloud: V3 request body and signature".

@@ -1,4 +1,4 @@
-"""What happened: a log of requests and the counters that tests ask."""
+"""Statistics: a log of requests, and counters for tests."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Stats:
     part_bytes: int = 0
     """Bytes of part bodies that arrived whole and were stored."""
     partial_bytes: int = 0
-    """Bytes of part bodies that broke off or were refused."""
+    """Bytes of part bodies that were cut off or refused."""
     parts_stored: int = 0
     parts_sent_twice: int = 0
     """Whole bodies received for a part that had been stored before."""
@@ -60,7 +60,7 @@ class Stats:
     overwrite_refreshes: int = 0
     initiates: int = 0
     completes: int = 0
-    """CompleteMultipartUpload calls that made an object."""
+    """CompleteMultipartUpload calls that created an object."""
     completes_by_video: Counter[str] = field(default_factory=Counter)
     aborts: int = 0
     puts: int = 0
@@ -71,7 +71,7 @@ class Stats:
     log: deque[RequestRecord] = field(default_factory=deque)
 
     def remember(self, record: RequestRecord, limit: int) -> None:
-        """Put a request that starts into the log."""
+        """Add a request to the log when it starts."""
         self.requests[record.operation] += 1
         self.log.append(record)
         while len(self.log) > limit:

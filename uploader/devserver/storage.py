@@ -56,7 +56,7 @@ class Video:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Credential:
-    """One set of STS credentials: whose they are, what they may write, until when."""
+    """One set of STS credentials: its video, what it may write, and until when."""
 
     access_key_id: str
     secret: str
@@ -146,12 +146,12 @@ class Storage:
         self._db.close()
 
     def _remove_strays(self) -> None:
-        """Half-written bodies of a process that died are worth nothing."""
+        """Remove incomplete bodies that a process which died left behind."""
         for stray in self._bodies.glob("*.tmp"):
             stray.unlink()
 
     def remembered(self, name: str, fresh: str) -> str:
-        """The value kept under ``name``; the first call keeps ``fresh``."""
+        """The value stored under ``name``; the first call stores ``fresh``."""
         self._db.execute("INSERT OR IGNORE INTO meta VALUES(?, ?)", (name, fresh))
         row = self._db.execute("SELECT value FROM meta WHERE name=?", (name,)).fetchone()
         return str(row[0])
@@ -159,11 +159,11 @@ class Storage:
     # bodies
 
     def new_body(self) -> Path:
-        """A fresh path for bytes on their way in."""
+        """A new path for a body that is being received."""
         return self._bodies / f"{secrets.token_hex(16)}.tmp"
 
     def keep_body(self, path: Path) -> str:
-        """Give a finished body its lasting name, atomically; returns the name to record."""
+        """Rename a finished body to its final name, atomically; return the name to record."""
         kept = path.with_suffix(".body")
         path.rename(kept)
         return kept.name
@@ -205,7 +205,7 @@ class Storage:
     # credentials
 
     def save_credential(self, credential: Credential) -> None:
-        """Remember credentials that were handed out."""
+        """Store issued credentials."""
         values = (
             credential.access_key_id,
             credential.secret,
@@ -226,11 +226,11 @@ class Storage:
         return _credential(row) if row else None
 
     def credentials(self) -> tuple[Credential, ...]:
-        """All credentials ever handed out."""
+        """All credentials ever issued."""
         return tuple(_credential(row) for row in self._db.execute("SELECT * FROM credentials"))
 
     def expire_credentials(self, at: float, video_id: str | None = None) -> None:
-        """End every life that is longer than ``at``, of one video or of all."""
+        """Expire credentials at ``at`` at the latest, those of one video or all."""
         self._db.execute(
             "UPDATE credentials SET expires_at=:at WHERE expires_at>:at AND "
             "(:video_id IS NULL OR video_id=:video_id)",
@@ -240,7 +240,7 @@ class Storage:
     # multipart uploads
 
     def save_upload(self, upload: Upload) -> None:
-        """Remember an open upload."""
+        """Store an open upload."""
         values = tuple(getattr(upload, name) for name in Upload.__slots__)
         self._db.execute(_upsert("uploads", values), values)
 
@@ -261,7 +261,7 @@ class Storage:
         return int(self._db.execute("SELECT COUNT(*) FROM uploads").fetchone()[0])
 
     def remove_upload(self, upload_id: str) -> None:
-        """Forget an upload and delete its parts."""
+        """Remove an upload and delete its parts."""
         names = [part.path for part in self.parts(upload_id)]
         with self._transaction():
             self._forget_upload(upload_id)
@@ -320,7 +320,7 @@ class Storage:
     # objects
 
     def save_object(self, stored: StoredObject) -> None:
-        """Put an object at its key; what was there before is deleted."""
+        """Store an object under its key; an earlier object is deleted."""
         replaced = self._bodies_at(stored.bucket, stored.object_key)
         self._put_object(stored)
         self.drop_bodies(replaced)
@@ -356,7 +356,7 @@ class Storage:
         return tuple(map(_object, rows))
 
     def content(self, stored: StoredObject) -> bytes:
-        """All bytes of an object, as far as they are kept."""
+        """All bytes of an object; none if bodies are discarded."""
         paths = (self.body_path(name) for name, _ in stored.files)
         return b"".join(path.read_bytes() for path in paths if path is not None)
 

@@ -1,4 +1,4 @@
-"""The development server in a thread of its own, for code without an event loop."""
+"""The development server in its own thread, for code without an event loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bandwidth: bytes are let through at a rate."""
+"""Limits bandwidth."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Throttle:
         self._free_at = 0.0
 
     async def spend(self, size: int) -> None:
-        """Book ``size`` bytes and wait until they would have passed."""
+        """Reserve ``size`` bytes and wait until the rate allows them."""
         if not self.rate:
             return
         now = time.monotonic()

@@ -1,4 +1,4 @@
-"""TLS for loopback: a certificate authority and a certificate, made on the spot by trustme."""
+"""TLS for loopback: a certificate authority and a certificate, created by trustme."""
 
 from __future__ import annotations
 

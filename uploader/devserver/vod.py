@@ -42,7 +42,7 @@ _VIDEO_ID = re.compile(r"[0-9a-f]{32}")
 Fields = dict[str, "str | int | Fields | list[Fields]"]
 
 _VOD_HOME, _IMS_HOME = "sv", "ims"
-"""Where the files of either service lie; neither knows the other's ids."""
+"""Where the files of each service are stored; neither accepts the other's ids."""
 
 
 class VodService:
@@ -65,10 +65,10 @@ class VodService:
             "GetMediaInfo": self._media_info,
         }
 
-    # what the front asks
+    # what `front` calls
 
     async def describe(self, exchange: Exchange) -> None:
-        """Read a call whole and say what it is; nothing is checked yet."""
+        """Read a whole call and identify it; nothing is checked yet."""
         exchange.body = await exchange.read_body()
         call, record = _parse_call(exchange), exchange.record
         record.operation = call.operation
@@ -78,7 +78,7 @@ class VodService:
         exchange.wants_json = _is_json(call)
 
     async def perform(self, exchange: Exchange) -> Answer:
-        """Check a call and do what it asks."""
+        """Check a call and perform it."""
         call = _parse_call(exchange)
         if call.signed.method not in ("GET", "POST") or call.signed.resource != "/":
             raise Refusal("InvalidAction.NotFound")
@@ -176,10 +176,10 @@ class VodService:
         self._storage.save_video(video)
         address, auth = grant(self._backend, video)
         answer: Fields = {"VideoId": video.video_id, "UploadAddress": address, "UploadAuth": auth}
-        said = self._backend.options.refresh_video_id
-        if video.generation > 1 and said == "absent":
+        variation = self._backend.options.refresh_video_id
+        if video.generation > 1 and variation == "absent":
             del answer["VideoId"]
-        if video.generation > 1 and said == "different":
+        if video.generation > 1 and variation == "different":
             answer["VideoId"] = secrets.token_hex(16)
         return answer
 
@@ -226,7 +226,7 @@ class VodService:
                 self._backend.stats.aborts += 1
         return {}
 
-    # operations of IMS: the same uploads, told in other words
+    # operations of IMS: the same uploads under other names
 
     def _create_media(self, call: VodCall) -> Fields:
         file, described = _json_parameter(call, "FileInfo"), _json_parameter(call, "MediaMetaData")
@@ -338,7 +338,7 @@ def _json_parameter(call: VodCall, name: str) -> dict[str, Any]:
 
 
 def _checked_metadata(call: VodCall) -> str:
-    """Check what Create is told and return the file name."""
+    """Check the parameters of Create and return the file name."""
     title, file_name = call.parameter("Title"), call.parameter("FileName")
     for name, value in (("Title", title), ("FileName", file_name)):
         if not value:

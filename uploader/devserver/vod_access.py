@@ -52,17 +52,17 @@ class VodCall:
 
     @property
     def operation(self) -> str:
-        """The action it asks for."""
+        """The requested action."""
         return self.signed.headers.get("x-acs-action") or self.parameter("Action")
 
     @property
     def version(self) -> str:
-        """The API version it asks for."""
+        """The requested API version."""
         return self.signed.headers.get("x-acs-version") or self.parameter("Version")
 
 
 class Gateway:
-    """Admits calls. Mutable: nonces that were used, recent calls."""
+    """Checks access of calls. Mutable: nonces that were used, recent calls."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -70,7 +70,7 @@ class Gateway:
         self._recent: dict[str, deque[float]] = {}
 
     def admit(self, call: VodCall) -> None:
-        """Let a call in.
+        """Check access of a call.
 
         Raises: Refusal as the gateway words it.
         """
@@ -137,7 +137,7 @@ class Gateway:
             raise Refusal("InvalidTimeStamp.Expired")
 
     def _use_nonce(self, nonce: str) -> None:
-        """A nonce is good once; it is forgotten when its timestamp would be too old anyway."""
+        """A nonce is valid once; it is dropped when its timestamp would be too old anyway."""
         if not nonce:
             raise Refusal("MissingParameter", "SignatureNonce is mandatory for this action.")
         now = time.monotonic()
