@@ -407,10 +407,10 @@ async def test_a_package_whose_files_have_other_names_is_another_package(desk: D
     desk.order(Fault(action="error", operation="PutObject", status=403, code="AccessDenied"))
     await desk.fail(main, concurrency=1)
     desk.order()
-    low = main.parent / "low"
-    (low / "seg1.m4s").rename(low / "sig1.m4s")
-    text = (low / "index.m3u8").read_text()
-    (low / "index.m3u8").write_text(text.replace("seg1.m4s", "sig1.m4s"))
+    for folder in (main.parent / "low", main.parent / "high"):
+        (folder / "seg1.m4s").rename(folder / "sig1.m4s")
+        text = (folder / "index.m3u8").read_text()
+        (folder / "index.m3u8").write_text(text.replace("seg1.m4s", "sig1.m4s"))
 
     error = await desk.fail(main)
 
