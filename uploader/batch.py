@@ -209,7 +209,7 @@ async def _upload_all(upload: Upload, ahead: _LookAhead, ended: Ended, files: in
             item, size = taken
             try:
                 outcome = await outcome_of(upload, item)
-                if ahead.is_abandoned:  # nobody reads outcomes any more
+                if ahead.is_abandoned:  # the caller stopped reading outcomes
                     return
                 await ended.put(outcome)
             finally:

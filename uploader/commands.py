@@ -269,7 +269,7 @@ class RunningCommand:
 
 
 def _as_file(data: bytes) -> IO[bytes]:
-    """A file and not a pipe: a command that does not read it keeps nobody waiting."""
+    """A file, not a pipe: a command that does not read it blocks no writer."""
     if not data:
         return open(os.devnull, "rb")
     if hasattr(os, "memfd_create"):  # Linux; a container may have no folder to write to
@@ -304,7 +304,7 @@ def _reason(name: str, error: OSError | ValueError) -> str:
 
 
 def _is_group_alive(group: int) -> bool:
-    """Whether it has a member that has not ended. In a container nobody may reap its orphans."""
+    """Whether a member has not ended. In a container its orphans may never be reaped."""
     try:
         os.killpg(group, 0)
     except ProcessLookupError:

@@ -76,7 +76,10 @@ class Metrics:
         yield _by("uploads_finished", "Uploads verified.", "verified_by", of.finished)
         yield _by("uploads_failed", "Uploads that ended in an error.", "error", of.failed)
         counts = {
-            "receipts": (of.finished_before_count, "Uploads that an earlier run had finished."),
+            "uploads_finished_earlier": (
+                of.finished_before_count,
+                "Uploads that an earlier run had finished.",
+            ),
             "uploads_cancelled": (of.cancelled_count, "Uploads cancelled by the caller."),
             "bytes": (of.new_bytes, "Bytes sent; parts that were sent again count once."),
             "sent_bytes": (of.finished_sent_bytes, "Bytes sent by finished uploads, with repeats."),

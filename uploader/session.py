@@ -46,7 +46,7 @@ class RetryPolicy:
     Attributes:
         patience_s: for how long one request may go on failing, in seconds from its
             first failure. Too small: an outage at night ends the upload (it resumes, but
-            somebody has to run it). Too large: a real breakdown is reported late.
+            a person has to run it). Too large: a real breakdown is reported late.
         first_contact_patience_s: the same while the service has never answered: a
             wrong endpoint or no network should be reported soon.
         base_s, cap_s: pause n is drawn from 0 to min(cap_s, base_s × 2^n) seconds.

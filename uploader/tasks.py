@@ -40,7 +40,7 @@ def one_error() -> asyncio.TaskGroup:
 
     The first failure, of a task or of the block, cancels everything else in the group; what the
     others raise while they end is dropped. A cancellation from outside takes precedence over every
-    failure. A task that ends with a `CancelledError` although nobody has cancelled it counts as
+    failure. A task that ends with a `CancelledError` although it was not cancelled counts as
     failed, with a `RuntimeError`.
     """
     return _OneErrorGroup()
@@ -50,7 +50,7 @@ async def in_own_task(work: Coroutine[Any, Any, T]) -> T:
     """Return what `work` returns, run in a task of its own.
 
     For code of the caller's: what it leaves in `Task.cancelling()` stays there, and its own
-    cancellation, which nobody has requested, is a failure; see `one_error`.
+    cancellation that was not requested is a failure; see `one_error`.
     """
     async with one_error() as group:
         task = group.create_task(work)
@@ -60,7 +60,7 @@ async def in_own_task(work: Coroutine[Any, Any, T]) -> T:
 def cancel_count() -> int:
     """How many cancellations of the current task are pending; compare with an earlier count.
 
-    More than at an earlier point of the same task: somebody outside has cancelled it since.
+    More than at an earlier point of the same task: it was cancelled from outside since.
     """
     task = asyncio.current_task()
     return task.cancelling() if task is not None else 0

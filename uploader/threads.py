@@ -112,7 +112,7 @@ class Threads(Executor):
         is_wanted = future.set_running_or_notify_cancel()
         settle = _outcome(future, work) if is_wanted else None
         with self._lock:
-            self._unfinished_count -= 1  # before the caller hears of it, and submits again
+            self._unfinished_count -= 1  # before the caller gets the result and submits again
         if settle is not None:
             settle()
 
@@ -152,7 +152,7 @@ in_thread: Final = _WORK.run
 class Worker:
     """Runs functions one after the other in one thread. Mutable.
 
-    A function that was submitted runs to its end even if nobody waits for it any more,
+    A function that was submitted runs to its end even if its caller stops waiting,
     so a cancelled caller never leaves half a transaction.
     """
 
@@ -185,7 +185,7 @@ class Worker:
 
     def call_soon(self, callback: Callable[..., object], *args: object) -> None:
         """From the thread: call `callback` in the loop, if that still runs."""
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with suppress(RuntimeError):  # the loop is closed: no caller waits
             self._loop.call_soon_threadsafe(callback, *args)
 
     def _run_jobs(self) -> None:

@@ -167,7 +167,7 @@ def test_a_ledger_is_itself_a_manifest(quick: Quick, server: DevServer) -> None:
     assert ended.code == 0, ended.err
     assert "nothing is done" not in ended.err
     assert requests_of(server) == before
-    assert ended.last["receipts"] == 3
+    assert ended.last["earlier"] == 3
 
 
 def test_a_row_may_upload_into_an_existing_video(quick: Quick, server: DevServer) -> None:
@@ -195,7 +195,7 @@ def test_folders_and_lists(cli: Cli, server: DevServer) -> None:
     assert ended.code == 0, ended.err
     assert sorted(video.title for video in server.videos.values()) == ["T v0000", "T v0001"]
     ended = cli.run("ingest", "--files-from", "-", "--json", stdin="v0002.mp4\nv0000.mp4\n")
-    assert (ended.code, ended.last["done"], ended.last["receipts"]) == (0, 2, 1)
+    assert (ended.code, ended.last["done"], ended.last["earlier"]) == (0, 2, 1)
     assert server.stats.creates == 3
 
 

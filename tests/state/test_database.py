@@ -134,7 +134,7 @@ def test_a_disk_that_does_not_keep_what_is_written(
             said(lambda work=work: opened.transact(work)),  # type: ignore[misc]
             StateUnavailable,
             f"the disk did not keep what was written to state file {path}.",
-            "Check the disk, then run the same command again: the file is written anew then.",
+            "Check the disk, then run the same command again to rewrite the file.",
         )
     assert files.is_suspect(path)
 
@@ -534,7 +534,7 @@ def test_a_link_in_the_place_of_a_file(path: Path, suffix: str) -> None:
     assert_says(
         said(lambda: files.create_private(path)),
         UnsafePath,
-        f"{planted} is a link, not a regular file, or belongs to somebody else.",
+        f"{planted} is a link, not a regular file, or belongs to another user.",
         "Find out who put it there; choose another place with --state meanwhile.",
     )
 

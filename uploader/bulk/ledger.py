@@ -179,7 +179,7 @@ class Ledger:
                 if line.endswith(b"\n"):
                     yield offset, len(line), _record_of(line)
                 elif offset == 0 and not line.startswith(_BEGINNING[: len(line)]):
-                    yield 0, len(line), None  # somebody's text, not a torn line of ours
+                    yield 0, len(line), None  # another file, not a torn line of a ledger
                 offset += len(line)
 
     # --- this run -----------------------------------------------------------------------

@@ -38,7 +38,7 @@ class BatchProgress:
         tracker: follows the uploads.
         read_count: rows read.
         skipped_count: done by an earlier run, according to the ledger.
-        done_count: stored and verified in this run. Of these `receipt_count` had been
+        done_count: stored and verified in this run. Of these `earlier_count` had been
             before, according to the state.
         failed_count: with a final record as failures. Of these `refused_count` were not tried.
         deferred_count: waiting to be tried again.
@@ -55,7 +55,7 @@ class BatchProgress:
     read_count: int = 0
     skipped_count: int = 0
     done_count: int = 0
-    receipt_count: int = 0
+    earlier_count: int = 0
     failed_count: int = 0
     refused_count: int = 0
     deferred_count: int = 0
@@ -78,7 +78,7 @@ class BatchProgress:
     def add_done(self, result: UploadResult) -> None:
         """A row is stored and verified."""
         self.done_count += 1
-        self.receipt_count += result.is_earlier_result
+        self.earlier_count += result.is_earlier_result
         self.stored_bytes += result.size
 
     def add_failed(self, row: Row, error: VodupError, code: int) -> None:
@@ -144,7 +144,7 @@ class BatchProgress:
             "rows": self.read_count,
             "expected_rows": self.expected_count,
             "done": self.done_count,
-            "receipts": self.receipt_count,
+            "earlier": self.earlier_count,
             "skipped": self.skipped_count,
             "failed": self.failed_count,
             "refused": self.refused_count,

@@ -129,7 +129,7 @@ def _totals(progress: BatchProgress, summary: _Summary) -> list[tuple[str, str]]
     return [
         ("uploaded and verified", f"{summary.done_count:,}"),
         ("failed", f"{summary.failed_count:,}"),
-        ("uploaded in this run", f"{progress.done_count - progress.receipt_count:,}"),
+        ("uploaded in this run", f"{progress.done_count - progress.earlier_count:,}"),
         ("bytes stored", size(summary.byte_count)),
         ("sent in this run", size(tracker.sent_bytes)),
         ("this run took", duration(tracker.seconds)),

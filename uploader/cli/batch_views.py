@@ -180,7 +180,7 @@ def summarized(progress: BatchProgress, flags: ReportFlags) -> str:
     tracker = progress.tracker
     done_count = progress.done_count + progress.skipped_count
     result = f"{done_count:,} of {units.count(progress.read_count, 'file')} uploaded and verified"
-    if earlier_count := progress.skipped_count + progress.receipt_count:
+    if earlier_count := progress.skipped_count + progress.earlier_count:
         result += f" ({earlier_count:,} in an earlier run)"
     if progress.failed_count:
         result += f"; {progress.failed_count:,} failed ({_reasons(progress.errors)})"

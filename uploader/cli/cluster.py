@@ -101,7 +101,7 @@ def upgrade(flags: UpgradeFlags) -> int:
 
 
 def enqueue(flags: EnqueueFlags) -> int:
-    """Queue rows, wait for them if asked to, and return the exit code."""
+    """Queue rows, wait for them with --wait, and return the exit code."""
     from uploader.cluster.jobs import PlacedRules, Places, this_node
 
     streams = make_streams(flags)

@@ -58,7 +58,7 @@ _BOUND_COMMAND: Final = """
 import os, sys, threading
 
 def end_with_the_demo():
-    os.read(0, 1)  # nobody writes: this returns when the demo has ended, however it did
+    os.read(0, 1)  # nothing is written: this returns when the demo has ended, in any way
     os.kill(os.getpid(), 9)
 
 threading.Thread(target=end_with_the_demo, daemon=True).start()

@@ -45,7 +45,7 @@ class Finding:
     """The result of one check. `code` is the exit code if it failed."""
 
     name: str
-    verdict: Literal["ok", "warning", "failed"]
+    status: Literal["ok", "warning", "failed"]
     detail: str
     code: int = run.FAILED
 
@@ -58,8 +58,8 @@ def doctor(flags: DoctorFlags) -> int:
             line = {k: v for k, v in asdict(finding).items() if k != "code"}
             out(json.dumps({"type": "doctor.finding", **line}, ensure_ascii=False))
         else:
-            out(f"{finding.verdict:<8} {finding.name:<12} {finding.detail}")
-    return run.common_code(f.code for f in findings if f.verdict == "failed")
+            out(f"{finding.status:<8} {finding.name:<12} {finding.detail}")
+    return run.common_code(f.code for f in findings if f.status == "failed")
 
 
 def _findings(flags: DoctorFlags) -> list[Finding]:
@@ -152,7 +152,7 @@ async def _services(flags: AccessFlags, network: Network) -> list[Finding]:
     except VodupError as error:
         return [Finding(service, "failed", error.message, run.exit_code(error))]
     findings = [await _reach(service, endpoint, network)]
-    if isinstance(provider, VodProvider | ImsProvider) and findings[0].verdict != "failed":
+    if isinstance(provider, VodProvider | ImsProvider) and findings[0].status != "failed":
         findings.append(await _access_key(provider, network))
     findings.append(await _reach_oss(flags, endpoint, network))
     return findings

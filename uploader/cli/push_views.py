@@ -165,7 +165,7 @@ def interruption(file: PushedFile, *, is_kept: bool) -> str:
 
 
 class JsonView:
-    """One JSON object per line; the last one of each file tells how it ended.
+    """One JSON object per line; the last one of each file is its outcome.
 
     CRC-64s are decimal strings: many readers of JSON keep only 53 bits of a number.
     Mutable: when the progress of each file was last printed.

@@ -78,7 +78,7 @@ EXIT_CODES: Final[dict[type[VodupError], int]] = {
     errors.TransportError: TEMPORARY,
     # A refusal is final, unless it is one of those that pass (`exit_code`).
     errors.ServiceError: FAILED,
-    # The same command would be refused again: somebody has to decide.
+    # The same command would be refused again: a person has to decide.
     errors.UploadTargetChanged: FAILED,
     errors.IntegrityError: FAILED,
     errors.UnverifiedCompletion: UNVERIFIED,
@@ -126,7 +126,7 @@ def interrupted_code(number: signal.Signals) -> int:
 
 
 class Interrupted(Exception):
-    """The user, or the system, asked this process to stop."""
+    """A signal of the user or the system ends this process."""
 
     def __init__(self, number: signal.Signals) -> None:
         super().__init__(number.name)

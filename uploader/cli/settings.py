@@ -120,7 +120,7 @@ def make_provider(flags: AccessFlags) -> GrantProvider | None:
 
 
 def scope_of(flags: AccessFlags) -> str:
-    """Return what tells the videos of this account from others, also without an AccessKey."""
+    """Return the scope of this account's videos, also without an AccessKey."""
     try:
         provider = make_provider(flags)
     except CallerNotAuthenticated:

@@ -1,4 +1,4 @@
-"""Keeps one PostgreSQL running as long as somebody uses it. A script of its own.
+"""Keeps one PostgreSQL running as long as it is used. A script of its own.
 
 `embedded.py` runs this file in the background, with the standard library alone: it outlives
 the process that started it while others use the server, and ends after the last user, however
@@ -37,7 +37,7 @@ class Supervisor:
         self._lock = threading.Lock()
 
     def run(self, ready_fd: int) -> None:
-        """Start the server, write to `ready_fd`, and keep it running until nobody uses it."""
+        """Start the server, write to `ready_fd`, and keep it running until it is unused."""
         alive = os.open(self._folder / "server.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
         signal.signal(signal.SIGTERM, lambda *_: self._stop())

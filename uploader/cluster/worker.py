@@ -336,7 +336,7 @@ _AHEAD_S: Final = 2.0
 """How far ahead turns are given out. Too little: many workers ask again and again. Too much:
 turns of a worker that died are missing for that long."""
 
-_MIN_BURST_S: Final = 0.05  # of turns that nobody took: a late caller may still use them
+_MIN_BURST_S: Final = 0.05  # of unused turns: a late caller may still use them
 
 _TAKE_TURN: Final = """
 INSERT INTO vodup_budget AS budget (name, next_at)

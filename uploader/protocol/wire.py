@@ -126,7 +126,7 @@ class SentBody:
     Attributes:
         size: bytes handed over; less than the body's size when the answer came early.
         crc64: CRC-64/XZ of them.
-        md5: upper-case hex, only when asked for.
+        md5: upper-case hex, only if requested.
     """
 
     size: int = 0

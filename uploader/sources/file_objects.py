@@ -101,7 +101,7 @@ def _path_of(file: object) -> str | None:
 class FileObjectSource(Ranges, RandomAccess):
     """A seekable binary file object from its position on. It is not closed.
 
-    Nobody else may use the object during the upload. All of it is read when the source is
+    Nothing else may use the object during the upload. All of it is read when the source is
     opened, for a CRC-64 to identify it, and again before the upload completes, always in
     one thread: it has one position. Mutable: open or not.
     """

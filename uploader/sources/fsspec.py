@@ -186,7 +186,7 @@ class _Blocks(RandomAccess):
         self._begin = 0
 
     def read_now(self, into: memoryview, offset: int) -> int | None:
-        """Copy from the last block; the end is left to `read`, after which the store is asked."""
+        """Copy from the last block; `read` reads the end, and then checks the store."""
         rest = self._rest(offset)
         count = min(len(rest), len(into))
         if count == 0 or offset + count == self._end:

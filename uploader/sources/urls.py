@@ -255,7 +255,7 @@ class UrlSource(Ranges):
         is_chunked = "chunked" in response.headers.get("Transfer-Encoding", "").lower()
         if response.content_length is None and not is_chunked:
             raise SourceUnreadable(
-                f"{self.name} comes without its length: nobody could tell if all of it came.",
+                f"{self.name} has no length: a truncated response could not be detected.",
                 next_step="Download the file, check that it is complete, and upload it.",
             )
 

@@ -38,7 +38,7 @@ class GroupCommit:
 
     There is no task: the first writer queues a commit in the worker's thread, later ones
     join it until the thread begins it. So a lone writer waits for its own commit alone, and
-    a cancelled one takes nobody's write with it. A write with `patience_s` waits for others
+    cancelling one leaves the others' writes in place. A write with `patience_s` waits for others
     first: until that time is over, a write without it joins, or there are enough.
 
     Args:

@@ -49,10 +49,10 @@ class Damaged(Exception):
 
 
 def secure_directory(directory: Path) -> None:
-    """Create `directory` for this user only, or make sure nobody else can write into it.
+    """Create `directory` for this user only, or make sure no other user can write into it.
 
     Raises:
-        UnsafePath: it belongs to somebody else, or others may write into it.
+        UnsafePath: it belongs to another user, or others may write into it.
         StateUnavailable: it cannot be created.
     """
     try:
@@ -112,7 +112,7 @@ def create_private(path: Path) -> None:
     SQLite gives its companion files the mode of the database, whatever the umask.
 
     Raises:
-        UnsafePath: it is a link, or belongs to somebody else.
+        UnsafePath: it is a link, or belongs to another user.
         StateUnavailable: it cannot be created.
     """
     try:
@@ -138,18 +138,18 @@ def _require_private(path: Path) -> None:
         return
     if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
         raise UnsafePath(
-            f"{path} is a link, not a regular file, or belongs to somebody else.",
+            f"{path} is a link, not a regular file, or belongs to another user.",
             next_step="Find out who put it there; choose another place with --state meanwhile.",
         )
     if found.st_mode & 0o077:
-        path.chmod(0o600)  # nobody else writes here: it is still the file just looked at
+        path.chmod(0o600)  # no other user writes here: it is still the file just checked
 
 
 def inspect(path: Path, *, newest_version: int) -> None:
     """Look at a database file without changing it.
 
     One whose last writer died in the middle of creating it has a journal that says how it
-    was before. Nobody can read it until that is done, which needs the right to write.
+    was before. No other user can read it until that is done, which needs the right to write.
 
     Raises:
         Damaged: it is not a database, or not a whole one.
@@ -189,9 +189,9 @@ def _inspect_open(database: sqlite3.Connection, path: Path, newest_version: int)
         return
     _require_version(database, path, newest_version)
     if path.stat().st_size <= _SMALL_BYTES or is_suspect(path):
-        verdict = database.execute("PRAGMA integrity_check(1)").fetchone()[0]
-        if verdict != "ok":
-            raise Damaged(str(verdict))
+        finding = database.execute("PRAGMA integrity_check(1)").fetchone()[0]
+        if finding != "ok":
+            raise Damaged(str(finding))
 
 
 def _require_version(database: sqlite3.Connection, path: Path, newest_version: int) -> None:
@@ -232,7 +232,7 @@ def suspect(path: Path) -> None:
     """Have the next opening check the whole file, however large it is."""
     try:
         _beside(path, _SUSPECT_SUFFIX).touch(mode=0o600)
-    except OSError:  # full or read-only: that is reported by whoever wanted to write
+    except OSError:  # full or read-only: the failed write reports that
         return
 
 
@@ -242,10 +242,10 @@ def is_suspect(path: Path) -> bool:
 
 
 def clear_suspicion(path: Path) -> None:
-    """Note that the file was checked and is whole.
+    """Record that the file was checked and is whole.
 
-    What a disk once refused to keep is written anew before: Linux takes pages whose fsync
-    failed for clean, so that a later fsync of the log succeeds without them.
+    Pages that a disk did not keep are written again before: Linux marks pages whose fsync
+    failed as clean, so that a later fsync of the log succeeds without them.
 
     Raises:
         sqlite3.Error: the disk refuses still.

@@ -131,7 +131,7 @@ class UploadClaim(Protocol):
 
     @property
     def is_certainly_ours(self) -> bool:
-        """Whether nobody can have taken the upload over by now; reads no store."""
+        """Whether no other owner can have taken the upload over by now; reads no store."""
 
     async def confirm(self) -> None:
         """Make sure that the upload is ours, for a good part of a lease to come.
@@ -171,7 +171,7 @@ class Journal:
 
     @property
     def is_certainly_ours(self) -> bool:
-        """Whether nobody can have taken the upload over by now; reads no store."""
+        """Whether no other owner can have taken the upload over by now; reads no store."""
         return self._claim.is_certainly_ours
 
     async def confirm(self) -> None:
@@ -292,7 +292,7 @@ class Journal:
         await self._update("finish", phase=Phase.DONE, result=result, error=None)
 
     async def abort(self) -> None:
-        """Record that the upload was given up and its parts are removed."""
+        """Record that the upload was aborted and its parts are removed."""
         await self._update("abort", phase=Phase.ABORTED)
 
     async def abort_later(self) -> None:

@@ -1,7 +1,7 @@
 """Who holds an upload, whether that process still lives, and keeping a lease alive.
 
 A lease has two guards. Its epoch, in the database, fences every write. An flock on a
-file named after the owner tells at once, on the same machine, that an owner died: the
+file named after the owner shows at once, on the same machine, that an owner died: the
 kernel releases the lock whatever killed the process.
 """
 
@@ -49,7 +49,7 @@ class FileLock:
         FileLock._open.add(self)
 
     def take(self, *, shared: bool = False, wait_s: float = 0.0) -> bool:
-        """Take or convert the lock; False if somebody else has it for all of `wait_s`."""
+        """Take or convert the lock; False if another process has it for all of `wait_s`."""
         deadline = time.monotonic() + wait_s
         while not self._try(fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
             if time.monotonic() >= deadline:
@@ -129,7 +129,7 @@ class OwnerLock:
     """The flock that says "this owner lives", and the judgement of others by theirs.
 
     The file gets its final name only once it is locked: a file by that name that can be
-    locked by somebody else belongs to a dead process. Only owners of this boot of this
+    locked by another process belongs to a dead process. Only owners of this boot of this
     kernel are judged: on a shared folder, locks of other machines may be invisible.
     """
 
@@ -202,9 +202,9 @@ class OwnerLock:
 class Lease:
     """A claim on one key.
 
-    Mutable: `epoch` is 0 until the store has given one; `held_until_s` is when nobody else
-    can have taken it yet, by a clock that goes on while the machine sleeps; `lost` is set
-    once, when somebody else took it over.
+    Mutable: `epoch` is 0 until the store has given one; no other owner can
+    have taken it before `held_until_s`, on a clock that runs while the machine sleeps; `lost`
+    is set once, when another owner took it over.
     """
 
     __slots__ = ("epoch", "held_until_s", "key", "lost")
@@ -216,7 +216,7 @@ class Lease:
         self.lost: LeaseLost | None = None
 
     def left_s(self) -> float:
-        """How long it is certainly ours; negative once it may be somebody else's."""
+        """How long it is certainly ours; negative once another owner may have it."""
         return -1.0 if self.lost else self.held_until_s - _CLOCK.elapsed_s()
 
     def lose(self, why: str) -> LeaseLost:

@@ -20,7 +20,7 @@ class SqliteFile:
     """A file on this machine.
 
     Attributes:
-        is_surely_ours: whether damaged content may be put aside without other evidence
+        is_surely_ours: whether damaged content may be put aside without another sign
             that the file is a state file: the path was not chosen by the user, or is
             named like a database.
     """

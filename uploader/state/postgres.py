@@ -23,7 +23,7 @@ __all__ = ["PostgresDatabase", "connection_options", "conninfo_of", "open_server
 T = TypeVar("T")
 Values = Mapping[str, Any]
 
-_ADVISORY_LOCK: Final = 0x766F6475  # any number nobody else in the database uses
+_ADVISORY_LOCK: Final = 0x766F6475  # any number that nothing else in the database uses
 _SILENCE_S: Final = 20  # until a server that does not answer counts as gone
 _FROZEN_S: Final = 10
 """Until PostgreSQL ends a client that stopped in mid-transaction: its locks would keep others

@@ -29,7 +29,7 @@ _PART_COLUMNS: Final = ("upload", "number", "size", "etag", "crc64", "md5")
 
 _MARK: Final = re.compile(r"\{(\w+) ?(\w*)\}")
 _PARAMETER: Final = re.compile(r":(\w+)")
-# The fence of each write. A lease that expired and that nobody took is as good as a fresh one:
+# The fence of each write. A lease that expired and was not taken is as good as a new one:
 # whoever takes it waits for the end of this transaction, and then reads what it wrote.
 _IS_OURS: Final = "EXISTS (SELECT 1 FROM vodup_lease WHERE epoch = :epoch"
 _SQLITE: Final = {

@@ -1,4 +1,4 @@
-"""What is remembered of an upload. Never a credential."""
+"""The record of an upload. It never contains a credential."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Phase(StrEnum):
     UPLOADING   VideoId and target known, UploadId as soon as OSS has given one
     COMPLETING  Complete (or PutObject) may or may not have been carried out
     DONE        verified; the record holds the result
-    ABORTED     given up on purpose
+    ABORTED     aborted; the next run starts a new upload
     """
 
     NEW = "new"
@@ -47,7 +47,7 @@ class PartAck:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Orphan:
-    """A multipart upload we gave up and could not abort yet; its parts cost money."""
+    """A multipart upload that is still to be aborted; its parts cost money."""
 
     upload_id: str
     video_id: str | None
@@ -59,7 +59,7 @@ class Orphan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UploadRecord:
-    """One upload. Times are aware UTC; texts marked opaque are other modules' business.
+    """One upload. Times are aware UTC; other modules define the texts marked opaque.
 
     Attributes:
         key: what the caller calls this upload; unique in a store.
@@ -67,7 +67,7 @@ class UploadRecord:
         fingerprint: opaque; how we know that the source is still the same.
         size: bytes of the source; 0 while a stream has no end.
         scope: which service and region the video lives in, for example "vod.cn-shanghai".
-        reference_id: sent with CreateUploadVideo so that a lost answer is found again.
+        reference_id: sent with CreateUploadVideo so that the video of a lost answer is found.
         meta: opaque JSON of the parameters of CreateUploadVideo.
         video_id: unique in a store once known.
         endpoint, region, bucket, object_key: the target, fixed once known.
@@ -100,7 +100,7 @@ class UploadRecord:
     updated_at: datetime | None = None
 
     def orphan(self) -> Orphan | None:
-        """The multipart upload that nobody would know of without this record."""
+        """The multipart upload that is known from this record alone."""
         if self.upload_id is None:
             return None
         return Orphan(
@@ -119,7 +119,7 @@ class UploadStatus:
 
     Attributes:
         acked_part_count, acked_bytes: what OSS has confirmed so far.
-        owner: who holds the lease, for people; None if nobody does.
+        owner: who holds the lease, for people; None if it is free.
         lease_expires_at: when the lease runs out unless it is renewed.
     """
 

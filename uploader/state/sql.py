@@ -163,7 +163,7 @@ class SqlState:
         await self._thread().write(lambda connection: connection.run(queries.DROP_ORPHAN, values))
 
     async def _renew(self, lease: Lease) -> bool:
-        """Extend the lease; False if somebody else holds it by now."""
+        """Extend the lease; False if another owner holds it by now."""
         began_s = self._clock.elapsed_s()
         is_ours = await self._thread().renew(lease, self._lease_ttl_s)
         if is_ours:

@@ -90,7 +90,7 @@ def _lenient_text(stored: bytes) -> str:
 
 
 class SqliteDatabase:
-    """An open state file, and the lock that tells other processes that it is open.
+    """An open state file, and the lock that shows other processes that it is open.
 
     Mutable: the connection is replaced when a rollback failed; once the disk has refused to
     keep something, nothing is written any more.
@@ -201,11 +201,10 @@ class SqliteDatabase:
         return cannot_be_used(self._where, error)
 
     def _lost_a_write(self) -> StateUnavailable:
-        """After a failed fsync another one proves nothing: Linux has forgotten the pages."""
+        """After a failed fsync another one proves nothing: Linux has marked the pages as clean."""
         return StateUnavailable(
             f"the disk did not keep what was written to {self._where}.",
-            next_step="Check the disk, then run the same command again: the file is written "
-            "anew then.",
+            next_step="Check the disk, then run the same command again to rewrite the file.",
         )
 
 

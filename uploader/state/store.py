@@ -31,7 +31,7 @@ class StateStore(Protocol):
         too.
 
         Raises:
-            UploadLocked: somebody else holds it.
+            UploadLocked: another owner holds it.
             LeaseLost: (from inside the block) it was lost while we worked; the block
                 is cancelled.
             StateUnavailable, UnsupportedState: the store cannot be used.

@@ -88,11 +88,11 @@ class StoreThread:
         return self.write(_Take(self, lease, ttl_s))
 
     def renew(self, lease: Lease, ttl_s: float) -> asyncio.Future[bool]:
-        """Extend a lease; False if somebody else holds it."""
+        """Extend a lease; False if another owner holds it."""
         return self.write(_Renewal(lease.epoch, ttl_s))
 
     def release(self, lease: Lease) -> asyncio.Future[None]:
-        """End a lease, also one that an earlier `take` takes while nobody waits for it."""
+        """End a lease, also one that a cancelled `take` takes later."""
         return self.write(_Release(self, lease))
 
     def abandon(self) -> None:
@@ -103,7 +103,7 @@ class StoreThread:
     # --- in the thread --------------------------------------------------------------------
 
     def open(self, location: SqliteFile | PostgresUrl) -> None:
-        """Open the database, and take the lock that tells others that its owner lives."""
+        """Open the database, and take the lock that shows others that its owner lives."""
         database = self._database = _open_database(location, self.notice)
         try:
             others = self._owner_lock = OwnerLock(database.locks, database.store_id, self.owner)

@@ -119,14 +119,14 @@ def take(connection: Connection, key: str, owner: str, ttl_s: float, is_dead: Is
     """Take the lease on `key`; returns its epoch.
 
     Raises:
-        UploadLocked: somebody alive holds it.
+        UploadLocked: an owner that lives holds it.
     """
     lease = {"key": rows.stored_text(key), "owner": owner, "expires": connection.now + ttl_s}
     epoch = connection.insert(queries.TAKE_LEASE, lease)
     if epoch is None:
         _remove_lapsed(connection, key, is_dead)
         epoch = connection.insert(queries.TAKE_LEASE, lease)
-    if epoch is None:  # somebody else took it a moment ago
+    if epoch is None:  # another owner took it a moment ago
         raise _locked(key, None)
     return epoch
 
@@ -303,7 +303,7 @@ def _refusal(connection: Connection, lease: Lease, video_id: str | None) -> Stat
 
 
 def add_acks(connection: Connection, writes: Sequence[AckWrite]) -> list[bool]:
-    """Write part acks of any number of uploads; tells which leases were still ours."""
+    """Write part acks of any number of uploads; return which leases were still ours."""
     values = [rows.ack_row(write.upload, write.part, write.epoch) for write in writes]
     # Sorted, so that two stores writing the same rows cannot deadlock.
     values.sort(key=itemgetter("upload", "number"))
@@ -317,7 +317,7 @@ def delete(connection: Connection, key: str, owner: str, is_dead: IsDead) -> Non
     """Delete a record and its part acks; keep its unfinished multipart upload as an orphan.
 
     Raises:
-        UploadLocked: somebody alive holds the upload.
+        UploadLocked: an owner that lives holds the upload.
     """
     epoch = take(connection, key, owner, 0.0, is_dead)  # keeps claims of the same moment out
     row = _row_of_key(connection, key)

@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 _MAX_RESTARTS: Final = 2
-"""A multipart upload that vanishes more often in one run is being removed by somebody."""
+"""A multipart upload that vanishes more often in one run is being removed by another client."""
 
 _PROGRESS_INTERVAL_S: Final = 0.25
 

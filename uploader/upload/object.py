@@ -77,8 +77,8 @@ class _FencedSigner:
 class ObjectUpload:
     """One object on its way to OSS, under the record of its context.
 
-    Mutable: the target, the acked parts, whether parts need an MD5, and whether OSS's list
-    tells what it has of ours (`is_listed`, None: unknown).
+    Mutable: the target, the acked parts, whether parts need an MD5, and whether OSS
+    lists the parts it has (`is_listed`, None: unknown).
 
     Attributes:
         is_new: this run recorded the target, so nothing was sent before.
@@ -164,7 +164,7 @@ class ObjectUpload:
         try:
             await self.ctx.journal.set_upload_id(upload_id)
         except StateError:
-            # Nobody else knows it, so nobody could remove it later.
+            # The UploadId is recorded nowhere, so no later run could abort it.
             with suppress(VodupError):
                 await self.call(oss.abort_multipart_upload(self.target, upload_id))
             raise
