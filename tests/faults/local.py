@@ -19,12 +19,18 @@ from uploader.state.records import UploadStatus
 
 
 class DamagedFile:
-    """A file that is changed under its reader, and put back. Mutable: how it is now."""
+    """A file that is changed under its reader, and put back. Mutable: how it is now.
+
+    Attributes:
+        versions: what may be uploaded, each as a whole: the original, and an edit whose times
+            are put back, for that leaves a file like any other.
+    """
 
     KINDS: ClassVar = {"truncate", "grow", "replace", "edit", "unlink"}
 
     def __init__(self, path: Path, data: bytes) -> None:
         self._path, self._data = path, data
+        self.versions = [data]
         self._is_damaged = False
 
     def damage(self, how: str) -> None:
@@ -47,6 +53,7 @@ class DamagedFile:
                         file.seek(offset)
                         file.write(b"edited")
                 os.utime(self._path, ns=(before.st_atime_ns, before.st_mtime_ns))
+                self.versions.append(self._path.read_bytes())
             case "unlink":
                 self._path.unlink()
 

@@ -179,19 +179,28 @@ async def require_unchanged(ctx: UploadContext, acked: AckedParts) -> None:
     now, record = await ctx.source.fingerprint(), ctx.record
     if now.to_text() == record.fingerprint:
         return
-    acks = [ack for part in acked.plan.parts if (ack := acked.get(part.number)) is not None]
-    if (
-        _fingerprint_of(record).is_touched(now)
-        and await _holds(ctx.source, acked.plan, acks)
-        and await ctx.source.fingerprint() == now
-    ):
-        await ctx.journal.update_fingerprint(now.to_text())
-        return
-    raise SourceChanged(
+    changed = SourceChanged(
         f"{ctx.source.name} changed while it was sent ({_changes_of(record, now)}).",
         next_step="Nothing was completed. Put the original back and run the same command, "
         f"or abort this upload with `vodup abort {record.key}` and start over.",
     )
+    if not _fingerprint_of(record).is_touched(now):
+        raise changed
+    acks = [ack for part in acked.plan.parts if (ack := acked.get(part.number)) is not None]
+    if not await _holds(ctx.source, acked.plan, acks):
+        if record.phase is Phase.UPLOADING:
+            # Some acked parts hold bytes of before the edit, some of after it: with neither
+            # version could a later run continue.
+            await ctx.journal.restart()
+            changed = SourceChanged(
+                changed.message,
+                next_step="Nothing was completed, and the parts were discarded. Run the same "
+                "command again once nothing writes to the file.",
+            )
+        raise changed
+    if await ctx.source.fingerprint() != now:
+        raise changed
+    await ctx.journal.update_fingerprint(now.to_text())
 
 
 def _changes_of(record: UploadRecord, now: Fingerprint) -> str:
