@@ -165,6 +165,15 @@ def test_the_root_itself_may_be_a_link(yard: Path, tmp_path: Path) -> None:
     assert root.resolved(root.absolute("in.mp4"))[0] == str(yard / "in.mp4")
 
 
+def test_a_folder_that_is_reached_through_a_link_has_the_same_uploads(
+    yard: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "alias").symlink_to(yard)
+    plain, alias = row(yard, path="sub/deep.mp4"), row(tmp_path / "alias", path="sub/deep.mp4")
+    assert plain.key == alias.key == default_key("vod.cn-shanghai", f"{yard}/sub/deep.mp4")
+    assert row(yard, path="link-in.mp4").key != plain.key, "a link is a video of its own"
+
+
 @pytest.mark.parametrize("template", ["{stem", "{path}", "{stem.__class__}", "{0}", "{stem:>99}"])
 def test_a_title_template_with_unknown_fields_is_refused(template: str) -> None:
     with pytest.raises(ConfigurationError, match="title-template"):

@@ -9,11 +9,18 @@ from typing import Any, cast
 import pytest
 
 from uploader import Outcome, Uploader, UploadItem
-from uploader.bulk.ledger import Ledger
-from uploader.bulk.manifests import files_from
-from uploader.bulk.rows import Root, RowRules
-from uploader.bulk.runner import Batch, BatchOptions
-from uploader.errors import CallerNotAuthenticated, TransportError, VodupError
+from uploader.bulk.ledger import KnownRow, Ledger
+from uploader.bulk.manifests import files_from, folder_stream
+from uploader.bulk.rows import Root, Row, RowRules
+from uploader.bulk.runner import Batch, BatchOptions, CheckedRow, read_rows
+from uploader.errors import (
+    CallerNotAuthenticated,
+    ConfigurationError,
+    TransportError,
+    UnsafePath,
+    VodupError,
+)
+from uploader.sources import UrlPolicy, as_source
 
 
 class FakeUploader:
@@ -68,3 +75,27 @@ async def test_an_error_that_every_row_would_meet_stops_the_batch(tmp_path: Path
         with pytest.raises(CallerNotAuthenticated):
             await run(tmp_path, FakeUploader(CallerNotAuthenticated("No.")), ledger)
         assert list(ledger.records()) == []
+
+
+async def test_a_folder_swapped_for_a_link_after_its_row_was_checked_is_not_followed(
+    tmp_path: Path,
+) -> None:
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    for folder, content in ((root / "sub", b"x"), (outside, b"secret")):
+        folder.mkdir(parents=True)
+        (folder / "a.mp4").write_bytes(content)
+    with Ledger() as ledger:
+        rules = RowRules(root=Root.at(root))
+        (checked,) = read_rows([(folder_stream(str(root)), rules)], ledger)
+    (root / "sub").rename(tmp_path / "away")
+    (root / "sub").symlink_to(outside)
+    source = checked.item(UrlPolicy(), overwrite=False).source
+    with pytest.raises(UnsafePath):
+        async with as_source(source):
+            pass
+
+
+def test_a_queued_row_is_not_read_by_fsspec(tmp_path: Path) -> None:
+    checked = CheckedRow(Row("m", 1, path=f"file://{tmp_path}/a.mp4"), KnownRow())
+    with pytest.raises(ConfigurationError, match="not an http"):
+        checked.item(UrlPolicy(), overwrite=False)

@@ -281,14 +281,22 @@ def test_a_worker_reads_only_below_its_roots_whatever_is_queued(cluster: Cluster
     other = cluster.folder / "shared2"
     other.mkdir()
     (other / "secret.mp4").write_bytes(b"x")
-    cluster.add("shared2/secret.mp4\n")
+    for name in ("link", "dots"):
+        (cluster.folder / "shared" / name).mkdir()
+        (cluster.folder / "shared" / name / "secret.mp4").write_bytes(b"x")
+    cluster.add("shared2/secret.mp4\nshared/link/secret.mp4\nshared/dots/secret.mp4\n")
     words = ("--shared", str(cluster.folder))
     assert cluster.run("enqueue", "m.csv", *words).code == 0
+    (cluster.folder / "shared/link").rename(cluster.folder / "away")
+    (cluster.folder / "shared/link").symlink_to(other)
+    cluster.execute(
+        "UPDATE vodup_job SET spec = replace(spec::text, 'shared/dots', 'shared/../shared2')::json"
+    )
     worker = cluster.worker("--drain", "--root", str(cluster.folder / "shared"))
     assert worker.ended() == 0, worker.output
     records = {r["row"]: r for r in cluster.records(code=7)}
-    assert [records[row]["status"] for row in (2, 3, 4)] == ["done", "done", "failed"]
-    assert records[4]["error"] == "UnsafePath"
+    assert [records[row]["status"] for row in range(2, 7)] == ["done"] * 2 + ["failed"] * 3
+    assert {records[row]["error"] for row in (4, 5, 6)} == {"UnsafePath"}
 
 
 def test_rows_of_a_newer_vodup_stay_queued(cluster: Cluster) -> None:

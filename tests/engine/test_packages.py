@@ -372,6 +372,22 @@ async def test_a_link_to_a_playlist_is_followed_only_where_that_is_allowed(desk:
     assert "link" in error.message
 
 
+async def test_a_package_stays_below_its_root_while_it_is_read(desk: Desk) -> None:
+    main = hls(desk.folder / "root" / "package")
+    root = str(desk.folder / "root")
+    outside = hls(desk.folder / "outside")
+    for path in (f"{root}/../outside/{outside.name}", str(outside)):
+        assert isinstance(await desk.fail(HlsPackage(path, root=root)), UnsafePath)
+    async with HlsPackage(main, root=root) as package:
+        main.parent.rename(desk.folder / "away")
+        main.parent.symlink_to(desk.folder / "away")
+        with pytest.raises(UnsafePath):
+            async with package.opened(1):
+                pass
+    assert isinstance(await desk.fail(HlsPackage(main, root=root)), UnsafePath)
+    assert desk.server.stats.creates == 0
+
+
 async def test_an_unfinished_playlist_is_refused(desk: Desk) -> None:
     main = hls(desk.folder / "package")
     low = main.parent / "low" / "index.m3u8"

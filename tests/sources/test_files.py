@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from uploader.errors import SourceChanged, SourceUnreadable
+from uploader.errors import SourceChanged, SourceUnreadable, UnsafePath
 from uploader.protocol.integrity import crc64
 from uploader.protocol.wire import Body
 from uploader.sources import BytesSource, FileSource, Fingerprint, Source
@@ -207,6 +207,40 @@ async def test_a_link_is_followed_unless_forbidden(tmp_path: Path, path: Path) -
     assert "is a symbolic link" in await refusal(link, follow_symlinks=False)
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     assert "symbolic link" in await refusal(tmp_path / "loop")
+
+
+async def test_nothing_outside_of_its_root_is_opened(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / "a" / "b").mkdir(parents=True)
+    (root / "a" / "b" / "in.mp4").write_bytes(CONTENT)
+    (tmp_path / "root2").mkdir()
+    (tmp_path / "root2" / "out.mp4").write_bytes(b"secret")
+    (root / "link").symlink_to(tmp_path / "root2")
+    (root / "link.mp4").symlink_to("a/b/in.mp4")
+    async with FileSource(root / "a/b/in.mp4", root=str(root)) as source:
+        assert source.size == len(CONTENT)
+    async with FileSource(root / "a/b/in.mp4", root="/") as source:
+        assert source.size == len(CONTENT)
+    before = len(os.listdir("/proc/self/fd"))
+    for path in ("root/../root2/out.mp4", "root/./../root2/out.mp4", "root2/out.mp4", "root"):
+        with pytest.raises(UnsafePath, match="not below"):
+            await FileSource(f"{tmp_path}/{path}", root=str(root)).__aenter__()
+    with pytest.raises(UnsafePath, match="link"):
+        await FileSource(root / "link/out.mp4", root=str(root)).__aenter__()
+    with pytest.raises(SourceUnreadable, match="link"):
+        await FileSource(root / "link.mp4", root=str(root)).__aenter__()
+    with pytest.raises(SourceUnreadable, match="does not exist"):
+        await FileSource(root / "gone/in.mp4", root=str(root)).__aenter__()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def test_a_link_to_its_folder_does_not_make_another_upload(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "alias").symlink_to("real")
+    plain = FileSource(tmp_path / "real" / "x.mp4").identity
+    assert plain == str(tmp_path / "real" / "x.mp4")
+    assert FileSource(tmp_path / "alias" / "x.mp4").identity == plain
+    assert FileSource(f"{tmp_path}/alias/../alias/x.mp4").identity == plain
 
 
 async def test_a_malformed_path() -> None:

@@ -11,13 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from uploader.errors import (
-    ConfigurationError,
-    SourceUnreadable,
-    UnsafePath,
-    VodupError,
-    unexpected,
-)
+from uploader.errors import ConfigurationError, SourceUnreadable, UnsafePath, VodupError, unexpected
 from uploader.protocol.vod import VideoMeta, problem_of, refuses_name, title_of
 from uploader.sources.url_policy import URL, identity_of, parsed_url, shown
 from uploader.upload.request import default_key
@@ -29,6 +23,7 @@ __all__ = [
     "Root",
     "Row",
     "RowRules",
+    "identity_of_path",
     "is_url",
     "require_title_template",
     "shown_path",
@@ -141,6 +136,11 @@ class Root:
             raise UnsafePath(f"{path} contains '..'.", next_step="Write the path without '..'.")
         return absolute
 
+    @property
+    def real_folder(self) -> str | None:
+        """What files must be in when they are opened, links resolved; None: any folder."""
+        return None if self.follow_symlinks else _real(self.folder)
+
     def resolved(self, absolute: str) -> tuple[str, int]:
         """Return the path with links resolved, and the file's size in bytes.
 
@@ -174,6 +174,15 @@ def _resolved(absolute: str) -> tuple[str, os.stat_result]:
         real = os.path.realpath(real, strict=True)
         status = os.stat(real)
     return real, status
+
+
+def identity_of_path(absolute: str) -> str:
+    """As `path_identity` of the sources; the links of each folder are looked up once."""
+    folder, name = os.path.split(absolute)
+    return os.path.join(_folder_identity(folder), name)
+
+
+_folder_identity: Final = functools.lru_cache(maxsize=1024)(os.path.realpath)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -221,7 +230,8 @@ class RowRules:
         if is_url(path):
             identity = identity_of(parsed_url(path))
         else:
-            path = identity = self.root.absolute(path)
+            path = self.root.absolute(path)
+            identity = identity_of_path(path)
         key = _text(columns, "key")
         video_id = _text(columns, "video_id")
         if key is None and video_id is None:

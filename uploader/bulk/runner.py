@@ -11,15 +11,11 @@ from itertools import islice
 from typing import Final
 
 from uploader.batch import Outcome, UploadItem
-from uploader.errors import (
-    CallerNotAuthenticated,
-    ConfigurationError,
-    UnsupportedState,
-    VodupError,
-)
+from uploader.errors import CallerNotAuthenticated, ConfigurationError, UnsupportedState, VodupError
 from uploader.protocol.vod import VideoMeta
 from uploader.sources import MemoryBuffer, UrlPolicy, of_path, of_url
 from uploader.sources.part_buffer import BufferSpace
+from uploader.sources.url_policy import parsed_url
 from uploader.tasks import beside
 from uploader.threads import in_thread
 from uploader.uploader import Uploader
@@ -70,28 +66,33 @@ class CheckedRow:
 
     Attributes:
         real_path: of the file, links resolved; "" for a URL and for a row that is not uploaded.
+        root: a folder that the file must be in when it is opened; None: any folder.
     """
 
     row: Row
     known: KnownRow
     real_path: str = ""
     size: int = 0
+    root: str | None = None
 
     def item(
         self, urls: UrlPolicy, *, overwrite: bool, buffer: MemoryBuffer | None = None
     ) -> UploadItem:
         """Return what `Uploader.upload_many` takes.
 
-        Links were checked when the row was; what has become a link since is not followed.
+        What has become a link since the row was checked is not followed.
 
         Raises:
             ConfigurationError: nothing reads such a URL.
         """
         row = self.row
+        if self.real_path:
+            source = of_path(self.real_path, follow_symlinks=False, root=self.root)
+        else:
+            parsed_url(row.path)  # a queued row may name anything that fsspec reads
+            source = of_url(row.path, policy=urls, buffer=buffer)
         return UploadItem(
-            source=of_path(self.real_path, follow_symlinks=False)
-            if self.real_path
-            else of_url(row.path, policy=urls, buffer=buffer),
+            source=source,
             meta=self._meta(),
             video_id=row.video_id,
             key=row.upload_key,
@@ -275,7 +276,7 @@ def _checked(row: Row, rules: RowRules, ledger: Ledger) -> CheckedRow:
         real_path, size = rules.root.resolved(row.path)
     except VodupError as error:
         return CheckedRow(replace(row, error=error), known)
-    return CheckedRow(row, known, real_path, size)
+    return CheckedRow(row, known, real_path, size, rules.root.real_folder)
 
 
 def _repeated(row: Row) -> ConfigurationError:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from uploader.bulk.ledger import KnownRow
-from uploader.bulk.rows import RawRow, Root, Row, RowRules, is_url
+from uploader.bulk.rows import RawRow, Root, Row, RowRules, identity_of_path, is_url
 from uploader.bulk.runner import CheckedRow
 from uploader.errors import ConfigurationError, UnsupportedState
 from uploader.protocol.vod import VideoMeta
@@ -81,9 +81,12 @@ class Places:
         The same path on two machines is two files, and the state is shared.
         """
         has_key = row.error is not None or row.video_id is not None or "key" in row.columns
-        if has_key or self.queue_of(row.path) != self._local:
+        if has_key or is_url(row.path):
             return row
-        key = default_key(scope, f"{self._node}:{row.path}")
+        path = identity_of_path(row.path)
+        if self.queue_of(path) != self._local:
+            return row
+        key = default_key(scope, f"{self._node}:{path}")
         return replace(row, key=key, upload_key=key)
 
 

@@ -10,7 +10,7 @@ import asyncio
 import json
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
@@ -92,15 +92,18 @@ class WorkerOptions:
         """How long the queue waits for an unreachable database, before the worker ends."""
         return 6 * self.heartbeat_s
 
-    def require_below_roots(self, path: str) -> None:
-        """Refuse a file outside of all roots.
+    def root_of(self, path: str) -> str | None:
+        """Return the root that a path begins with; opening it makes sure of the rest.
 
         Raises:
-            UnsafePath: it is.
+            UnsafePath: it begins with none of them.
         """
-        roots = tuple(f"{root.rstrip('/')}/" for root in self.roots)
-        if path and roots and not path.startswith(roots):
+        for root in self.roots:
+            if path.startswith(f"{root.rstrip('/')}/"):
+                return root
+        if path and self.roots:
             raise UnsafePath(f"{path} is in no folder that this worker may read (--root).")
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,8 +273,9 @@ class QueueWorker:
         return Ending(taken.id, record)
 
     async def _uploaded(self, taken: _TakenRow) -> UploadResult:
-        self._options.require_below_roots(taken.checked.real_path)
-        item = taken.checked.item(self._options.urls, overwrite=taken.overwrite)
+        root = self._options.root_of(taken.checked.real_path)
+        checked = replace(taken.checked, root=root)
+        item = checked.item(self._options.urls, overwrite=taken.overwrite)
         outcome = await outcome_of(self._upload, item)
         if outcome.result is not None:
             return outcome.result

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, Self, TypeVar
 
 import aiofiles
 
-from uploader.errors import SourceChanged, SourceUnreadable
+from uploader.errors import SourceChanged, SourceUnreadable, UnsafePath
 from uploader.protocol.wire import Body
 from uploader.sources.contract import (
     Checksums,
@@ -42,7 +42,7 @@ from uploader.threads import DISKS
 if TYPE_CHECKING:
     from aiofiles.threadpool.binary import AsyncFileIO
 
-__all__ = ["FileSource", "OpenFile"]
+__all__ = ["FileSource", "OpenFile", "open_regular_file", "path_identity"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -55,6 +55,8 @@ class FileSource(Ranges):
         path: of the file.
         follow_symlinks: whether the last component may be a symbolic link. In folders
             that others may write to, a link can point to any file this process may read.
+        root: a folder that the file must be in, without a link on the way from there;
+            `path` begins with it. None: any folder.
         read_timeout_s: how long one read may take. Too small fails on a tape or a
             sleeping disk; too large hangs on a dead file server.
     """
@@ -62,18 +64,24 @@ class FileSource(Ranges):
     stream = None  # all of it is there
 
     def __init__(
-        self, path: str | Path, *, follow_symlinks: bool = True, read_timeout_s: float = 120.0
+        self,
+        path: str | Path,
+        *,
+        follow_symlinks: bool = True,
+        root: str | None = None,
+        read_timeout_s: float = 120.0,
     ) -> None:
         self._path = os.fspath(path)
         self.name = self._path.encode(errors="replace").decode()  # "?" for what is not UTF-8
         self._follow_symlinks = follow_symlinks
+        self._root = root
         self._read_timeout_s = read_timeout_s
         self._file: OpenFile | None = None
 
     @property
     def identity(self) -> str:
-        """The absolute path."""
-        return os.path.abspath(self._path)
+        """The absolute path; see `path_identity`."""
+        return path_identity(self._path)
 
     @property
     def size(self) -> int:
@@ -85,6 +93,7 @@ class FileSource(Ranges):
 
         Raises:
             SourceUnreadable: it is missing, empty, not a regular file, or not permitted.
+            UnsafePath: it is not below the root, or a link is on the way.
         """
         handle = await self._open()
         try:
@@ -119,7 +128,9 @@ class FileSource(Ranges):
         return await checksums_of(RangeBody(self._opened(), offset, size), with_md5=with_md5)
 
     async def _open(self) -> AsyncFileIO:
-        opener = functools.partial(_open_descriptor, follow_symlinks=self._follow_symlinks)
+        opener = functools.partial(
+            open_regular_file, follow_symlinks=self._follow_symlinks, root=self._root
+        )
         threads = _UninterruptedDisks()
         try:
             return await aiofiles.open(
@@ -308,12 +319,54 @@ def _close_result(job: Future[FileIO]) -> None:
 _NOWAIT_UNSUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
 
 
-def _open_descriptor(path: str, flags: int, *, follow_symlinks: bool) -> int:
-    """Open only a regular file, and never wait for one: a FIFO would block until written."""
+def path_identity(path: str) -> str:
+    """The absolute path with the links of its folder resolved: one file, one upload.
+
+    A link to the file itself keeps its own name: it is another video.
+    """
+    folder, name = os.path.split(path)
+    if name in ("", os.curdir, os.pardir):
+        return os.path.realpath(path)
+    return os.path.join(os.path.realpath(folder), name)
+
+
+def open_regular_file(
+    path: str, flags: int = os.O_RDONLY, *, follow_symlinks: bool = True, root: str | None = None
+) -> int:
+    """Open only a regular file, and never wait for one: a FIFO would block until written.
+
+    Raises:
+        OSError: it cannot be opened.
+        SourceUnreadable: it is not a regular file.
+        UnsafePath: it is not below `root`, or a link is on the way.
+    """
     flags |= os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow_symlinks else os.O_NOFOLLOW)
-    descriptor = os.open(path, flags)
+    descriptor = os.open(path, flags) if root is None else _open_below(root, path, flags)
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)
         raise irregular_source(path, mode)
     return descriptor
+
+
+_FOLDER_FLAGS: Final = (
+    getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+)
+
+
+def _open_below(root: str, path: str, flags: int) -> int:
+    """Open one component after the other: no folder can be swapped for a link meanwhile."""
+    prefix = root if root.endswith(os.sep) else root + os.sep
+    *folders, name = path.removeprefix(prefix).split(os.sep)
+    if not path.startswith(prefix) or {"", os.curdir, os.pardir} & {*folders, name}:
+        raise UnsafePath(f"{path} is not below {root}.")
+    folder = os.open(root, _FOLDER_FLAGS)
+    try:
+        for each in folders:
+            above, folder = folder, os.open(each, _FOLDER_FLAGS, dir_fd=folder)
+            os.close(above)
+        return os.open(name, flags | os.O_NOFOLLOW, dir_fd=folder)
+    except NotADirectoryError as error:
+        raise UnsafePath(f"{path} leads through a symbolic link.") from error
+    finally:
+        os.close(folder)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from bisect import bisect_left, bisect_right
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -36,10 +35,9 @@ from uploader.sources.contract import (
     Source,
     changed_source,
     empty_source,
-    irregular_source,
     unreadable_source,
 )
-from uploader.sources.files import FileSource
+from uploader.sources.files import FileSource, open_regular_file, path_identity
 from uploader.threads import DISKS
 
 __all__ = ["HlsPackage", "Member", "is_playlist_path"]
@@ -59,8 +57,9 @@ class Member:
         number: from 1, the number of its part; the main playlist is last.
         name: of the object, below the prefix; "" for the main playlist, which VOD names.
         offset, size: where its bytes are in the package.
-        path: the file; None for playlists, whose rewritten text is `data`.
+        path: the file, links resolved; None for playlists, whose rewritten text is `data`.
         fingerprint: of the file when the package was opened.
+        root: a folder that the file must be in when it is opened.
     """
 
     number: int
@@ -70,10 +69,13 @@ class Member:
     path: str | None
     fingerprint: Fingerprint
     data: bytes = field(default=b"", repr=False)
+    root: str | None = None
 
     def source(self) -> Source:
         """Return the member as a source."""
-        return BytesSource(self.data, self.name) if self.path is None else FileSource(self.path)
+        if self.path is None:
+            return BytesSource(self.data, self.name)
+        return FileSource(self.path, root=self.root)
 
 
 def is_playlist_path(path: object) -> bool:
@@ -88,16 +90,19 @@ class HlsPackage:
     """An HLS playlist with all its files. A `Source`; mutable: open or not.
 
     All files must be below the folder of the playlist. Members are opened one by one
-    (`opened`), never all at once. `follow_symlinks`: whether the playlist itself may be a
-    symbolic link.
+    (`opened`), never all at once. `follow_symlinks` and `root` are those of a `FileSource`,
+    for the playlist itself.
     """
 
     stream = None  # all of it is there
 
-    def __init__(self, path: str | os.PathLike[str], *, follow_symlinks: bool = True) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], *, follow_symlinks: bool = True, root: str | None = None
+    ) -> None:
         self._path = os.fspath(path)
         self.name = self._path.encode(errors="replace").decode()  # "?" for what is not UTF-8
         self._follow_symlinks = follow_symlinks
+        self._root = root
         self._members: tuple[Member, ...] = ()
         self._offsets: list[int] = []
         self._open: dict[int, Source] = {}
@@ -105,7 +110,7 @@ class HlsPackage:
     @property
     def identity(self) -> str:
         """The absolute path of the playlist."""
-        return os.path.abspath(self._path)
+        return path_identity(self._path)
 
     @property
     def members(self) -> tuple[Member, ...]:
@@ -186,7 +191,7 @@ class HlsPackage:
     def _read_members_now(self) -> tuple[Member, ...]:
         if not self._follow_symlinks and os.path.islink(self._path):
             raise unreadable_source(self._path, OSError(errno.ELOOP, os.strerror(errno.ELOOP)))
-        return tuple(_read(self._path))
+        return tuple(_read(self._path, self._root))
 
     def _member_at(self, offset: int) -> Member:
         return self.members[bisect_right(self._offsets, offset) - 1]
@@ -210,26 +215,32 @@ def _fingerprint_of_all(members: tuple[Member, ...]) -> Fingerprint:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """The files of a package: absolute paths, in the order of the references to them."""
+    """The files of a package: absolute paths, in the order of the references to them.
+
+    Attributes:
+        files: where links lead from a path, and the fingerprint of what is there.
+        root: a folder that all of them are below, without a link on the way.
+    """
 
     folder: str
+    root: str
     main: str
     playlists: Mapping[str, Playlist]
-    files: Mapping[str, Fingerprint]
+    files: Mapping[str, tuple[str, Fingerprint]]
 
     def relative(self, path: str) -> str:
         return os.path.relpath(path, self.folder).replace(os.sep, "/")
 
 
-def _read(path: str) -> Iterator[Member]:
-    found = _find(path)
+def _read(path: str, root: str | None) -> Iterator[Member]:
+    found = _find(path, root)
     playlists = [playlist for playlist in found.playlists if playlist != found.main]
     names = flat_names(map(found.relative, (*found.files, *playlists)))
     number = offset = 0
-    for file, fingerprint in found.files.items():
+    for file, (real, fingerprint) in found.files.items():
         number += 1
-        name = names[found.relative(file)]
-        yield Member(number, name, offset, fingerprint.size, file, fingerprint)
+        name, size = names[found.relative(file)], fingerprint.size
+        yield Member(number, name, offset, size, real, fingerprint, root=found.root)
         offset += fingerprint.size
     for playlist in (*playlists, found.main):
         number += 1
@@ -249,44 +260,56 @@ def _renamed(found: _Found, playlist: str, names: Mapping[str, str]) -> bytes:
     return rewritten(found.playlists[playlist], name_of)
 
 
-def _find(path: str) -> _Found:
-    main = _real(path, path)
+def _find(path: str, root: str | None) -> _Found:
+    # Below a root the path has no links: the opening refuses them.
+    main = _real(path, path) if root is None else path
     folder = os.path.dirname(main)
-    playlists = {main: _playlist(main)}
-    files: dict[str, Fingerprint] = {}
+    root = root or folder
+    playlists = {main: _playlist(main, root)}
+    files: dict[str, tuple[str, Fingerprint]] = {}
     for reference in playlists[main].references:
-        target = _inside(reference, main, folder)
+        target, real = _inside(reference, main, folder)
         if reference.is_playlist and target not in playlists:
             if len(playlists) > MAX_PLAYLIST_COUNT:
                 raise _refused(main, f"it lists more than {MAX_PLAYLIST_COUNT} playlists")
-            playlists[target] = _playlist(target)
+            playlists[target] = _playlist(real, root)
             if playlists[target].is_master:
                 raise _refused(target, "it is a master playlist in a master playlist")
     for playlist, content in playlists.items():
         for reference in content.references:
             if not reference.is_playlist:
-                file = _inside(reference, playlist, folder)
+                file, real = _inside(reference, playlist, folder)
                 if file not in files:
-                    files[file] = _fingerprint_of_file(file)
+                    files[file] = real, _fingerprint_and_content(real, root)[0]
     if len(files) > MAX_MEMBER_COUNT:
         raise _refused(main, f"it refers to more than {MAX_MEMBER_COUNT} files")
-    return _Found(folder, main, playlists, files)
+    return _Found(folder, root, main, playlists, files)
 
 
-def _playlist(path: str) -> Playlist:
-    if _fingerprint_of_file(path).size > MAX_PLAYLIST_SIZE:
+def _playlist(path: str, root: str) -> Playlist:
+    fingerprint, content = _fingerprint_and_content(path, root, MAX_PLAYLIST_SIZE + 1)
+    if fingerprint.size > MAX_PLAYLIST_SIZE:
         raise _refused(path, "it is too large for a playlist")
     try:
-        with open(path, "rb") as file:
-            return parse_playlist(file.read(MAX_PLAYLIST_SIZE + 1))
-    except OSError as exc:
-        raise unreadable_source(path, exc) from exc
+        return parse_playlist(content)
     except MalformedDocument as exc:
         raise _refused(path, str(exc)) from None
 
 
-def _inside(reference: Reference, playlist: str, folder: str) -> str:
-    """Return the path of a reference, whose target must be below the package's folder."""
+def _fingerprint_and_content(path: str, root: str, size: int = 0) -> tuple[Fingerprint, bytes]:
+    """Open a file below the root; return its fingerprint and up to `size` bytes of it."""
+    try:
+        with open(open_regular_file(path, root=root), "rb") as file:
+            status, content = os.fstat(file.fileno()), file.read(size)
+    except (OSError, ValueError) as exc:
+        raise unreadable_source(path, exc) from exc
+    if status.st_size == 0:
+        raise empty_source(path)
+    return Fingerprint.of_file(status), content
+
+
+def _inside(reference: Reference, playlist: str, folder: str) -> tuple[str, str]:
+    """Return the path of a reference, and where it leads: below the package's folder."""
     path = _path_of(reference, playlist)
     real = _real(path, f"{playlist}, line {reference.line + 1}: {file_path(reference.uri)}")
     if os.path.commonpath([real, folder]) != folder:
@@ -294,7 +317,7 @@ def _inside(reference: Reference, playlist: str, folder: str) -> str:
             f"{playlist}, line {reference.line + 1}, refers to a file outside {folder}.",
             next_step="Put the whole package below the folder of its playlist.",
         )
-    return path
+    return path, real
 
 
 def _path_of(reference: Reference, playlist: str) -> str:
@@ -306,18 +329,6 @@ def _real(path: str, name: str) -> str:
         return os.path.realpath(path, strict=True)
     except (OSError, ValueError) as exc:
         raise unreadable_source(name, exc) from exc
-
-
-def _fingerprint_of_file(path: str) -> Fingerprint:
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError) as exc:
-        raise unreadable_source(path, exc) from exc
-    if not stat.S_ISREG(status.st_mode):
-        raise irregular_source(path, status.st_mode)
-    if status.st_size == 0:
-        raise empty_source(path)
-    return Fingerprint.of_file(status)
 
 
 def _refused(path: str, why: str) -> SourceUnreadable:
