@@ -203,12 +203,7 @@ class TransportError(TransferError):
     default_next_step = "Check the network, then run the same command again to resume."
 
     def __init__(
-        self,
-        message: str,
-        *,
-        is_sent: bool,
-        is_timeout: bool = False,
-        next_step: str | None = None,
+        self, message: str, *, is_sent: bool, is_timeout: bool = False, next_step: str | None = None
     ) -> None:
         super().__init__(message, next_step=next_step)
         self.is_sent, self.is_timeout = is_sent, is_timeout

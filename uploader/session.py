@@ -138,11 +138,7 @@ class Session:
         raise without_frames(failure)
 
     async def _prepare_retry(
-        self,
-        operation: Operation[T],
-        signed: SignedRequest,
-        failure: _Failure,
-        attempts: _Attempts,
+        self, operation: Operation[T], signed: SignedRequest, failure: _Failure, attempts: _Attempts
     ) -> None:
         """Do what makes another attempt worthwhile, or raise."""
         meaning = self._service.meaning(failure, is_aged=self._signer.is_aged(signed))
@@ -215,11 +211,7 @@ class Session:
         attempts.is_clock_fixed = True
 
     def _report(
-        self,
-        operation: Operation[T],
-        failure: VodupError,
-        meaning: Meaning,
-        pause_s: float = 0.0,
+        self, operation: Operation[T], failure: VodupError, meaning: Meaning, pause_s: float = 0.0
     ) -> None:
         self._on_retry(Retried(operation.name, operation.part_number, failure, meaning, pause_s))
 
@@ -228,11 +220,7 @@ class _Attempts:
     """What the attempts of one call have come to. Mutable, local to the call."""
 
     def __init__(
-        self,
-        policy: RetryPolicy,
-        clock: Clock,
-        draw: Callable[[], float],
-        max_count: int | None,
+        self, policy: RetryPolicy, clock: Clock, draw: Callable[[], float], max_count: int | None
     ) -> None:
         self._policy, self._clock, self._draw = policy, clock, draw
         self._max_count = max_count

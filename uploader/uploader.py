@@ -263,10 +263,7 @@ class Uploader:
             return await verify.compare(ObjectUpload(ctx, live_grant(ctx, None)))
 
     async def _upload(
-        self,
-        item: UploadItem,
-        *listeners: Listener | None,
-        resumed: asyncio.Event | None = None,
+        self, item: UploadItem, *listeners: Listener | None, resumed: asyncio.Event | None = None
     ) -> UploadResult:
         request = UploadRequest(
             item.meta or VideoMeta(),
@@ -402,9 +399,7 @@ async def _open_network(
         return Network(transport, pace, clock, options.retry, trust)
     own = await stack.enter_async_context(
         AiohttpTransport(
-            pace=pace,
-            stall_timeout_s=options.stall_timeout_s,
-            ca_file=options.ca_file,
+            pace=pace, stall_timeout_s=options.stall_timeout_s, ca_file=options.ca_file
         )
     )
     await stack.enter_async_context(pace.steering(own))

@@ -263,8 +263,7 @@ def _header(manifest: str, fields: Sequence[str]) -> list[str]:
     names = _names(fields)
     if not {"path", "source"} & set(names):
         raise ConfigurationError(
-            f"{manifest} has no column 'path' (found: {', '.join(names)[:200]}).",
-            next_step=_USABLE,
+            f"{manifest} has no column 'path' (found: {', '.join(names)[:200]}).", next_step=_USABLE
         )
     if twice := [name for name in names if name in COLUMNS and names.count(name) > 1]:
         raise ConfigurationError(f"{manifest}: the column {twice[0]} appears twice.")

@@ -158,9 +158,7 @@ CONCURRENCY: Final = Kind(
     "N|auto", f"auto or a whole number from 1 to {MAX_CONCURRENCY}", _concurrency
 )
 BANDWIDTH: Final = Kind(
-    "RATE",
-    'bytes per second such as 10M, or a timetable such as "08:00,10M 20:00,off"',
-    _bandwidth,
+    "RATE", 'bytes per second such as 10M, or a timetable such as "08:00,10M 20:00,off"', _bandwidth
 )
 
 

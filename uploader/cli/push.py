@@ -78,10 +78,7 @@ def push(flags: PushFlags) -> int:
 
 
 def _items_of(
-    names: Sequence[str],
-    files: Sequence[PushedFile],
-    flags: PushFlags,
-    grant: UploadGrant | None,
+    names: Sequence[str], files: Sequence[PushedFile], flags: PushFlags, grant: UploadGrant | None
 ) -> list[PushItem]:
     meta = settings.make_meta(flags)
     has_video = flags.video_id is not None or grant is not None
@@ -133,8 +130,7 @@ def resume(flags: ResumeFlags) -> int:
     """Resume recorded uploads and return the exit code."""
     if bool(flags.names) == flags.all:
         raise ConfigurationError(
-            "Name the uploads to resume, or pass --all.",
-            next_step="`vodup status` lists them.",
+            "Name the uploads to resume, or pass --all.", next_step="`vodup status` lists them."
         )
 
     async def find(uploader: Uploader) -> list[PushItem]:

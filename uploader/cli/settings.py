@@ -25,13 +25,7 @@ from uploader import (
     command_hooks,
     installed_hooks,
 )
-from uploader.cli.flags import (
-    AccessFlags,
-    ConnectionFlags,
-    TransferFlags,
-    UrlFlags,
-    VideoFlags,
-)
+from uploader.cli.flags import AccessFlags, ConnectionFlags, TransferFlags, UrlFlags, VideoFlags
 from uploader.cli.printing import err
 from uploader.errors import CallerNotAuthenticated, ConfigurationError
 from uploader.events import Listener

@@ -26,14 +26,7 @@ from uploader.sources.readers import Reader
 from uploader.sources.spool import DEFAULT_SPOOL_SIZE
 from uploader.sources.url_policy import parsed_url, shown
 
-__all__ = [
-    "is_repeatable",
-    "label_of",
-    "names_of",
-    "recorded_source",
-    "shown_name",
-    "source_of",
-]
+__all__ = ["is_repeatable", "label_of", "names_of", "recorded_source", "shown_name", "source_of"]
 
 _STDIN: Final = "-"
 _DEFAULT_IDLE_S: Final = 30.0
@@ -102,10 +95,7 @@ def source_of(name: str, flags: PushFlags, *, has_video: bool) -> AnySource:
         )
     name = flags.file_name or "stdin"
     return StreamSource(
-        _reader(flags),
-        name,
-        buffer=_buffer(flags, name),
-        expected_size=flags.expected_size,
+        _reader(flags), name, buffer=_buffer(flags, name), expected_size=flags.expected_size
     )
 
 

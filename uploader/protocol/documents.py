@@ -141,9 +141,7 @@ def _finite(text: str) -> float:
 
 
 _DECODER = json.JSONDecoder(
-    object_pairs_hook=_without_duplicates,
-    parse_constant=_refuse_constant,
-    parse_float=_finite,
+    object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant, parse_float=_finite
 )
 
 

@@ -9,23 +9,12 @@ from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from contextlib import suppress
 from typing import Final, Protocol
 
-from uploader.commands import (
-    CommandNotStarted,
-    RunningCommand,
-    describe_status,
-    wait_readable,
-)
+from uploader.commands import CommandNotStarted, RunningCommand, describe_status, wait_readable
 from uploader.errors import ConfigurationError, SourceUnreadable, VodupError
 from uploader.sources.contract import BytesLike
 from uploader.threads import DISKS
 
-__all__ = [
-    "READ_SIZE",
-    "CommandReader",
-    "DescriptorReader",
-    "IteratorReader",
-    "Reader",
-]
+__all__ = ["READ_SIZE", "CommandReader", "DescriptorReader", "IteratorReader", "Reader"]
 
 PIPE_SIZE: Final = 1024 * 1024
 """Bytes that a pipe may hold. Smaller: more wake-ups; larger needs privileges."""

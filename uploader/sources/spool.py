@@ -14,11 +14,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, ParamSpec, TypeVar
 
 from uploader.errors import SourceChanged, SourceNotRepeatable, SourceUnreadable, UnsafePath
-from uploader.private_files import (
-    make_private_folder,
-    open_private_file,
-    require_private_folder,
-)
+from uploader.private_files import make_private_folder, open_private_file, require_private_folder
 from uploader.protocol.integrity import crc64
 from uploader.protocol.wire import Body
 from uploader.sources.contract import Checksums, RandomAccess, RangeBody, Ranges
