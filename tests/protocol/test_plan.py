@@ -210,47 +210,6 @@ def test_an_end_that_the_parts_do_not_reach_is_refused(size: int, message: str) 
         plan_of((MIB, 3), is_open=True).closed(size)
 
 
-# --- parts that have not begun --------------------------------------------------------
-
-
-@given(_CLOSED, st.data())
-def test_parts_that_have_not_begun_can_be_cut_again(plan: Plan, data: st.DataObject) -> None:
-    number = data.draw(st.integers(1, plan.part_count))
-    rest = plan.size - plan.part(number).offset
-    step = max(data.draw(_PART_SIZES), -(-rest // (MAX_PART_COUNT - number + 1)))
-    runs = [Run(step, rest // step), Run(rest % step, 1)]
-    again = plan.replace_from(number, [run for run in runs if run.size and run.count])
-    assert again.size == plan.size
-    assert list(again.parts)[: number - 1] == list(plan.parts)[: number - 1]
-    assert {part.size for part in list(again.parts)[number - 1 : -1]} <= {step}
-    assert read_plan(again.to_text()) == again
-
-
-def test_an_open_plan_can_grow_otherwise() -> None:
-    plan = plan_of((MIB, 100), is_open=True)
-    again = plan.replace_from(3, [Run(4 * MIB, 9998)])
-    assert again == plan_of((MIB, 2), (4 * MIB, 9998), is_open=True)
-
-
-def test_a_plan_can_be_cut_again_from_its_first_part() -> None:
-    assert plan_of((MIB, 4)).replace_from(1, [Run(2 * MIB, 2)]) == plan_of((2 * MIB, 2))
-
-
-@pytest.mark.parametrize(
-    ("number", "run", "message"),
-    [
-        (3, Run(MIB, 3), "the parts hold 5242880 bytes, the source has 4194304"),
-        (3, Run(MIB, 1), "the parts hold 3145728 bytes, the source has 4194304"),
-        (4, Run(2**16, 16), "fewer than 102400"),
-        (0, Run(MIB, 4), "part 0 is not one of 4"),
-        (5, Run(MIB, 1), "part 5 is not one of 4"),
-    ],
-)
-def test_other_bytes_than_those_left_cannot_be_planned(number: int, run: Run, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        plan_of((MIB, 4)).replace_from(number, [run])
-
-
 # --- as text --------------------------------------------------------------------------
 
 

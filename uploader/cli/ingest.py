@@ -52,15 +52,8 @@ def ingest(flags: IngestFlags) -> int:
 def make_streams(flags: RowFlags) -> list[Stream]:
     """Return what is to be read: manifests, folders and lists."""
     streams = [manifest_stream(path, err) for path in flags.manifests]
-    for folder in flags.recursive:
-        streams.append(
-            folder_stream(
-                folder,
-                include=flags.include,
-                exclude=flags.exclude,
-                follow_symlinks=flags.follow_symlinks,
-            )
-        )
+    given = {name: getattr(flags, name) for name in ("include", "exclude", "follow_symlinks")}
+    streams += [folder_stream(folder, **given) for folder in flags.recursive]
     if flags.files_from:
         streams.append(files_from(flags.files_from))
     if not streams:

@@ -162,22 +162,6 @@ class Plan:
         rest = Run(size - self.part(last).offset, 1)
         return replace(self, runs=(*self._runs_before(last), rest), is_open=False)
 
-    def replace_from(self, number: int, runs: Iterable[Run]) -> Plan:
-        """Return the plan with other parts from `number` on; those before it are the same.
-
-        For parts that were never sent: no other part may change its range.
-
-        Raises:
-            ValueError: the number is not one of this plan's, the new parts break OSS's
-                limits, or they do not hold as many bytes as those they replace.
-        """
-        if not 1 <= number <= self.part_count:
-            raise ValueError(f"part {number} is not one of {self.part_count}")
-        plan = replace(self, runs=(*self._runs_before(number), *runs))
-        if plan.size != self.size:
-            raise ValueError(f"the parts hold {plan.size} bytes, the source has {self.size}")
-        return plan
-
     def to_text(self) -> str:
         """Return the plan as one short line: `v1 8M*12 7M*2 6656K 1234`.
 
