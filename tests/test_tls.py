@@ -17,7 +17,17 @@ import pytest
 import trustme
 
 from tests.rawserver import Authority, echo_checksums, serving
-from uploader.errors import TransportError
+from uploader import (
+    AccessKey,
+    SourceUnreadable,
+    TrustPolicy,
+    Uploader,
+    UrlPolicy,
+    UrlSource,
+    VodProvider,
+)
+from uploader.cli.run import exit_code
+from uploader.errors import TransportError, UntrustedCertificate, VodupError
 from uploader.protocol.wire import BytesBody, SignedRequest
 from uploader.transport import AiohttpTransport
 
@@ -29,17 +39,18 @@ def authority(tmp_path: Path) -> Authority:
     return Authority.in_folder(tmp_path)
 
 
-async def refused(tls: ssl.SSLContext, ca_file: Path | None) -> TransportError:
+async def refused(
+    tls: ssl.SSLContext, ca_file: Path | None, kind: type[VodupError] = UntrustedCertificate
+) -> VodupError:
     """The error of sending there; nothing of the request was seen by the server."""
     async with (
         serving(echo_checksums, tls=tls) as server,
         AiohttpTransport(ca_file=ca_file, stall_timeout_s=2.0) as transport,
     ):
         request = SignedRequest("PUT", f"{server.url}/bucket/key", {}, BytesBody(b"x"))
-        with pytest.raises(TransportError) as caught:
+        with pytest.raises(kind) as caught:
             await transport.send(request, answer_timeout_s=2.0)
         assert server.heads == []
-    assert not caught.value.is_sent
     return caught.value
 
 
@@ -63,6 +74,35 @@ async def test_a_certificate_signed_by_itself_is_refused(tmp_path: Path) -> None
     assert "certificate is not trusted" in (await refused(own, None)).message
 
 
+async def test_an_upload_ends_at_the_first_certificate_that_is_not_trusted(
+    authority: Authority, tmp_path: Path
+) -> None:
+    movie = tmp_path / "movie.mp4"
+    movie.write_bytes(b"film")
+    async with serving(echo_checksums, tls=authority.server()) as server:
+        provider = VodProvider(AccessKey(id="id", secret="secret"), endpoint=server.url)
+        trust = TrustPolicy(allow_loopback=True)
+        async with Uploader(provider, state=tmp_path / "state", trust=trust) as up:
+            with pytest.raises(UntrustedCertificate) as caught:
+                await asyncio.wait_for(up.upload(movie), 20)
+        assert server.heads == []
+    assert exit_code(caught.value) == 7
+
+
+async def test_a_source_whose_certificate_is_not_trusted_is_not_retried(
+    authority: Authority,
+) -> None:
+    async with serving(echo_checksums, tls=authority.server()) as server:
+        source = UrlSource(
+            f"{server.url}/movie.mp4", policy=UrlPolicy(allow_private=True), patience_s=600.0
+        )
+        with pytest.raises(SourceUnreadable, match="certificate is not trusted") as caught:
+            await asyncio.wait_for(source.__aenter__(), 20)
+        await source.__aexit__(None, None, None)
+    assert not caught.value.is_temporary
+    assert exit_code(caught.value) == 4
+
+
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1])
 async def test_an_old_version_of_tls_is_refused(
     authority: Authority, version: ssl.TLSVersion
@@ -73,7 +113,10 @@ async def test_an_old_version_of_tls_is_refused(
         warnings.simplefilter("ignore", DeprecationWarning)
         old.minimum_version = old.maximum_version = version
 
-    await refused(old, authority.ca_file)
+    error = await refused(old, authority.ca_file, TransportError)
+
+    assert isinstance(error, TransportError)
+    assert not error.is_sent
 
 
 # --- the environment --------------------------------------------------------------------
@@ -81,7 +124,7 @@ async def test_an_old_version_of_tls_is_refused(
 _SEND = """
     import asyncio, json, sys
     from pathlib import Path
-    from uploader.errors import TransportError
+    from uploader.errors import UntrustedCertificate
     from uploader.protocol.wire import BytesBody, SignedRequest
     from uploader.transport import AiohttpTransport
 
@@ -90,8 +133,8 @@ _SEND = """
             request = SignedRequest("PUT", url + "/bucket/key", {}, BytesBody(b"x"))
             try:
                 answer = await transport.send(request, answer_timeout_s=5)
-            except TransportError as error:
-                print(json.dumps([error.message, error.is_sent]))
+            except UntrustedCertificate as error:
+                print(json.dumps([error.message]))
             else:
                 print(json.dumps(answer.status))
 
@@ -135,7 +178,6 @@ async def test_nothing_in_the_environment_adds_a_trusted_authority(
 
     assert isinstance(outcome, list), f"it was sent: {outcome}"
     assert "certificate is not trusted" in outcome[0]
-    assert outcome[1] is False
 
 
 async def test_no_variable_makes_tls_log_its_keys(authority: Authority, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 import pytest
@@ -27,7 +27,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.rawserver import Authority, Connection, echo_checksums, serving
-from uploader.errors import ConfigurationError, SourceChanged, TransportError
+from uploader.errors import (
+    ConfigurationError,
+    SourceChanged,
+    TransportError,
+    UntrustedCertificate,
+    VodupError,
+)
 from uploader.pace import Bandwidth, Pace
 from uploader.protocol.integrity import crc64
 from uploader.protocol.wire import Body, BytesBody, Response, SignedRequest
@@ -88,9 +94,17 @@ async def send(
     return await transport.send(request, answer_timeout_s=answer_timeout_s)
 
 
+E = TypeVar("E", bound=VodupError)
+
+
 async def refusal(sending: Awaitable[Response]) -> TransportError:
     """The error, checked to hold no secret anywhere along its chain."""
-    with pytest.raises(TransportError) as caught:
+    return await refusal_of(TransportError, sending)
+
+
+async def refusal_of(kind: type[E], sending: Awaitable[Response]) -> E:
+    """The same for an error of one class."""
+    with pytest.raises(kind) as caught:
         await sending
     error = caught.value
     assert error.__cause__ is None
@@ -769,10 +783,11 @@ async def test_an_unknown_authority_is_refused(authority: Authority) -> None:
         serving(echo_checksums, tls=authority.server()) as server,
         a_transport() as transport,
     ):
-        error = await refusal(send(transport, server.url, BIG))
+        error = await refusal_of(UntrustedCertificate, send(transport, server.url, BIG))
     assert "certificate is not trusted (unable to get local issuer certificate" in error.message
     assert "VODUP_CA_FILE" in error.next_step
-    assert not error.is_sent
+    assert "proxy that inspects TLS" in error.next_step
+    assert not error.is_temporary
 
 
 async def test_a_certificate_for_another_name_is_refused(authority: Authority) -> None:
@@ -780,9 +795,8 @@ async def test_a_certificate_for_another_name_is_refused(authority: Authority) -
         serving(echo_checksums, tls=authority.server("oss-cn-shanghai.aliyuncs.com")) as server,
         a_transport(ca_file=authority.ca_file) as transport,
     ):
-        error = await refusal(send(transport, server.url, BIG))
+        error = await refusal_of(UntrustedCertificate, send(transport, server.url, BIG))
     assert "certificate is not trusted" in error.message
-    assert not error.is_sent
 
 
 async def test_an_old_tls_is_refused(authority: Authority) -> None:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from uploader.errors import TransportError as TransportError
     from uploader.errors import UnsafePath as UnsafePath
     from uploader.errors import UnsupportedState as UnsupportedState
+    from uploader.errors import UntrustedCertificate as UntrustedCertificate
     from uploader.errors import UntrustedEndpoint as UntrustedEndpoint
     from uploader.errors import UnverifiedCompletion as UnverifiedCompletion
     from uploader.errors import UploadLocked as UploadLocked
@@ -115,8 +116,9 @@ _HOMES = {
     "errors": "CallerNotAuthenticated ConfigurationError CredentialError CredentialsRejected "
     "HookError IntegrityError InvalidGrant LeaseLost OverwriteRefused PermissionDenied PolicyError "
     "ServiceError SourceChanged SourceError SourceNotRepeatable SourceUnreadable StateError "
-    "StateUnavailable TransferError TransportError UnsafePath UnsupportedState UntrustedEndpoint "
-    "UnverifiedCompletion UploadLocked UploadTargetChanged VideoError VideoGone VodupError",
+    "StateUnavailable TransferError TransportError UnsafePath UnsupportedState "
+    "UntrustedCertificate UntrustedEndpoint UnverifiedCompletion UploadLocked UploadTargetChanged "
+    "VideoError VideoGone VodupError",
     "events": "CredentialsRenewed Event HookFailed PartStored PartsAdopted RequestRetried "
     "UploadCancelled UploadFailed UploadFinished UploadProgress UploadRestarted UploadResult "
     "UploadStarted",

@@ -28,6 +28,7 @@ VodupError
 ├── HookError                     a hook failed before the video was created
 └── PolicyError                   refused for security reasons; nothing was sent
     ├── UntrustedEndpoint         credentials would go to a host that is not OSS or VOD
+    ├── UntrustedCertificate      the server's TLS certificate cannot be verified
     └── UnsafePath                a path leads out of its folder
 
 A class exists only where a caller would catch it separately; codes of the services stay
@@ -62,6 +63,7 @@ __all__ = [
     "TransportError",
     "UnsafePath",
     "UnsupportedState",
+    "UntrustedCertificate",
     "UntrustedEndpoint",
     "UnverifiedCompletion",
     "UploadLocked",
@@ -354,6 +356,16 @@ class UntrustedEndpoint(PolicyError):
     default_next_step = (
         "Check who issued this address. A host of your own must be allowed explicitly "
         "(--allow-host, or allowed_hosts= in code)."
+    )
+
+
+class UntrustedCertificate(PolicyError):
+    """The server's TLS certificate cannot be verified; waiting does not change that."""
+
+    default_next_step = (
+        "Check this machine's clock and its CA certificates; behind a proxy that inspects TLS, "
+        "point VODUP_CA_FILE (ca_file= in code) at the proxy's CA certificate (SSL_CERT_FILE is "
+        "not read). Then run the same command again. Verification cannot be switched off."
     )
 
 

@@ -31,6 +31,7 @@ DOCUMENTED = {
     errors.StateUnavailable: 5,
     errors.UploadLocked: 6,
     errors.LeaseLost: 6,
+    errors.UntrustedCertificate: 7,
     errors.UntrustedEndpoint: 7,
     errors.UnsafePath: 7,
 }

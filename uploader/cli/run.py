@@ -94,6 +94,7 @@ EXIT_CODES: Final[dict[type[VodupError], int]] = {
     errors.LeaseLost: HELD,
     errors.HookError: FAILED,
     errors.PolicyError: POLICY,
+    errors.UntrustedCertificate: POLICY,
     errors.UntrustedEndpoint: POLICY,
     errors.UnsafePath: POLICY,
 }

@@ -245,7 +245,7 @@ class Transport(Protocol):
         if there is no answer `answer_timeout_s` after the body.
 
         Raises:
-            TransportError: there is no usable answer.
+            TransportError, UntrustedCertificate: there is no usable answer.
             SourceError: the body could not be read.
         """
 

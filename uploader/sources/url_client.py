@@ -154,6 +154,13 @@ class UrlClient:
             response = await session.get(
                 url, headers={"Accept-Encoding": "identity", **headers}, allow_redirects=False
             )
+        except aiohttp.ClientConnectorCertificateError as error:
+            reason = getattr(error.certificate_error, "verify_message", "") or "refused"
+            raise SourceUnreadable(
+                f"{self.name} cannot be read: its server's certificate is not trusted ({reason}).",
+                next_step="Check this machine's clock, and add the server's CA certificate to the "
+                "system's, then run the same command again.",
+            ) from None
         except aiohttp.ClientConnectorError as error:
             if isinstance(error.os_error, _AddressRefused):
                 raise error.os_error.reason from None

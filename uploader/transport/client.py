@@ -132,7 +132,7 @@ class AiohttpTransport:
         `Response.sent` holds how much was sent, and the connection is not used again.
 
         Raises:
-            TransportError: there is no usable answer.
+            TransportError, UntrustedCertificate: there is no usable answer.
             SourceError: the body could not be read.
         """
         session = await self._open_session()

@@ -14,7 +14,7 @@ from typing import Final
 import aiohttp
 from yarl import URL
 
-from uploader.errors import TransportError
+from uploader.errors import TransportError, UntrustedCertificate
 from uploader.protocol.wire import SignedRequest
 
 __all__ = ["FOREIGN_ERRORS", "UnusableAnswer", "transport_error", "without_hidden_retry"]
@@ -31,12 +31,6 @@ _CONNECT_HELP: Final = (
     "Check the region or the endpoint, the network and the firewall, then run the same command "
     "again to resume."
 )
-_CERTIFICATE_HELP: Final = (
-    "Check this machine's clock and its CA certificates; behind a proxy that inspects TLS, "
-    "point VODUP_CA_FILE at the proxy's certificate (SSL_CERT_FILE is not read). Verification "
-    "cannot be switched off."
-)
-
 _CERTIFICATE_ERRORS: Final = (
     aiohttp.ClientConnectorCertificateError,
     aiohttp.ServerFingerprintMismatch,
@@ -78,24 +72,20 @@ _EXPLANATIONS: Final[tuple[tuple[type[Exception], str], ...]] = (
 
 def transport_error(
     error: Exception, request: SignedRequest, *, timeout_reason: str = ""
-) -> TransportError:
+) -> TransportError | UntrustedCertificate:
     """Our error for one of aiohttp's or the system's, without any of its content.
 
     `timeout_reason` explains a TimeoutError that is not one of aiohttp's.
     """
+    if isinstance(error, _CERTIFICATE_ERRORS):
+        return UntrustedCertificate(f"{_name_of(request)}: {_explain(error)}.")
     is_ours = isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ClientError)
     return TransportError(
         f"{_name_of(request)}: {timeout_reason if is_ours else _explain(error)}.",
         is_sent=not isinstance(error, _NEVER_SENT),
         is_timeout=isinstance(error, TimeoutError),  # aiohttp's are subclasses; errno ETIMEDOUT
-        next_step=_next_step(error),
+        next_step=_CONNECT_HELP if isinstance(error, aiohttp.ClientConnectorError) else None,
     )
-
-
-def _next_step(error: Exception) -> str | None:
-    if isinstance(error, _CERTIFICATE_ERRORS):
-        return _CERTIFICATE_HELP
-    return _CONNECT_HELP if isinstance(error, aiohttp.ClientConnectorError) else None
 
 
 async def without_hidden_retry(
