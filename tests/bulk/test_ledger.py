@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,20 @@ def test_failures_go_to_a_file_of_their_own(tmp_path: Path) -> None:
     (failure,) = lines(tmp_path / "f.jsonl")
     assert (failure["path"], failure["error"]) == ("/root/2.mp4", "SourceUnreadable")
     assert list(tmp_path.iterdir()) == [tmp_path / "f.jsonl"]
+
+
+def test_a_link_in_the_place_of_a_draft_or_of_a_ledger_is_not_followed(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.touch()
+    (tmp_path / "r.jsonl").symlink_to(victim)
+    with pytest.raises(ConfigurationError, match="cannot be written"):
+        Ledger(tmp_path / "r.jsonl")
+    victim.write_text("precious")
+    planted = tmp_path / f".f.jsonl.{os.getpid()}.draft"
+    planted.symlink_to(victim)
+    with Ledger() as ledger:
+        ledger.write_failures(tmp_path / "f.jsonl")
+    assert (victim.read_text(), planted.is_symlink()) == ("precious", True)
 
 
 def test_a_compact_map_holds_what_a_dict_does() -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from hashlib import blake2b
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, Final, Self
 
 from uploader.errors import ConfigurationError, StateUnavailable, UploadLocked, VodupError
@@ -266,7 +267,7 @@ def _open_temporary() -> int:
 
 def _open_locked(path: Path) -> int:
     try:
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_APPEND | os.O_CLOEXEC
         handle = os.open(path, flags, 0o600)
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be written: {error.strerror}.") from error
@@ -291,9 +292,9 @@ def _write_all(path: Path, records: Iterable[Record]) -> int:
     Raises:
         StateUnavailable: it cannot be written; the old file is unchanged.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    draft = path.with_name(f".{path.name}.{os.getpid()}-{token_hex(4)}.draft")
     try:
-        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_APPEND | os.O_CLOEXEC
         handle = os.open(draft, flags, 0o600)
         try:
             with os.fdopen(os.dup(handle), "wb") as file:
