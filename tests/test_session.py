@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from email.utils import format_datetime
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given
@@ -203,6 +205,35 @@ async def test_a_success_is_returned_and_reported_to_the_signer() -> None:
     assert rig.signer.accepted_generations == [1]
     assert not rig.retried
     assert rig.slots.held == 0
+
+
+_TOKEN = "OpaqueToken+of/this=session" * 4
+
+
+@pytest.mark.parametrize(
+    ("url", "headers", "secret"),
+    [
+        ("https://h/", {"x-oss-security-token": _TOKEN}, _TOKEN),
+        ("https://h/", {"authorization": f"OSS key-id:{_TOKEN}"}, _TOKEN),
+        ("https://h/", {"authorization": f"OSS4 Credential=key-id, Signature={_TOKEN}"}, _TOKEN),
+        (f"https://h/?a=1&SecurityToken={quote(_TOKEN, safe='')}&b=2", {}, _TOKEN),
+        (f"https://h/?Signature={quote(_TOKEN, safe='')}", {}, _TOKEN),
+    ],
+)
+async def test_a_service_that_echoes_a_secret_does_not_make_it_part_of_the_error(
+    url: str, headers: dict[str, str], secret: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def parse_echo(_: Response) -> str:
+        text = f"The key-id or {secret[:60]} is bad."
+        raise ServiceError(text, operation="X", status=403, code=secret, ec=secret, request_id="R1")
+
+    rig = Rig([refused(403, "AccessDenied")])
+    signed = SignedRequest("PUT", url, headers)
+    monkeypatch.setattr(rig.signer, "sign", lambda *_, **__: signed)
+    error = await rig.fails(ServiceError, replace(OPERATION, parse=parse_echo))
+    assert error.message == "The key-id or [redacted] is bad."
+    assert (error.code, error.request_id) == ("[redacted]", "R1")
+    assert secret[:20] not in "".join(traceback.format_exception(error)) + repr(vars(error))
 
 
 # --- pauses --------------------------------------------------------------------------

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import TypeVar
+from urllib.parse import parse_qsl, urlsplit
 
 from uploader.clock import Clock
 from uploader.errors import (
@@ -33,6 +35,9 @@ _MAX_RENEWALS_A_CALL = 5
 
 _RESETS_BEFORE_PROBE = 2
 """Connections reset in a row by one request before its probe is sent."""
+
+_SECRET_NAME = re.compile("authorization|token|signature$", re.I)
+_RECOGNIZED = 12  # characters of a secret: texts of services are cut off
 
 _PROBED_FOR = frozenset({Meaning.RENEW, Meaning.FIX_CLOCK, Meaning.VANISHED})
 
@@ -135,7 +140,7 @@ class Session:
             return operation.parse(response)
         except VodupError as error:
             failure = error
-        raise without_frames(failure)
+        raise without_frames(_without_secrets(failure, signed))
 
     async def _prepare_retry(
         self, operation: Operation[T], signed: SignedRequest, failure: _Failure, attempts: _Attempts
@@ -254,3 +259,16 @@ class _Attempts:
 def _is_reset(failure: _Failure) -> bool:
     """Whether the peer broke the connection off with the request under way."""
     return isinstance(failure, TransportError) and failure.is_sent and not failure.is_timeout
+
+
+def _without_secrets(error: VodupError, signed: SignedRequest) -> VodupError:
+    """The error without what the answer echoed of the request's credentials, even if cut off."""
+    query = parse_qsl(urlsplit(signed.url).query)
+    for name, value in (*signed.headers.items(), *query):
+        if _SECRET_NAME.search(name) and (secret := re.split(":|Signature=", value)[-1]):
+            echo = re.compile(f"{re.escape(secret[:_RECOGNIZED])}[A-Za-z0-9+/=%_.~-]*")
+            for field, text in vars(error).items():
+                if isinstance(text, str):
+                    setattr(error, field, echo.sub("[redacted]", text))
+    error.args = (error.message,)
+    return error

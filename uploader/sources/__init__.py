@@ -74,10 +74,7 @@ def as_source(given: AnySource) -> Source:
 
 
 def of_path(path: str, *, follow_symlinks: bool, root: str | None = None) -> Source:
-    """Return the source at a path; a playlist stands for everything it refers to.
-
-    With a `root`, the file and all that a playlist refers to must be in that folder.
-    """
+    """Return the source at a path, below `root`; a playlist stands for all it refers to."""
     if is_playlist_path(path):
         return HlsPackage(path, follow_symlinks=follow_symlinks, root=root)
     return FileSource(path, follow_symlinks=follow_symlinks, root=root)

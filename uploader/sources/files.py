@@ -335,10 +335,7 @@ def open_regular_file(
 ) -> int:
     """Open only a regular file, and never wait for one: a FIFO would block until written.
 
-    Raises:
-        OSError: it cannot be opened.
-        SourceUnreadable: it is not a regular file.
-        UnsafePath: it is not below `root`, or a link is on the way.
+    Raises `SourceUnreadable` for anything else, and `UnsafePath`; see `FileSource`.
     """
     flags |= os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow_symlinks else os.O_NOFOLLOW)
     descriptor = os.open(path, flags) if root is None else _open_below(root, path, flags)

@@ -261,8 +261,7 @@ def _renamed(found: _Found, playlist: str, names: Mapping[str, str]) -> bytes:
 
 
 def _find(path: str, root: str | None) -> _Found:
-    # Below a root the path has no links: the opening refuses them.
-    main = _real(path, path) if root is None else path
+    main = _real(path, path) if root is None else path  # links below a root are refused
     folder = os.path.dirname(main)
     root = root or folder
     playlists = {main: _playlist(main, root)}
