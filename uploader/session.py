@@ -37,7 +37,6 @@ _RESETS_BEFORE_PROBE = 2
 """Connections reset in a row by one request before its probe is sent."""
 
 _SECRET_NAME = re.compile("authorization|token|signature$", re.I)
-_RECOGNIZED = 12  # characters of a secret: texts of services are cut off
 
 _PROBED_FOR = frozenset({Meaning.RENEW, Meaning.FIX_CLOCK, Meaning.VANISHED})
 
@@ -242,7 +241,8 @@ class _Attempts:
         if self._first_failure_s is None:
             self._first_failure_s = now_s
         self._failure_count += 1
-        self.reset_count = self.reset_count + 1 if _is_reset(failure) else 0
+        is_cut = isinstance(failure, TransportError) and failure.is_sent and not failure.is_timeout
+        self.reset_count = self.reset_count + 1 if is_cut else 0
         policy = self._policy
         patience_s = policy.patience_s if has_answered else policy.first_contact_patience_s
         is_first_break = self._failure_count == 1 and isinstance(failure, TransportError)
@@ -256,17 +256,12 @@ class _Attempts:
         return pause_s
 
 
-def _is_reset(failure: _Failure) -> bool:
-    """Whether the peer broke the connection off with the request under way."""
-    return isinstance(failure, TransportError) and failure.is_sent and not failure.is_timeout
-
-
 def _without_secrets(error: VodupError, signed: SignedRequest) -> VodupError:
     """The error without what the answer echoed of the request's credentials, even if cut off."""
     query = parse_qsl(urlsplit(signed.url).query)
     for name, value in (*signed.headers.items(), *query):
         if _SECRET_NAME.search(name) and (secret := re.split(":|Signature=", value)[-1]):
-            echo = re.compile(f"{re.escape(secret[:_RECOGNIZED])}[A-Za-z0-9+/=%_.~-]*")
+            echo = re.compile(f"{re.escape(secret[:12])}[A-Za-z0-9+/=%_.~-]*")
             for field, text in vars(error).items():
                 if isinstance(text, str):
                     setattr(error, field, echo.sub("[redacted]", text))

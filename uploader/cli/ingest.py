@@ -104,8 +104,13 @@ def make_readings(
     ]
 
 
-def _batch_options(flags: IngestFlags) -> BatchOptions:
-    return BatchOptions(
+# --- doing it ---------------------------------------------------------------------------
+
+
+async def _perform(
+    uploader: Uploader, readings: Sequence[Reading], flags: IngestFlags, view: BatchView
+) -> int:
+    options = BatchOptions(
         files=flags.files,
         retries=flags.retries,
         stop_on_error=flags.stop_on_error,
@@ -113,15 +118,6 @@ def _batch_options(flags: IngestFlags) -> BatchOptions:
         overwrite=flags.overwrite,
         urls=settings.make_url_policy(flags),
     )
-
-
-# --- doing it ---------------------------------------------------------------------------
-
-
-async def _perform(
-    uploader: Uploader, readings: Sequence[Reading], flags: IngestFlags, view: BatchView
-) -> int:
-    options = _batch_options(flags)
     with await in_thread(Ledger, flags.report) as ledger:
         batch = Batch(uploader, ledger, options, exit_code=run.exit_code, on_record=view.record)
         progress = batch.progress
