@@ -96,12 +96,11 @@ def make_readings(
     streams: Sequence[Stream], rows: RowFlags, rules: RowRules, scope: str
 ) -> list[Reading]:
     """Each stream with the rules for its rows."""
+    rules = replace(rules, scope=scope)
     if rows.root:
-        return [(stream, replace(rules, scope=scope)) for stream in streams]
-    return [
-        (stream, replace(rules, scope=scope, root=replace(rules.root, folder=stream.folder)))
-        for stream in streams
-    ]
+        return [(stream, rules) for stream in streams]
+    roots = [replace(rules.root, folder=stream.folder) for stream in streams]
+    return [(s, replace(rules, root=root)) for s, root in zip(streams, roots, strict=True)]
 
 
 # --- doing it ---------------------------------------------------------------------------
