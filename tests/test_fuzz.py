@@ -448,7 +448,7 @@ def test_a_damaged_record_ends_in_a_typed_error(field: str, document: bytes) -> 
                 raise AssertionError(f"{type(error).__name__} for {damage!r}") from error
 
 
-def test_a_damaged_state_file_is_mended_or_refused() -> None:
+def test_a_damaged_state_file_is_repaired_or_refused() -> None:
     with tempfile.TemporaryDirectory() as folder, asyncio.Runner() as runner:
         whole = runner.run(_written(Path(folder) / "whole" / "state.db"))
         draw = random.Random(1)

@@ -63,7 +63,7 @@ def uploader_for(job: Job) -> Uploader:
     )
 
 
-DONE_MARK = "/vodup-the-receipt-is-durable"
+DONE_MARK = "/vodup-the-commit-is-durable"
 
 
 def _marked(event: Event) -> None:
@@ -73,7 +73,7 @@ def _marked(event: Event) -> None:
 
 
 def _wait_for_tracer() -> None:
-    """Stop until somebody has attached and says to go on; any process of ours may attach."""
+    """Stop until a tracer has attached and continues us; any process of ours may attach."""
     ctypes.CDLL(None).prctl(_PR_SET_PTRACER, ctypes.c_ulong(-1), 0, 0, 0)
     os.kill(os.getpid(), signal.SIGSTOP)
 
@@ -141,9 +141,9 @@ def command(job: Job) -> Job:
     os.chdir(job["folder"])
     os.environ.clear()
     os.environ.update(job["env"])
-    said = os.open(job["said"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    os.dup2(said, 1)
-    os.dup2(said, 2)
+    output = os.open(job["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
     sys.argv = ["vodup", *job["words"]]
     from uploader.cli import main
 
@@ -172,8 +172,8 @@ def _live(job: Job) -> None:
     """In the forked child: do the job, say how it ended, and never return."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
-        said = _run(job)
-        Path(job["out"]).write_text(json.dumps(said))  # read once this process is gone
+        report = _run(job)
+        Path(job["out"]).write_text(json.dumps(report))  # read once this process is gone
         os._exit(0)
     except BaseException:
         traceback.print_exc()

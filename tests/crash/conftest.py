@@ -43,10 +43,10 @@ class Child:
         os.kill(self.pid, number)
 
     async def ended(self, *, timeout_s: float = 60) -> dict[str, Any] | None:
-        """Wait for its end; what it said, or None if it could not say a word."""
+        """Wait for its end; return its report, or None if it could not write one."""
         await until(lambda: not self.is_running, timeout_s=timeout_s)
-        said = self.out.read_text() if self.out.exists() else ""
-        return json.loads(said) if said else None  # killed at the write that says it
+        report = self.out.read_text() if self.out.exists() else ""
+        return json.loads(report) if report else None  # killed while writing it
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Nursery:
 
     def start(self, **job: Any) -> Child:
         """Start a job now, or as soon as its `at_s` has come."""
-        out = self.folder / f"said-{next(_NUMBERS)}.json"
+        out = self.folder / f"report-{next(_NUMBERS)}.json"
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         print(json.dumps({**job, "out": str(out)}), file=self._process.stdin, flush=True)

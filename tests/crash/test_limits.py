@@ -16,12 +16,12 @@ from tests.engine.harness import PART, Desk
 from uploader import StateUnavailable
 
 from .conftest import Nursery, job_of
-from .test_pairs import command, told
+from .test_pairs import command, outputs
 
 
 @contextmanager
 def mounted(place: Path, how: str) -> Iterator[Path]:
-    """A file system in memory; root may do that, and may write where nobody else may."""
+    """A file system in memory; root may do that, and may write where others may not."""
     if os.geteuid() != 0:
         pytest.skip("only root can mount")
     place.mkdir(mode=0o700, exist_ok=True)
@@ -93,7 +93,7 @@ async def test_a_folder_that_turns_read_only_in_mid_upload(desk: Desk) -> None:
 
 
 async def test_eighty_files_with_sixty_four_descriptors(desk: Desk, nursery: Nursery) -> None:
-    """Descriptors do not grow with the manifest; many connections are asked for, too."""
+    """Descriptors do not grow with the manifest; many connections are requested, too."""
     folder = desk.folder / "many"
     await asyncio.to_thread(many_files, folder, 80)
     words = ["ingest", "m.jsonl", "--report", "r.jsonl", "--files", "32", "--concurrency", "64"]
@@ -101,7 +101,7 @@ async def test_eighty_files_with_sixty_four_descriptors(desk: Desk, nursery: Nur
 
     end = await nursery.start(**job).ended(timeout_s=100)
 
-    assert end == {"code": 0}, told(folder)[-3000:]
+    assert end == {"code": 0}, outputs(folder)[-3000:]
     rows = [json.loads(line) for line in (folder / "r.jsonl").read_text().splitlines()]
     assert [row["status"] for row in rows] == ["done"] * 80
     assert desk.server.stats.creates == len(desk.server.videos) == 80
@@ -120,8 +120,8 @@ async def test_one_large_file_with_sixty_four_descriptors(desk: Desk, nursery: N
     movie = desk.file(150 * PART)
     job = job_of(desk, do="upload", source=str(movie), limits=[64]) | {"concurrency": 128}
 
-    said = await nursery.start(**job).ended()
+    report = await nursery.start(**job).ended()
 
-    assert said is not None
-    assert "result" in said, said
-    assert desk.server.object_bytes(said["result"]["video_id"]) == movie.read_bytes()
+    assert report is not None
+    assert "result" in report, report
+    assert desk.server.object_bytes(report["result"]["video_id"]) == movie.read_bytes()

@@ -26,13 +26,19 @@ def command(desk: Desk, folder: Path, *words: str, **more: Any) -> dict[str, Any
         "VODUP_STATE": str(folder / "state" / "state.db"),
         "VODUP_PART_SIZE": str(PART),
     }
-    said = str(folder / f"said-{more.pop('number', 0)}.txt")
-    job = {"do": "command", "words": list(words), "folder": str(folder), "env": env, "said": said}
+    output = str(folder / f"output-{more.pop('number', 0)}.txt")
+    job = {
+        "do": "command",
+        "words": list(words),
+        "folder": str(folder),
+        "env": env,
+        "output": output,
+    }
     return {**job, **more}
 
 
-def told(folder: Path) -> str:
-    return "\n".join(path.read_text() for path in sorted(folder.glob("said-*.txt")))
+def outputs(folder: Path) -> str:
+    return "\n".join(path.read_text() for path in sorted(folder.glob("output-*.txt")))
 
 
 async def both(nursery: Nursery, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -65,12 +71,12 @@ async def race_for_a_manifest(desk: Desk, nursery: Nursery, round_count: int) ->
         await asyncio.to_thread(prepare, folder, number)
         words = ("ingest", "m.jsonl", "--report", "r.jsonl")
         ends = await both(nursery, [command(desk, folder, *words, number=n) for n in range(2)])
-        assert sorted(end["code"] for end in ends) == [0, HELD], (ends, told(folder))
+        assert sorted(end["code"] for end in ends) == [0, HELD], (ends, outputs(folder))
         rows = [json.loads(line) for line in (folder / "r.jsonl").read_text().splitlines()]
         assert sorted(row["row"] for row in rows) == [1, 2, 3]
         assert {row["status"] for row in rows} == {"done"}
         assert desk.server.stats.creates == 3 * (number + 1)
-        assert "Traceback" not in told(folder)
+        assert "Traceback" not in outputs(folder)
 
 
 def prepare(folder: Path, number: int) -> None:
@@ -98,8 +104,8 @@ async def test_the_command_that_came_second_ends_with_6(desk: Desk, nursery: Nur
 
     ends = await both(nursery, jobs)
 
-    assert sorted(end["code"] for end in ends) == [0, HELD], told(desk.folder)
-    assert "is already being uploaded by process" in told(desk.folder)
+    assert sorted(end["code"] for end in ends) == [0, HELD], outputs(desk.folder)
+    assert "is already being uploaded by process" in outputs(desk.folder)
     assert desk.server.stats.creates == desk.server.stats.completes == 1
 
 

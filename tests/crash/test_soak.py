@@ -26,13 +26,13 @@ async def soaked(desk: Desk, nursery: Nursery, count: int, every: int) -> None:
         desk.server.faults.add(_often(fault))
     job = job_of(desk, count=count, every=every, seed=count, vod_calls_per_s=2000.0)
 
-    said = await nursery.start(**job, do="soak").ended(timeout_s=900)
+    report = await nursery.start(**job, do="soak").ended(timeout_s=900)
 
-    assert said is not None
-    assert (said["ended"], said["failed"], said["left"]) == (count, [], 1)
+    assert report is not None
+    assert (report["ended"], report["failed"], report["left"]) == (count, [], 1)
     assert desk.server.stats.creates == len(desk.server.videos) == count
     assert desk.server.open_upload_count == 0
-    warm = said["samples"][len(said["samples"]) // 4 :]
+    warm = report["samples"][len(report["samples"]) // 4 :]
     rss = [sample["rss"] / MIB for sample in warm]
     per_thousand = slope(rss) * 1000 / every
     print(f"{count} uploads: RSS {rss[0]:.1f} to {rss[-1]:.1f} MiB, {per_thousand:+.2f} a thousand")

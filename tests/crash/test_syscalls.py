@@ -43,7 +43,7 @@ FAULTS = {
     "sendto": ("signal=SIGKILL",),
     "sendmsg": ("signal=SIGKILL", "error=EPIPE"),
 }
-UNSPEAKABLE = (".py", "site-packages", "/said-")
+UNSPEAKABLE = (".py", "site-packages", "/report-", "/output-")
 """Where Python could not read its own code, or a test's child not write how it ended."""
 
 PAIRS = [(call, how) for call, hows in FAULTS.items() for how in hows]
@@ -69,10 +69,10 @@ KILLED = "+++ killed by SIGKILL +++"
 
 @dataclass(frozen=True)
 class Hit:
-    """What the trace tells of an injected fault."""
+    """What the trace shows of an injected fault."""
 
     lines: list[str]
-    is_after_the_receipt: bool
+    is_after_the_commit: bool
 
     @classmethod
     def read(cls, trace: Path) -> Hit:
@@ -99,13 +99,13 @@ async def traced(desk: Desk, nursery: Nursery, call: str, how: str, k: int, movi
     assert tracer.stderr is not None
     assert b"attached" in await tracer.stderr.readline()
     child.signal(signal.SIGCONT)
-    said = await child.ended()
+    report = await child.ended()
     await tracer.wait()
     hit = Hit.read(trace)
-    judge(said, hit, call, how)
+    judge(report, hit, call, how)
     again = nursery.start(**job, do="upload")
-    told = await again.ended()
-    await judge_again(desk, movie, told)
+    report = await again.ended()
+    await judge_again(desk, movie, report)
     return bool(hit.lines)
 
 
@@ -113,25 +113,25 @@ def status_of(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
-def judge(said: dict | None, hit: Hit, call: str, how: str) -> None:
+def judge(report: dict | None, hit: Hit, call: str, how: str) -> None:
     """A typed error, a death at the call, or a result that nothing has put in doubt."""
     if how == "signal=SIGKILL":
-        assert said is not None or hit.lines
+        assert report is not None or hit.lines
         return
-    if call == "write" and said is None:
+    if call == "write" and report is None:
         return  # the fault may have hit the file in which a test's child says how it ended
-    if said is None and any(where in line for line in hit.lines for where in UNSPEAKABLE):
+    if report is None and any(where in line for line in hit.lines for where in UNSPEAKABLE):
         return
-    assert said is not None, f"it ended without a word: {hit.lines}"
+    assert report is not None, f"it ended without a word: {hit.lines}"
     is_file = any("state.db" in line for line in hit.lines)
-    if "result" in said and call in SYNCS and is_file:  # SQLite overlooks its folder's
-        assert hit.is_after_the_receipt, f"called durable after {hit.lines}"
+    if "result" in report and call in SYNCS and is_file:  # SQLite overlooks its folder's
+        assert hit.is_after_the_commit, f"called durable after {hit.lines}"
 
 
-async def judge_again(desk: Desk, movie: Path, told: dict | None) -> None:
-    assert told is not None
-    assert "result" in told, told
-    result = told["result"]
+async def judge_again(desk: Desk, movie: Path, report: dict | None) -> None:
+    assert report is not None
+    assert "result" in report, report
+    result = report["result"]
     video = desk.server.videos[result["video_id"]]
     named = [v for v in desk.server.videos.values() if v.reference_id == video.reference_id]
     assert len(named) == 1

@@ -41,7 +41,7 @@ async def frozen(child: Child, state: str) -> None:
 
 
 def is_in_transaction(state: str) -> bool:
-    """Whether somebody is in the middle of a transaction."""
+    """Whether a transaction is open."""
     if not state.startswith("postgresql:"):
         with closing(sqlite3.connect(state, timeout=0, isolation_level=None)) as database:
             try:
@@ -50,8 +50,8 @@ def is_in_transaction(state: str) -> bool:
                 return True
             return False
     with psycopg.connect(state) as connection:
-        asked = "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'"
-        row = connection.execute(asked).fetchone()
+        query = "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'"
+        row = connection.execute(query).fetchone()
         return row is not None and row[0] > 0
 
 
@@ -60,7 +60,7 @@ async def take_over(desk: Desk, movie: Path, state: str) -> UploadResult:
 
 
 async def assert_untouched(desk: Desk, successor: asyncio.Task[UploadResult], movie: Path) -> None:
-    """What the successor does comes to its end as if nobody else was there."""
+    """What the successor does ends as if it were alone."""
     result = await successor
     await desk.assert_stored(result, movie)
     assert desk.server.stats.completes == 1
@@ -79,13 +79,13 @@ async def test_frozen_while_sending(desk: Desk, nursery: Nursery, state_url: str
     desk.server.set_options(bandwidth=0.3e6)
     async with asyncio.TaskGroup() as group:
         successor = group.create_task(take_over(desk, movie, state_url))
-        await until(lambda: bool(desk.told(UploadStarted)))
+        await until(lambda: bool(desk.events_of(UploadStarted)))
 
         zombie.signal(signal.SIGCONT)
-        said = await zombie.ended()
+        report = await zombie.ended()
 
-        assert said is not None
-        assert said["error"] == "LeaseLost", said
+        assert report is not None
+        assert report["error"] == "LeaseLost", report
         assert not successor.done()
         assert desk.count("CompleteMultipartUpload") == 0
         desk.server.set_options(bandwidth=None)
@@ -111,37 +111,37 @@ async def test_frozen_while_completing(desk: Desk, nursery: Nursery, state_url: 
         await until(lambda: desk.requests(name)[0].ended_at > 0)
 
         zombie.signal(signal.SIGCONT)
-        said = await zombie.ended()
+        report = await zombie.ended()
 
-        assert said is not None
-        assert said["error"] == "LeaseLost", said
+        assert report is not None
+        assert report["error"] == "LeaseLost", report
         assert not successor.done()
         assert desk.count(name) == 2, "the zombie completed what is not its any more"
         await assert_untouched(desk, successor, movie)
 
 
-async def test_frozen_while_giving_up(desk: Desk, nursery: Nursery, state_url: str) -> None:
+async def test_frozen_while_aborting(desk: Desk, nursery: Nursery, state_url: str) -> None:
     """The parts it would remove are being used again."""
     movie = desk.file(SIZE)
     desk.order(Fault(action="error", operation="UploadPart", part=9, code="EntityTooLarge"))
     await desk.fail(movie, key="film", state=SqlState(state_url))
     desk.order(Fault(action="slow", operation="RefreshUploadVideo", delay_s=2.5 * TTL_S))
     desk.events.clear()
-    asked = desk.count("RefreshUploadVideo")
+    renewals = desk.count("RefreshUploadVideo")
     zombie = nursery.start(**job_of(desk, state_url, do="abort", key="film", lease_ttl_s=TTL_S))
-    await until(lambda: desk.count("RefreshUploadVideo") > asked)
+    await until(lambda: desk.count("RefreshUploadVideo") > renewals)
     await frozen(zombie, state_url)
     desk.server.set_options(bandwidth=0.3e6)
     async with asyncio.TaskGroup() as group:
         successor = group.create_task(take_over(desk, movie, state_url))
-        await until(lambda: bool(desk.told(UploadStarted)))
-        await until(lambda: desk.requests("RefreshUploadVideo")[asked].ended_at > 0)
+        await until(lambda: bool(desk.events_of(UploadStarted)))
+        await until(lambda: desk.requests("RefreshUploadVideo")[renewals].ended_at > 0)
 
         zombie.signal(signal.SIGCONT)
-        said = await zombie.ended()
+        report = await zombie.ended()
 
-        assert said is not None
-        assert said["error"] == "LeaseLost", said
+        assert report is not None
+        assert report["error"] == "LeaseLost", report
         assert desk.count("AbortMultipartUpload") == 0
         assert not successor.done()
         desk.server.set_options(bandwidth=None)

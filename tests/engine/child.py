@@ -64,10 +64,10 @@ def run(job: dict[str, Any], out: int) -> None:
         kill_after(commit_count)
     try:
         try:
-            said: dict[str, Any] = {"result": asyncio.run(upload(job))}
+            report: dict[str, Any] = {"result": asyncio.run(upload(job))}
         except VodupError as error:
-            said = {"error": type(error).__name__, "message": str(error)}
-        os.write(out, json.dumps(said).encode() + b"\n")
+            report = {"error": type(error).__name__, "message": str(error)}
+        os.write(out, json.dumps(report).encode() + b"\n")
         os._exit(0)
     except BaseException:
         traceback.print_exc()

@@ -59,7 +59,7 @@ def content(size: int, *, seed: int = 0) -> bytes:
 
 @dataclass
 class Desk:
-    """One user's place: a server, a folder, one state store, and what was told."""
+    """One user's place: a server, a folder, one state store, and the events."""
 
     server: DevServer
     folder: Path
@@ -106,9 +106,9 @@ class Desk:
         `given` goes to `Uploader.upload` where it knows the name, else to the options.
         """
         known = {"meta", "video_id", "grant", "key", "overwrite", "on_event"}
-        asked = {name: given.pop(name) for name in known & given.keys()}
+        arguments = {name: given.pop(name) for name in known & given.keys()}
         async with self.uploader(provider, **given) as up:
-            return await up.upload(source, **asked)
+            return await up.upload(source, **arguments)
 
     async def fail(self, source: AnySource, **given: Any) -> VodupError:
         """Upload and return the error it must end with; nothing untyped is caught."""
@@ -129,12 +129,12 @@ class Desk:
             return status.record
 
     async def acked_part_numbers(self) -> set[int]:
-        """Which parts the checkpoint holds receipts for."""
+        """The parts of which the checkpoint holds acks."""
         record = await self.record()
         async with open_state(self.state_path) as store, store.claim(record.key) as checkpoint:
             return set(checkpoint.acks)
 
-    def told(self, kind: type[E]) -> list[E]:
+    def events_of(self, kind: type[E]) -> list[E]:
         """The events of one type, in order."""
         return [event for event in self.events if isinstance(event, kind)]
 
@@ -195,7 +195,7 @@ async def until(condition: Callable[[], bool | Awaitable[bool]], *, timeout_s: f
 
 
 async def called(server: DevServer, action: str, **params: str) -> dict[str, Any]:
-    """The answer of a VOD call that somebody else makes: an app server, a colleague."""
+    """The answer of a VOD call made outside of vodup: by an app server, for example."""
     return await asyncio.to_thread(Vod(server).ok, action, **params)
 
 
@@ -208,7 +208,7 @@ async def refreshed(server: DevServer, video_id: str) -> dict[str, Any]:
 
 
 async def foreign_part(desk: Desk, number: int) -> None:
-    """Somebody else stores other bytes of the same size under our UploadId."""
+    """Another client stores other bytes of the same size under our UploadId."""
     record = await desk.record()
     client = granted(await refreshed(desk.server, record.video_id or ""))
     other = content(PART, seed=99)

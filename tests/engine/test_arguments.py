@@ -120,7 +120,7 @@ async def test_only_an_upload_with_a_handle_can_be_paused() -> None:
     assert resumed.is_set()
 
 
-async def test_no_more_of_many_are_under_way_than_asked_for() -> None:
+async def test_no_more_uploads_run_than_requested() -> None:
     under_way = most = 0
 
     class Slow(Recording):
@@ -139,7 +139,7 @@ async def test_no_more_of_many_are_under_way_than_asked_for() -> None:
 
 
 def test_code_without_a_loop_gives_all_of_it(tmp_path: Path) -> None:
-    told: list[Event] = []
+    received: list[Event] = []
     with ThreadedDevServer() as threaded:
         desk = Desk(threaded.server, tmp_path)
         result = upload_sync(
@@ -150,7 +150,7 @@ def test_code_without_a_loop_gives_all_of_it(tmp_path: Path) -> None:
             trust=LOOPBACK,  # or the server would be refused
             meta=META,
             key="mine",
-            on_event=told.append,
+            on_event=received.append,
         )
         (video,) = desk.server.videos.values()
     record = asyncio.run(desk.record(key="mine"))
@@ -160,7 +160,7 @@ def test_code_without_a_loop_gives_all_of_it(tmp_path: Path) -> None:
         META.to_text(),
     )
     assert (video.title, result.part_count) == (META.title, 3)
-    assert isinstance(told[-1], UploadFinished)
+    assert isinstance(received[-1], UploadFinished)
 
 
 # --- the network that providers are given --------------------------------------------------
@@ -176,18 +176,18 @@ class Provider:
 
     def connect(self, network: Network) -> GrantSource:
         self.networks.append(network)
-        return self  # type: ignore[return-value]  # nobody asks it
+        return self  # type: ignore[return-value]  # it is never used
 
 
 class Nowhere:
     """A network that answers nothing."""
 
-    async def send(self, request: SignedRequest, **told: Any) -> Response:
+    async def send(self, request: SignedRequest, **arguments: Any) -> Response:
         raise NotImplementedError
 
 
 class StoppedClock(SystemClock):
-    """Its own kind, to be told apart."""
+    """Its own kind, distinct from others."""
 
 
 async def network_of(transport: Transport | None = None, **given: Any) -> Network:
@@ -231,14 +231,14 @@ async def test_few_descriptors_mean_few_connections() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (200, most))
     try:
         automatic = await network_of()
-        asked = await network_of(options=UploadOptions(concurrency=100))
+        fixed = await network_of(options=UploadOptions(concurrency=100))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (usual, most))
     assert automatic.pace.max_concurrency < MAX_CONCURRENCY
-    assert asked.pace.limit == automatic.pace.max_concurrency
+    assert fixed.pace.limit == automatic.pace.max_concurrency
 
 
-async def test_the_transport_is_made_as_asked(
+async def test_the_transport_is_created_with_the_given_options(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     made: dict[str, Any] = {}
@@ -270,7 +270,7 @@ async def test_the_transport_is_made_as_asked(
     assert watched == [network.transport]
 
 
-async def test_vod_calls_and_bandwidth_are_limited_as_asked() -> None:
+async def test_vod_calls_and_bandwidth_are_limited() -> None:
     waited = 0
 
     async def shared() -> None:
@@ -350,8 +350,8 @@ async def test_a_record_says_all_there_is_to_know(desk: Desk) -> None:
     assert record.upload_id is not None
     assert isinstance(record.created_at, datetime)
     assert isinstance(record.updated_at, datetime)
-    told = replace(record, created_at=None, updated_at=None)
-    assert told == UploadRecord(
+    written = replace(record, created_at=None, updated_at=None)
+    assert written == UploadRecord(
         key=default_key(desk.provider().scope, str(movie)),
         phase=Phase.UPLOADING,
         source=str(movie),
@@ -367,17 +367,17 @@ async def test_a_record_says_all_there_is_to_know(desk: Desk) -> None:
         object_key=video.object_key,
         plan=record.plan,
         upload_id=record.upload_id,
-        error=f"PermissionDenied: {desk.told(UploadFailed)[0].message}",
+        error=f"PermissionDenied: {desk.events_of(UploadFailed)[0].message}",
     )
 
 
-async def test_who_makes_videos_is_told_all_about_the_file(desk: Desk) -> None:
-    asked: list[NewVideo] = []
+async def test_create_receives_every_fact_about_the_file(desk: Desk) -> None:
+    videos: list[NewVideo] = []
 
     class Maker(Provider):
         async def create(self, video: NewVideo) -> UploadGrant:
-            asked.append(video)
-            if len(asked) == 1:
+            videos.append(video)
+            if len(videos) == 1:
                 raise VodupError("Not now.")
             return decode_answer(await created(desk.server))
 
@@ -390,7 +390,7 @@ async def test_who_makes_videos_is_told_all_about_the_file(desk: Desk) -> None:
     async with desk.uploader(Maker()) as up:
         await up.upload(movie, meta=META)
 
-    first, second = asked
+    first, second = videos
     assert re.fullmatch(r"vodup-[0-9a-f]{32}", first.reference_id)
     assert first == NewVideo(
         meta=META,
@@ -409,7 +409,7 @@ async def test_a_failure_while_a_grant_is_renewed_says_so(desk: Desk) -> None:
     assert (error.phase, error.video_id) == ("renew", video_id)
 
 
-# --- what is told --------------------------------------------------------------------------
+# --- events -------------------------------------------------------------------------------
 
 
 async def test_events_bear_the_key_and_the_video_from_the_first_to_the_last(desk: Desk) -> None:
@@ -418,13 +418,13 @@ async def test_events_bear_the_key_and_the_video_from_the_first_to_the_last(desk
     again = await desk.push(movie, key="mine")
 
     assert {(event.key, event.video_id) for event in desk.events} == {("mine", result.video_id)}
-    assert desk.told(UploadStarted)[0].is_resumed is False
-    finished = desk.told(UploadFinished)
+    assert desk.events_of(UploadStarted)[0].is_resumed is False
+    finished = desk.events_of(UploadFinished)
     assert [event.result for event in finished] == [result, again]
     assert again == replace(result, is_earlier_result=True, sent_bytes=0)
 
 
-async def test_a_source_that_cannot_be_opened_is_told_under_its_key(desk: Desk) -> None:
+async def test_a_source_that_cannot_be_opened_is_reported_under_its_key(desk: Desk) -> None:
     movie = desk.file(2 * PART)
     result = await desk.push(movie, key="mine")
     desk.events.clear()
@@ -435,16 +435,16 @@ async def test_a_source_that_cannot_be_opened_is_told_under_its_key(desk: Desk) 
         with pytest.raises(SourceUnreadable):
             await up.verify(movie, key="mine")
 
-    told = [(type(event), event.key, event.video_id) for event in desk.events]
-    assert told == [(UploadFailed, "mine", result.video_id)] * 2
+    received = [(type(event), event.key, event.video_id) for event in desk.events]
+    assert received == [(UploadFailed, "mine", result.video_id)] * 2
 
 
-async def test_an_upload_without_a_key_is_told_under_none_before_it_is_open(desk: Desk) -> None:
+async def test_an_upload_without_a_key_is_reported_under_none_before_it_is_open(desk: Desk) -> None:
     await desk.fail(desk.folder / "nothing.mp4")
     assert [(event.key, event.video_id) for event in desk.events] == [("", None)]
 
 
-async def test_a_listener_of_one_upload_hears_after_that_of_all(desk: Desk) -> None:
+async def test_a_listener_of_one_upload_is_called_after_that_of_all(desk: Desk) -> None:
     heard: list[tuple[str, Event]] = []
     async with Uploader(
         desk.provider(),
@@ -461,10 +461,10 @@ async def test_a_listener_of_one_upload_hears_after_that_of_all(desk: Desk) -> N
     ]
 
 
-# --- giving up ------------------------------------------------------------------------------
+# --- aborting -------------------------------------------------------------------------------
 
 
-async def test_giving_up_what_has_no_parts_yet_is_written_down(desk: Desk) -> None:
+async def test_an_abort_without_parts_is_recorded(desk: Desk) -> None:
     desk.server.set_options(denied_vod_operations=["CreateUploadVideo"])
     await desk.fail(desk.file(2 * PART), key="mine")
 

@@ -1,4 +1,4 @@
-"""Stopping: nothing is left running, nothing is lost, and giving up takes the parts away."""
+"""Stopping: nothing is left running, nothing is lost, and an abort removes the parts."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ async def test_cancelling_keeps_the_checkpoint_and_leaves_nothing_behind(
     assert desk.server.object_bytes(result.video_id) == movie.read_bytes()
     assert (desk.server.stats.creates, desk.server.stats.completes) == (1, 1)
     assert desk.server.stats.overwrite_refreshes == 0
-    # An UploadId whose answer never came is nobody's; OSS's lifecycle rules remove it.
+    # An UploadId whose answer was lost is recorded nowhere; OSS's lifecycle rules remove it.
     assert desk.server.open_upload_count == (stage == "InitiateMultipartUpload")
 
 
-async def test_cancelling_at_any_moment_can_be_gone_on_from(desk: Desk) -> None:
+async def test_an_upload_cancelled_at_any_moment_can_be_resumed(desk: Desk) -> None:
     movie = desk.file(30 * PART)
     desk.server.set_options(bandwidth=1.5e6)
     delay_s = 0.0
@@ -92,7 +92,7 @@ async def test_descriptors_do_not_grow_with_uploads(desk: Desk) -> None:
         assert len(os.listdir("/proc/self/fd")) <= before + 4
 
 
-async def test_giving_up_removes_the_parts(desk: Desk) -> None:
+async def test_abort_removes_the_parts(desk: Desk) -> None:
     movie = desk.file(8 * PART)
     before = await desk.interrupted(movie, after=4)
     assert desk.server.open_upload_count == 1
@@ -107,7 +107,7 @@ async def test_giving_up_removes_the_parts(desk: Desk) -> None:
     assert result.resumed_part_count == 0
 
 
-async def test_giving_up_works_when_the_file_is_gone(desk: Desk) -> None:
+async def test_abort_works_when_the_file_is_gone(desk: Desk) -> None:
     movie = desk.file(8 * PART)
     record = await desk.interrupted(movie, after=4)
     os.remove(movie)
@@ -127,7 +127,7 @@ async def test_giving_up_works_when_the_file_is_gone(desk: Desk) -> None:
     ],
     ids=lambda fault: fault.action,
 )
-async def test_giving_up_is_repeated_until_it_is_done(desk: Desk, fault: Fault) -> None:
+async def test_abort_is_repeated_until_it_is_done(desk: Desk, fault: Fault) -> None:
     record = await desk.interrupted(desk.file(8 * PART), after=4)
     desk.order(dataclasses.replace(fault, operation="AbortMultipartUpload"))
 
@@ -138,7 +138,7 @@ async def test_giving_up_is_repeated_until_it_is_done(desk: Desk, fault: Fault) 
     assert (await desk.record()).phase is Phase.ABORTED
 
 
-async def test_what_is_under_way_or_finished_cannot_be_given_up(desk: Desk) -> None:
+async def test_a_running_or_finished_upload_cannot_be_aborted(desk: Desk) -> None:
     desk.server.set_options(bandwidth=2e6)
     movie = desk.file(10 * PART)
     async with desk.uploader() as up, asyncio.TaskGroup() as group:
@@ -180,16 +180,16 @@ asyncio.run(main(*sys.argv[1:]))
 
 
 @pytest.mark.parametrize("room", [0, 60_000])
-async def test_a_full_disk_is_told_and_the_next_run_completes(desk: Desk, room: int) -> None:
+async def test_a_full_disk_is_reported_and_the_next_run_completes(desk: Desk, room: int) -> None:
     movie = desk.file(60 * PART)
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", FILL, desk.server.vod_endpoint, desk.server.access_key_id,
         desk.server.access_key_secret, str(desk.state_path), str(movie), str(room),
         stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
-    said, _ = await process.communicate()
+    output, _ = await process.communicate()
 
-    assert said.decode().strip() == StateUnavailable.__name__
+    assert output.decode().strip() == StateUnavailable.__name__
     result = await desk.push(movie)
     await desk.assert_stored(result, movie)
     assert desk.server.stats.creates <= 1 + (room == 0)

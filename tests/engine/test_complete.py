@@ -41,7 +41,7 @@ async def test_a_lost_answer_is_settled_by_looking_at_the_object(desk: Desk, act
     desk.assert_faults_struck()
     assert result.verified_by == "crc64-head"
     assert desk.server.stats.completes == 1
-    assert not desk.told(UploadRestarted)
+    assert not desk.events_of(UploadRestarted)
 
 
 async def test_where_looking_is_denied_vods_own_url_settles_it(desk: Desk) -> None:
@@ -85,7 +85,7 @@ async def test_another_object_under_the_key_proves_nothing(desk: Desk) -> None:
     result = await desk.push(new, video_id=old.video_id, overwrite=True)
 
     await desk.assert_stored(result, new)
-    assert len(desk.told(UploadRestarted)) == 1
+    assert len(desk.events_of(UploadRestarted)) == 1
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ async def test_a_part_oss_has_otherwise_is_sent_again_and_completed(desk: Desk) 
     await desk.assert_stored(result, movie)
     assert len([r for r in desk.requests(COMPLETE) if r.code == "InvalidPart"]) == 1
     assert result.sent_bytes == 6 * PART
-    assert not desk.told(UploadRestarted)
+    assert not desk.events_of(UploadRestarted)
 
 
 # --- the run ends around Complete ----------------------------------------------------------
@@ -236,7 +236,7 @@ async def test_vods_url_proves_by_etag_where_there_is_no_crc(desk: Desk) -> None
     assert desk.count("RefreshUploadVideo") == 0
 
 
-async def test_giving_up_a_finished_video_opens_no_overwrite(desk: Desk) -> None:
+async def test_aborting_a_finished_video_opens_no_overwrite(desk: Desk) -> None:
     movie = desk.file(4 * PART)
     await cut_off(desk, movie, COMPLETE, "no_answer")
     key = (await desk.record()).key
@@ -262,7 +262,7 @@ async def test_a_finished_video_is_not_overwritten_without_permission(desk: Desk
     assert desk.server.object_bytes(first.video_id) == content(2 * PART)
 
 
-async def test_somebody_elses_finished_video_is_not_overwritten_unasked(
+async def test_the_finished_video_of_another_upload_is_not_overwritten_by_default(
     desk: Desk, tmp_path: Path
 ) -> None:
     first = await desk.push(desk.file(2 * PART))
@@ -280,10 +280,10 @@ async def test_somebody_elses_finished_video_is_not_overwritten_unasked(
     assert desk.server.stats.overwrite_refreshes > 0
 
 
-async def test_a_video_that_somebody_else_finished_meanwhile_is_not_overwritten(
+async def test_a_video_that_another_upload_finished_meanwhile_is_not_overwritten(
     desk: Desk, tmp_path: Path
 ) -> None:
-    """The run that was interrupted never asked OSS to complete anything."""
+    """The run that was interrupted never sent CompleteMultipartUpload."""
     movie = desk.file(9 * PART)
     begun = await desk.interrupted(movie, after=3)
     desk.order()
@@ -301,7 +301,7 @@ async def test_a_video_that_somebody_else_finished_meanwhile_is_not_overwritten(
     await desk.assert_stored(await desk.push(movie, overwrite=True), movie)
 
 
-async def test_who_may_not_ask_about_a_video_goes_on_with_it(desk: Desk) -> None:
+async def test_without_permission_to_query_a_video_its_upload_continues(desk: Desk) -> None:
     movie = desk.file(9 * PART)
     await desk.interrupted(movie, after=3)
     desk.order()
@@ -310,7 +310,7 @@ async def test_who_may_not_ask_about_a_video_goes_on_with_it(desk: Desk) -> None
     await desk.assert_stored(await desk.push(movie), movie)
 
 
-async def test_a_damaged_object_of_ours_is_replaced_without_being_asked(desk: Desk) -> None:
+async def test_a_damaged_object_of_ours_is_replaced_without_overwrite(desk: Desk) -> None:
     """VOD may have taken it for the film by then; the next run replaces it all the same."""
     desk.order(
         Fault(action="wrong_crc", operation=COMPLETE),
@@ -330,7 +330,7 @@ async def test_a_damaged_object_of_ours_is_replaced_without_being_asked(desk: De
 async def test_a_damaged_object_is_ours_even_if_the_answer_that_made_it_was_lost(
     desk: Desk,
 ) -> None:
-    """Sending it again is interrupted, and the next run must not call it somebody else's."""
+    """Sending it again is interrupted, and the next run must recognise it as ours."""
     desk.order(
         Fault(action="drop_answer", operation=COMPLETE),
         Fault(action="wrong_crc", operation="HeadObject", count=None),
@@ -345,10 +345,10 @@ async def test_a_damaged_object_is_ours_even_if_the_answer_that_made_it_was_lost
     result = await desk.push(movie)
 
     await desk.assert_stored(result, movie)
-    assert len(desk.told(UploadRestarted)) == 1
+    assert len(desk.events_of(UploadRestarted)) == 1
 
 
-async def test_new_content_replaces_the_old_when_asked_for(desk: Desk) -> None:
+async def test_new_content_replaces_the_old_with_overwrite(desk: Desk) -> None:
     movie = desk.file(2 * PART)
     first = await desk.push(movie)
     desk.file(3 * PART, seed=1)
@@ -361,7 +361,7 @@ async def test_new_content_replaces_the_old_when_asked_for(desk: Desk) -> None:
     assert desk.server.stats.creates == 1
 
 
-async def test_a_replacement_that_was_interrupted_goes_on_without_being_told_again(
+async def test_an_interrupted_overwrite_resumes_without_the_option(
     desk: Desk,
 ) -> None:
     first = await desk.push(desk.file(2 * PART), key="mine")

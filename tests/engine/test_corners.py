@@ -36,7 +36,7 @@ from .test_complete import COMPLETE, cut_off, deny
 
 
 def blind(desk: Desk) -> CallbackProvider:
-    """An app server: it makes and renews, and tells nothing about a video."""
+    """An app server: it creates and renews, and reports nothing about a video."""
 
     async def create(video: NewVideo) -> UploadGrant:
         return decode_answer(await created(desk.server))
@@ -67,14 +67,14 @@ async def refuse(desk: Desk, movie: Path, operation: str) -> None:
 # --- completing -------------------------------------------------------------------------
 
 
-async def test_parts_oss_cannot_join_although_it_lists_them_are_sent_anew(desk: Desk) -> None:
+async def test_parts_oss_cannot_join_although_it_lists_them_are_sent_again(desk: Desk) -> None:
     desk.order(Fault(action="error", operation=COMPLETE, status=400, code="InvalidPart"))
     movie = desk.file(4 * PART)
 
     result = await desk.push(movie)
 
     assert desk.server.object_bytes(result.video_id) == movie.read_bytes()
-    (restarted,) = desk.told(UploadRestarted)
+    (restarted,) = desk.events_of(UploadRestarted)
     assert restarted.lost_bytes == 4 * PART
     assert "InvalidPart" in restarted.reason
     assert desk.server.stats.creates == 1
@@ -115,14 +115,14 @@ async def test_a_failed_callback_does_not_hide_a_small_object(desk: Desk) -> Non
     assert desk.server.stats.puts == 1
 
 
-async def test_a_failed_callback_where_nobody_may_look_is_no_success(desk: Desk) -> None:
+async def test_a_failed_callback_without_permission_to_read_is_no_success(desk: Desk) -> None:
     deny(desk, "HeadObject")
     desk.order(Fault(action="callback_failed", operation="PutObject"))
 
     assert isinstance(await desk.fail(desk.file(PART)), UnverifiedCompletion)
 
 
-async def test_a_refusal_to_look_that_is_no_permission_is_told(desk: Desk) -> None:
+async def test_a_refused_read_that_is_not_about_permission_is_reported(desk: Desk) -> None:
     desk.order(
         Fault(action="drop_answer", operation=COMPLETE),
         Fault(action="error", operation="HeadObject", status=400, code="InvalidObjectName"),
@@ -135,7 +135,7 @@ async def test_a_refusal_to_look_that_is_no_permission_is_told(desk: Desk) -> No
     assert error.phase == "settle"
 
 
-async def test_where_neither_oss_nor_vod_tells_it_is_no_success(desk: Desk) -> None:
+async def test_where_neither_oss_nor_vod_reports_it_is_no_success(desk: Desk) -> None:
     deny(desk, "HeadObject")
     desk.order(Fault(action="drop_answer", operation=COMPLETE))
 
@@ -158,7 +158,7 @@ async def test_an_answer_without_figures_is_made_up_for_by_the_etag_of_head(desk
 
 @dataclass(frozen=True, slots=True)
 class _Fickle(BytesSource):
-    """Looks as it did, and reads otherwise once somebody has changed it."""
+    """Looks as it did, and reads otherwise once it was changed."""
 
     changes: list[str] = field(default_factory=list)
 
@@ -208,7 +208,7 @@ async def test_a_small_upload_whose_answer_was_lost_is_found_by_looking(desk: De
     assert desk.server.stats.puts == 1
 
 
-async def test_a_complete_that_vanished_while_vod_still_waits_is_begun_anew(desk: Desk) -> None:
+async def test_an_upload_that_vanished_at_complete_restarts_while_vod_waits(desk: Desk) -> None:
     deny(desk, "HeadObject")
     desk.order(Fault(action="vanish", operation=COMPLETE))
     movie = desk.file(4 * PART)
@@ -216,7 +216,7 @@ async def test_a_complete_that_vanished_while_vod_still_waits_is_begun_anew(desk
     result = await desk.push(movie)
 
     await desk.assert_stored(result, movie)
-    assert len(desk.told(UploadRestarted)) == 1
+    assert len(desk.events_of(UploadRestarted)) == 1
 
 
 async def test_without_a_provider_a_lost_complete_stays_open(desk: Desk) -> None:
@@ -242,7 +242,7 @@ async def test_without_a_provider_there_are_no_grants_to_hand_out(desk: Desk) ->
         _ = desk.uploader().grants  # not opened
 
 
-async def test_a_grant_without_a_provider_where_nobody_may_look_is_no_success(desk: Desk) -> None:
+async def test_a_grant_without_a_provider_or_permission_to_read_is_no_success(desk: Desk) -> None:
     deny(desk, "HeadObject")
     desk.order(Fault(action="drop_answer", operation=COMPLETE))
     grant = decode_answer(await created(desk.server))
@@ -254,7 +254,7 @@ async def test_a_grant_without_a_provider_where_nobody_may_look_is_no_success(de
     assert desk.server.stats.completes == 1
 
 
-async def test_giving_up_what_was_to_be_completed_removes_its_parts(desk: Desk) -> None:
+async def test_aborting_while_completing_removes_the_parts(desk: Desk) -> None:
     movie = desk.file(4 * PART)
     await cut_off(desk, movie, COMPLETE, "hang")
     record = await desk.record()
@@ -271,7 +271,7 @@ async def test_giving_up_what_was_to_be_completed_removes_its_parts(desk: Desk) 
     assert (await desk.record()).phase is Phase.ABORTED
 
 
-async def test_giving_up_what_was_never_to_be_completed_asks_vod_nothing_else(desk: Desk) -> None:
+async def test_aborting_before_completing_makes_no_other_call_to_vod(desk: Desk) -> None:
     await desk.interrupted(desk.file(4 * PART), after=2)
     async with desk.uploader() as up:
         await up.abort((await desk.record()).key)
@@ -287,7 +287,7 @@ async def test_without_a_provider_nothing_can_be_compared(desk: Desk) -> None:
             await up.verify(movie, key=result.key)
 
 
-async def test_giving_up_that_fails_says_where(desk: Desk) -> None:
+async def test_an_abort_that_fails_says_where(desk: Desk) -> None:
     await desk.interrupted(desk.file(4 * PART), after=2)
     key = (await desk.record()).key
     desk.order(
@@ -322,7 +322,7 @@ async def test_a_list_of_parts_without_end_is_not_read_for_ever(desk: Desk) -> N
     assert result.resumed_part_count == 24, "a part beyond the pages is not missing"
 
 
-async def test_a_list_that_is_refused_for_good_is_told(desk: Desk) -> None:
+async def test_a_list_that_is_refused_for_good_is_reported(desk: Desk) -> None:
     movie = desk.file(4 * PART)
     await desk.interrupted(movie, after=2)
     desk.order(
@@ -349,7 +349,7 @@ async def test_a_stranger_s_part_of_another_size_is_not_adopted(desk: Desk) -> N
 
     await desk.assert_stored(result, movie)
     assert result.resumed_part_count == 3
-    assert not desk.told(PartsAdopted)
+    assert not desk.events_of(PartsAdopted)
 
 
 async def test_a_file_that_changed_before_a_byte_arrived_is_just_sent(desk: Desk) -> None:
@@ -363,7 +363,7 @@ async def test_a_file_that_changed_before_a_byte_arrived_is_just_sent(desk: Desk
     assert desk.server.stats.creates == 1
 
 
-async def test_a_receipt_outside_of_the_plan_is_no_proof_of_the_same_file(desk: Desk) -> None:
+async def test_an_ack_outside_of_the_plan_is_no_proof_of_the_same_file(desk: Desk) -> None:
     movie = desk.file(4 * PART)
     await desk.interrupted(movie, after=2)
     execute(desk, "UPDATE vodup_part SET number = 99 WHERE number = 2")
@@ -384,7 +384,7 @@ async def test_a_damaged_result_of_a_finished_upload_is_named(desk: Desk) -> Non
 
 
 async def test_a_record_that_lost_its_video_is_not_sent_to(desk: Desk) -> None:
-    """As if somebody had edited the store: a target, and nothing to renew for it."""
+    """As if the store had been edited: a target, and nothing to renew for it."""
     answer = await created(desk.server)
     grant = decode_answer(answer)
     state = MemoryState()
@@ -441,7 +441,7 @@ async def test_what_was_never_sent_cannot_be_compared(desk: Desk) -> None:
             await up.verify(movie)
 
 
-async def test_an_object_nobody_may_read_is_not_called_the_same(desk: Desk) -> None:
+async def test_an_unreadable_object_is_not_called_the_same(desk: Desk) -> None:
     movie = desk.file(4 * PART)
     await desk.push(movie)
     deny(desk, "GetObject")
@@ -454,7 +454,7 @@ async def test_an_object_nobody_may_read_is_not_called_the_same(desk: Desk) -> N
     )
 
 
-async def test_where_vod_tells_nothing_the_object_itself_is_compared(desk: Desk) -> None:
+async def test_where_vod_reports_nothing_the_object_itself_is_compared(desk: Desk) -> None:
     movie = desk.file(4 * PART)
     result = await desk.push(movie, provider=blind(desk), meta=VideoMeta(title="A"))
 

@@ -40,14 +40,14 @@ def assert_error(error: VodupError, kind: type[VodupError], *named: object) -> N
 # --- before anything is sent ----------------------------------------------------------------
 
 
-async def test_nobody_hands_out_grants(desk: Desk) -> None:
+async def test_without_a_source_of_grants(desk: Desk) -> None:
     async with desk.uploader_without_provider() as up:
         with pytest.raises(VodupError) as caught:
             await up.upload(desk.file(PART))
-        with pytest.raises(VodupError) as asked:
+        with pytest.raises(VodupError) as caught:
             _ = up.grants
     assert_error(caught.value, ConfigurationError, "--grant")
-    assert_error(asked.value, ConfigurationError)
+    assert_error(caught.value, ConfigurationError)
 
 
 async def test_a_grant_of_another_video_and_of_none(desk: Desk) -> None:
@@ -56,10 +56,10 @@ async def test_a_grant_of_another_video_and_of_none(desk: Desk) -> None:
     movie = desk.file(2 * PART)
 
     theirs = await desk.fail(movie, grant=decode_grant(*pair, video_id="1" * 32), video_id="0" * 32)
-    nobodys = await desk.fail(movie, grant=decode_grant(*pair))
+    error = await desk.fail(movie, grant=decode_grant(*pair))
 
     assert_error(theirs, ConfigurationError, "1" * 32, "0" * 32)
-    assert_error(nobodys, ConfigurationError, "--video-id")
+    assert_error(error, ConfigurationError, "--video-id")
     assert desk.server.stats.initiates == 0
 
 
@@ -169,13 +169,13 @@ async def test_a_checkpoint_that_is_not_readable(
 
 async def test_an_upload_that_is_not_there(desk: Desk) -> None:
     async with desk.uploader() as up:
-        for asked in (up.abort("mine"), up.verify(desk.file(PART), key="mine")):
+        for work in (up.abort("mine"), up.verify(desk.file(PART), key="mine")):
             with pytest.raises(VodupError) as caught:
-                await asked
+                await work
             assert_error(caught.value, ConfigurationError, "'mine'", "`vodup status`", "--state")
 
 
-async def test_an_upload_that_is_finished_cannot_be_given_up(desk: Desk) -> None:
+async def test_an_upload_that_is_finished_cannot_be_aborted(desk: Desk) -> None:
     result = await desk.push(desk.file(PART), key="mine")
     async with desk.uploader() as up:
         with pytest.raises(VodupError) as caught:
@@ -243,7 +243,7 @@ async def test_an_upload_id_that_vanishes(desk: Desk) -> None:
     desk.order(Fault(action="vanish", operation="UploadPart", part=3))
     movie = desk.file(6 * PART)
     await desk.push(movie, concurrency=1)
-    (restarted,) = desk.told(UploadRestarted)
+    (restarted,) = desk.events_of(UploadRestarted)
     assert restarted.reason == "OSS does not know the UploadId any more"
     assert restarted.lost_bytes == 2 * PART
 
@@ -253,21 +253,21 @@ async def test_an_upload_id_that_vanished_between_two_runs(desk: Desk) -> None:
     record = await desk.interrupted(movie, after=2)
     desk.server.backend.storage.remove_upload(record.upload_id or "")
     await desk.push(movie)
-    (restarted,) = desk.told(UploadRestarted)
+    (restarted,) = desk.events_of(UploadRestarted)
     assert restarted.reason == "OSS does not know the UploadId any more"
 
 
 async def test_an_upload_that_is_gone_when_it_is_to_be_completed(desk: Desk) -> None:
     desk.order(Fault(action="vanish", operation=COMPLETE))
     await desk.push(desk.file(4 * PART))
-    (restarted,) = desk.told(UploadRestarted)
+    (restarted,) = desk.events_of(UploadRestarted)
     assert restarted.reason == "the upload was gone before it was completed"
 
 
 async def test_parts_that_cannot_be_joined(desk: Desk) -> None:
     desk.order(Fault(action="error", operation=COMPLETE, status=400, code="InvalidPart"))
     await desk.push(desk.file(4 * PART))
-    (restarted,) = desk.told(UploadRestarted)
+    (restarted,) = desk.events_of(UploadRestarted)
     assert restarted.reason == "OSS cannot join the parts (InvalidPart)"
 
 
@@ -312,7 +312,7 @@ async def test_an_object_that_is_another(desk: Desk) -> None:
     )
 
 
-async def test_an_object_of_which_nothing_is_told(desk: Desk) -> None:
+async def test_an_object_of_which_nothing_is_reported(desk: Desk) -> None:
     deny(desk, "HeadObject")
     desk.order(Fault(action="drop_answer", operation=COMPLETE))
     error = await desk.fail(desk.file(4 * PART), provider=blind(desk), meta=VideoMeta(title="A"))
@@ -339,7 +339,7 @@ async def test_a_video_that_was_finished_and_cannot_be_read(desk: Desk, size: in
     assert error.phase == "settle"
 
 
-async def test_a_video_that_was_finished_and_tells_no_figures(desk: Desk) -> None:
+async def test_a_finished_video_without_figures(desk: Desk) -> None:
     movie = desk.file(4 * PART)
     await cut_off(desk, movie, COMPLETE, "no_answer")
     desk.server.set_options(crc_headers=False)
@@ -366,7 +366,7 @@ async def test_a_video_that_was_finished_with_other_bytes(desk: Desk) -> None:
     assert error.phase == "settle"
 
 
-async def test_a_video_that_somebody_else_finished_meanwhile(desk: Desk) -> None:
+async def test_a_video_that_another_upload_finished_meanwhile(desk: Desk) -> None:
     movie = desk.file(9 * PART)
     begun = await desk.interrupted(movie, after=3)
     async with desk.uploader(state="memory") as theirs:

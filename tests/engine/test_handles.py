@@ -81,7 +81,7 @@ async def test_an_error_in_the_block_cancels_what_was_submitted(desk: Desk) -> N
     assert (await desk.record()).phase is Phase.UPLOADING
 
 
-async def test_a_failure_nobody_asked_for_is_raised_at_the_end(desk: Desk) -> None:
+async def test_a_failure_that_was_not_awaited_is_raised_at_the_end(desk: Desk) -> None:
     async def careless() -> None:
         async with desk.uploader() as up:
             await up.submit(desk.folder / "missing.mp4")
@@ -92,14 +92,14 @@ async def test_a_failure_nobody_asked_for_is_raised_at_the_end(desk: Desk) -> No
     assert {video.status for video in desk.server.videos.values()} == {"Uploaded"}
 
 
-async def test_a_failure_that_was_asked_for_is_not_raised_again(desk: Desk) -> None:
+async def test_a_failure_that_was_awaited_is_not_raised_again(desk: Desk) -> None:
     async with desk.uploader() as up:
         handle = await up.submit(desk.folder / "missing.mp4")
         with pytest.raises(SourceUnreadable):
             await handle
 
 
-async def test_an_upload_that_ends_as_cancelled_by_nobody_has_failed(desk: Desk) -> None:
+async def test_an_upload_that_ends_as_cancelled_without_a_cancel_has_failed(desk: Desk) -> None:
     async def producer() -> AsyncIterator[bytes]:
         yield bytes(PART)
         future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
@@ -125,14 +125,14 @@ async def test_cancelling_keeps_the_checkpoint_and_leaves_nothing_running(desk: 
         with pytest.raises(asyncio.CancelledError):
             await handle
         desk.order()
-        again = await up.submit(source)  # the same upload, claimed anew at once
+        again = await up.submit(source)  # the same upload, claimed again at once
         result = await again
     assert result.resumed_part_count > 0
     await desk.assert_stored(result, source)
     assert desk.server.stats.creates == 1
 
 
-async def test_a_paused_upload_begins_no_request_and_goes_on_where_it_was(desk: Desk) -> None:
+async def test_a_paused_upload_starts_no_request_and_resumes_where_it_was(desk: Desk) -> None:
     source = desk.file(20 * PART)
     desk.order(SLOW)
     async with desk.uploader(concurrency=2) as up:
@@ -185,7 +185,7 @@ async def test_what_may_be_left_of_a_finished_upload_is_not_forgotten(desk: Desk
     assert desk.server.stats.overwrite_refreshes == 0
 
 
-async def test_what_is_finished_cannot_be_given_up(desk: Desk) -> None:
+async def test_a_finished_upload_cannot_be_aborted(desk: Desk) -> None:
     async with desk.uploader() as up:
         handle = await up.submit(desk.file(PART))
         await handle
@@ -210,11 +210,11 @@ async def test_a_slow_reader_misses_old_progress_and_nothing_else(desk: Desk) ->
         first = await anext(reader)  # it has begun to listen, and reads no more until the end
         await handle
         seen = [first, *[event async for event in reader]]
-    told = [event for event in desk.events if isinstance(event, UploadProgress)]
-    assert len(told) > 1
-    assert [event for event in seen if isinstance(event, UploadProgress)] == told[-1:]
-    assert [event for event in seen if event not in told] == [
-        e for e in desk.events if e not in told
+    received = [event for event in desk.events if isinstance(event, UploadProgress)]
+    assert len(received) > 1
+    assert [event for event in seen if isinstance(event, UploadProgress)] == received[-1:]
+    assert [event for event in seen if event not in received] == [
+        e for e in desk.events if e not in received
     ]
 
 
@@ -320,11 +320,11 @@ def test_a_blocking_uploader_works_inside_its_block_only(place: Desk) -> None:
         blocking(place).upload(place.file(PART))
 
 
-def test_a_listener_that_is_told_in_the_loops_thread(place: Desk) -> None:
-    told: list[Event] = []
+def test_a_listener_is_called_in_the_loops_thread(place: Desk) -> None:
+    received: list[Event] = []
     with blocking(place) as up:
-        up.upload(place.file(2 * PART), on_event=told.append)
-    assert isinstance(told[-1], UploadFinished)
+        up.upload(place.file(2 * PART), on_event=received.append)
+    assert isinstance(received[-1], UploadFinished)
 
 
 # --- other loops ------------------------------------------------------------------------------
@@ -372,10 +372,10 @@ async def test_nothing_is_left_behind(desk: Desk) -> None:
     assert ours() == before
 
 
-async def test_a_listener_of_a_handle_hears_what_its_events_tell(desk: Desk) -> None:
-    told: list[Event] = []
+async def test_a_listener_of_a_handle_receives_its_events(desk: Desk) -> None:
+    received: list[Event] = []
     async with desk.uploader() as up:
-        handle = await up.submit(desk.file(2 * PART), on_event=told.append)
+        handle = await up.submit(desk.file(2 * PART), on_event=received.append)
         await handle
-    assert isinstance(told[-1], UploadFinished)
-    assert told == desk.events
+    assert isinstance(received[-1], UploadFinished)
+    assert received == desk.events

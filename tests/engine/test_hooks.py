@@ -60,9 +60,9 @@ async def test_hooks_may_change_the_metadata_of_a_video(desk: Desk) -> None:
     result = await desk.push(movie, hooks=hooks, meta=VideoMeta(title="A film"))
 
     assert desk.server.videos[result.video_id].title == "A film!!"
-    (asked,) = planned
-    assert (asked.key, asked.source, asked.size) == (result.key, str(movie), 2 * PART)
-    assert asked.meta == VideoMeta(title="A film")
+    (video,) = planned
+    assert (video.key, video.source, video.size) == (result.key, str(movie), 2 * PART)
+    assert video.meta == VideoMeta(title="A film")
     assert json.loads((await desk.record()).meta or "")["title"] == "A film!!"
 
 
@@ -144,11 +144,11 @@ async def test_before_create_is_not_called_for_a_given_video_id(desk: Desk) -> N
 
 
 async def test_after_verify_is_called_again_by_later_runs(desk: Desk) -> None:
-    told: list[EndedUpload] = []
+    received: list[EndedUpload] = []
     threads: list[threading.Thread] = []
 
     async def note(ended: EndedUpload) -> None:
-        told.append(ended)
+        received.append(ended)
 
     def look(ended: EndedUpload) -> None:
         threads.append(threading.current_thread())
@@ -159,26 +159,26 @@ async def test_after_verify_is_called_again_by_later_runs(desk: Desk) -> None:
     again = await desk.push(movie, hooks=hooks)
 
     assert result.hook_failures == again.hook_failures == ()
-    assert [ended.result for ended in told] == [result, again]
+    assert [ended.result for ended in received] == [result, again]
     assert again.is_earlier_result
-    assert {(e.key, e.source, e.video_id, e.error) for e in told} == {
+    assert {(e.key, e.source, e.video_id, e.error) for e in received} == {
         (result.key, str(movie), result.video_id, None)
     }
     assert threading.main_thread() not in threads
-    assert desk.told(HookFailed) == []
+    assert desk.events_of(HookFailed) == []
 
 
 async def test_on_failure_gets_the_error_that_is_raised(desk: Desk) -> None:
-    told: list[EndedUpload] = []
+    received: list[EndedUpload] = []
     desk.order(REFUSED)
 
-    error = await desk.fail(desk.file(2 * PART), hooks=[Hooks(on_failure=told.append)])
-    missing = await desk.fail(desk.folder / "none.mp4", hooks=[Hooks(on_failure=told.append)])
+    error = await desk.fail(desk.file(2 * PART), hooks=[Hooks(on_failure=received.append)])
+    missing = await desk.fail(desk.folder / "none.mp4", hooks=[Hooks(on_failure=received.append)])
 
     assert isinstance(error, PermissionDenied)
-    assert [ended.error for ended in told] == [error, missing]
-    assert told[0].video_id == error.video_id is not None
-    assert told[1].key == ""
+    assert [ended.error for ended in received] == [error, missing]
+    assert received[0].video_id == error.video_id is not None
+    assert received[1].key == ""
 
 
 @pytest.mark.parametrize("hook", [failing, hanging, blocking])
@@ -191,14 +191,14 @@ async def test_a_hook_that_fails_afterwards_changes_nothing(
     result = await desk.push(movie, hooks=hooks)
 
     await desk.assert_stored(result, movie)
-    (failed,) = desk.told(HookFailed)
+    (failed,) = desk.events_of(HookFailed)
     assert "The hook ours (after_verify) failed" in failed.message
     assert result.hook_failures == (failed.message,)
     assert (failed.key, failed.video_id) == (result.key, result.video_id)
     desk.order(REFUSED)
     error = await desk.fail(desk.file(2 * PART, "other.mp4"), hooks=hooks)
     assert isinstance(error, PermissionDenied)
-    assert "The hook ours (on_failure) failed" in desk.told(HookFailed)[-1].message
+    assert "The hook ours (on_failure) failed" in desk.events_of(HookFailed)[-1].message
 
 
 def leaving(ended: object) -> None:
@@ -256,7 +256,7 @@ async def test_an_upload_that_is_cancelled_while_a_hook_runs_is_cancelled(desk: 
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-    assert desk.told(HookFailed) == []
+    assert desk.events_of(HookFailed) == []
 
 
 async def test_hooks_that_hang_do_not_take_thread_after_thread(
@@ -294,33 +294,37 @@ async def test_a_hook_in_a_thread_has_the_callers_context(desk: Desk) -> None:
     assert seen == ["publish 7"]
 
 
-async def test_what_hooks_did_is_not_in_the_receipt(desk: Desk) -> None:
+async def test_hook_failures_are_not_in_the_recorded_result(desk: Desk) -> None:
     await desk.push(desk.file(PART), hooks=[Hooks(after_verify=failing)])
     assert "hook_failures" not in json.loads((await desk.record()).result or "")
     assert (await desk.push(desk.file(PART))).hook_failures == ()
 
 
 async def test_a_cancelled_upload_is_no_failure(desk: Desk) -> None:
-    told: list[EndedUpload] = []
+    received: list[EndedUpload] = []
     desk.order(Fault(action="slow", operation="UploadPart", delay_s=5.0))
-    async with desk.uploader(hooks=[Hooks(on_failure=told.append)]) as up:
+    async with desk.uploader(hooks=[Hooks(on_failure=received.append)]) as up:
         task = asyncio.create_task(up.upload(desk.file(4 * PART)))
         await until(lambda: desk.count("UploadPart") > 0)
         task.cancel()
         await asyncio.wait([task])
-    assert told == []
+    assert received == []
 
 
 async def test_hooks_are_not_given_credentials(desk: Desk) -> None:
-    told: list[object] = []
-    hooks = [Hooks(before_create=told.append, after_verify=told.append, on_failure=told.append)]
+    received: list[object] = []
+    hooks = [
+        Hooks(
+            before_create=received.append, after_verify=received.append, on_failure=received.append
+        )
+    ]
     await desk.push(desk.file(2 * PART), hooks=hooks)
     desk.order(REFUSED)
     await desk.fail(desk.file(2 * PART, "other.mp4"), hooks=hooks)
 
-    assert len(told) == 4
-    assert desk.server.access_key_secret not in repr(told)
-    assert "STS." not in repr(told)
+    assert len(received) == 4
+    assert desk.server.access_key_secret not in repr(received)
+    assert "STS." not in repr(received)
 
 
 # --- of installed packages ----------------------------------------------------------------
@@ -375,9 +379,9 @@ def test_unusable_hooks_of_an_installed_package_are_reported(
 
 NOTES = """
 import json, os, sys
-told = {name: os.environ[name] for name in os.environ if name.startswith("VODUP_")}
+received = {name: os.environ[name] for name in os.environ if name.startswith("VODUP_")}
 with open(sys.argv[1], "a") as notes:
-    print(json.dumps([told, json.load(sys.stdin)]), file=notes)
+    print(json.dumps([received, json.load(sys.stdin)]), file=notes)
 """
 
 
@@ -457,16 +461,16 @@ def test_what_is_no_command_is_refused(command: str | list[str], words: str) -> 
     [
         (["false"], "false failed with exit status 1"),
         (["no-such-command"], "no-such-command cannot be started"),
-        (["true"], None),  # reads nothing of what it is told
+        (["true"], None),  # does not read its input
     ],
 )
 async def test_a_command_that_fails_is_reported(
     desk: Desk, argv: list[str], words: str | None
 ) -> None:
     await desk.push(desk.file(PART), hooks=[command_hooks(argv)])
-    told = desk.told(HookFailed)
-    assert len(told) == (words is not None)
-    assert all(words in failed.message for failed in told if words)
+    received = desk.events_of(HookFailed)
+    assert len(received) == (words is not None)
+    assert all(words in failed.message for failed in received if words)
 
 
 async def test_a_command_that_hangs_is_ended_with_all_it_started(desk: Desk) -> None:
@@ -478,6 +482,6 @@ async def test_a_command_that_hangs_is_ended_with_all_it_started(desk: Desk) -> 
     await desk.push(desk.file(PART), hooks=hooks)
 
     assert 0.5 <= time.monotonic() - began < 20
-    assert "did not finish within 0.5 s" in desk.told(HookFailed)[0].message
+    assert "did not finish within 0.5 s" in desk.events_of(HookFailed)[0].message
     with pytest.raises(ProcessLookupError):
         os.kill(int(pids.read_text()), 0)

@@ -78,7 +78,7 @@ async def test_expired_credentials_are_renewed_in_the_middle(desk: Desk, issuer:
 
 
 @both
-async def test_the_next_run_goes_on_with_the_same_video(desk: Desk, issuer: Issuer) -> None:
+async def test_the_next_run_resumes_the_same_video(desk: Desk, issuer: Issuer) -> None:
     movie = desk.file(8 * PART)
     desk.order(Fault(action="slow", operation="UploadPart", delay_s=5.0, part=6))
     async with desk.uploader(issuer.at(desk.server), concurrency=1) as up:
@@ -170,7 +170,7 @@ async def test_neither_knows_the_ids_of_the_other(desk: Desk, one: Issuer, other
 
 
 async def test_a_media_that_may_have_been_made_is_not_made_twice(desk: Desk) -> None:
-    """IMS takes no id of ours: nobody can ask for what its lost answer was about."""
+    """IMS takes no id of ours: the media of a lost answer cannot be looked up."""
     movie, provider = desk.file(2 * PART), IMS.at(desk.server)
     desk.order(Fault(action="reset", operation=IMS.create, after_bytes=0))
     desk.order(Fault(action="no_answer", operation=IMS.create))

@@ -56,11 +56,11 @@ class Nursery:
         return int((await self._line())["pid"])
 
     async def end(self) -> dict[str, Any] | None:
-        """Wait until it has ended; what it said, or None if it could not say a word."""
-        said: dict[str, Any] | None = None
+        """Wait until it has ended; return its report, or None if it could not write one."""
+        report: dict[str, Any] | None = None
         while "ended" not in (line := await self._line()):
-            said = line
-        return said
+            report = line
+        return report
 
     async def _line(self) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -86,20 +86,20 @@ async def killed_again_and_again(
     desk.server.set_options(bandwidth=2e6)
     upload_ids: set[str] = set()
     for _ in range(kill_count):
-        asked = desk.server.stats.requests.total()
+        before = desk.server.stats.requests.total()
         pid = await children.start(desk, movie)
         if draw.random() < 0.75:  # the others do not get as far as a request
-            await asked_again(desk, asked)
+            await requested_again(desk, before)
         await asyncio.sleep(draw.uniform(0.0, 0.3))
         os.kill(pid, signal.SIGKILL)
         await children.end()
         upload_ids |= await recorded_upload_ids(desk)
     desk.server.set_options(bandwidth=None)
     await children.start(desk, movie)
-    said = await children.end()
+    report = await children.end()
 
-    assert said is not None
-    result = said["result"]
+    assert report is not None
+    result = report["result"]
     assert desk.server.object_bytes(result["video_id"]) == movie.read_bytes()
     stats = desk.server.stats
     assert stats.creates == len(desk.server.videos) == 1
@@ -111,7 +111,7 @@ async def killed_again_and_again(
     assert stats.bytes_sent_twice <= kill_count * CONCURRENCY * PART
 
 
-async def asked_again(desk: Desk, count: int) -> None:
+async def requested_again(desk: Desk, count: int) -> None:
     """The server has had more requests than that."""
     await until(lambda: desk.server.stats.requests.total() > count)
 
@@ -145,7 +145,7 @@ async def test_five_hundred_kills_cost_what_was_under_way(
 async def test_a_kill_while_an_answer_is_on_its_way(
     desk: Desk, children: Nursery, operation: str
 ) -> None:
-    """The request was carried out, and nobody was left to hear of it."""
+    """The request was carried out, and no process was left to read the answer."""
     movie = desk.file(6 * PART)
     desk.order(Fault(action="no_answer", operation=operation))
     pid = await children.start(desk, movie)
@@ -154,10 +154,10 @@ async def test_a_kill_while_an_answer_is_on_its_way(
     await children.end()
     desk.order()
     await children.start(desk, movie)
-    said = await children.end()
+    report = await children.end()
 
-    assert said is not None
-    result = said["result"]
+    assert report is not None
+    result = report["result"]
     assert desk.server.object_bytes(result["video_id"]) == movie.read_bytes()
     assert (desk.server.stats.creates, desk.server.stats.completes) == (1, 1)
     assert desk.server.stats.overwrite_refreshes == 0

@@ -99,7 +99,7 @@ async def test_a_package_becomes_one_video_that_plays(desk: Desk) -> None:
     assert result.part_count == OBJECTS == desk.count("PutObject")
     assert len(desk.server.videos) == 1
     assert result.verified_by == "crc64"
-    started = desk.told(UploadStarted)[0]
+    started = desk.events_of(UploadStarted)[0]
     assert (started.part_count, started.size) == (OBJECTS, result.size)
 
 
@@ -138,7 +138,7 @@ async def test_credentials_are_renewed_in_the_middle(desk: Desk) -> None:
     desk.order(Fault(action="expire_credentials", operation="PutObject", every=9, count=2))
     result = await desk.push(main)
     desk.assert_faults_struck()
-    assert result.renewal_count == len(desk.told(CredentialsRenewed)) == 2
+    assert result.renewal_count == len(desk.events_of(CredentialsRenewed)) == 2
     assert len(desk.server.videos) == 1
     assert_plays(desk, result, main)
 
@@ -240,25 +240,25 @@ async def test_a_large_member_goes_in_parts_and_leaves_no_record(desk: Desk) -> 
     assert (await desk.record()).phase is Phase.DONE  # and it is the only one
 
 
-async def test_the_parts_of_a_large_member_are_told_like_those_of_a_file(desk: Desk) -> None:
+async def test_the_parts_of_a_large_member_are_reported_like_those_of_a_file(desk: Desk) -> None:
     main = with_large(desk.folder / "package")
     result = await desk.push(main)
 
-    told = desk.told(PartStored)
-    parts = [event for event in told if event.member_number is not None]
-    whole = {event.part_number for event in told if event.member_number is None}
+    stored = desk.events_of(PartStored)
+    parts = [event for event in stored if event.member_number is not None]
+    whole = {event.part_number for event in stored if event.member_number is None}
     (large,) = {event.member_number for event in parts}
     sizes = {event.part_number: event.size for event in parts}
     assert len(sizes) == len(parts) == desk.count("UploadPart")
     assert sorted(sizes) == list(range(1, len(sizes) + 1))
     assert sum(sizes.values()) == 6 * PART + 5
     assert whole == set(range(1, OBJECTS + 1)) - {large}
-    assert sum(event.size for event in told) == result.size == result.sent_bytes
-    assert {(event.key, event.video_id) for event in told} == {(result.key, result.video_id)}
+    assert sum(event.size for event in stored) == result.size == result.sent_bytes
+    assert {(event.key, event.video_id) for event in stored} == {(result.key, result.video_id)}
     assert isinstance(desk.events[-1], UploadFinished)
 
 
-async def test_parts_of_a_large_member_whose_answers_were_lost_are_told_as_adopted(
+async def test_parts_of_a_large_member_whose_answers_were_lost_are_reported_as_adopted(
     desk: Desk,
 ) -> None:
     main = with_large(desk.folder / "package")
@@ -280,9 +280,9 @@ async def test_parts_of_a_large_member_whose_answers_were_lost_are_told_as_adopt
     desk.events.clear()
     result = await desk.push(main, concurrency=1)
 
-    assert [event.part_count for event in desk.told(PartsAdopted)] == [1]
-    assert {event.key for event in desk.told(PartsAdopted)} == {result.key}
-    parts = [event.part_number for event in desk.told(PartStored) if event.member_number]
+    assert [event.part_count for event in desk.events_of(PartsAdopted)] == [1]
+    assert {event.key for event in desk.events_of(PartsAdopted)} == {result.key}
+    parts = [event.part_number for event in desk.events_of(PartStored) if event.member_number]
     assert sorted(parts) == [3, 4, 5, 6, 7]
     assert_plays(desk, result, main)
 
@@ -310,7 +310,7 @@ async def test_a_lost_complete_of_a_large_member_is_settled(desk: Desk) -> None:
     assert_plays(desk, result, main)
 
 
-async def test_giving_up_remembers_the_parts_of_large_members(desk: Desk) -> None:
+async def test_abort_records_the_parts_of_large_members_as_an_orphan(desk: Desk) -> None:
     main = with_large(desk.folder / "package")
     desk.order(
         Fault(action="error", operation="UploadPart", part=4, status=400, code="Odd", count=None)

@@ -38,7 +38,7 @@ async def test_a_file_becomes_a_verified_object(desk: Desk) -> None:
     assert (result.resumed_part_count, result.renewal_count, result.retry_count) == (0, 0, 0)
 
 
-async def test_a_finished_upload_answers_with_its_receipt_and_sends_nothing(desk: Desk) -> None:
+async def test_a_finished_upload_returns_its_result_and_sends_nothing(desk: Desk) -> None:
     movie = desk.file(3 * PART)
     first = await desk.push(movie)
     sent = desk.server.stats.requests.total()
@@ -139,26 +139,26 @@ async def test_a_decoded_pair_is_used_until_it_runs_out(desk: Desk) -> None:
 async def test_a_coroutine_function_renews(desk: Desk) -> None:
     answer = await created(desk.server)
     movie = desk.file(3 * PART)
-    asked: list[str] = []
+    renewed: list[str] = []
 
     async def renew(video_id: str) -> dict[str, Any]:
-        asked.append(video_id)
+        renewed.append(video_id)
         return await refreshed(desk.server, video_id)
 
     result = await desk.push(movie, provider=renew, video_id=answer["VideoId"])
 
     await desk.assert_stored(result, movie)
-    assert asked == [answer["VideoId"]]
+    assert renewed == [answer["VideoId"]]
 
 
-async def test_the_caller_is_told_what_happens(desk: Desk) -> None:
+async def test_the_caller_receives_events(desk: Desk) -> None:
     movie = desk.file(3 * PART)
     mine: list[object] = []
 
     result = await desk.push(movie, on_event=mine.append)
 
     assert mine == desk.events
-    (started,), (finished,) = desk.told(UploadStarted), desk.told(UploadFinished)
+    (started,), (finished,) = desk.events_of(UploadStarted), desk.events_of(UploadFinished)
     assert (started.size, started.part_count, started.is_resumed) == (3 * PART, 3, False)
     assert finished.result == result
 

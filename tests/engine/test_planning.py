@@ -51,7 +51,7 @@ def context(**changes: Any) -> UploadContext:
 
 
 def expiring(**ago: float) -> SimpleNamespace:
-    """What a caller asks who brings credentials that end so much later than now."""
+    """A request with credentials that expire this long from now."""
     ends = Noon().utc_now() + timedelta(**ago)
     credentials = replace(GRANT.credentials, expires_at=ends)
     return SimpleNamespace(grant=replace(GRANT, credentials=credentials))
@@ -85,7 +85,7 @@ def test_a_file_is_cut_by_what_the_network_and_the_credentials_tell(
 def test_each_of_these_changes_the_plan() -> None:
     """Or the comparison above would not notice that one is left out."""
     outlook = Outlook(connection_rate=2e6, rtt_s=1.0, credential_life_s=3000.0)
-    told: dict[str, Any] = {"concurrency": 7, "first_concurrency": 5, "outlook": outlook}
+    arguments: dict[str, Any] = {"concurrency": 7, "first_concurrency": 5, "outlook": outlook}
     others: list[dict[str, Any]] = [
         {"part_size": 3 * MIB},
         {"concurrency": 8},
@@ -95,7 +95,9 @@ def test_each_of_these_changes_the_plan() -> None:
         {"outlook": replace(outlook, credential_life_s=1.0)},
     ]
     for other in others:
-        assert any(plan_file(s, **told | other) != plan_file(s, **told) for s in SIZES), other
+        assert any(plan_file(s, **arguments | other) != plan_file(s, **arguments) for s in SIZES), (
+            other
+        )
 
 
 @pytest.mark.parametrize(("part_size", "expected_mib"), [(None, 300_000), (3 * MIB, 900)])

@@ -32,13 +32,13 @@ REFUSAL = ServiceError(
 
 
 @pytest.fixture
-def told() -> list[Event]:
+def events() -> list[Event]:
     return []
 
 
 @pytest.fixture
-def progress(told: list[Event]) -> Progress:
-    return Progress("movie.mp4", "v-1", [told.append])
+def progress(events: list[Event]) -> Progress:
+    return Progress("movie.mp4", "v-1", [events.append])
 
 
 def test_what_goes_again_is_sent_twice_but_under_way_once(progress: Progress) -> None:
@@ -56,12 +56,12 @@ def test_what_goes_again_is_sent_twice_but_under_way_once(progress: Progress) ->
     assert progress.under_way_bytes == 30
 
 
-def test_a_stored_part(progress: Progress, told: list[Event]) -> None:
+def test_a_stored_part(progress: Progress, events: list[Event]) -> None:
     progress.emit_stored(3, 1000, 0.12345678)
-    assert told == [PartStored(**WHOSE, part_number=3, size=1000, seconds=0.123457)]
+    assert events == [PartStored(**WHOSE, part_number=3, size=1000, seconds=0.123457)]
 
 
-def test_a_repeated_request(progress: Progress, told: list[Event]) -> None:
+def test_a_repeated_request(progress: Progress, events: list[Event]) -> None:
     for _ in range(2):
         progress.count_retry(Retried("UploadPart", 3, REFUSAL, Meaning.SLOW_DOWN, 1.23456))
     assert progress.retry_count == 2
@@ -75,25 +75,25 @@ def test_a_repeated_request(progress: Progress, told: list[Event]) -> None:
         action="SLOW_DOWN",
         pause_s=1.235,
     )
-    assert told == [expected, expected]
+    assert events == [expected, expected]
 
 
-def test_new_credentials(progress: Progress, told: list[Event]) -> None:
+def test_new_credentials(progress: Progress, events: list[Event]) -> None:
     for _ in range(2):
         progress.count_renewal(0.12345678)
-    assert told == [
+    assert events == [
         CredentialsRenewed(**WHOSE, renewal_count=count, seconds=0.123457) for count in (1, 2)
     ]
 
 
-def test_how_it_ends(progress: Progress, told: list[Event]) -> None:
+def test_how_it_ends(progress: Progress, events: list[Event]) -> None:
     with pytest.raises(asyncio.CancelledError), progress.reporting_failure():
         raise asyncio.CancelledError
     with pytest.raises(ServiceError), progress.reporting_failure():
         raise REFUSAL
     with progress.reporting_failure():
         pass
-    assert told == [
+    assert events == [
         UploadCancelled(**WHOSE),
         UploadFailed(
             **WHOSE,

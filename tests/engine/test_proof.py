@@ -227,17 +227,17 @@ def test_an_object_that_is_not_there_is_not_ours() -> None:
 
 
 @pytest.mark.parametrize(
-    ("facts", "said"),
+    ("facts", "detail"),
     [
         (ObjectFacts(None, None, 7, ""), f"its size is 7, ours is {len(MOVIE)}"),
         (ObjectFacts(None, 7, None, ""), f"its CRC-64 is 7, ours is {crc64(MOVIE)}"),
         (ObjectFacts("B-5", None, None, ""), f"its ETag is B-5, ours is {right_etag(MOVIE_ACKS)}"),
     ],
 )
-def test_what_differs_is_named_with_both_figures(facts: ObjectFacts, said: str) -> None:
+def test_what_differs_is_named_with_both_figures(facts: ObjectFacts, detail: str) -> None:
     with pytest.raises(IntegrityError) as caught:
         acked_of(MOVIE).proof(facts)
-    assert caught.value.message == f"The object in OSS is not what was sent: {said}."
+    assert caught.value.message == f"The object in OSS is not what was sent: {detail}."
 
 
 def test_acks_that_do_not_add_up_say_so() -> None:
@@ -245,8 +245,8 @@ def test_acks_that_do_not_add_up_say_so() -> None:
     acked.remove(2)
     with pytest.raises(IntegrityError) as caught:
         acked.in_order()
-    said = "The acked parts do not add up to the plan; nothing completed."
-    assert caught.value.message == said
+    detail = "The acked parts do not add up to the plan; nothing completed."
+    assert caught.value.message == detail
 
 
 def test_an_ack_is_found_by_its_part() -> None:

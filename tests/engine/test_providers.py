@@ -1,4 +1,4 @@
-"""Hosts without an AccessKey: somebody else creates and renews."""
+"""Hosts without an AccessKey: another service creates and renews."""
 
 from __future__ import annotations
 
@@ -44,30 +44,30 @@ class AppServer:
     desk: Desk
     url: str = ""
     answer: Any = None
-    asked: list[dict[str, Any]] = field(default_factory=list)
+    requests: list[dict[str, Any]] = field(default_factory=list)
     authorizations: set[str | None] = field(default_factory=set)
 
     async def post(self, request: web.Request) -> web.StreamResponse:
-        asked = await request.json()
-        return await self._respond(request, asked)
+        body = await request.json()
+        return await self._respond(request, body)
 
     async def get(self, request: web.Request) -> web.StreamResponse:
         return await self._respond(request, {"action": "renew", **request.match_info})
 
-    async def _respond(self, request: web.Request, asked: dict[str, Any]) -> web.StreamResponse:
-        self.asked.append(asked)
+    async def _respond(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        self.requests.append(body)
         self.authorizations.add(request.headers.get("authorization"))
         if self.answer is not None:
             return web.Response(**self.answer)
-        return web.json_response(await granted(self.desk, asked))
+        return web.json_response(await granted(self.desk, body))
 
 
-async def granted(desk: Desk, asked: dict[str, Any]) -> dict[str, Any]:
-    if asked["action"] == "renew":
-        return await called(desk.server, "RefreshUploadVideo", VideoId=asked["video_id"])
+async def granted(desk: Desk, body: dict[str, Any]) -> dict[str, Any]:
+    if body["action"] == "renew":
+        return await called(desk.server, "RefreshUploadVideo", VideoId=body["video_id"])
     return await called(
-        desk.server, "CreateUploadVideo", Title=asked["title"], FileName=asked["file_name"],
-        FileSize=asked["file_size"], ReferenceId=asked["reference_id"],
+        desk.server, "CreateUploadVideo", Title=body["title"], FileName=body["file_name"],
+        FileSize=body["file_size"], ReferenceId=body["reference_id"],
     )  # fmt: skip
 
 
@@ -92,8 +92,8 @@ async def test_an_app_server_creates_and_renews(desk: Desk, app: AppServer) -> N
     result = await desk.push(movie, provider=UrlProvider(app.url, bearer_token="of this device"))
 
     await desk.assert_stored(result, movie)
-    assert [asked["action"] for asked in app.asked] == ["create", "renew"]
-    assert app.asked[1]["video_id"] == result.video_id
+    assert [body["action"] for body in app.requests] == ["create", "renew"]
+    assert app.requests[1]["video_id"] == result.video_id
     assert app.authorizations == {"Bearer of this device"}
 
 
@@ -153,11 +153,11 @@ async def test_an_app_server_in_plain_http_elsewhere_is_refused(desk: Desk) -> N
 
 HELPER = """#!{python}
 import json, os, sys, urllib.request
-told = {{"action": os.environ["VODUP_ACTION"], "video_id": os.environ["VODUP_VIDEO_ID"]}}
+fields = {{"action": os.environ["VODUP_ACTION"], "video_id": os.environ["VODUP_VIDEO_ID"]}}
 for name in ("title", "file_name", "file_size", "reference_id"):
     if (value := os.environ.get("VODUP_" + name.upper())) is not None:
-        told[name] = value
-request = urllib.request.Request({url!r}, json.dumps(told).encode())
+        fields[name] = value
+request = urllib.request.Request({url!r}, json.dumps(fields).encode())
 print(urllib.request.urlopen(request).read().decode())
 """
 
@@ -178,8 +178,8 @@ async def test_a_command_creates_and_renews(desk: Desk, app: AppServer) -> None:
     result = await desk.push(movie, provider=CommandProvider(helper))
 
     await desk.assert_stored(result, movie)
-    assert [asked["action"] for asked in app.asked] == ["create", "renew"]
-    assert app.asked[1]["video_id"] == result.video_id
+    assert [body["action"] for body in app.requests] == ["create", "renew"]
+    assert app.requests[1]["video_id"] == result.video_id
 
 
 @pytest.mark.parametrize(

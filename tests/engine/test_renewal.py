@@ -42,7 +42,7 @@ async def test_sixteen_refused_parts_renew_once(desk: Desk) -> None:
     refused = [request for request in parts if request.code == "SecurityTokenExpired"]
     assert len(refused) > 5, "more than one part was in flight"
     assert stats.refreshes == result.renewal_count == 5
-    assert len(desk.told(CredentialsRenewed)) == 5
+    assert len(desk.events_of(CredentialsRenewed)) == 5
     assert len(parts) == 120 + len(refused)
     assert stats.parts_sent_twice == 0
     assert (stats.creates, stats.initiates, stats.completes) == (1, 1, 1)
@@ -62,7 +62,7 @@ async def test_an_expiry_whose_refusals_never_arrive_is_found(desk: Desk) -> Non
 
 
 async def test_credentials_are_renewed_before_they_run_out(desk: Desk) -> None:
-    # They are said to live one second and live a little longer: time to renew.
+    # Their stated lifetime is one second; they live a little longer, time to renew.
     desk.server.set_options(
         credential_ttl_s=1.6, expiration_s=1, expire_utc_time=False, connection_bandwidth=80e3
     )
@@ -171,7 +171,7 @@ async def test_an_expiry_in_any_operation_costs_one_renewal(
     refused = [r for r in desk.requests(operation) if r.status == 403]
     expected = "InvalidAccessKeyId" if grace_s == 0 else "SecurityTokenExpired"
     assert {request.code for request in refused} == {expected}
-    assert len(desk.told(CredentialsRenewed)) == (2 if OPERATIONS[operation] in later else 1)
+    assert len(desk.events_of(CredentialsRenewed)) == (2 if OPERATIONS[operation] in later else 1)
     assert desk.server.stats.creates == 1
 
 
@@ -218,7 +218,7 @@ async def test_a_part_that_outlives_three_credentials_is_no_refusal(desk: Desk) 
     assert result.renewal_count >= 3
 
 
-async def test_a_grant_nobody_renews_says_what_to_do(desk: Desk) -> None:
+async def test_a_grant_that_cannot_be_renewed_says_what_to_do(desk: Desk) -> None:
     answer = await created(desk.server)
     grant = decode_grant(answer["UploadAddress"], answer["UploadAuth"], video_id=answer["VideoId"])
     desk.order(expire("UploadPart", part=3))
@@ -245,8 +245,8 @@ async def test_a_grant_nobody_renews_says_what_to_do(desk: Desk) -> None:
     ],
     ids=["throttled", "unavailable", "proxy", "slow"],
 )
-async def test_the_upload_goes_on_while_vod_is_in_trouble(desk: Desk, trouble: Fault) -> None:
-    """The old credentials still work: nobody waits for the new ones."""
+async def test_the_upload_continues_while_vod_fails(desk: Desk, trouble: Fault) -> None:
+    """The old credentials still work: no part waits for the new ones."""
     desk.server.set_options(expiration_s=2, expire_utc_time=False, connection_bandwidth=1e6)
     desk.order(
         dataclasses.replace(trouble, operation="RefreshUploadVideo"),
@@ -314,7 +314,7 @@ async def test_a_video_that_is_gone_is_never_made_again(desk: Desk, what: str) -
     assert await desk.acked_part_numbers() == {1, 2, 3}
 
 
-async def test_the_upload_of_a_video_that_is_gone_can_be_given_up(desk: Desk) -> None:
+async def test_the_upload_of_a_video_that_is_gone_can_be_aborted(desk: Desk) -> None:
     """`VideoGone` says to do so; no credentials are to be had for it any more."""
     movie = desk.file(9 * PART)
     record = await desk.interrupted(movie, after=3)
@@ -328,7 +328,7 @@ async def test_the_upload_of_a_video_that_is_gone_can_be_given_up(desk: Desk) ->
     assert result.video_id != record.video_id
 
 
-async def test_a_missing_permission_to_refresh_is_told(desk: Desk) -> None:
+async def test_a_missing_permission_to_refresh_is_reported(desk: Desk) -> None:
     desk.server.set_options(denied_vod_operations=["RefreshUploadVideo"])
     desk.order(expire("UploadPart", part=3))
     movie = desk.file(6 * PART)
@@ -352,7 +352,7 @@ async def test_a_grant_for_another_video_is_not_used(desk: Desk) -> None:
     assert {request.generation for request in desk.requests("UploadPart")} == {1}
 
 
-async def test_an_answer_without_a_video_id_is_for_the_video_asked_for(desk: Desk) -> None:
+async def test_an_answer_without_a_video_id_is_for_the_requested_video(desk: Desk) -> None:
     desk.server.set_options(refresh_video_id="absent")
     desk.order(expire("UploadPart", part=3))
     movie = desk.file(6 * PART)

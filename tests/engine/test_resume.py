@@ -34,7 +34,7 @@ async def test_only_the_gap_is_sent(desk: Desk) -> None:
     assert result.verified_by == "crc64"
     assert desk.server.stats.parts_sent_twice == 0
     assert (desk.server.stats.creates, desk.server.stats.initiates) == (1, 1)
-    started = desk.told(UploadStarted)[-1]
+    started = desk.events_of(UploadStarted)[-1]
     assert (started.is_resumed, started.done_bytes) == (True, 6 * PART)
 
 
@@ -114,7 +114,7 @@ async def test_an_upload_never_changes_its_video(desk: Desk) -> None:
 # --- what the server holds is not trusted ------------------------------------------------
 
 
-async def test_a_part_overwritten_by_somebody_else_is_sent_again(desk: Desk) -> None:
+async def test_a_part_overwritten_by_another_client_is_sent_again(desk: Desk) -> None:
     movie = desk.file(8 * PART)
     await desk.interrupted(movie, after=5)
     await foreign_part(desk, 2)
@@ -134,7 +134,7 @@ async def test_a_foreign_part_of_the_right_size_is_not_adopted(desk: Desk) -> No
 
     await desk.assert_stored(result, movie)
     assert result.resumed_part_count == 3
-    assert not desk.told(PartsAdopted)
+    assert not desk.events_of(PartsAdopted)
 
 
 @pytest.mark.parametrize("list_crc", [True, False], ids=["crc64", "md5"])
@@ -160,7 +160,7 @@ async def test_a_part_whose_answer_was_lost_is_adopted(desk: Desk, list_crc: boo
     result = await desk.push(movie)
 
     await desk.assert_stored(result, movie)
-    (adopted,) = desk.told(PartsAdopted)
+    (adopted,) = desk.events_of(PartsAdopted)
     assert adopted.part_count == 1
     assert result.resumed_part_count == 4
     assert len([r for r in desk.requests("UploadPart") if r.part_number == 4]) == 2
@@ -174,7 +174,7 @@ async def test_a_foreign_part_is_not_adopted_by_md5_either(desk: Desk, list_crc:
     await foreign_part(desk, 5)
 
     await desk.assert_stored(await desk.push(movie), movie)
-    assert not desk.told(PartsAdopted)
+    assert not desk.events_of(PartsAdopted)
 
 
 async def test_where_listing_is_denied_our_own_record_must_do(desk: Desk) -> None:
@@ -221,7 +221,7 @@ async def test_the_pages_of_a_long_list_do_not_wait_for_each_other(
 
 @pytest.mark.parametrize("action", ["list_repeat_page", "list_stuck_marker"])
 async def test_a_list_that_never_ends_is_left_alone(desk: Desk, action: str) -> None:
-    """What it does not name may be there all the same: our receipts stay."""
+    """What it does not list may be stored all the same: our acks stay."""
     movie = desk.file(12 * PART)
     await desk.interrupted(movie, after=10)
     desk.server.set_options(list_page_size=3)
@@ -246,7 +246,7 @@ async def test_a_list_that_lags_costs_no_more_than_what_it_hides(desk: Desk) -> 
 
 
 @pytest.mark.parametrize("action", ["malformed", "empty_body", "truncate_body", "html"])
-async def test_a_list_that_cannot_be_read_is_asked_for_again(desk: Desk, action: str) -> None:
+async def test_a_list_that_cannot_be_read_is_requested_again(desk: Desk, action: str) -> None:
     movie = desk.file(6 * PART)
     await desk.interrupted(movie, after=4)
     desk.order(Fault(action=action, operation="ListParts", status=200 if action == "html" else 0))
@@ -271,7 +271,7 @@ async def test_an_upload_id_that_is_gone_means_a_new_one_for_the_same_video(desk
     await desk.assert_stored(result, movie)
     assert result.upload_id != before.upload_id
     assert (result.video_id, result.object_key) == (before.video_id, before.object_key)
-    (restarted,) = desk.told(UploadRestarted)
+    (restarted,) = desk.events_of(UploadRestarted)
     assert restarted.lost_bytes == 5 * PART
     assert desk.server.stats.creates == 1
 
@@ -283,7 +283,7 @@ async def test_an_upload_id_that_vanishes_while_parts_are_sent(desk: Desk) -> No
     result = await desk.push(movie)
 
     await desk.assert_stored(result, movie)
-    assert len(desk.told(UploadRestarted)) == 1
+    assert len(desk.events_of(UploadRestarted)) == 1
     assert desk.server.stats.initiates == 2
 
 
@@ -294,11 +294,11 @@ async def test_an_upload_id_that_vanishes_before_complete(desk: Desk) -> None:
     result = await desk.push(movie)
 
     await desk.assert_stored(result, movie)
-    assert len(desk.told(UploadRestarted)) == 1
+    assert len(desk.events_of(UploadRestarted)) == 1
     assert desk.server.stats.completes == 1
 
 
-async def test_somebody_who_keeps_removing_it_ends_it(desk: Desk) -> None:
+async def test_an_upload_that_is_removed_again_and_again_fails(desk: Desk) -> None:
     desk.order(Fault(action="vanish", operation="UploadPart", part=3, count=None))
 
     error = await desk.fail(desk.file(5 * PART))

@@ -90,8 +90,8 @@ async def test_no_secret_is_found_anywhere(
     except VodupError as error:
         outcome = error
 
-    told = [repr(outcome), *(repr(event) for event in desk.events), *traced(outcome)]
-    texts = "\n".join([*told, logged.getvalue(), structured.getvalue()]).encode()
+    shown = [repr(outcome), *(repr(event) for event in desk.events), *traced(outcome)]
+    texts = "\n".join([*shown, logged.getvalue(), structured.getvalue()]).encode()
     stored = b"".join(path.read_bytes() for path in state_files(desk))
 
     assert isinstance(outcome, VodupError) == (trouble not in ("fine", "expired"))
@@ -111,9 +111,9 @@ async def test_a_standard_logger_at_debug_shows_none_either(
         movie = desk.file(6 * PART, f"{signature}.mp4", seed=len(signature))
         await desk.push(movie, signature=signature)
 
-    said = logged.getvalue()
-    assert "upload.finished" in said
-    assert [secret for secret in desk.server.secrets() if secret[:24] in said] == []
+    output = logged.getvalue()
+    assert "upload.finished" in output
+    assert [secret for secret in desk.server.secrets() if secret[:24] in output] == []
 
 
 def traced(outcome: object) -> list[str]:
@@ -152,8 +152,8 @@ async def test_the_callers_own_token_stays_secret(tmp_path: Path, logged: io.Str
 
         await desk.assert_stored(await desk.push(movie, provider=provider), movie)
 
-        said = logged.getvalue() + repr(desk.events)
-        assert [secret for secret in server.secrets() if secret[:24] in said] == []
+        output = logged.getvalue() + repr(desk.events)
+        assert [secret for secret in server.secrets() if secret[:24] in output] == []
 
 
 def test_what_is_searched_for_would_be_found(logged: io.StringIO) -> None:

@@ -34,7 +34,7 @@ async def test_a_bandwidth_limit_is_shared_evenly_by_files(desk: Desk) -> None:
         sending = group.create_task(up.upload(one))
         await until(lambda: desk.count("UploadPart") >= 4)
         finishing = group.create_task(up.upload(other))
-        await until(lambda: len(desk.told(UploadStarted)) == 2)
+        await until(lambda: len(desk.events_of(UploadStarted)) == 2)
         before = desk.count("UploadPart")
         await finishing
         carried = desk.count("UploadPart") - before

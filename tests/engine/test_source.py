@@ -27,7 +27,7 @@ def truncated(path: Path) -> None:
 
 
 def edited_in_secret(path: Path) -> None:
-    """Other content, the old time: only ctime tells."""
+    """Other content, the old time: only ctime differs."""
     before = path.stat()
     with path.open("r+b") as file:
         file.write(b"\0" * 100)
@@ -108,7 +108,7 @@ async def test_where_nothing_was_cut_yet_any_bytes_of_that_size_will_do(
 
 
 @pytest.mark.parametrize("change", [touched, copied])
-async def test_the_same_bytes_still_have_their_receipt(
+async def test_the_same_bytes_still_have_their_result(
     desk: Desk, change: Callable[[Path], None]
 ) -> None:
     movie = desk.file(8 * PART)
@@ -124,7 +124,7 @@ async def test_the_same_bytes_still_have_their_receipt(
 
 
 @pytest.mark.parametrize("change", CHANGES)
-async def test_other_bytes_have_no_receipt(desk: Desk, change: Callable[[Path], None]) -> None:
+async def test_other_bytes_have_no_result(desk: Desk, change: Callable[[Path], None]) -> None:
     movie = desk.file(8 * PART)
     await desk.push(movie)
     change(movie)

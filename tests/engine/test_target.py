@@ -31,7 +31,7 @@ async def test_the_first_target_is_kept(desk: Desk, differs: str, scope: str) ->
 
 
 @pytest.mark.parametrize("differs", ["key", "bucket"])
-async def test_a_first_target_that_is_refused_is_told(desk: Desk, differs: str) -> None:
+async def test_a_first_target_that_is_refused_is_reported(desk: Desk, differs: str) -> None:
     desk.server.set_options(refresh_target=differs, refresh_scope="refreshed")
     desk.order(EXPIRE)
     movie = desk.file(8 * PART)
@@ -55,7 +55,7 @@ async def test_restarting_there_keeps_the_video(desk: Desk, differs: str) -> Non
 
     result = await desk.push(movie, on_target_change="restart", concurrency=1)
 
-    (restarted,) = desk.told(UploadRestarted)
+    (restarted,) = desk.events_of(UploadRestarted)
     assert restarted.lost_bytes == 3 * PART
     assert desk.server.object_bytes(result.video_id) == movie.read_bytes()
     assert desk.server.stats.creates == 1
@@ -72,7 +72,7 @@ async def test_after_a_move_the_new_place_is_the_uploads_own(desk: Desk) -> None
     result = await desk.push(movie, on_target_change="restart", concurrency=1)
 
     assert desk.server.object_bytes(result.video_id) == movie.read_bytes()
-    assert len(desk.told(UploadRestarted)) == 1
+    assert len(desk.events_of(UploadRestarted)) == 1
     assert result.renewal_count >= 2
     record = await desk.record()
     assert (record.endpoint, record.bucket) == (desk.server.oss_endpoint, result.bucket)
@@ -94,7 +94,7 @@ async def test_a_bucket_that_is_gone_is_a_move_too(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("operation", ["InitiateMultipartUpload", "PutObject"])
-async def test_a_move_before_anything_was_sent_is_told_and_followed(
+async def test_a_move_before_anything_was_sent_is_reported_and_followed(
     desk: Desk, operation: str
 ) -> None:
     """The first run got no further than its grant; the second finds the target refused."""
@@ -132,5 +132,5 @@ async def test_parts_that_vanish_are_no_reason_to_move(desk: Desk) -> None:
     result = await desk.push(movie, on_target_change="restart")
 
     await desk.assert_stored(result, movie)
-    assert len(desk.told(UploadRestarted)) == 1
+    assert len(desk.events_of(UploadRestarted)) == 1
     assert {r.subject for r in desk.requests("UploadPart")} == {result.object_key}

@@ -1,4 +1,4 @@
-"""A network and services that misbehave: mended, or told in bounded time."""
+"""A network and services that misbehave: repaired, or reported in bounded time."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def on(fault: Fault, operation: str, **changes: object) -> Fault:
 
 
 @pytest.mark.parametrize("fault", ONCE, ids=lambda f: f"{f.action}-{f.status or f.close}")
-async def test_one_failure_of_each_operation_is_mended(desk: Desk, fault: Fault) -> None:
+async def test_one_failure_of_each_operation_is_repaired(desk: Desk, fault: Fault) -> None:
     desk.order(*(on(fault, operation) for operation in OSS_OPERATIONS))
     movie, small = desk.file(8 * PART), desk.file(PART, "small.mp4", seed=1)
 
@@ -58,7 +58,7 @@ async def test_one_failure_of_each_operation_is_mended(desk: Desk, fault: Fault)
     assert desk.server.stats.creates == 2
 
 
-async def test_a_busy_oss_is_asked_less_and_served_all_the_same(desk: Desk) -> None:
+async def test_a_busy_oss_gets_fewer_requests_and_the_whole_upload(desk: Desk) -> None:
     busy = Fault(action="error", status=503, code="ServiceUnavailable", every=3, count=15)
     desk.order(on(busy, "UploadPart"))
     movie = desk.file(40 * PART)
@@ -66,7 +66,7 @@ async def test_a_busy_oss_is_asked_less_and_served_all_the_same(desk: Desk) -> N
     result = await desk.push(movie, concurrency=8)
 
     await desk.assert_stored(result, movie)
-    assert {retry.action for retry in desk.told(RequestRetried)} == {"SLOW_DOWN"}
+    assert {retry.action for retry in desk.events_of(RequestRetried)} == {"SLOW_DOWN"}
     assert result.retry_count == 15
 
 
@@ -98,7 +98,7 @@ async def test_random_trouble_everywhere_ends_verified(desk: Desk) -> None:
     ],
     ids=["reset", "503"],
 )
-async def test_a_failure_for_ever_is_told_when_patience_is_spent(
+async def test_a_permanent_failure_is_reported_after_the_retry_time(
     desk: Desk, operation: str, fault: Fault, kind: type[VodupError]
 ) -> None:
     desk.order(on(fault, operation))
@@ -128,7 +128,7 @@ async def test_a_peer_that_stops_reading_is_left(desk: Desk) -> None:
     desk.assert_faults_struck()
 
 
-async def test_nobody_at_the_endpoint_is_told_soon(desk: Desk) -> None:
+async def test_an_endpoint_without_a_listener_is_reported_soon(desk: Desk) -> None:
     with socket.socket() as taken:  # bound and not listening: connections are refused
         taken.bind(("127.0.0.1", 0))
         key = AccessKey(id="LTAIxxxxxxxxxxxx", secret="none")
@@ -150,9 +150,9 @@ async def test_a_clock_that_is_wrong_is_corrected(desk: Desk, offset_s: int) -> 
     result = await desk.push(movie)
 
     await desk.assert_stored(result, movie)
-    codes = {retry.code for retry in desk.told(RequestRetried)}
+    codes = {retry.code for retry in desk.events_of(RequestRetried)}
     assert codes == {"InvalidTimeStamp.Expired", "RequestTimeTooSkewed"}
-    assert {retry.action for retry in desk.told(RequestRetried)} == {"FIX_CLOCK"}
+    assert {retry.action for retry in desk.events_of(RequestRetried)} == {"FIX_CLOCK"}
     assert desk.server.stats.refreshes <= 1
 
 

@@ -104,7 +104,7 @@ async def test_loopback_is_for_those_who_allow_it(desk: Desk) -> None:
 
 
 async def test_a_recorded_target_is_checked_again(desk: Desk) -> None:
-    """The store may be shared, or somebody may have written into it."""
+    """The store may be shared, or edited by another program."""
     movie = desk.file(6 * PART)
     record = await desk.interrupted(movie, after=3)
     async with desk.uploader() as up, up.state.claim(record.key) as journal:

@@ -47,7 +47,7 @@ async def test_parts_of_an_earlier_run_count_in_the_etag(desk: Desk) -> None:
 
 
 async def test_md5s_that_are_missing_behind_others_are_made_up_for(desk: Desk) -> None:
-    """The first run was told no CRC, the second one, and Complete none again."""
+    """The first run gets no CRC, the second gets one, and Complete has none again."""
     desk.server.set_options(crc_headers=False)
     movie = desk.file(6 * PART)
     await desk.interrupted(movie, after=3)
@@ -76,7 +76,7 @@ async def test_neither_crc_nor_etag_is_no_success(desk: Desk) -> None:
 
 @pytest.mark.parametrize("operation", ["UploadPart", "PutObject"])
 @pytest.mark.parametrize("action", ["wrong_crc", "flip_bit", "missing_etag"])
-async def test_a_receipt_that_contradicts_us_once_is_mended(
+async def test_an_answer_that_contradicts_our_crc_once_is_repaired(
     desk: Desk, operation: str, action: str
 ) -> None:
     desk.order(Fault(action=action, operation=operation, attempt=1))
@@ -86,11 +86,11 @@ async def test_a_receipt_that_contradicts_us_once_is_mended(
 
     await desk.assert_stored(result, movie)
     desk.assert_faults_struck()
-    assert [retry.operation for retry in desk.told(RequestRetried)] == [operation]
+    assert [retry.operation for retry in desk.events_of(RequestRetried)] == [operation]
 
 
 @SIZES
-async def test_a_wrong_etag_where_there_is_no_crc_is_mended(desk: Desk, size: int) -> None:
+async def test_a_wrong_etag_without_a_crc_is_repaired(desk: Desk, size: int) -> None:
     desk.server.set_options(crc_headers=False)
     operation = "PutObject" if size == PART else "UploadPart"
     desk.order(Fault(action="wrong_etag", operation=operation, attempt=1))
@@ -104,7 +104,7 @@ async def test_a_wrong_etag_where_there_is_no_crc_is_mended(desk: Desk, size: in
 
 @pytest.mark.parametrize("operation", ["UploadPart", "PutObject"])
 @pytest.mark.parametrize("action", ["wrong_crc", "flip_bit"])
-async def test_receipts_that_contradict_us_for_ever_are_no_success(
+async def test_answers_that_always_contradict_our_crc_are_no_success(
     desk: Desk, operation: str, action: str
 ) -> None:
     desk.order(Fault(action=action, operation=operation, count=None))
@@ -127,7 +127,7 @@ async def test_a_wrong_etag_for_ever_ends_in_bounded_time(desk: Desk, size: int)
     assert isinstance(await desk.fail(desk.file(size)), IntegrityError)
 
 
-async def test_a_bit_that_rots_in_a_stored_part_is_found_and_mended_by_the_next_run(
+async def test_a_bit_that_rots_in_a_stored_part_is_found_and_repaired_by_the_next_run(
     desk: Desk,
 ) -> None:
     desk.order(Fault(action="rot", operation="UploadPart", part=2))
@@ -160,7 +160,7 @@ async def test_one_wrong_crc_of_the_whole_is_worth_a_second_look(desk: Desk) -> 
 
 
 @pytest.mark.parametrize("operation", ["UploadPart", "PutObject"])
-async def test_a_success_told_before_the_body_was_read_is_none(desk: Desk, operation: str) -> None:
+async def test_a_success_before_the_body_was_read_is_none(desk: Desk, operation: str) -> None:
     desk.order(
         Fault(action="early_answer", operation=operation, status=200, close="fin", attempt=1)
     )
@@ -173,7 +173,7 @@ async def test_a_success_told_before_the_body_was_read_is_none(desk: Desk, opera
     desk.assert_faults_struck()
 
 
-async def test_a_success_told_too_early_for_ever_is_an_error(desk: Desk) -> None:
+async def test_a_success_that_always_comes_too_early_is_an_error(desk: Desk) -> None:
     desk.order(
         Fault(action="early_answer", operation="UploadPart", status=200, close="fin", count=None)
     )
@@ -197,7 +197,7 @@ async def test_either_signature_version_will_do(desk: Desk, version: str, size: 
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [("v1", "v4"), ("v4", "v1")])
-async def test_the_other_signature_version_is_told(desk: Desk, ours: str, theirs: str) -> None:
+async def test_the_other_signature_version_is_named(desk: Desk, ours: str, theirs: str) -> None:
     desk.server.set_options(signature_versions=[theirs])
 
     error = await desk.fail(desk.file(2 * PART), signature=ours)

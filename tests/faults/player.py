@@ -259,7 +259,7 @@ class Player:
         return "finished" if code == 0 else "failed"
 
     async def _attempt(self, timeouts: Timeouts, *, is_abort: bool | None = None) -> object:
-        """Do what the caller asks once; returns the result, the error, or the cancellation."""
+        """Perform the caller's request once; return the result, the error, or the cancellation."""
         self.task = asyncio.ensure_future(
             run_once(
                 self._call(is_abort=is_abort),
@@ -318,7 +318,7 @@ class Player:
         assert record.phase is Phase.UPLOADING
 
     def _make_video(self) -> None:
-        """Somebody else has called CreateUploadVideo."""
+        """Another service has called CreateUploadVideo."""
         name = f"sv/{self.reference_id}/a"
         video = Video(
             video_id=hashlib.md5(name.encode(), usedforsecurity=False).hexdigest(),
@@ -581,7 +581,7 @@ class Player:
             self.outcome.faults.append(f"{again_count} parts were sent again")
 
     async def _may_leave(self, initiated_count: int) -> int:
-        """How many uploads may stay: those recorded as orphans, and those nobody knows.
+        """How many uploads may stay: those recorded as orphans, and those recorded nowhere.
 
         The answer of Initiate may be lost, or the process that waited for it.
         """

@@ -481,7 +481,7 @@ async def unreachable() -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def closed_port() -> AsyncIterator[str]:
-    """A URL nobody listens at: bound, so that nobody else takes the port meanwhile."""
+    """A URL without a listener: its port is bound, so that nothing else takes it meanwhile."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{bound.getsockname()[1]}"

@@ -37,7 +37,7 @@ class Site:
         body: "part" if the request carries one.
         leads: faults that bring an upload here; without a subject.
         is_later: an earlier run has sent some parts.
-        verb: what the caller asks for.
+        verb: what the caller requests.
     """
 
     name: str
@@ -200,7 +200,7 @@ _USED_IN_AN_ANSWER = (
 TRANSPORT = (
     Failure(name="T01", what="the port is closed", detour="closed"),
     Failure(name="T02", what="the host has no address", detour="no-name"),
-    Failure(name="T03", what="nobody answers the SYN", detour="silent"),
+    Failure(name="T03", what="the SYN is not answered", detour="silent"),
     Failure(name="T04", what="another certificate", detour="wrong-certificate"),
     Failure(name="T05", what="the TLS handshake is aborted", detour="tls-abort"),
     Failure(name="T06", what="RST before it is read", toxic=Toxic(action="limit", close="rst")),

@@ -111,7 +111,7 @@ async def test_a_missing_source_says_where_it_failed(desk: Desk) -> None:
     assert error.phase == "open"
 
 
-async def test_a_full_disk_is_told_as_such(desk: Desk) -> None:
+async def test_a_full_disk_is_reported_as_such(desk: Desk) -> None:
     state = FailingState(MemoryState())
     state.arm("create", "write fails")
 

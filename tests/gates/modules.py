@@ -40,7 +40,7 @@ JUDGED_BY: dict[str, tuple[str, ...]] = {
 }
 """Modules and packages whose tests stand elsewhere than their names suggest."""
 
-NO_JUDGES = frozenset({"tests/engine/test_kill.py", "tests/engine/test_nobody_else.py"})
+NO_JUDGES = frozenset({"tests/engine/test_kill.py", "tests/engine/test_hostile_endpoints.py"})
 """Tests that run uploads in processes of their own: mutmut does not see what those reach."""
 
 

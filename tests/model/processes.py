@@ -1,4 +1,4 @@
-"""Processes that die, the disk that outlives them, and a file that somebody may change."""
+"""Processes that die, the disk that outlives them, and a file that may change."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Disk(MemoryState):
             self._end(holder)
 
     def is_claimed(self, key: str) -> bool:
-        """Whether somebody holds it."""
+        """Whether it is held."""
         return key in self._claims
 
     def record(self, key: str = KEY) -> UploadRecord | None:
@@ -85,7 +85,7 @@ class Disk(MemoryState):
         return entry.record if entry else None
 
     def acks(self, key: str = KEY) -> dict[int, PartAck]:
-        """The receipts as they are on the disk."""
+        """The acks as they are on the disk."""
         entry = self._entries.get(key)
         return entry.acks if entry else {}
 
@@ -94,7 +94,7 @@ class Disk(MemoryState):
         return set(self._orphans)
 
     def has_ack(self, upload_id: str, number: int) -> bool:
-        """Whether a part's receipt is on the disk."""
+        """Whether a part's ack is on the disk."""
         record = self.record()
         return record is not None and record.upload_id == upload_id and number in self.acks()
 
@@ -207,7 +207,7 @@ class OpenFile:
         return self._file.data[offset : offset + size]
 
     def check(self) -> None:
-        """Nobody may have written to it since it was opened."""
+        """Fail if it was written to since it was opened."""
         if self._version != self._file.version:
             raise SourceChanged(f"{self.name} was changed while it was read.")
 
@@ -250,7 +250,7 @@ def _md5(piece: bytes) -> str:
 
 
 class Process:
-    """One run of one command. Mutable: its task, what it was told."""
+    """One run of one command. Mutable: its task and its arguments."""
 
     def __init__(
         self, loop: VirtualLoop, clock: VirtualClock, world: World, disk: Disk, **changes: Any
@@ -273,9 +273,9 @@ class Process:
             clock=self._clock,
         )
 
-    def start(self, file: File, **asked: Any) -> None:
+    def start(self, file: File, **arguments: Any) -> None:
         """Begin to upload."""
-        self._task = self._loop.create_task(self.upload(OpenFile(file), **asked))
+        self._task = self._loop.create_task(self.upload(OpenFile(file), **arguments))
         self._loop.settle()
 
     def start_abort(self) -> None:
@@ -283,10 +283,10 @@ class Process:
         self._task = self._loop.create_task(self._abort())
         self._loop.settle()
 
-    async def upload(self, source: OpenFile, **asked: Any) -> UploadResult:
+    async def upload(self, source: OpenFile, **arguments: Any) -> UploadResult:
         """Upload with an uploader of its own."""
         async with self.uploader() as up:
-            return await up.upload(source, key=KEY, meta=VideoMeta(title="A film"), **asked)
+            return await up.upload(source, key=KEY, meta=VideoMeta(title="A film"), **arguments)
 
     async def _abort(self) -> None:
         async with self.uploader() as up:

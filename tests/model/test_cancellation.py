@@ -1,6 +1,6 @@
 """Cancelling an upload wherever it can be cancelled: at every resumption of any of its tasks.
 
-The tasks are counted from the outside, by what drives their coroutines. A first run tells
+The tasks are counted from the outside, by what drives their coroutines. A first run counts
 how many resumptions there are; then one run for each of them is cancelled there.
 """
 
@@ -109,7 +109,7 @@ class Troubled:
 
 @dataclass
 class Stage:
-    """A world with one disk and one file, made anew for each run."""
+    """A world with one disk and one file, created for each run."""
 
     loop: VirtualLoop
     world: World
@@ -177,7 +177,7 @@ def test_an_upload_can_be_cancelled_anywhere(name: str) -> None:
 
 
 def _sweep_point(name: str, at: int) -> int:
-    """Cancel one run at a point and let another end it; tells how many points there were."""
+    """Cancel one run at a point and let another end it; return how many points there were."""
     data, decide, is_resumed = SCENARIOS[name]
     stage = Stage.set(data, decide())
     if is_resumed:
@@ -253,7 +253,7 @@ def _cancelled_over_sockets(desk: Desk, name: str, at: int) -> int:
     with asyncio.Runner() as runner:
         runner.get_loop().set_task_factory(points)
         is_unheard = runner.run(run())
-    # Cancelled while Initiate was under way, nobody was told the UploadId: OSS's lifecycle
+    # Cancelled while Initiate was under way, the UploadId was not received: OSS's lifecycle
     # rules remove that one. Wherever it was recorded, nothing may be left.
     assert desk.server.open_upload_count - open_before <= int(is_unheard)
     return points.count

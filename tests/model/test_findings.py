@@ -27,17 +27,17 @@ async def _complete_never_answers(call: Call) -> Fate:
 
 
 def resumed(url: Callable[[World], str]) -> tuple[Process, list[str]]:
-    """A run after one that was killed while it completed; VOD tells this URL of the object.
+    """A run after one that was killed while it completed; VOD returns this URL of the object.
 
-    Also what it asked for with GET.
+    Also what it urls for with GET.
     """
     loop = VirtualLoop()
     clock = VirtualClock(loop)
-    asked: list[str] = []
+    urls: list[str] = []
 
     async def decide(call: Call) -> Fate:
         if call.operation == "GetObject":
-            asked.append(call.url)
+            urls.append(call.url)
         return await _complete_never_answers(call)
 
     world, disk, file = World(clock, decide), Disk(clock), File(DATA)
@@ -56,30 +56,30 @@ def resumed(url: Callable[[World], str]) -> tuple[Process, list[str]]:
     for _ in range(8):
         loop.skip(0.1)
     loop.close()
-    return second, asked
+    return second, urls
 
 
 @pytest.mark.parametrize("url", ["https://[broken", "https://b.oss-cn-x.aliyuncs.com:x/k", "k"])
 def test_a_broken_url_of_vod_is_no_proof(url: str) -> None:
-    second, asked = resumed(lambda _: url)
+    second, urls = resumed(lambda _: url)
     assert isinstance(second.error, UnverifiedCompletion)
-    assert asked == []
+    assert urls == []
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_vods_url_is_asked_for_over_tls_whatever_it_says(scheme: str) -> None:
+def test_vods_url_is_requested_over_tls_whatever_it_says(scheme: str) -> None:
     """VOD's URLs are plain; a query may hold another URL, which is left as it is."""
     rest = "?Expires=1&Signature=url&x=http://y"
 
-    def told(world: World) -> str:
+    def url_of(world: World) -> str:
         (video,) = world.videos.values()
         return f"{scheme}://{video.bucket}.oss-cn-shanghai.aliyuncs.com/{video.object_key}{rest}"
 
-    second, asked = resumed(told)
+    second, urls = resumed(url_of)
 
     assert second.error is None
     assert second.result is not None
     assert second.result.verified_by == "crc64-url"
-    (url,) = asked
+    (url,) = urls
     assert url.startswith(f"https://{second.result.bucket}.oss-cn-shanghai.aliyuncs.com/")
     assert url.endswith(rest)

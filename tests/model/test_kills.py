@@ -179,7 +179,7 @@ def test_the_next_run_ends_verified_after_a_kill_at_any_commit(name: str) -> Non
 
 
 def test_an_object_that_is_damaged_again_and_again_is_replaced_by_the_next_run() -> None:
-    """The run that gives up leaves permission to overwrite: the damaged object is ours."""
+    """The run that fails leaves permission to overwrite: the damaged object is ours."""
     damaged_count = 0
 
     async def decide(call: Call) -> Fate:

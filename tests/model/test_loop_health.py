@@ -60,7 +60,7 @@ def test_no_call_of_ours_blocks_the_loop(tmp_path: Path) -> None:
             blockbuster_ctx("uploader", excluded_modules=["uploader.devserver"]) as watch,
             asyncio.Runner() as runner,
         ):
-            # Neither looks at a disk: both are told by the kernel, from memory.
+            # Neither looks at a disk: the kernel answers both from memory.
             watch.functions["os.path.abspath"].deactivate()
             watch.functions["io.TextIOWrapper.read"].can_block_in("state/leases.py", "_boot_id")
             # The thread has done its last work by then, and only has to return.

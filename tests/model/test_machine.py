@@ -296,7 +296,7 @@ class Model(RuleBasedStateMachine):
 
     @rule(lag=st.integers(0, 3), can_list=st.booleans(), can_head=st.booleans())
     def looking_is_unreliable(self, lag: int, can_list: bool, can_head: bool) -> None:
-        # What nobody may look at cannot be settled, and is sent again.
+        # What may not be read cannot be settled, and is sent again.
         self.may_restart = True
         self.world.list_lag = lag
         self.world.can_list, self.world.can_head = can_list, can_head
@@ -351,7 +351,7 @@ class Model(RuleBasedStateMachine):
         assert held.size == result.size
 
     @invariant()
-    def nothing_was_asked_that_must_not_be(self) -> None:
+    def no_forbidden_request_was_sent(self) -> None:
         assert not self.world.breaches, self.world.breaches
 
     @invariant()
@@ -372,11 +372,11 @@ class Model(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_begun_twice(self) -> None:
-        """One multipart upload, unless somebody took it away or hid what became of it."""
+        """One multipart upload, unless it was removed, or its state hidden."""
         assert self.may_restart or len(self.disk.seen_upload_ids) <= 1
 
     @invariant()
-    def receipts_are_true(self) -> None:
+    def acks_are_true(self) -> None:
         record = self.disk.record()
         upload = self.world.uploads.get(record.upload_id or "") if record else None
         for number, ack in self.disk.acks().items():
@@ -385,7 +385,7 @@ class Model(RuleBasedStateMachine):
                 assert len(upload.parts[number].data) == ack.size
 
     @invariant()
-    def somebody_can_go_on(self) -> None:
+    def the_run_can_continue(self) -> None:
         """Whoever waits, waits for an answer or for a timer."""
         if self.process is not None:
             is_called = any(call.line is self.process.line for call in self._waiting())
@@ -415,7 +415,7 @@ class Model(RuleBasedStateMachine):
             # VOD has taken the damaged object for the film; only on purpose it is replaced.
             error = self._run_to_the_end(overwrite=True)
         assert error is None, f"a run without faults ends with {error!r}"
-        self.nothing_was_asked_that_must_not_be()
+        self.no_forbidden_request_was_sent()
         self.the_video_id_never_changes()
         self.no_upload_is_forgotten()
 
@@ -426,7 +426,7 @@ class Model(RuleBasedStateMachine):
         return ended.error if ended is not None else None
 
     def _drive(self) -> None:
-        """Answer everything and let time pass, until nobody works any more."""
+        """Answer everything and let time pass, until no process runs."""
         deadline_s = self.loop.time() + 1800.0
         while self.process is not None or self.frozen:
             if self._waiting():

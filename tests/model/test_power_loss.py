@@ -1,7 +1,7 @@
 """The power goes, at every moment of many uploads: whatever the disk kept, the next run ends well.
 
 What SQLite guarantees is taken as given: after a loss of power its log holds a prefix of the
-commits, at least up to the last one that was waited for (PRAGMA synchronous). Receipts are not
+commits, at least up to the last one that was waited for (PRAGMA synchronous). Acks are not
 waited for. So at every moment, for every prefix that may be left of the commits since the last
 barrier, a run begins from that state, with the services as they were at that moment. It ends
 verified, under the same VideoId, and sends no part that OSS holds.
@@ -183,7 +183,7 @@ def enumerate_states(seed: int, tally: Tally) -> None:
     try:
         loop.finish(process.upload(OpenFile(file)))
     except VodupError:
-        pass  # a run that gives up leaves states, too
+        pass  # a run that fails leaves states, too
     finally:
         loop.close()
     for services, durable_count, commit_count in moments:
@@ -238,7 +238,7 @@ def judge(
 def judge_rework(
     before: Services, content: Content | None, world: World, result: UploadResult, tally: Tally
 ) -> None:
-    """What OSS holds of the recorded upload is not sent again, receipts or not."""
+    """What OSS holds of the recorded upload is not sent again, with acks or without."""
     if content is None or content.record.upload_id != result.upload_id or result.is_earlier_result:
         return
     held = before.stored_numbers(content.record.upload_id)
@@ -256,7 +256,7 @@ def run_until(state_count: int) -> Tally:
         if tally.states >= state_count:
             print(
                 f"{seed + 1} uploads, {tally.moments} moments, {tally.states} states, ",
-                f"{len(tally.seen)} different; up to {tally.most_sent_again} receipts lost",
+                f"{len(tally.seen)} different; up to {tally.most_sent_again} acks lost",
             )
             return tally
     raise AssertionError("too few states")
@@ -264,7 +264,7 @@ def run_until(state_count: int) -> Tally:
 
 def test_a_loss_of_power_costs_nothing_but_time() -> None:
     tally = run_until(MIN_STATES)
-    assert tally.most_sent_again > 0, "no receipt was ever lost: nothing was tested"
+    assert tally.most_sent_again > 0, "no ack was ever lost: nothing was tested"
 
 
 @pytest.mark.slow

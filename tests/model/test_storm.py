@@ -67,7 +67,7 @@ class Storm:
 
     async def until_all_wait(self, count: int) -> None:
         """Every upload has credentials; all slots are held by parts that wait."""
-        while len(self.world.credentials) < count:  # noqa: ASYNC110 - the world tells nobody
+        while len(self.world.credentials) < count:  # noqa: ASYNC110 - the world sends no event
             await asyncio.sleep(0.5)
         await asyncio.sleep(1.0)
 
@@ -112,7 +112,7 @@ def test_a_thousand_expiries_in_one_second_renew_once_each(loop: VirtualLoop) ->
 
 
 def test_calls_above_the_quota_are_repeated_until_all_finish(loop: VirtualLoop) -> None:
-    """Somebody set the pace above what the account may do."""
+    """The configured pace is above the account's quota."""
     storm = Storm(loop, pace=200.0)
 
     results = loop.run_until_complete(_expire_together(storm, 300))

@@ -2,7 +2,7 @@
 
 A `Line` is one process's connection to them, a `Transport`. What becomes of a request is
 its `Fate`: carried out or not, answered truly, falsely or not at all. The world is also the
-oracle: what must never be asked of a service is noted in `breaches`.
+oracle: requests that must never be sent are recorded in `breaches`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ PART = 100 * 1024
 BUCKET = "outin-0123456789abcdef"
 OTHER_BUCKET = "outin-fedcba9876543210"
 FOR_GOOD = frozenset({"CompleteMultipartUpload", "PutObject", "AbortMultipartUpload"})
-"""What is not to be asked by a process that does not hold the upload any more."""
+"""Requests that a process must not send once it has lost the upload."""
 
 _SKEW_S = 900.0
 _UNIT = 64 * 1024
@@ -60,7 +60,7 @@ class Stored:
 
 @functools.lru_cache(maxsize=512)
 def stored(data: bytes) -> Stored:
-    """Compute once what is asked for often."""
+    """Compute once what is used often."""
     md5 = hashlib.md5(data, usedforsecurity=False).hexdigest().upper()
     return Stored(data, md5, int(_CRC64(data)))
 
@@ -119,10 +119,10 @@ class Fate:
 
     Attributes:
         is_applied: the service carries it out.
-        is_lost: no answer arrives; `is_sent` is what the network can tell.
+        is_lost: no answer arrives; `is_sent` is what the network reports.
         refusal: (status, code) answered in place of the truth. A status of 200 carries
             the error inside a success, as S3 is known to do.
-        is_late: carried out some time later, when nobody waits any more (`World.zombies`).
+        is_late: carried out some time later, when its caller has stopped waiting (`World.zombies`).
     """
 
     is_applied: bool = True
@@ -167,7 +167,7 @@ class Line:
     """One process's way to the services, and what it has learnt on it.
 
     Mutable: `is_cut`, after which nothing of this process has any effect; `is_frozen`, when
-    it does not know yet that its lease is gone; the tokens it has been told are dead.
+    it does not know yet that its lease is gone; the tokens it has learnt are expired.
     """
 
     def __init__(self, world: World) -> None:
@@ -262,7 +262,9 @@ class World:
         self.vod_calls: list[tuple[float, str]] = []
         self.breaches: list[str] = []
         self.excused: set[tuple[str, int]] = set()
-        self.recorded_upload_ids: set[str] = set()  # one that nobody wrote down is its maker's own
+        self.recorded_upload_ids: set[str] = (
+            set()
+        )  # one that was not recorded is known to its creator alone
         self.has_ack: Callable[[str, int], bool] = lambda upload_id, number: False
         self.expected_part_count: int | None = None
         self._vod_second: tuple[int, Counter[str]] = (0, Counter())
@@ -290,7 +292,7 @@ class World:
         self.uploads.clear()
 
     def apply_zombie(self) -> None:
-        """A request nobody waits for any more arrives after all."""
+        """A request whose caller has stopped waiting arrives after all."""
         if self.zombies:
             self._answer(self.zombies.pop(0))
 
@@ -316,7 +318,7 @@ class World:
         sent = (call.params["uploadId"], call.part_number)
         is_excused = call.line.is_frozen or sent in self.excused
         if not is_excused and self.has_ack(*sent):
-            self.breaches.append(f"part {call.part_number} was sent again after its receipt")
+            self.breaches.append(f"part {call.part_number} was sent again after its ack")
 
     def carry_out(self, call: Call, fate: Fate) -> Response | None:
         """Let a request meet its fate; None: no answer arrives."""
@@ -562,8 +564,8 @@ class World:
         return self._response(206, held.data[:1], **headers)
 
     def _figures(self, etag: str, crc: int) -> dict[str, str]:
-        told = {"x-oss-hash-crc64ecma": str(crc)} if self.tells_crc else {}
-        return {"etag": f'"{etag}"', **told}
+        figures = {"x-oss-hash-crc64ecma": str(crc)} if self.tells_crc else {}
+        return {"etag": f'"{etag}"', **figures}
 
     # --- documents --------------------------------------------------------------------------
 
@@ -658,8 +660,8 @@ def _operation(method: str, params: dict[str, str]) -> str:
 
 
 def _signed_at(headers: dict[str, str]) -> datetime:
-    told = headers["x-oss-date"]
-    return parsedate_to_datetime(told) if "," in told else datetime.fromisoformat(told)
+    date = headers["x-oss-date"]
+    return parsedate_to_datetime(date) if "," in date else datetime.fromisoformat(date)
 
 
 def _listed_in(body: bytes) -> list[tuple[int, str]]:

@@ -146,7 +146,7 @@ async def test_expired_credentials_are_renewed_once(desk: Desk, origin: Origin) 
 
     await desk.assert_stored(result, data)
     desk.assert_faults_struck()
-    assert len(desk.told(CredentialsRenewed)) == 1
+    assert len(desk.events_of(CredentialsRenewed)) == 1
     assert desk.server.stats.parts_sent_twice == 0
 
 

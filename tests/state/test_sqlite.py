@@ -268,7 +268,7 @@ async def test_the_same_command_goes_on_after_any_damage(path: Path) -> None:
             assert aside, name
 
 
-async def test_damage_is_put_aside_and_told(path: Path) -> None:
+async def test_damage_is_put_aside_and_reported(path: Path) -> None:
     await fill(path)
     path.write_bytes(b"garbage" * 1000)
     store = await use(path)

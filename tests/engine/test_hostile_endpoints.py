@@ -65,7 +65,7 @@ async def trapped(*ports: int) -> AsyncIterator[tuple[list[str], list[int]]]:
         yield came, open_ports
 
 
-async def hosts_asked(desk: Desk, endpoint: str, trust: TrustPolicy, number: int) -> set[str]:
+async def contacted_hosts(desk: Desk, endpoint: str, trust: TrustPolicy, number: int) -> set[str]:
     """Upload with a grant that names `endpoint`; which hosts were sent to."""
     async with AiohttpTransport(stall_timeout_s=2.0, connect_timeout_s=2.0) as hands:
         gate = Gate(hands)
@@ -87,7 +87,7 @@ async def test_no_hostile_endpoint_is_sent_a_packet(desk: Desk) -> None:
     desk.file(2 * PART)
     async with trapped(*PORTS) as (came, _):
         for number, endpoint in enumerate(HOSTILE_ENDPOINTS):
-            hosts = await hosts_asked(desk, endpoint, TrustPolicy(), number)
+            hosts = await contacted_hosts(desk, endpoint, TrustPolicy(), number)
             assert hosts == ({OSS} if endpoint in READ_AS_OSS else set()), endpoint
         await asyncio.sleep(0.02)
     assert came == []
@@ -97,6 +97,6 @@ async def test_what_is_allowed_does_reach_the_sockets(desk: Desk) -> None:
     """The net has no hole: with loopback allowed, one row of the table is a visit."""
     desk.file(2 * PART)
     async with trapped(0) as (came, ports):
-        hosts = await hosts_asked(desk, f"http://127.0.0.1:{ports[0]}", LOOPBACK, 0)
+        hosts = await contacted_hosts(desk, f"http://127.0.0.1:{ports[0]}", LOOPBACK, 0)
     assert hosts == {"127.0.0.1"}
     assert came

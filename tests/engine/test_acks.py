@@ -1,4 +1,4 @@
-"""Receipts share commits while the next parts are on their way, and few are ever at stake."""
+"""Acks share commits while the next parts are sent; few of them can be lost."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ async def test_a_state_that_stalls_stops_the_sending_soon(
         assert desk.server.stats.bytes_sent_twice == 0
 
 
-async def test_receipts_share_commits_and_the_last_waits_for_nobody(
+async def test_acks_share_commits_and_the_last_does_not_wait(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two parts at a time, 20 ms each: one commit holds the receipts of several turns."""
+    """Two parts at a time, 20 ms each: one commit holds the acks of several rounds."""
     sizes: list[int] = []
     commit = StoreThread._commit
 
@@ -67,7 +67,7 @@ async def test_receipts_share_commits_and_the_last_waits_for_nobody(
 
 
 @pytest.mark.parametrize("why", ["denied", "few"])
-async def test_what_no_list_tells_again_is_written_before_the_next_part(
+async def test_acks_that_no_list_shows_are_committed_before_the_next_part(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, why: str
 ) -> None:
     waited: list[float] = []
@@ -88,7 +88,7 @@ async def test_what_no_list_tells_again_is_written_before_the_next_part(
     assert desk.count("ListParts") == (why == "denied")
 
 
-async def test_receipts_of_a_cancelled_upload_are_kept(desk: Desk) -> None:
+async def test_acks_of_a_cancelled_upload_are_kept(desk: Desk) -> None:
     """Also those that were waiting for company when it was cancelled."""
     movie = desk.file(80 * PART)
     desk.order(Fault(action="slow", operation="UploadPart", delay_s=5.0, part=11))

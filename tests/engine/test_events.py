@@ -1,4 +1,4 @@
-"""What is told of an upload, field for field: its events, its result, and what OSS is told."""
+"""Every field of the events and the result of an upload, and of the notification for OSS."""
 
 from __future__ import annotations
 
@@ -102,12 +102,12 @@ async def test_the_result_of_parts_that_took_trouble(desk: Desk) -> None:
         verified_by="crc64-head",
     )
     assert result.retry_count >= 2
-    (renewed,) = desk.told(CredentialsRenewed)
+    (renewed,) = desk.events_of(CredentialsRenewed)
     assert renewed.renewal_count == 1
     assert 0 < renewed.seconds < 20
 
 
-async def test_where_oss_tells_no_crc_a_part_is_sent_once_and_its_md5_kept(desk: Desk) -> None:
+async def test_without_a_crc_from_oss_a_part_is_sent_once_and_its_md5_kept(desk: Desk) -> None:
     desk.server.set_options(crc_headers=False)
     movie = desk.file(5 * PART)
     record = await desk.interrupted(movie, after=3)
@@ -134,7 +134,7 @@ async def test_the_events_of_parts(desk: Desk) -> None:
     result = await desk.push(movie, concurrency=1)
     who: dict[str, Any] = {"key": result.key, "video_id": result.video_id}
 
-    (started,) = desk.told(UploadStarted)
+    (started,) = desk.events_of(UploadStarted)
     assert started == UploadStarted(
         **who,
         source=str(movie),
@@ -145,18 +145,18 @@ async def test_the_events_of_parts(desk: Desk) -> None:
         upload_id=result.upload_id,
         is_resumed=False,
     )
-    stored = desk.told(PartStored)
+    stored = desk.events_of(PartStored)
     assert [replace(event, seconds=0.0) for event in stored] == [
         PartStored(**who, part_number=number, size=PART, seconds=0.0) for number in (1, 2, 3)
     ]
     assert all(0 < event.seconds < 20 for event in stored)
-    assert desk.told(UploadFinished) == [UploadFinished(**who, result=result)]
+    assert desk.events_of(UploadFinished) == [UploadFinished(**who, result=result)]
 
 
 async def test_the_events_of_one_request(desk: Desk) -> None:
     result = await desk.push(desk.file(PART))
-    (started,) = desk.told(UploadStarted)
-    (stored,) = desk.told(PartStored)
+    (started,) = desk.events_of(UploadStarted)
+    (stored,) = desk.events_of(PartStored)
     assert (started.upload_id, started.part_count, started.is_resumed) == (None, 1, False)
     assert (stored.part_number, stored.size) == (1, PART)
     assert 0 < stored.seconds < 20
@@ -169,7 +169,7 @@ async def test_what_a_later_run_begins_with(desk: Desk) -> None:
     movie = desk.file(6 * PART)
     record = await desk.interrupted(movie, after=4)
     await desk.push(movie)
-    resumed = desk.told(UploadStarted)[1]
+    resumed = desk.events_of(UploadStarted)[1]
     assert resumed == UploadStarted(
         key=record.key,
         video_id=record.video_id,
@@ -190,7 +190,7 @@ async def test_a_run_that_has_a_target_but_no_upload_id_is_a_resumed_one(desk: D
     await desk.fail(movie)
     desk.order()
     await desk.push(movie)
-    (started,) = desk.told(UploadStarted)
+    (started,) = desk.events_of(UploadStarted)
     assert started.is_resumed
     assert (started.resumed_part_count, started.done_bytes) == (0, 0)
 
@@ -203,7 +203,7 @@ async def test_how_far_an_upload_is(desk: Desk) -> None:
 
     result = await desk.push(movie, concurrency=1)
 
-    during_part_5 = [e for e in desk.told(UploadProgress) if e.acked_part_count == 4]
+    during_part_5 = [e for e in desk.events_of(UploadProgress) if e.acked_part_count == 4]
     assert during_part_5
     seen = during_part_5[-1]
     assert PART * 4 <= seen.done_bytes <= PART * 5
@@ -222,11 +222,11 @@ async def test_how_far_an_upload_is(desk: Desk) -> None:
 async def test_how_far_a_stream_is_that_has_not_ended(desk: Desk) -> None:
     async def producing() -> AsyncIterator[bytes]:
         yield content(3 * PART)
-        await until(lambda: len(desk.told(UploadProgress)) > 1)
+        await until(lambda: len(desk.events_of(UploadProgress)) > 1)
 
     result = await desk.push(producing(), key="mine", meta=VideoMeta(file_name="movie.mp4"))
 
-    seen = desk.told(UploadProgress)[1]
+    seen = desk.events_of(UploadProgress)[1]
     assert seen == UploadProgress(
         key="mine",
         video_id=result.video_id,
@@ -237,7 +237,7 @@ async def test_how_far_a_stream_is_that_has_not_ended(desk: Desk) -> None:
         renewal_count=0,
         retry_count=0,
     )
-    (started,) = desk.told(UploadStarted)
+    (started,) = desk.events_of(UploadStarted)
     assert (started.size, started.part_count) == (0, 0)
     assert (result.size, result.part_count) == (3 * PART, 3)
 
@@ -255,7 +255,7 @@ async def test_parts_that_are_found(desk: Desk) -> None:
     result = await desk.push(movie)
 
     who = {"key": result.key, "video_id": result.video_id}
-    assert desk.told(PartsAdopted) == [PartsAdopted(**who, part_count=1)]
+    assert desk.events_of(PartsAdopted) == [PartsAdopted(**who, part_count=1)]
     assert result.resumed_part_count == 4
     assert result.sent_bytes == 2 * PART
 
@@ -267,7 +267,7 @@ async def test_what_was_lost_with_an_upload_id(desk: Desk) -> None:
     sent_count = desk.count("UploadPart")
     result = await desk.push(movie)
     assert desk.count("UploadPart") == sent_count + 6, "none of them to the UploadId that is gone"
-    assert desk.told(UploadRestarted) == [
+    assert desk.events_of(UploadRestarted) == [
         UploadRestarted(
             key=result.key,
             video_id=result.video_id,
@@ -275,28 +275,28 @@ async def test_what_was_lost_with_an_upload_id(desk: Desk) -> None:
             lost_bytes=4 * PART,
         )
     ]
-    last = desk.told(UploadStarted)[-1]
+    last = desk.events_of(UploadStarted)[-1]
     assert (last.done_bytes, last.upload_id) == (0, result.upload_id)
     assert result.sent_bytes == 6 * PART
 
 
-async def test_a_part_that_somebody_overwrote_is_not_found(desk: Desk) -> None:
+async def test_a_part_that_was_overwritten_is_not_adopted(desk: Desk) -> None:
     movie = desk.file(6 * PART)
     await desk.interrupted(movie, after=3)
     await foreign_part(desk, 2)
     desk.events.clear()
     result = await desk.push(movie)
-    (started,) = desk.told(UploadStarted)
+    (started,) = desk.events_of(UploadStarted)
     assert (started.resumed_part_count, started.done_bytes) == (2, 2 * PART)
     assert result.resumed_part_count == 2
     assert result.sent_bytes == 4 * PART
 
 
 @pytest.mark.parametrize("notification", ["eyJ9", None])
-async def test_whom_vod_is_to_notify_is_told_to_oss(
+async def test_the_notification_of_vod_is_sent_to_oss(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, notification: str | None
 ) -> None:
-    told: list[tuple[str, str | None]] = []
+    sent: list[tuple[str, str | None]] = []
     send = AiohttpTransport.send
 
     async def noted(
@@ -304,14 +304,14 @@ async def test_whom_vod_is_to_notify_is_told_to_oss(
     ) -> Response:
         if request.url.startswith(desk.server.oss_endpoint):
             query = urlsplit(request.url).query.partition("=")[0]
-            told.append((f"{request.method} {query}", request.headers.get("x-oss-notification")))
+            sent.append((f"{request.method} {query}", request.headers.get("x-oss-notification")))
         return await send(self, request, *given, **more)
 
     monkeypatch.setattr(AiohttpTransport, "send", noted)
     await desk.push(desk.file(2 * PART), concurrency=1, notification=notification)
     await desk.push(desk.file(PART, "small.mp4"), notification=notification)
 
-    assert told == [
+    assert sent == [
         ("POST uploads", notification),
         ("PUT partNumber", None),
         ("PUT partNumber", None),
