@@ -29,7 +29,7 @@ async def _complete_never_answers(call: Call) -> Fate:
 def resumed(url: Callable[[World], str]) -> tuple[Process, list[str]]:
     """A run after one that was killed while it completed; VOD returns this URL of the object.
 
-    Also what it urls for with GET.
+    Also the URLs it requested with GET.
     """
     loop = VirtualLoop()
     clock = VirtualClock(loop)

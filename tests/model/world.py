@@ -167,7 +167,7 @@ class Line:
     """One process's way to the services, and what it has learnt on it.
 
     Mutable: `is_cut`, after which nothing of this process has any effect; `is_frozen`, when
-    it does not know yet that its lease is gone; the tokens it has learnt are expired.
+    it does not know yet that its lease is gone; the tokens known to be expired.
     """
 
     def __init__(self, world: World) -> None:
