@@ -44,10 +44,10 @@ async def test_without_a_source_of_grants(desk: Desk) -> None:
     async with desk.uploader_without_provider() as up:
         with pytest.raises(VodupError) as caught:
             await up.upload(desk.file(PART))
-        with pytest.raises(VodupError) as caught:
+        with pytest.raises(VodupError) as grants:
             _ = up.grants
     assert_error(caught.value, ConfigurationError, "--grant")
-    assert_error(caught.value, ConfigurationError)
+    assert_error(grants.value, ConfigurationError)
 
 
 async def test_a_grant_of_another_video_and_of_none(desk: Desk) -> None:
