@@ -273,7 +273,10 @@ class IntegrityError(VodupError):
 class UnverifiedCompletion(VodupError):
     """OSS completed the object, but neither CRC-64 nor ETag proves its bytes."""
 
-    default_next_step = "Run `vodup verify` with credentials that may read the object."
+    default_next_step = (
+        "Push it again with --overwrite (overwrite=True in code): that compares the object once "
+        "more, and sends everything again unless the object is proved to be the same."
+    )
 
 
 class SourceError(VodupError):
@@ -364,8 +367,8 @@ class UntrustedCertificate(PolicyError):
 
     default_next_step = (
         "Check this machine's clock and its CA certificates; behind a proxy that inspects TLS, "
-        "point VODUP_CA_FILE (ca_file= in code) at the proxy's CA certificate (SSL_CERT_FILE is "
-        "not read). Then run the same command again. Verification cannot be switched off."
+        "point VODUP_CA_FILE (ca_file= in code) at its CA certificate (SSL_CERT_FILE is not read). "
+        "Then run the same command again. Verification cannot be switched off."
     )
 
 

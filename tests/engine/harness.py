@@ -16,6 +16,7 @@ from uploader import (
     Event,
     RetryPolicy,
     TrustPolicy,
+    UnverifiedCompletion,
     Uploader,
     UploadOptions,
     UploadRecord,
@@ -26,7 +27,7 @@ from uploader import (
 from uploader.devserver import DevServer, Fault
 from uploader.devserver.stats import RequestRecord
 from uploader.sources import AnySource
-from uploader.state import StateStore, open_state
+from uploader.state import Phase, StateStore, open_state
 from uploader.uploader import AnyProvider
 
 from ..devserver.clients import Vod, granted
@@ -192,6 +193,18 @@ async def until(condition: Callable[[], bool | Awaitable[bool]], *, timeout_s: f
             if found:
                 return
             await asyncio.sleep(0.005)
+
+
+async def assert_overwrite_helps(
+    desk: Desk, source: Path, error: VodupError, **given: Any
+) -> UploadResult:
+    """Do what the next step of an `UnverifiedCompletion` says; it must end verified."""
+    assert isinstance(error, UnverifiedCompletion)
+    assert "--overwrite" in error.next_step
+    result = await desk.push(source, overwrite=True, **given)
+    await desk.assert_stored(result, source)
+    assert (await desk.record()).phase is Phase.DONE
+    return result
 
 
 async def called(server: DevServer, action: str, **params: str) -> dict[str, Any]:

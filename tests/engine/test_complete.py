@@ -18,7 +18,15 @@ from uploader import (
 from uploader.devserver import Fault
 from uploader.state import Phase
 
-from .harness import PART, Desk, content, created, foreign_part, until
+from .harness import (
+    PART,
+    Desk,
+    assert_overwrite_helps,
+    content,
+    created,
+    foreign_part,
+    until,
+)
 
 COMPLETE = "CompleteMultipartUpload"
 
@@ -60,11 +68,13 @@ async def test_without_any_way_to_look_it_is_not_called_a_success(desk: Desk) ->
     deny(desk, "HeadObject", "GetObject")
     desk.order(Fault(action="drop_answer", operation=COMPLETE))
 
-    error = await desk.fail(desk.file(4 * PART))
+    movie = desk.file(4 * PART)
 
-    assert isinstance(error, UnverifiedCompletion)
+    error = await desk.fail(movie)
+
     assert error.is_resumable
     assert desk.server.stats.completes == 1
+    await assert_overwrite_helps(desk, movie, error)
 
 
 async def test_a_complete_that_was_never_applied_is_repeated(desk: Desk) -> None:
@@ -191,10 +201,51 @@ async def test_a_finished_video_that_cannot_be_read_stays_unverified(
     await cut_off(desk, movie, operation, "no_answer")
 
     for _ in range(2):
-        assert isinstance(await desk.fail(movie), UnverifiedCompletion)
+        error = await desk.fail(movie)
+        assert isinstance(error, UnverifiedCompletion)
 
     assert desk.count("RefreshUploadVideo") == 0
     assert finished(desk)
+    await assert_overwrite_helps(desk, movie, error)
+    assert finished(desk), "the object proves itself: nothing is sent again"
+
+
+@pytest.mark.parametrize(("size", "operation"), [(4 * PART, COMPLETE), (PART, "PutObject")])
+async def test_what_nobody_may_read_is_sent_again_when_allowed(
+    desk: Desk, size: int, operation: str
+) -> None:
+    desk.server.set_options(file_url=False)
+    deny(desk, "HeadObject")
+    movie = desk.file(size)
+    await cut_off(desk, movie, operation, "no_answer")
+
+    result = await assert_overwrite_helps(desk, movie, await desk.fail(movie))
+
+    assert result.sent_bytes == size
+    assert result.verified_by == "crc64"
+
+
+async def test_a_replacement_of_what_nobody_may_read_goes_on_after_a_kill(desk: Desk) -> None:
+    desk.server.set_options(file_url=False)
+    deny(desk, "HeadObject")
+    movie = desk.file(4 * PART)
+    await cut_off(desk, movie, COMPLETE, "no_answer")
+    desk.order(Fault(action="error", operation="UploadPart", status=400, code="InvalidArgument"))
+    await desk.fail(movie, overwrite=True)
+
+    await desk.assert_stored(await desk.push(movie), movie)
+
+
+async def test_verifying_what_was_never_verified_says_how_to_finish_it(desk: Desk) -> None:
+    desk.server.set_options(file_url=False)
+    movie = desk.file(4 * PART)
+    await cut_off(desk, movie, COMPLETE, "no_answer")
+
+    async with desk.uploader() as up:
+        with pytest.raises(UnverifiedCompletion) as caught:
+            await up.verify(movie)
+
+    await assert_overwrite_helps(desk, movie, caught.value)
 
 
 @pytest.mark.parametrize(("size", "operation"), [(4 * PART, COMPLETE), (PART, "PutObject")])

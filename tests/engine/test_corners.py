@@ -31,7 +31,7 @@ from uploader.errors import UnsupportedState
 from uploader.state import MemoryState, Phase, UploadRecord
 
 from ..devserver.clients import granted
-from .harness import PART, Desk, content, created, refreshed, until
+from .harness import PART, Desk, assert_overwrite_helps, content, created, refreshed, until
 from .test_complete import COMPLETE, cut_off, deny
 
 
@@ -119,7 +119,9 @@ async def test_a_failed_callback_without_permission_to_read_is_no_success(desk: 
     deny(desk, "HeadObject")
     desk.order(Fault(action="callback_failed", operation="PutObject"))
 
-    assert isinstance(await desk.fail(desk.file(PART)), UnverifiedCompletion)
+    movie = desk.file(PART)
+
+    await assert_overwrite_helps(desk, movie, await desk.fail(movie))
 
 
 async def test_a_refused_read_that_is_not_about_permission_is_reported(desk: Desk) -> None:
@@ -139,10 +141,12 @@ async def test_where_neither_oss_nor_vod_reports_it_is_no_success(desk: Desk) ->
     deny(desk, "HeadObject")
     desk.order(Fault(action="drop_answer", operation=COMPLETE))
 
-    error = await desk.fail(desk.file(4 * PART), provider=blind(desk), meta=VideoMeta(title="A"))
+    movie, given = desk.file(4 * PART), {"provider": blind(desk), "meta": VideoMeta(title="A")}
 
-    assert isinstance(error, UnverifiedCompletion)
+    error = await desk.fail(movie, **given)
+
     assert desk.server.stats.completes == 1
+    await assert_overwrite_helps(desk, movie, error, **given)
 
 
 async def test_an_answer_without_figures_is_made_up_for_by_the_etag_of_head(desk: Desk) -> None:
@@ -248,10 +252,13 @@ async def test_a_grant_without_a_provider_or_permission_to_read_is_no_success(de
     grant = decode_answer(await created(desk.server))
 
     async with desk.uploader_without_provider() as up:
-        with pytest.raises(UnverifiedCompletion):
+        with pytest.raises(UnverifiedCompletion) as caught:
             await up.upload(desk.file(4 * PART), grant=grant)
+        assert desk.server.stats.completes == 1
+        assert "--overwrite" in caught.value.next_step
+        result = await up.upload(desk.file(4 * PART), grant=grant, overwrite=True)
 
-    assert desk.server.stats.completes == 1
+    assert result.verified_by == "crc64"
 
 
 async def test_aborting_while_completing_removes_the_parts(desk: Desk) -> None:
@@ -449,9 +456,12 @@ async def test_an_unreadable_object_is_not_called_the_same(desk: Desk) -> None:
     async with desk.uploader() as up:
         with pytest.raises(UnverifiedCompletion, match="does not let us read") as caught:
             await up.verify(movie)
-    assert caught.value.next_step == (
-        "Allow vod:GetMezzanineInfo, or compare the file VOD's console offers."
-    )
+        assert caught.value.next_step == (
+            "Allow vod:GetMezzanineInfo to return the file's URL, then run `vodup verify` again. "
+            "If the upload is not finished, push it again with --overwrite."
+        )
+        deny(desk)
+        assert (await up.verify(movie)).size == 4 * PART
 
 
 async def test_where_vod_reports_nothing_the_object_itself_is_compared(desk: Desk) -> None:

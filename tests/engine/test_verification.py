@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from uploader import IntegrityError, RequestRetried, TransportError, UnverifiedCompletion
+from uploader import IntegrityError, RequestRetried, TransportError
 from uploader.devserver import Fault
 from uploader.state import Phase
 
-from .harness import PART, Desk
+from .harness import PART, Desk, assert_overwrite_helps
 
 SIZES = pytest.mark.parametrize("size", [4 * PART, PART], ids=["parts", "put"])
 
@@ -68,10 +68,12 @@ async def test_neither_crc_nor_etag_is_no_success(desk: Desk) -> None:
     desk.server.set_options(crc_headers=False, denied_operations=["HeadObject"])
     desk.order(Fault(action="missing_etag", operation="CompleteMultipartUpload"))
 
-    error = await desk.fail(desk.file(4 * PART))
+    movie = desk.file(4 * PART)
 
-    assert isinstance(error, UnverifiedCompletion)
+    error = await desk.fail(movie)
+
     assert (await desk.record()).phase is not Phase.DONE
+    await assert_overwrite_helps(desk, movie, error)
 
 
 @pytest.mark.parametrize("operation", ["UploadPart", "PutObject"])

@@ -31,19 +31,14 @@ _CONNECT_HELP: Final = (
     "Check the region or the endpoint, the network and the firewall, then run the same command "
     "again to resume."
 )
-_CERTIFICATE_ERRORS: Final = (
-    aiohttp.ClientConnectorCertificateError,
-    aiohttp.ServerFingerprintMismatch,
-)
+_UNTRUSTED: Final = (aiohttp.ClientConnectorCertificateError, aiohttp.ServerFingerprintMismatch)
 
 _NEVER_SENT: Final = (
     aiohttp.ClientConnectorError,
-    aiohttp.ClientConnectorCertificateError,
     aiohttp.ClientHttpProxyError,
     aiohttp.ConnectionTimeoutError,
     aiohttp.InvalidURL,
     aiohttp.NonHttpUrlClientError,
-    aiohttp.ServerFingerprintMismatch,
     ValueError,
 )
 
@@ -77,7 +72,7 @@ def transport_error(
 
     `timeout_reason` explains a TimeoutError that is not one of aiohttp's.
     """
-    if isinstance(error, _CERTIFICATE_ERRORS):
+    if isinstance(error, _UNTRUSTED):
         return UntrustedCertificate(f"{_name_of(request)}: {_explain(error)}.")
     is_ours = isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ClientError)
     return TransportError(

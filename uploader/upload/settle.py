@@ -66,13 +66,14 @@ async def after_vanished(upload: ObjectUpload, failure: VodupError) -> FoundObje
     """NoSuchUpload at Complete: completed, or gone? Decided by what the object is, if any.
 
     Raises:
-        Vanished: there is no object, or another one.
+        Vanished: there is no object, or another one, or one that we may not read and may replace.
     """
     upload.ctx.progress.phase = "settle"
     found = await upload.look()
     if found is None:
         found = await _look_at_vod(upload)
-    if found is not None and (found.facts == UNKNOWN or upload.acked.is_proved_by(found.facts)):
+    is_left = found is not None and found.facts == UNKNOWN and not upload.ctx.may_overwrite
+    if found is not None and (is_left or upload.acked.is_proved_by(found.facts)):
         return found
     raise Vanished(
         "the upload was gone before it was completed",

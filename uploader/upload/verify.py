@@ -131,7 +131,8 @@ async def compare(upload: ObjectUpload, part: Part | None = None) -> ObjectFacts
     if found is None or found.facts.crc64 is None:
         raise UnverifiedCompletion(
             "OSS does not let us read the object's CRC-64.",
-            next_step="Allow vod:GetMezzanineInfo, or compare the file VOD's console offers.",
+            next_step="Allow vod:GetMezzanineInfo to return the file's URL, then run `vodup "
+            "verify` again. If the upload is not finished, push it again with --overwrite.",
         )
     crc64, _ = await source.read_crc(offset, size)
     if (found.facts.crc64, found.facts.size) != (crc64, size):
