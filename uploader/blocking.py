@@ -87,8 +87,9 @@ class BlockingUploader:
         try:
             while (outcome := portal.call(_next_of, receive)) is not None:
                 yield outcome
-        except GeneratorExit:
+        except BaseException:  # the iteration ended early, or a signal handler raised
             pumping.cancel()
+            raise
         finally:
             portal.call(receive.aclose)
             with suppress(CancelledError):

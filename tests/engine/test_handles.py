@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import signal
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -304,6 +306,24 @@ def test_ending_the_iteration_early_cancels_the_rest(place: Desk) -> None:
             assert outcome.error is None
             break
     assert place.count("PutObject") < 30
+
+
+def test_what_a_signal_handler_raises_ends_the_iteration_at_once(place: Desk) -> None:
+    place.order(Fault(action="slow", operation="PutObject", delay_s=5, count=None))
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with blocking(place) as up:
+            signal.setitimer(signal.ITIMER_REAL, 0.7)
+            started_s = time.monotonic()
+            with pytest.raises(KeyboardInterrupt):
+                list(up.upload_many([UploadItem(source=place.file(PART))]))
+            assert time.monotonic() - started_s < 4
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_what_is_wrong_with_the_items_is_raised(place: Desk) -> None:

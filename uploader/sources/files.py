@@ -346,9 +346,7 @@ def open_regular_file(
     return descriptor
 
 
-_FOLDER_FLAGS: Final = (
-    getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-)
+_FOLDER_FLAGS: Final = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | getattr(os, "O_PATH", 0)
 
 
 def _open_below(root: str, path: str, flags: int) -> int:
