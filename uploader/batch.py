@@ -20,16 +20,6 @@ from uploader.sources import AnySource
 from uploader.tasks import beside, cancel_count, one_error
 from uploader.threads import DISKS
 
-__all__ = [
-    "DEFAULT_FILES",
-    "Outcome",
-    "UploadItem",
-    "descriptor_share",
-    "outcome_of",
-    "require_files",
-    "upload_batch",
-]
-
 DEFAULT_FILES: Final = 32
 """Small files are bound by round trips: as many at once as there are connections."""
 

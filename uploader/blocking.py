@@ -26,8 +26,6 @@ from uploader.uploader import AnyProvider, Uploader
 if TYPE_CHECKING:
     from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-__all__ = ["BlockingHandle", "BlockingUploader"]
-
 _OUTCOMES_AHEAD: Final = 64
 
 

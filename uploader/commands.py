@@ -27,17 +27,6 @@ from uploader.errors import ConfigurationError
 from uploader.tasks import beside
 from uploader.threads import Threads, in_thread
 
-__all__ = [
-    "CommandNotStarted",
-    "CommandOutputTooLong",
-    "CommandResult",
-    "RunningCommand",
-    "describe_status",
-    "run_command",
-    "split_command",
-    "wait_readable",
-]
-
 _GRACE_S: Final = 5.0
 _KILL_S: Final = 1.0
 """How long a process may take to end after SIGKILL. Longer: it waits for a dead disk."""

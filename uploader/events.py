@@ -11,23 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
-__all__ = [
-    "CredentialsRenewed",
-    "Event",
-    "HookFailed",
-    "Listener",
-    "PartStored",
-    "PartsAdopted",
-    "RequestRetried",
-    "UploadCancelled",
-    "UploadFailed",
-    "UploadFinished",
-    "UploadProgress",
-    "UploadRestarted",
-    "UploadResult",
-    "UploadStarted",
-]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UploadResult:

@@ -11,8 +11,6 @@ from uploader.errors import ConfigurationError, unexpected
 from uploader.events import Event, Listener, UploadProgress, UploadResult
 from uploader.tasks import cancel_count, one_error
 
-__all__ = ["Submissions", "UploadHandle"]
-
 Abort = Callable[[str], Awaitable[None]]
 Run = Callable[[asyncio.Event, Listener], Awaitable[UploadResult]]
 """Runs an upload: requests begin only while the event is set; events go to the listener."""

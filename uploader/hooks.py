@@ -25,17 +25,6 @@ from uploader.threads import Threads
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-__all__ = [
-    "ENTRY_POINTS",
-    "EndedUpload",
-    "Hooks",
-    "PlannedVideo",
-    "command_hooks",
-    "installed_hooks",
-    "notify_ended",
-    "run_before_create",
-]
-
 ENTRY_POINTS: Final = "vodup.hooks"
 """The group in which packages name a `Hooks`, or a function without arguments that returns one."""
 

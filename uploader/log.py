@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from structlog.stdlib import BoundLogger
     from structlog.typing import EventDict, Processor
 
-__all__ = ["configure", "get_logger", "is_enabled", "redact"]
-
 _NAME = "vodup"
 logging.getLogger(_NAME).addHandler(logging.NullHandler())
 

@@ -30,8 +30,6 @@ except ImportError as error:
 if TYPE_CHECKING:
     from prometheus_client import Metric
 
-__all__ = ["Metrics"]
-
 _LOOPBACK: Final = "127.0.0.1"
 _UPLOAD_S: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600, 4 * 3600, 12 * 3600)
 _PART_S: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900)

@@ -11,8 +11,6 @@ from uploader.hooks import Hooks
 from uploader.pace import Bandwidth
 from uploader.session import RetryPolicy
 
-__all__ = ["UploadOptions"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UploadOptions:

@@ -13,8 +13,6 @@ from pathlib import Path
 
 from uploader.errors import UnsafePath
 
-__all__ = ["make_private_folder", "open_private_file", "require_private_folder"]
-
 
 def make_private_folder(folder: Path) -> None:
     """Like `mkdir -p -m 700`, for every folder that is missing.

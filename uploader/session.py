@@ -22,8 +22,6 @@ from uploader.errors import (
 from uploader.protocol.failures import Meaning, Service, is_outcome_known
 from uploader.protocol.wire import Operation, SignedRequest, Signer, Transport
 
-__all__ = ["Retried", "RetryPolicy", "Session"]
-
 T = TypeVar("T")
 
 _Failure = ServiceError | TransportError | IntegrityError

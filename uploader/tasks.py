@@ -14,8 +14,6 @@ from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-__all__ = ["beside", "cancel_count", "in_own_task", "one_error"]
-
 T = TypeVar("T")
 
 

@@ -28,8 +28,6 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Final, ParamSpec, TypeVar
 
-__all__ = ["DISKS", "Threads", "Worker", "in_thread"]
-
 P = ParamSpec("P")
 T = TypeVar("T")
 

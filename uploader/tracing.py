@@ -32,8 +32,6 @@ except ImportError as error:
         "Tracing needs opentelemetry-api.", next_step="Run `pip install 'vodup[otel]'`."
     ) from error
 
-__all__ = ["Tracing"]
-
 
 class Tracing:
     """Makes spans of events: an `on_event` listener.

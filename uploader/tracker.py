@@ -30,8 +30,6 @@ from uploader.events import (
     UploadStarted,
 )
 
-__all__ = ["Rate", "TrackedUpload", "Tracker"]
-
 _WINDOW: Final = 10
 """Samples. Fewer: the rate jumps with every part. More: it follows a change too slowly."""
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 import re
 from typing import Final
 
-__all__ = ["MIB", "count", "duration", "parse_duration_s", "parse_size", "rate", "share", "size"]
-
 MIB: Final = 1024 * 1024
 
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(?:i?B)?|B)?", re.IGNORECASE)

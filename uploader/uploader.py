@@ -51,8 +51,6 @@ from uploader.upload.package import compare_package, forget_members, upload_pack
 from uploader.upload.progress import Progress
 from uploader.upload.request import UploadContext, UploadRequest, default_key, known_video_id
 
-__all__ = ["Uploader", "upload_sync"]
-
 AnyProvider = GrantProvider | Callable[[str], Awaitable[Any]]
 
 

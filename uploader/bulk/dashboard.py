@@ -20,8 +20,6 @@ from .report import html_figures, html_page, html_table, rates, svg_line
 if TYPE_CHECKING:
     from aiohttp.typedefs import Handler
 
-__all__ = ["page_data", "serving"]
-
 _HOST: Final = "127.0.0.1"
 _NAMES: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
 _INTERVAL_S: Final = 1.0

@@ -11,8 +11,6 @@ from uploader.protocol.part_sizes import plan_file
 
 from .runner import CheckedRow
 
-__all__ = ["ASSUMED_BYTES_PER_S", "Estimate"]
-
 ASSUMED_BYTES_PER_S: Final = 12_500_000
 """100 Mbit/s, where no bandwidth is given."""
 

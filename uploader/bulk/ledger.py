@@ -25,8 +25,6 @@ from uploader.events import UploadResult
 
 from .rows import Row
 
-__all__ = ["CompactMap", "KnownRow", "Ledger", "Record", "failure_record", "hash_of"]
-
 Record = Mapping[str, Any]
 
 DONE: Final = "done"

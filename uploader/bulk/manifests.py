@@ -22,8 +22,6 @@ from uploader.protocol.vod import refuses_name
 
 from .rows import COLUMNS, RESULT_COLUMNS, RawRow
 
-__all__ = ["MAX_ROW_SIZE", "Stream", "files_from", "folder_stream", "manifest_stream"]
-
 MAX_ROW_SIZE: Final = 64_000
 _PARQUET_BATCH: Final = 1024
 _PARQUET_BUFFER: Final = 1 << 20

@@ -13,8 +13,6 @@ from uploader.tracker import Rate, TrackedUpload, Tracker
 
 from .rows import Row
 
-__all__ = ["BatchProgress", "Sample"]
-
 _MAX_SAMPLES: Final = 600
 _MAX_FAILURES: Final = 20
 _MAX_SLOWEST: Final = 5

@@ -22,8 +22,6 @@ from .ledger import Record
 from .progress import BatchProgress, Sample
 from .rows import shown_path
 
-__all__ = ["html_figures", "html_page", "html_table", "rates", "svg_line", "write_report"]
-
 _MAX_FAILURES: Final = 500
 _SLOWEST: Final = 10
 _WIDTH: Final = 640

@@ -16,19 +16,6 @@ from uploader.protocol.vod import VideoMeta, problem_of, refuses_name, title_of
 from uploader.sources.url_policy import URL, identity_of, parsed_url, shown
 from uploader.upload.request import default_key
 
-__all__ = [
-    "COLUMNS",
-    "RESULT_COLUMNS",
-    "RawRow",
-    "Root",
-    "Row",
-    "RowRules",
-    "identity_of_path",
-    "is_url",
-    "require_title_template",
-    "shown_path",
-]
-
 _META: Final = frozenset(
     (
         "title description tags cate_id template_group_id workflow_id storage_location cover_url "

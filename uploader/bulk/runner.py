@@ -25,8 +25,6 @@ from .manifests import Stream
 from .progress import BatchProgress
 from .rows import Row, RowRules, is_url
 
-__all__ = ["STOPS_ALL", "Batch", "BatchOptions", "CheckedRow", "Reading", "read_rows"]
-
 _READ_BATCH: Final = 256
 _MAX_DEFERRED: Final = 10_000
 _SAMPLE_S: Final = 1.0

@@ -32,8 +32,6 @@ from uploader.cli.printing import err, out, paragraph
 from uploader.cli.run import exit_code, finish
 from uploader.errors import VodupError
 
-__all__ = ["app", "run"]
-
 app = typer.Typer(
     name="vodup",
     help="Upload large files to Alibaba Cloud ApsaraVideo VOD, resumable and verified. "

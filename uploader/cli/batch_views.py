@@ -19,8 +19,6 @@ from uploader.cli.printing import Printer, err, out, printable
 from uploader.cli.progress import Total, show_progress
 from uploader.errors import VodupError
 
-__all__ = ["BatchView", "make_batch_view"]
-
 _JSON_INTERVAL_S: Final = 1.0
 _MAX_FAILURES: Final = 20
 

@@ -44,8 +44,6 @@ if TYPE_CHECKING:
     from uploader.cluster.jobs import Places
     from uploader.cluster.worker import WorkerOptions
 
-__all__ = ["enqueue", "make_worker_options", "place_of", "results", "upgrade", "worker"]
-
 _UNIT_SIZE: Final = MIB
 """What a connection holds of a body: a buffer of 512 KiB, and as much in the kernel."""
 

@@ -36,8 +36,6 @@ from uploader.protocol import vod
 from uploader.protocol.signing import sign_rpc
 from uploader.protocol.wire import BytesBody, Response
 
-__all__ = ["demo"]
-
 _UPLOAD_S: Final = 26.0
 """How long the upload should take; the server's bandwidth follows from it."""
 

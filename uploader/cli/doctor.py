@@ -32,8 +32,6 @@ from uploader.state.locations import SqliteFile, locate
 from uploader.transport import AiohttpTransport, may_use_congestion
 from uploader.units import count, size
 
-__all__ = ["doctor"]
-
 _REQUEST_S: Final = 15.0
 _MAX_OFFSET_S: Final = 300.0  # OSS and VOD refuse at 15 minutes
 _LOW_SPACE: Final = 100 * 1024 * 1024

@@ -24,8 +24,6 @@ from uploader.protocol.vod import problem_of
 from uploader.tasks import beside
 from uploader.threads import in_thread
 
-__all__ = ["ingest", "make_readings", "make_rules", "make_streams", "refuse_overwriting"]
-
 
 def ingest(flags: IngestFlags) -> int:
     """Upload the batch and return the exit code."""

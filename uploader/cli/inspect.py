@@ -16,8 +16,6 @@ from uploader.credentials import life_s
 from uploader.errors import PolicyError
 from uploader.protocol.grants import mask
 
-__all__ = ["inspect"]
-
 
 def inspect(flags: InspectFlags) -> int:
     """Show what a grant holds, secrets masked; the exit code says whether it is trusted."""

@@ -20,26 +20,6 @@ import typer
 from uploader import units
 from uploader.errors import ConfigurationError
 
-__all__ = [
-    "BANDWIDTH",
-    "COMMAND",
-    "CONCURRENCY",
-    "DURATION",
-    "MAX_CONCURRENCY",
-    "PART_SIZE",
-    "SIZE",
-    "Kind",
-    "argument",
-    "group",
-    "number",
-    "one_of",
-    "option",
-    "parameters_of",
-    "size_from",
-    "switch",
-    "values_of",
-]
-
 MAX_CONCURRENCY: Final = 256
 
 F = TypeVar("F")

@@ -21,8 +21,6 @@ from uploader.session import RetryPolicy, Session
 from uploader.state import Orphan
 from uploader.transport import AiohttpTransport
 
-__all__ = ["abort_orphans", "open_network"]
-
 _PATIENCE_S: Final = 30.0
 
 

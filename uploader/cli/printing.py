@@ -8,8 +8,6 @@ from typing import TextIO
 
 from uploader.errors import VodupError
 
-__all__ = ["Printer", "err", "out", "paragraph", "printable"]
-
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _SECRET = re.compile(r"STS\.[A-Za-z0-9]{8,}|CAIS[A-Za-z0-9+/=_-]{20,}")
 

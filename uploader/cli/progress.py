@@ -18,8 +18,6 @@ from uploader.tracker import TrackedUpload, Tracker
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-__all__ = ["Total", "progress_line", "sample_every_second", "show_progress"]
-
 _LINE_INTERVAL_S: Final = 10.0
 _FRAME_S: Final = 0.25
 _MAX_BARS: Final = 8

@@ -30,8 +30,6 @@ from uploader.state import Phase
 from uploader.tasks import beside, one_error
 from uploader.tracker import Tracker
 
-__all__ = ["push", "resume"]
-
 _FILES_AT_ONCE: Final = 4
 
 

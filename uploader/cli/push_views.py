@@ -33,8 +33,6 @@ from uploader.events import (
 from uploader.tasks import beside
 from uploader.tracker import TrackedUpload, Tracker
 
-__all__ = ["PushView", "PushedFile", "interruption", "make_push_view"]
-
 _JSON_INTERVAL_S: Final = 1.0
 
 

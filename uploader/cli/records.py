@@ -30,8 +30,6 @@ from uploader.threads import in_thread
 if TYPE_CHECKING:
     from uploader import Uploader
 
-__all__ = ["abort", "clean", "find_record", "status", "verify"]
-
 _ENDED: Final = frozenset({Phase.DONE, Phase.ABORTED})
 _WATCH_INTERVAL_S: Final = 2.0
 _COLUMNS: Final = ("KEY", "STATE", "DONE", "PARTS", "SIZE", "VIDEO", "OWNER", "UPDATED", "SOURCE")

@@ -32,24 +32,6 @@ if TYPE_CHECKING:
 
     from uploader.cli.flags import OutputFlags
 
-__all__ = [
-    "CREDENTIALS",
-    "DONE",
-    "EXIT_CODES",
-    "FAILED",
-    "HOOK_FAILED",
-    "POLICY",
-    "TEMPORARY",
-    "USAGE",
-    "Interrupted",
-    "common_code",
-    "exit_code",
-    "explain_bug",
-    "finish",
-    "interrupted_code",
-    "run_async",
-]
-
 # --- exit codes -------------------------------------------------------------------------
 
 DONE: Final = 0

@@ -32,23 +32,6 @@ from uploader.events import Listener
 from uploader.sources import UrlPolicy
 from uploader.state import open_state
 
-__all__ = [
-    "api_origin",
-    "ca_file",
-    "key_origin",
-    "make_meta",
-    "make_options",
-    "make_provider",
-    "make_trust",
-    "make_uploader",
-    "make_url_policy",
-    "read_input",
-    "region_of",
-    "require_provider",
-    "scope_of",
-    "serve_metrics",
-]
-
 _DEFAULT_REGION: Final = "cn-shanghai"
 _MAX_INPUT: Final = 1024 * 1024
 _CHAIN_VARIABLES: Final = (

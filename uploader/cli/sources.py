@@ -26,8 +26,6 @@ from uploader.sources.readers import Reader
 from uploader.sources.spool import DEFAULT_SPOOL_SIZE
 from uploader.sources.url_policy import parsed_url, shown
 
-__all__ = ["is_repeatable", "label_of", "names_of", "recorded_source", "shown_name", "source_of"]
-
 _STDIN: Final = "-"
 _DEFAULT_IDLE_S: Final = 30.0
 

@@ -23,18 +23,6 @@ if TYPE_CHECKING:
 
     Pool = AsyncConnectionPool[AsyncConnection[tuple[Any, ...]]]
 
-__all__ = [
-    "as_state_errors",
-    "borrowed",
-    "connected",
-    "conninfo_of",
-    "has_queue",
-    "open_pool",
-    "refuse_newer",
-    "require_current",
-    "upgrade",
-]
-
 SCHEMA_VERSION: Final = 1
 
 _SILENCE_S: Final = 20  # until a server that does not answer counts as gone

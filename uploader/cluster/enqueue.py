@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from uploader.cluster.database import Pool
 
-__all__ = ["EnqueueCounts", "Enqueuer"]
-
 _BATCH: Final = 1000
 
 # All enqueues write rows in the order of their ids: two at once never wait in a circle.

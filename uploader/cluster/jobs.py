@@ -15,19 +15,6 @@ from uploader.errors import ConfigurationError, UnsupportedState
 from uploader.protocol.vod import VideoMeta
 from uploader.upload.request import default_key
 
-__all__ = [
-    "QUEUE",
-    "TASK",
-    "PlacedRules",
-    "Places",
-    "checked_row",
-    "queue_at",
-    "row_of",
-    "spec_of",
-    "storable",
-    "this_node",
-]
-
 TASK: Final = "vodup.upload"
 
 QUEUE: Final = "vodup"

@@ -41,8 +41,6 @@ if TYPE_CHECKING:
     from procrastinate.connector import Notify
     from procrastinate.jobs import Job, Status
 
-__all__ = ["Ending", "Queue", "cancel_row", "make_queue", "queue_facts"]
-
 T = TypeVar("T")
 
 _ANSWER_TIMEOUT_S: Final = 30.0

@@ -17,8 +17,6 @@ from uploader.cluster.database import borrowed
 if TYPE_CHECKING:
     from uploader.cluster.database import Pool
 
-__all__ = ["AwaitedRows", "Results", "record_of"]
-
 _POLL_S: Final = 1.0
 _PAGE: Final = 1000
 

@@ -45,8 +45,6 @@ if TYPE_CHECKING:
 
     from uploader.cluster.database import Pool
 
-__all__ = ["QueueWorker", "SharedBudget", "WorkerOptions"]
-
 _BUG_WAIT_S: Final = 5.0
 _MAX_WAIT_S: Final = 600.0
 _SOURCE_TRIES: Final = 3

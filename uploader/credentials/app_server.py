@@ -40,8 +40,6 @@ from uploader.protocol.wire import BytesBody, Operation, Request, Response
 from uploader.session import Session
 from uploader.tasks import in_own_task
 
-__all__ = ["CallbackProvider", "CommandProvider", "UrlProvider"]
-
 _COMMAND_GRACE_S: Final = 1.0
 """Requests wait for a renewal until its command has ended. Too short: it cannot clean up."""
 

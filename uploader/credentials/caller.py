@@ -19,8 +19,6 @@ from uploader.protocol.wire import Operation, SignedRequest
 from uploader.tasks import in_own_task
 from uploader.threads import in_thread
 
-__all__ = ["AccessKeys", "CallerProvider", "CallerSigner"]
-
 AccessKeys = Callable[[], AccessKey | Awaitable[AccessKey]]
 
 

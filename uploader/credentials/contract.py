@@ -17,8 +17,6 @@ from uploader.protocol.vod import VideoFacts, VideoMeta
 from uploader.protocol.wire import Signer, Transport
 from uploader.session import Retried, RetryPolicy, Session
 
-__all__ = ["Answer", "GrantProvider", "GrantSource", "Network", "NewVideo"]
-
 Answer = UploadGrant | str | bytes | Mapping[str, Any]
 """A grant, or an answer of CreateUploadVideo or RefreshUploadVideo to decode."""
 

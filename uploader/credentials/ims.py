@@ -13,8 +13,6 @@ from uploader.protocol.failures import IMS, is_outcome_known
 from uploader.protocol.grants import UploadGrant
 from uploader.protocol.vod import AccessKey, VideoFacts
 
-__all__ = ["ImsProvider"]
-
 _CHECK_CONSOLE: Final = (
     "Check in the IMS console whether it was created. If it was, pass its MediaId (--video-id), "
     "else run `vodup abort`; then run again."

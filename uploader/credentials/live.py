@@ -15,8 +15,6 @@ from uploader.protocol.grants import StsCredentials, UploadGrant, UploadTarget
 from uploader.protocol.signing import OssDialect, sign_oss
 from uploader.protocol.wire import Operation, SignedRequest
 
-__all__ = ["DOCUMENTED_LIFE_S", "LiveGrant", "PlainSigner", "life_s", "renew_ahead_s"]
-
 DOCUMENTED_LIFE_S: Final = 3000.0
 """VOD doc "Upload URLs and credentials": 3,000 s, whatever `Expiration` says."""
 

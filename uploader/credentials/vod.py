@@ -13,8 +13,6 @@ from uploader.protocol.failures import VOD, is_outcome_known
 from uploader.protocol.grants import UploadGrant
 from uploader.protocol.vod import AccessKey, VideoFacts
 
-__all__ = ["VodProvider"]
-
 _CREATE_ATTEMPTS: Final = 3
 
 _CHECK_CONSOLE: Final = (

@@ -13,8 +13,6 @@ from uploader.units import parse_size
 if TYPE_CHECKING:
     from datetime import datetime
 
-__all__ = ["Bandwidth", "RateLimiter", "parse_bandwidth"]
-
 
 @dataclass(frozen=True, slots=True)
 class Bandwidth:

@@ -33,8 +33,6 @@ from uploader.pace.steering import (
 )
 from uploader.tasks import beside
 
-__all__ = ["Pace"]
-
 
 class Pace:
     """The budget shared by all uploads of an `Uploader`. Mutable; one event loop.

@@ -6,8 +6,6 @@ import asyncio
 from collections import Counter, deque
 from collections.abc import Hashable
 
-__all__ = ["Slots"]
-
 
 class Slots:
     """A semaphore that is fair to owners and whose limit may change at any time.

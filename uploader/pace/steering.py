@@ -11,21 +11,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
-__all__ = [
-    "MAX_CONCURRENCY",
-    "TICK_S",
-    "USUAL_CONCURRENCY",
-    "Interval",
-    "LinkProbe",
-    "LinkSample",
-    "Meter",
-    "Steering",
-    "back_off",
-    "decide",
-    "first_limit",
-    "with_first_limit",
-]
-
 MAX_CONCURRENCY: Final = 64
 """The most connections that "auto" chooses."""
 

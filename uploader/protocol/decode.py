@@ -27,8 +27,6 @@ from uploader.errors import InvalidGrant, VodupError, without_frames
 from uploader.protocol.documents import MalformedDocument, clean_text, parse_json, parse_xml
 from uploader.protocol.grants import StsCredentials, UploadGrant, UploadTarget, is_video_id
 
-__all__ = ["decode_answer", "decode_grant", "encode_answer"]
-
 # A real UploadAuth has about 2 kB of base64, its SecurityToken about 960 characters.
 MAX_BASE64_SIZE = 16 * 1024
 MAX_JSON_SIZE = 64 * 1024

@@ -15,8 +15,6 @@ from xml.etree import ElementTree  # only its tree builder: defusedxml does the 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
-__all__ = ["MalformedDocument", "clean_text", "decimal", "parse_json", "parse_xml"]
-
 # A page of ListParts holds at most 1,000 parts of 5 fields (OSS doc "ListParts").
 MAX_XML_ELEMENTS = 20_000
 # OSS nests ListPartsResult/Part/ETag; VOD's answers are flat.

@@ -23,19 +23,6 @@ from uploader.errors import (
     VodupError,
 )
 
-__all__ = [
-    "APP_SERVER",
-    "IMS",
-    "OSS",
-    "VOD",
-    "Meaning",
-    "Service",
-    "is_outcome_known",
-    "is_target_refused",
-    "is_temporary",
-    "is_vanished",
-]
-
 
 class Meaning(Enum):
     """What a failure means, and so what to do."""

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import NoReturn
 
-__all__ = ["StsCredentials", "UploadGrant", "UploadTarget", "is_video_id", "mask"]
-
 # 32 hexadecimal digits in practice; the form that the API allows for ReferenceId bounds it.
 _VIDEO_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 

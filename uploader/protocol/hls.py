@@ -15,8 +15,6 @@ from urllib.parse import unquote
 
 from uploader.protocol.documents import MalformedDocument, clean_text
 
-__all__ = ["Playlist", "Reference", "file_path", "flat_names", "parse_playlist", "rewritten"]
-
 MAX_PLAYLIST_SIZE: Final = 16 * 1024 * 1024
 """Bytes; 24 hours in 2-second segments of 100 characters are 4.3 MB."""
 

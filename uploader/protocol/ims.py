@@ -24,8 +24,6 @@ from uploader.protocol.vod import (
 )
 from uploader.protocol.wire import Operation, Response, unusable
 
-__all__ = ["create_upload_media", "get_media_info", "refresh_upload_media"]
-
 _VERSION: Final = "2020-11-09"
 _AUDIO: Final = frozenset(
     "aac ac3 acm aiff amr ape caf flac m4a mp3 ra wav wma".split()  # VOD: formats of audio files

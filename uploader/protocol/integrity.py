@@ -21,8 +21,6 @@ from fastcrc.crc64 import xz
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["crc64", "join_crc64", "multipart_etag", "plain_etag", "same_etag"]
-
 # ECMA-182's polynomial 0x42F0E1EBA9EA3693 with its bits reversed.
 _POLYNOMIAL = 0xC96C5795D7870F42
 _ONE = 1 << 63

@@ -30,22 +30,6 @@ if TYPE_CHECKING:
     from uploader.protocol.grants import UploadTarget
     from uploader.protocol.plan import Part
 
-__all__ = [
-    "LIST_PAGE_SIZE",
-    "ListedPart",
-    "ObjectFacts",
-    "PartAnswer",
-    "PartsPage",
-    "abort_multipart_upload",
-    "complete_multipart_upload",
-    "head_object",
-    "initiate_multipart_upload",
-    "list_parts",
-    "put_object",
-    "read_signed_url",
-    "upload_part",
-]
-
 LIST_PAGE_SIZE = 1000
 """The most parts in one answer (OSS API: ListParts, max-parts)."""
 _COMPLETE_TIMEOUT_S = 300.0

@@ -20,8 +20,6 @@ from uploader.protocol.plan import (
     check_object_size,
 )
 
-__all__ = ["Outlook", "plan_file", "plan_package", "plan_stream"]
-
 KIB = 1024
 MIB = 1024 * KIB
 

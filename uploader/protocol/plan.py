@@ -17,19 +17,6 @@ from operator import attrgetter
 from uploader.errors import ConfigurationError, UnsupportedState
 from uploader.protocol.documents import MalformedDocument
 
-__all__ = [
-    "MAX_OBJECT_SIZE",
-    "MAX_PART_COUNT",
-    "MAX_PART_SIZE",
-    "MAX_PUT_SIZE",
-    "MIN_PART_SIZE",
-    "Part",
-    "Plan",
-    "Run",
-    "check_object_size",
-    "read_plan",
-]
-
 KIB = 1024
 MIB = 1024 * KIB
 

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from uploader.protocol.grants import StsCredentials
     from uploader.protocol.vod import AccessKey
 
-__all__ = ["OssDialect", "sign_oss", "sign_rpc"]
-
 # --- OSS --------------------------------------------------------------------------------
 
 _OSS2 = "uploader.protocol._oss2"

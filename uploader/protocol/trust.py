@@ -15,8 +15,6 @@ from typing import Literal, NoReturn
 from uploader.errors import ConfigurationError, UntrustedEndpoint
 from uploader.protocol.grants import UploadTarget
 
-__all__ = ["ServiceName", "TrustPolicy", "oss_region"]
-
 MAX_KEY_SIZE = 1023  # bytes of UTF-8 (OSS doc "Object naming")
 _MAX_ENDPOINT_LENGTH = 300
 

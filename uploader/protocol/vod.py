@@ -21,23 +21,6 @@ from uploader.protocol.documents import (
 from uploader.protocol.grants import UploadGrant
 from uploader.protocol.wire import Operation, Request, Response, refusal, unusable
 
-__all__ = [
-    "EXTENSIONS",
-    "AccessKey",
-    "VideoFacts",
-    "VideoMeta",
-    "create_upload_video",
-    "facts_of",
-    "get_mezzanine_info",
-    "parse_grant",
-    "problem_of",
-    "refresh_upload_video",
-    "refuses_name",
-    "require_success",
-    "rpc_operation",
-    "title_of",
-]
-
 T = TypeVar("T")
 
 _VERSION = "2017-03-21"

@@ -13,20 +13,6 @@ from typing import Any, Generic, Protocol, TypeVar
 from uploader.errors import ServiceError, TransportError
 from uploader.protocol.documents import clean_text
 
-__all__ = [
-    "Body",
-    "BytesBody",
-    "Operation",
-    "Request",
-    "Response",
-    "SentBody",
-    "SignedRequest",
-    "Signer",
-    "Transport",
-    "refusal",
-    "unusable",
-]
-
 T = TypeVar("T")
 
 

@@ -10,8 +10,6 @@ from uploader.protocol.integrity import crc64
 from uploader.protocol.wire import Body
 from uploader.sources.contract import Fingerprint, RandomAccess, RangeBody, Ranges, empty_source
 
-__all__ = ["BytesSource"]
-
 
 @dataclass(frozen=True, slots=True)
 class BytesSource(Ranges):

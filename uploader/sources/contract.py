@@ -22,25 +22,6 @@ from uploader.protocol.plan import Part
 from uploader.protocol.wire import Body
 from uploader.threads import in_thread
 
-__all__ = [
-    "BytesLike",
-    "Checksums",
-    "Fingerprint",
-    "PartStream",
-    "RandomAccess",
-    "RangeBody",
-    "Ranges",
-    "Source",
-    "changed_source",
-    "checksums_of",
-    "empty_source",
-    "irregular_source",
-    "require_open",
-    "temporary_failure",
-    "unreadable_source",
-]
-
-
 T = TypeVar("T")
 
 BytesLike = bytes | bytearray | memoryview

@@ -25,8 +25,6 @@ from uploader.sources.readers import READ_SIZE
 from uploader.sources.streams import StreamSource
 from uploader.threads import Threads
 
-__all__ = ["BinaryFile", "FileObjectSource", "of_file_object"]
-
 P = ParamSpec("P")
 T = TypeVar("T")
 

@@ -42,8 +42,6 @@ from uploader.threads import DISKS
 if TYPE_CHECKING:
     from aiofiles.threadpool.binary import AsyncFileIO
 
-__all__ = ["FileSource", "OpenFile", "open_regular_file", "path_identity"]
-
 P = ParamSpec("P")
 T = TypeVar("T")
 

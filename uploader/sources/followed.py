@@ -23,8 +23,6 @@ from uploader.sources.files import FileSource, OpenFile
 if TYPE_CHECKING:
     from aiofiles.threadpool.binary import AsyncFileIO
 
-__all__ = ["FollowedFile", "Until"]
-
 _POLL_S: Final = 0.1
 """Seconds between two looks at the size. Shorter: more wake-ups; longer: the last bytes are
 sent later."""

@@ -26,8 +26,6 @@ from uploader.sources.contract import (
 )
 from uploader.threads import Threads
 
-__all__ = ["BLOCK_SIZE", "FsspecSource"]
-
 P = ParamSpec("P")
 T = TypeVar("T")
 

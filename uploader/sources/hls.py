@@ -40,8 +40,6 @@ from uploader.sources.contract import (
 from uploader.sources.files import FileSource, open_regular_file, path_identity
 from uploader.threads import DISKS
 
-__all__ = ["HlsPackage", "Member", "is_playlist_path"]
-
 MAX_MEMBER_COUNT: Final = 100_000
 """Objects of one package: at 2 seconds a segment, more than two days of one rendition."""
 

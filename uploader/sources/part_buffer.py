@@ -11,18 +11,6 @@ from uploader.protocol.plan import MIN_PART_SIZE
 from uploader.sources.bytes import BytesSource
 from uploader.sources.contract import Ranges
 
-__all__ = [
-    "BUFFERED_PART_COUNT",
-    "DEFAULT_MEMORY_SIZE",
-    "BufferSpace",
-    "BufferedPart",
-    "MemoryBuffer",
-    "PartBuffer",
-    "ReadInto",
-    "read_fully",
-    "require_buffer_size",
-]
-
 DEFAULT_MEMORY_SIZE: Final = 96 * 1024 * 1024
 """Bytes of a stream in memory. Too small: fewer connections send at once, and parts cannot
 grow, so that 10,000 of them hold less. Too large: uses memory."""

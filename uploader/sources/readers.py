@@ -14,8 +14,6 @@ from uploader.errors import ConfigurationError, SourceUnreadable, VodupError
 from uploader.sources.contract import BytesLike
 from uploader.threads import DISKS
 
-__all__ = ["READ_SIZE", "CommandReader", "DescriptorReader", "IteratorReader", "Reader"]
-
 PIPE_SIZE: Final = 1024 * 1024
 """Bytes that a pipe may hold. Smaller: more wake-ups; larger needs privileges."""
 

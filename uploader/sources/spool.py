@@ -29,8 +29,6 @@ from uploader.sources.part_buffer import (
 from uploader.sources.readers import READ_SIZE
 from uploader.threads import DISKS
 
-__all__ = ["DEFAULT_SPOOL_SIZE", "Spool"]
-
 P = ParamSpec("P")
 T = TypeVar("T")
 

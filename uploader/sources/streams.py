@@ -17,8 +17,6 @@ from uploader.sources.contract import BytesLike, Checksums, Fingerprint, empty_s
 from uploader.sources.part_buffer import BufferedPart, MemoryBuffer, PartBuffer
 from uploader.sources.readers import IteratorReader, Reader
 
-__all__ = ["StreamSource"]
-
 _UNKNOWN = Fingerprint(0, 0, 0, 0, 0)
 """A stream is identified by its bytes, which are compared as they are read."""
 

@@ -27,8 +27,6 @@ from uploader.transport import tls_context
 if TYPE_CHECKING:
     from yarl import URL
 
-__all__ = ["CheckedResolver", "UrlClient", "checked_socket"]
-
 T = TypeVar("T")
 
 _CONNECTION_COUNT: Final = 64

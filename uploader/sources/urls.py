@@ -40,8 +40,6 @@ from uploader.sources.url_policy import UrlPolicy, identity_of, parsed_url, show
 if TYPE_CHECKING:
     from aiohttp.abc import AbstractResolver
 
-__all__ = ["UrlSource"]
-
 _FIRST_PATIENCE_S: Final = 15.0
 """Before the first response: a host that was never there is more likely a wrong URL."""
 

@@ -12,8 +12,6 @@ from uploader.errors import StateUnavailable
 from uploader.state.records import PartAck
 from uploader.threads import Worker
 
-__all__ = ["AckWrite", "Failure", "GroupCommit"]
-
 _ENOUGH: Final = 64
 
 

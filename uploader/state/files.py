@@ -16,20 +16,6 @@ from typing import Final
 from uploader.errors import ConfigurationError, StateUnavailable, UnsafePath, UnsupportedState
 from uploader.private_files import make_private_folder
 
-__all__ = [
-    "APPLICATION_ID",
-    "Damaged",
-    "clear_suspicion",
-    "create_private",
-    "inspect",
-    "is_damage",
-    "is_suspect",
-    "quarantine",
-    "refuse_network_mount",
-    "secure_directory",
-    "suspect",
-]
-
 APPLICATION_ID: Final = 0x766F6475  # "vodu": what `file` and we recognise a state file by
 _COMPANIONS: Final = ("-wal", "-shm", "-journal")
 _SMALL_BYTES: Final = 4 << 20  # checked whole at every opening; takes a few milliseconds

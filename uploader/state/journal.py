@@ -56,8 +56,6 @@ from uploader.errors import StateError
 from uploader.protocol.grants import UploadTarget
 from uploader.state.records import Orphan, PartAck, Phase, UploadRecord
 
-__all__ = ["Journal", "UploadClaim"]
-
 _STARTED: Final = frozenset({Phase.UPLOADING, Phase.COMPLETING})
 
 _PHASES_BEFORE: Final[Mapping[str, frozenset[Phase | None]]] = {

@@ -24,8 +24,6 @@ from uploader.clock import SystemClock
 from uploader.errors import LeaseLost, StateUnavailable
 from uploader.tasks import one_error
 
-__all__ = ["TAKEN_OVER", "FileLock", "Lease", "Owner", "OwnerLock", "kept_alive"]
-
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _LOCK_SUFFIX: Final = ".owner"
 _POLL_S: Final = 0.02

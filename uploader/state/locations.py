@@ -9,8 +9,6 @@ from urllib.parse import unquote
 
 from uploader.errors import ConfigurationError
 
-__all__ = ["PostgresUrl", "SqliteFile", "locate", "state_directory"]
-
 _SQLITE_PREFIX = "sqlite:///"
 _POSTGRES_SCHEMES = ("postgresql", "postgres")
 

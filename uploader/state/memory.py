@@ -14,8 +14,6 @@ from uploader.state.journal import Journal, UploadClaim
 from uploader.state.records import Orphan, PartAck, Phase, UploadRecord, UploadStatus
 from uploader.state.store import video_taken
 
-__all__ = ["MemoryState"]
-
 
 @dataclass(slots=True)
 class _MemoryRecord:

@@ -18,8 +18,6 @@ from uploader.state.locations import PostgresUrl, state_directory
 from uploader.state.queries import SCHEMA_VERSION, Query
 from uploader.state.transactions import Connection, cannot_be_used, create_tables
 
-__all__ = ["PostgresDatabase", "connection_options", "conninfo_of", "open_server"]
-
 T = TypeVar("T")
 Values = Mapping[str, Any]
 

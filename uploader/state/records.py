@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-__all__ = ["Orphan", "PartAck", "Phase", "UploadRecord", "UploadStatus"]
-
 
 class Phase(StrEnum):
     """How far an upload has come, as a crash leaves it.

@@ -24,8 +24,6 @@ from uploader.state.records import Orphan, PartAck, UploadRecord, UploadStatus
 from uploader.state.rows import stored_text
 from uploader.state.thread import StoreThread
 
-__all__ = ["SqlState"]
-
 T = TypeVar("T")
 
 _LOG: Final = logging.getLogger(__name__)

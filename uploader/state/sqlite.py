@@ -19,8 +19,6 @@ from uploader.state.locations import SqliteFile
 from uploader.state.queries import SCHEMA_VERSION, Query
 from uploader.state.transactions import Connection, cannot_be_used, create_tables
 
-__all__ = ["SqliteDatabase", "open_file"]
-
 T = TypeVar("T")
 Values = Mapping[str, Any]
 

@@ -10,8 +10,6 @@ from uploader.errors import StateError
 from uploader.state.journal import Journal
 from uploader.state.records import Orphan, UploadRecord, UploadStatus
 
-__all__ = ["StateStore", "video_taken"]
-
 
 class StateStore(Protocol):
     """Where uploads survive a crash. Use it as an async context manager.

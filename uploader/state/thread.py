@@ -20,8 +20,6 @@ from uploader.state.locations import PostgresUrl, SqliteFile
 from uploader.state.transactions import Connection, Database, FoundUpload
 from uploader.threads import Worker
 
-__all__ = ["StoreThread"]
-
 T = TypeVar("T")
 
 

@@ -21,8 +21,6 @@ from uploader.transport.sockets import Sockets
 if TYPE_CHECKING:
     from aiohttp.abc import AbstractStreamWriter
 
-__all__ = ["BodyWriter", "Buffers"]
-
 SMALL_BODY_SIZE: Final = 64 * 1024
 """Up to here a body joins its headers in one write; above, the copy costs more."""
 

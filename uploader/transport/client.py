@@ -25,8 +25,6 @@ from uploader.transport.sockets import Sockets, congestion_of, link_sample
 from uploader.transport.tls import tls_context
 from uploader.transport.watchdog import Watchdog
 
-__all__ = ["AiohttpTransport"]
-
 ANSWER_SIZE_LIMIT: Final = 1024 * 1024
 """Bytes. Answers are XML or JSON of a few KiB; a page of ListParts has 0.3 MiB."""
 

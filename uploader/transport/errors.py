@@ -17,8 +17,6 @@ from yarl import URL
 from uploader.errors import TransportError, UntrustedCertificate
 from uploader.protocol.wire import SignedRequest
 
-__all__ = ["FOREIGN_ERRORS", "UnusableAnswer", "transport_error", "without_hidden_retry"]
-
 FOREIGN_ERRORS: Final = (aiohttp.ClientError, OSError, ValueError)
 """What aiohttp, ssl and sockets raise; TimeoutError and ssl.SSLError are OSErrors."""
 

@@ -14,8 +14,6 @@ from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
 from uploader.pace import LinkSample
 
-__all__ = ["Sockets", "congestion_of", "link_sample", "may_use_congestion", "tcp_info"]
-
 
 class Sockets:
     """Creates the transport's sockets and knows the open ones. Mutable."""

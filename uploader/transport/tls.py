@@ -8,8 +8,6 @@ from pathlib import Path
 
 from uploader.errors import ConfigurationError
 
-__all__ = ["tls_context"]
-
 
 def tls_context(ca_file: Path | None) -> ssl.SSLContext:
     """A context that always verifies. Reads files, so call it in a thread.

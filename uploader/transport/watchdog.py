@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from uploader.transport.body_writer import BodyWriter
 from uploader.transport.sockets import tcp_info
 
-__all__ = ["Watchdog"]
-
 
 class Watchdog:
     """Ends one exchange with TimeoutError when the peer makes no progress.

@@ -20,17 +20,6 @@ from uploader.protocol.vod import VideoFacts
 from uploader.state import Phase
 from uploader.upload.request import UploadContext
 
-__all__ = [
-    "finished_video",
-    "live_grant",
-    "meta_from_hooks",
-    "new_plan",
-    "plan_before_grant",
-    "recorded_target",
-    "refuse_finished",
-    "video_and_target",
-]
-
 
 async def meta_from_hooks(ctx: UploadContext) -> UploadContext:
     """Let the caller's hooks change what CreateUploadVideo is given, or forbid it."""

@@ -32,17 +32,6 @@ from uploader.upload.request import UploadContext
 from uploader.upload.resume import earlier_result, record_upload, require_unchanged
 from uploader.upload.streaming import send_stream
 
-__all__ = [
-    "abort_upload",
-    "complete",
-    "report_progress",
-    "send_and_complete",
-    "start_or_resume",
-    "under_way",
-    "until_stored",
-    "upload_video",
-]
-
 _MAX_RESTARTS: Final = 2
 """A multipart upload that vanishes more often in one run is being removed by another client."""
 

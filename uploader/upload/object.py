@@ -36,8 +36,6 @@ from uploader.upload.proof import ABSENT, UNKNOWN, AckedParts, FoundObject
 from uploader.upload.request import UploadContext
 from uploader.upload.resume import plan_of
 
-__all__ = ["ObjectUpload", "Vanished"]
-
 
 class Vanished(Exception):
     """The multipart upload is not there any more: all parts must be sent again.

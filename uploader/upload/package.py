@@ -43,8 +43,6 @@ from uploader.upload.proof import FoundObject
 from uploader.upload.request import UploadContext
 from uploader.upload.resume import earlier_result, plan_of, record_upload
 
-__all__ = ["compare_package", "forget_members", "upload_package"]
-
 MAX_PUT_MEMBER_SIZE: Final = 64 * 1024 * 1024
 """Bytes of the largest file sent with one request, where no part size is given. Larger: more is
 sent again after a crash. Smaller: ordinary segments cost two more requests and a record each."""

@@ -24,8 +24,6 @@ from uploader.state import PartAck
 from uploader.tasks import one_error
 from uploader.upload.object import ObjectUpload, Vanished
 
-__all__ = ["add_ack", "add_sent", "reconcile", "send_all", "send_missing_parts", "send_part"]
-
 _MAX_LIST_PAGES: Final = 20
 
 _PATIENCE_S: Final = 0.05

@@ -26,8 +26,6 @@ from uploader.protocol.plan import MAX_OBJECT_SIZE
 from uploader.session import Retried
 from uploader.upload.proof import AckedParts
 
-__all__ = ["Progress"]
-
 
 class Progress:
     """What one run has done so far.

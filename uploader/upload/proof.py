@@ -16,8 +16,6 @@ from uploader.protocol.oss import ListedPart, ObjectFacts
 from uploader.protocol.plan import Part, Plan
 from uploader.state import PartAck
 
-__all__ = ["ABSENT", "UNKNOWN", "AckedParts", "FoundObject", "Proof", "is_same_part"]
-
 Proof = Literal["crc64", "etag"]
 
 UNKNOWN = ObjectFacts(etag=None, crc64=None, size=None, request_id="")

@@ -15,8 +15,6 @@ from uploader.sources import Source
 from uploader.state import Journal, StateStore, UploadRecord
 from uploader.upload.progress import Progress
 
-__all__ = ["UploadContext", "UploadRequest", "default_key", "known_video_id"]
-
 
 @dataclass(frozen=True, slots=True)
 class UploadRequest:

@@ -23,8 +23,6 @@ from uploader.state import PartAck, Phase, UploadRecord
 from uploader.upload.proof import AckedParts
 from uploader.upload.request import UploadContext
 
-__all__ = ["earlier_result", "plan_of", "read_stream", "record_upload", "require_unchanged"]
-
 
 async def earlier_result(ctx: UploadContext) -> UploadResult | None:
     """The result of an earlier run, if the source is still the one that it sent.

@@ -12,8 +12,6 @@ from uploader.upload.object import ObjectUpload, Vanished
 from uploader.upload.proof import ABSENT, UNKNOWN, FoundObject
 from uploader.upload.verify import with_figures
 
-__all__ = ["after_put", "after_vanished", "at_vod"]
-
 
 async def at_vod(upload: ObjectUpload) -> FoundObject | None:
     """Before credentials are requested, ask VOD whether an earlier run has finished the video.

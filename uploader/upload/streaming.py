@@ -18,8 +18,6 @@ from uploader.tasks import one_error
 from uploader.upload.object import ObjectUpload
 from uploader.upload.parts import add_sent, send_part
 
-__all__ = ["send_stream"]
-
 T = TypeVar("T")
 Queue = asyncio.Queue[Part | None]
 

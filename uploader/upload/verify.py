@@ -13,8 +13,6 @@ from uploader.upload.grant import finished_video
 from uploader.upload.object import ObjectUpload
 from uploader.upload.proof import FoundObject, Proof
 
-__all__ = ["compare", "finish", "prove", "with_figures"]
-
 
 async def finish(upload: ObjectUpload, found: FoundObject) -> UploadResult:
     """Prove that the object is what was sent, record the result, and return it.
