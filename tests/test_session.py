@@ -21,6 +21,7 @@ from uploader.errors import (
     CallerNotAuthenticated,
     CredentialsRejected,
     IntegrityError,
+    InvalidGrant,
     PermissionDenied,
     ServiceError,
     SourceChanged,
@@ -61,6 +62,7 @@ OPERATION = Operation(name="UploadPart", request=Request("PUT", "https://h"), pa
 ONCE = Operation(
     name="Create", request=Request("POST", "https://h"), parse=parse, is_repeatable=False
 )
+ERROR_IN_SUCCESS = replace(OPERATION, parse=lambda response: parse(replace(response, status=201)))
 PROBE = Operation(name="ListParts", request=Request("GET", "https://h"), parse=parse)
 PROBED = replace(OPERATION, probe=PROBE)
 
@@ -270,6 +272,36 @@ async def test_other_bytes_in_oss_are_sent_again() -> None:
     rig = Rig([IntegrityError("Other bytes."), OK])
     assert await rig.call() == "done"
     assert rig.clock.pauses == [0.5]
+
+
+@pytest.mark.parametrize(
+    ("futile", "kind", "request_count"),
+    [
+        (IntegrityError("Other bytes."), IntegrityError, 5),
+        (InvalidGrant("No FileName."), InvalidGrant, 2),
+        (refused(200, "InternalError"), ServiceError, 5),
+    ],
+)
+async def test_what_waiting_does_not_change_ends_soon(
+    futile: Answer, kind: type[VodupError], request_count: int
+) -> None:
+    rig = Rig([OK, *[BROKEN, futile] * request_count])
+    await rig.call()
+    error = await rig.fails(kind, ERROR_IN_SUCCESS)
+    assert not error.is_temporary
+    assert len(rig.sent) == 1 + 2 * request_count, "broken connections do not count"
+    assert rig.clock.now_s < 120
+
+
+async def test_a_grant_that_cannot_be_used_is_requested_once_more() -> None:
+    rig = Rig([InvalidGrant("No FileName."), OK])
+    assert await rig.call() == "done"
+
+
+async def test_a_grant_that_cannot_be_used_is_not_created_twice() -> None:
+    rig = Rig([InvalidGrant("No FileName."), OK])
+    await rig.fails(InvalidGrant, ONCE)
+    assert len(rig.sent) == 1
 
 
 async def test_retry_after_is_the_least_pause() -> None:

@@ -14,6 +14,7 @@ from uploader.clock import Clock
 from uploader.errors import (
     CredentialError,
     IntegrityError,
+    InvalidGrant,
     ServiceError,
     TransportError,
     VodupError,
@@ -24,12 +25,18 @@ from uploader.protocol.wire import Operation, SignedRequest, Signer, Transport
 
 T = TypeVar("T")
 
-_Failure = ServiceError | TransportError | IntegrityError
+_Failure = ServiceError | TransportError | IntegrityError | InvalidGrant
 
 _MAX_CLOCK_OFFSET_S = 24 * 3600.0
 """A server's clock that differs by more is not believed."""
 
 _MAX_RENEWALS_A_CALL = 5
+
+_MAX_CONTRADICTIONS = 5
+"""Answers of one call with other checksums than were sent, or with an error inside a success:
+waiting does not change them. Too small: a few damaged packets in a row end the upload."""
+
+_MAX_REFUSED_GRANTS = 2
 
 _RESETS_BEFORE_PROBE = 2
 """Connections reset in a row by one request before its probe is sent."""
@@ -112,6 +119,8 @@ class Session:
             TransferError, CredentialError, VideoError: the last failure, once waiting
                 and renewing are of no use or the policy's patience is spent. A call that
                 is not repeatable raises the first failure with an unknown outcome.
+            IntegrityError: five answers contradicted what was sent.
+            InvalidGrant: two grants cannot be used.
             SourceError: the body could not be read.
         """
         attempts = _Attempts(self._retry, self._clock, self._draw, operation.max_attempts)
@@ -123,7 +132,7 @@ class Session:
                 signed = self._signer.sign(operation, clock_offset_s=self._clock_offset_s)
                 try:
                     answer = await self._send(operation, signed)
-                except (ServiceError, TransportError, IntegrityError) as error:
+                except (ServiceError, TransportError, IntegrityError, InvalidGrant) as error:
                     failure: _Failure = error
                 else:
                     self._signer.accepted(signed)
@@ -227,6 +236,7 @@ class _Attempts:
         self._policy, self._clock, self._draw = policy, clock, draw
         self._max_count = max_count
         self._failure_count = 0
+        self._futile_count = 0
         self._first_failure_s: float | None = None
         self.renewal_count = 0
         self.is_clock_fixed = False
@@ -247,11 +257,25 @@ class _Attempts:
         # A kept-alive connection that the server has just closed is no sign of trouble.
         pause_s = 0.0 if is_first_break else policy.pause_s(self._failure_count, draw=self._draw())
         pause_s = max(pause_s, getattr(failure, "retry_after_s", None) or 0.0)
+        if self._is_futile(failure):
+            raise failure
         is_last = self._failure_count == self._max_count
         if is_last or now_s + pause_s - self._first_failure_s > patience_s:
             failure.is_temporary = True
             raise failure
         return pause_s
+
+    def _is_futile(self, failure: _Failure) -> bool:
+        """Whether there were enough failures that do not depend on when the call is made."""
+        is_error_in_success = isinstance(failure, ServiceError) and failure.status < 300
+        if isinstance(failure, InvalidGrant):
+            most = _MAX_REFUSED_GRANTS
+        elif isinstance(failure, IntegrityError) or is_error_in_success:
+            most = _MAX_CONTRADICTIONS
+        else:
+            return False
+        self._futile_count += 1
+        return self._futile_count >= most
 
 
 def _without_secrets(error: VodupError, signed: SignedRequest) -> VodupError:

@@ -11,6 +11,8 @@ from uploader import (
     IntegrityError,
     OverwriteRefused,
     PermissionDenied,
+    RetryPolicy,
+    ServiceError,
     SourceChanged,
     UnverifiedCompletion,
     UploadRestarted,
@@ -29,6 +31,9 @@ from .harness import (
 )
 
 COMPLETE = "CompleteMultipartUpload"
+
+
+PATIENT = RetryPolicy(patience_s=600, base_s=0.01, cap_s=0.05)
 
 
 def deny(desk: Desk, *operations: str) -> None:
@@ -441,3 +446,39 @@ async def test_an_object_that_is_not_ours_after_complete_is_never_a_success(desk
     result = await desk.push(movie)
     await desk.assert_stored(result, movie)
     assert result.video_id == (await desk.record()).video_id
+
+
+async def test_an_error_in_every_success_ends_after_five_requests(desk: Desk) -> None:
+    desk.order(
+        Fault(action="error", operation=COMPLETE, status=200, code="InternalError", count=None)
+    )
+    movie = desk.file(4 * PART)
+
+    error = await desk.fail(movie, retry=PATIENT)
+
+    assert isinstance(error, ServiceError)
+    assert error.code == "InternalError"
+    assert desk.count(COMPLETE) == 5
+    assert desk.count("HeadObject") == 1, "the object decides"
+    desk.order()
+    await desk.assert_stored(await desk.push(movie), movie)
+    assert desk.server.stats.creates == 1
+
+
+async def test_an_unknown_error_in_a_success_is_settled_by_the_object(desk: Desk) -> None:
+    desk.order(Fault(action="error_body", operation=COMPLETE, code="SomethingNew"))
+    movie = desk.file(4 * PART)
+
+    result = await desk.push(movie)
+
+    await desk.assert_stored(result, movie)
+    assert result.verified_by == "crc64-head"
+    assert desk.count(COMPLETE) == 1
+
+
+async def test_the_etag_settles_an_error_in_a_success_too(desk: Desk) -> None:
+    desk.server.set_options(crc_headers=False)
+    desk.order(Fault(action="error_body", operation=COMPLETE, code="SomethingNew"))
+    movie = desk.file(4 * PART)
+
+    assert (await desk.push(movie)).verified_by == "etag"

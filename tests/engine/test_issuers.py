@@ -15,6 +15,7 @@ from uploader import (
     ImsProvider,
     InvalidGrant,
     OverwriteRefused,
+    RetryPolicy,
     UntrustedEndpoint,
     UploadTargetChanged,
     VideoGone,
@@ -27,6 +28,8 @@ from uploader.protocol.trust import TrustPolicy
 
 from .harness import LOOPBACK, PART, Desk, until
 
+PATIENT = RetryPolicy(patience_s=600, base_s=0.01, cap_s=0.05)
+META = VideoMeta(title="A film")
 EXPIRE = Fault(action="expire_credentials", operation="UploadPart", part=4)
 
 
@@ -219,3 +222,51 @@ async def test_only_ims_is_trusted_as_ims(desk: Desk, endpoint: str) -> None:
     for good in ("https://ice.cn-shanghai.aliyuncs.com", "https://ice.aliyuncs.com"):
         assert TrustPolicy().check_endpoint("IMS", good) == good
     assert LOOPBACK.check_endpoint("IMS", desk.server.vod_endpoint) == desk.server.vod_endpoint
+
+
+async def test_a_grant_that_cannot_be_used_is_requested_once_more(desk: Desk) -> None:
+    desk.order(Fault(action="repeated_key", operation=VOD.create))
+    movie = desk.file(PART)
+
+    result = await desk.push(movie)
+
+    await desk.assert_stored(result, movie)
+    assert len(desk.server.videos) == 1
+
+
+async def test_grants_that_can_never_be_used_end_soon(desk: Desk) -> None:
+    names = (VOD.create, VOD.refresh)
+    desk.order(*(Fault(action="repeated_key", operation=name, count=None) for name in names))
+    movie = desk.file(4 * PART)
+
+    error = await desk.fail(movie, retry=PATIENT)
+
+    assert isinstance(error, InvalidGrant)
+    assert error.is_resumable
+    assert not error.is_temporary
+    assert (desk.count(VOD.create), desk.count(VOD.refresh)) == (1, 2)
+    desk.order()
+    await desk.assert_stored(await desk.push(movie), movie)
+    assert len(desk.server.videos) == 1
+
+
+async def test_a_media_whose_grant_cannot_be_used_is_not_created_again(desk: Desk) -> None:
+    desk.order(Fault(action="repeated_key", operation=IMS.create))
+    provider = IMS.at(desk.server)
+
+    error = await desk.fail(desk.file(PART), provider=provider, meta=META, retry=PATIENT)
+
+    assert isinstance(error, InvalidGrant)
+    assert "IMS console" in error.next_step
+    assert desk.count(IMS.create) == 1
+
+
+@both
+async def test_a_renewal_that_can_never_be_used_ends_soon(desk: Desk, issuer: Issuer) -> None:
+    desk.order(EXPIRE, Fault(action="repeated_key", operation=issuer.refresh, count=None))
+    movie, provider = desk.file(7 * PART), issuer.at(desk.server)
+
+    error = await desk.fail(movie, provider=provider, meta=META, retry=PATIENT)
+
+    assert isinstance(error, InvalidGrant)
+    assert desk.count(issuer.refresh) == 2

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from uploader import IntegrityError, RequestRetried, TransportError
+from uploader import IntegrityError, RequestRetried, RetryPolicy, TransportError
 from uploader.devserver import Fault
 from uploader.state import Phase
 
 from .harness import PART, Desk, assert_overwrite_helps
 
+PATIENT = RetryPolicy(patience_s=600, base_s=0.01, cap_s=0.05)
 SIZES = pytest.mark.parametrize("size", [4 * PART, PART], ids=["parts", "put"])
 
 
@@ -112,9 +113,11 @@ async def test_answers_that_always_contradict_our_crc_are_no_success(
     desk.order(Fault(action=action, operation=operation, count=None))
     movie = desk.file(PART if operation == "PutObject" else 4 * PART)
 
-    error = await desk.fail(movie)
+    error = await desk.fail(movie, retry=PATIENT, concurrency=1)
 
     assert isinstance(error, IntegrityError)
+    assert not error.is_temporary
+    assert desk.count(operation) == 5, "waiting longer would not change the answer"
     assert desk.server.stats.completes == 0
     desk.order()
     await desk.assert_stored(await desk.push(movie), movie)
@@ -126,7 +129,10 @@ async def test_a_wrong_etag_for_ever_ends_in_bounded_time(desk: Desk, size: int)
     operation = "PutObject" if size == PART else "UploadPart"
     desk.order(Fault(action="wrong_etag", operation=operation, count=None))
 
-    assert isinstance(await desk.fail(desk.file(size)), IntegrityError)
+    error = await desk.fail(desk.file(size), retry=PATIENT, concurrency=1)
+
+    assert isinstance(error, IntegrityError)
+    assert desk.count(operation) == 6, "the first answer only shows that MD5s are needed"
 
 
 async def test_a_bit_that_rots_in_a_stored_part_is_found_and_repaired_by_the_next_run(

@@ -11,6 +11,7 @@ from uploader.errors import (
     ConfigurationError,
     CredentialsRejected,
     IntegrityError,
+    InvalidGrant,
     PermissionDenied,
     ServiceError,
     SourceChanged,
@@ -213,6 +214,7 @@ def test_failures_without_an_answer(service: Service) -> None:
         late = TransportError("No byte for 30 s.", is_sent=is_sent, is_timeout=True)
         assert service.meaning(late) is S
     assert service.meaning(IntegrityError("Other bytes.")) is R
+    assert service.meaning(InvalidGrant("No FileName.")) is R
     assert service.meaning(SourceChanged("Shorter.")) is F
     assert service.meaning(CredentialsRejected("No more.")) is F
 
@@ -254,6 +256,7 @@ def test_every_refusal_has_a_meaning_and_an_error(
         (refused(503, "ServiceUnAvailable"), True),
         (refused(504, ""), False),
         (IntegrityError("Other bytes."), True),
+        (InvalidGrant("The grant of a video that was created."), False),
     ],
 )
 def test_only_a_plain_no_is_a_known_outcome(failure: VodupError, is_known: bool) -> None:

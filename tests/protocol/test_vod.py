@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uploader.errors import ServiceError, TransportError, VodupError
+from uploader.errors import InvalidGrant, ServiceError, TransportError, VodupError
 from uploader.protocol.vod import (
     AccessKey,
     VideoFacts,
@@ -230,8 +230,26 @@ def test_an_answer_that_is_not_vods_leaves_the_outcome_open(
 def test_an_answer_without_an_auth_is_not_usable() -> None:
     for name in ("UploadAddress", "UploadAuth"):
         body = {key: value for key, value in GRANT.items() if key != name}
-        with pytest.raises(TransportError, match=name):
+        with pytest.raises(InvalidGrant, match=name):
             REFRESH.parse(answer(body))
+
+
+@pytest.mark.parametrize("operation", EVERY[:2], ids=IDS[:2])
+@pytest.mark.parametrize(
+    "body",
+    [
+        json.dumps(GRANT).replace("{", '{"RequestId": "", ', 1).encode(),
+        GRANT | {"UploadAddress": "canary"},
+        GRANT | {"VideoId": "a\nb"},
+    ],
+    ids=["repeated key", "not base64", "control character"],
+)
+def test_a_grant_of_vod_that_cannot_be_used_is_no_passing_trouble(
+    operation: Operation[Any], body: object
+) -> None:
+    with pytest.raises(InvalidGrant, match=f"The answer to {operation.name} cannot be") as caught:
+        operation.parse(answer(body))
+    assert "canary" not in "".join(traceback.format_exception(caught.value))
 
 
 # --- what VOD knows of a video -------------------------------------------------------

@@ -54,6 +54,7 @@ ACTIONS: Mapping[str, str] = {
     "error_body": "answer status 200 with an error document of code",
     "malformed": "cut the answer's document in half, with a matching Content-Length",
     "empty_body": "answer with an empty body",
+    "repeated_key": "answer a JSON object that has its RequestId twice",
     "oversize": "append value bytes (64 MiB) of white space to the answer's document",
     "gzip_bomb": "answer a gzip body that unpacks to value bytes (512 MiB)",
     "wrong_etag": "answer another ETag",

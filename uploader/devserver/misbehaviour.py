@@ -110,6 +110,10 @@ def _empty_body(answer: Answer, fault: Fault) -> Answer:
     return dataclasses.replace(answer, body=b"")
 
 
+def _repeated_key(answer: Answer, fault: Fault) -> Answer:
+    return dataclasses.replace(answer, body=answer.body.replace(b"{", b'{"RequestId": "",', 1))
+
+
 def _oversize(answer: Answer, fault: Fault) -> Answer:
     padding = b" " * int(fault.value or _DEFAULT_OVERSIZE)
     return dataclasses.replace(answer, body=answer.body + padding)
@@ -158,6 +162,7 @@ _CHANGES: Mapping[str, Callable[[Answer, Fault], Answer]] = {
     "malformed": _malformed,
     "empty_body": _empty_body,
     "oversize": _oversize,
+    "repeated_key": _repeated_key,
     "gzip_bomb": _gzip_bomb,
     "wrong_etag": _wrong_etag,
     "missing_etag": _missing_etag,

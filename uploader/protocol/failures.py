@@ -16,6 +16,7 @@ from uploader.errors import (
     ConfigurationError,
     CredentialsRejected,
     IntegrityError,
+    InvalidGrant,
     PermissionDenied,
     ServiceError,
     TransportError,
@@ -78,7 +79,7 @@ class Service:
         """
         if isinstance(failure, TransportError):
             return Meaning.SLOW_DOWN if failure.is_timeout else Meaning.RETRY
-        if isinstance(failure, IntegrityError):
+        if isinstance(failure, IntegrityError | InvalidGrant):
             return Meaning.RETRY
         if not isinstance(failure, ServiceError):
             return Meaning.FATAL
@@ -307,7 +308,7 @@ def is_outcome_known(failure: VodupError) -> bool:
         return not failure.is_sent
     if isinstance(failure, ServiceError):
         return failure.status < 500 or failure.status == 503
-    return True
+    return not isinstance(failure, InvalidGrant)
 
 
 def is_temporary(failure: ServiceError) -> bool:

@@ -237,6 +237,8 @@ def _require_intact(name: str, answer: PartAnswer) -> None:
         raise IntegrityError(
             f"{name}: OSS stored other bytes than were sent (request {answer.request_id}).",
             request_id=answer.request_id,
+            next_step="Check this machine's memory and the network (a proxy that changes data?), "
+            "then run the same command again. If it fails again, report the request ID.",
         )
 
 

@@ -242,7 +242,7 @@ def _tags_problem(tags: tuple[str, ...]) -> str | None:
     return None
 
 
-def _is_object(text: str) -> bool:
+def _is_object(text: str | bytes) -> bool:
     try:
         return isinstance(json.loads(text), dict)
     except (ValueError, RecursionError):
@@ -253,11 +253,23 @@ def _is_object(text: str) -> bool:
 
 
 def parse_grant(action: str, response: Response) -> UploadGrant:
-    """Read an id, an address and credentials."""
+    """Read an id, an address and credentials.
+
+    Raises:
+        ServiceError: the call was refused.
+        InvalidGrant: VOD's answer does not hold a grant that can be used.
+        TransportError: it is not VOD's answer, or was cut.
+    """
     require_success(action, response)
     try:
         return decode_answer(response.body)
     except InvalidGrant as error:
+        if b"UploadA" in response.body and _is_object(response.body):
+            raise InvalidGrant(
+                f"The answer to {action} cannot be used: {error.message}",
+                next_step="Check the endpoint and the network (a proxy that changes answers?), "
+                "then run the same command again; report it if it stays.",
+            ) from None
         # A captive portal answers 200, too.
         raise unusable(action, error.message.removesuffix(".")) from error
 

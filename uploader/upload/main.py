@@ -129,6 +129,8 @@ async def complete(upload: ObjectUpload) -> FoundObject:
             return await _repair(upload, error)
         if OSS.meaning(error) is Meaning.STORED:
             return await upload.look() or FoundObject(UNKNOWN)
+        if error.status < 300 and (found := await settle.after_error(upload)) is not None:
+            return found
         raise
 
 

@@ -80,6 +80,15 @@ async def after_vanished(upload: ObjectUpload, failure: VodupError) -> FoundObje
     )
 
 
+async def after_error(upload: ObjectUpload) -> FoundObject | None:
+    """Complete reported success with an error inside: the object, if it is what was sent."""
+    upload.ctx.progress.phase = "settle"
+    if (found := await upload.look()) is None:
+        return None
+    found = await with_figures(upload, found)
+    return found if upload.acked.is_proved_by(found.facts) else None
+
+
 async def _look_at_vod(upload: ObjectUpload) -> FoundObject | None:
     """Ask VOD where OSS does not let us look. None: VOD still waits for the file."""
     ctx = upload.ctx
