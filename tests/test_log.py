@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import logging
@@ -271,3 +272,13 @@ def test_progress_is_not_logged() -> None:
     )  # fmt: skip
     Progress("movie.mp4", "v-1", []).send(event)
     assert not stream.getvalue()
+
+
+def test_a_log_that_cannot_be_written_raises_nothing() -> None:
+    with open("/dev/full", "w") as full:
+        structlog.configure(logger_factory=structlog.PrintLoggerFactory(full))
+        get_logger(key="k").warning("it.happened")
+        with pytest.raises(ServiceError), Progress("k", "v-1", []).reporting_failure():
+            raise refusal()
+        with contextlib.suppress(OSError):
+            full.close()

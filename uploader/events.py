@@ -202,4 +202,4 @@ class UploadCancelled(Event):
 
 
 Listener = Callable[[Event], None]
-"""Called on the event loop; must return quickly and not raise."""
+"""Called on the event loop; must return quickly. An error that it raises is logged, once."""

@@ -16,7 +16,8 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, TextIO, cast
 
@@ -71,7 +72,26 @@ def _rename_reserved(logger: object, method: str, event: EventDict) -> EventDict
 
 
 def get_logger(**context: object) -> BoundLogger:
-    """Return a bound logger. Call it for each event: configuration may come later."""
+    """Return a bound logger. Call it for each event: configuration may come later.
+
+    It never raises: a log that cannot be written must not end an upload.
+    """
+    return cast("BoundLogger", _Unfailing(_bound_logger(**context)))
+
+
+class _Unfailing:
+    def __init__(self, logger: BoundLogger) -> None:
+        self._logger = logger
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        def log(*args: object, **kwargs: object) -> None:
+            with suppress(Exception):
+                getattr(self._logger, name)(*args, **kwargs)
+
+        return log
+
+
+def _bound_logger(**context: object) -> BoundLogger:
     import structlog
 
     while _pending:
@@ -105,7 +125,7 @@ def is_enabled(level: int) -> bool:
     if is_configured is None or not is_configured():
         return logging.getLogger(_NAME).isEnabledFor(level)
     try:
-        return bool(get_logger().is_enabled_for(level))
+        return bool(_bound_logger().is_enabled_for(level))
     except AttributeError:  # the wrapper, or the logger inside it, does not have the method
         return True
 

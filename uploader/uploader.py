@@ -48,7 +48,7 @@ from uploader.upload.grant import live_grant
 from uploader.upload.main import abort_upload, upload_video
 from uploader.upload.object import ObjectUpload
 from uploader.upload.package import compare_package, forget_members, upload_package
-from uploader.upload.progress import Progress
+from uploader.upload.progress import Progress, isolated
 from uploader.upload.request import UploadContext, UploadRequest, default_key, known_video_id
 
 AnyProvider = GrantProvider | Callable[[str], Awaitable[Any]]
@@ -82,14 +82,15 @@ class Uploader:
             state: a store, "memory", a path, or a URL; None is SQLite in the user's
                 state directory.
             trust: which hosts may be sent credentials.
-            on_event: called with every event of every upload.
+            on_event: called with every event of every upload. Errors that it raises are
+                logged, the first time, and go no further.
             transport, clock: for tests and for other networks.
             shared_vod_budget: awaited before each call to VOD, for a quota that other
                 processes use as well.
         """
         self._provider = _as_provider(provider)
         self._options = options or UploadOptions()
-        self._on_event = on_event
+        self._on_event = isolated(on_event)
         self._state = _as_store(state)
         self._open_network = partial(
             _open_network,
@@ -173,7 +174,7 @@ class Uploader:
         item = UploadItem(
             source=source, meta=meta, video_id=video_id, grant=grant, key=key, overwrite=overwrite
         )
-        return await self._upload(item, on_event)
+        return await self._upload(item, isolated(on_event))
 
     async def submit(
         self,
@@ -197,6 +198,8 @@ class Uploader:
             source=source, meta=meta, video_id=video_id, grant=grant, key=key, overwrite=overwrite
         )
 
+        on_event = isolated(on_event)
+
         async def run(resumed: asyncio.Event, listener: Listener) -> UploadResult:
             return await self._upload(item, listener, on_event, resumed=resumed)
 
@@ -219,6 +222,8 @@ class Uploader:
         Close the iterator (`contextlib.aclosing`) to stop early: running uploads are
         cancelled and can be resumed.
         """
+
+        on_event = isolated(on_event)
 
         async def upload(item: UploadItem) -> UploadResult:
             return await self._upload(item, on_event)

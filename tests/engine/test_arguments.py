@@ -6,9 +6,10 @@ import asyncio
 import re
 import resource
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from dataclasses import fields, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ import pytest
 import trustme
 
 from uploader import (
+    ConfigurationError,
     Event,
     NewVideo,
     RetryPolicy,
     SourceUnreadable,
     StsCredentials,
     TrustPolicy,
+    UploadCancelled,
     Uploader,
     UploadFailed,
     UploadFinished,
@@ -459,6 +462,79 @@ async def test_a_listener_of_one_upload_is_called_after_that_of_all(desk: Desk) 
     assert [event for who, event in heard if who == "all"] == [
         event for who, event in heard if who == "one"
     ]
+
+
+@pytest.mark.parametrize("kind", [ValueError, asyncio.CancelledError])
+async def test_a_listener_that_raises_is_logged_once_and_ends_no_upload(
+    desk: Desk, kind: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    heard: list[Event] = []
+
+    def listener(event: Event) -> None:
+        heard.append(event)
+        raise kind
+
+    async with Uploader(
+        desk.provider(), state="memory", options=options(), trust=LOOPBACK, on_event=listener
+    ) as up:
+        await up.upload(desk.file(PART), on_event=listener)
+        items = [UploadItem(source=desk.file(PART, "a.mp4"))]
+        outcomes = [outcome async for outcome in up.upload_many(items, on_event=listener)]
+        result = await (await up.submit(desk.file(2 * PART, "b.mp4"), on_event=listener))
+
+    assert [type(heard[-1]), result.part_count] == [UploadFinished, 2]
+    assert [outcome.error for outcome in outcomes] == [None]
+    logged = [record for record in caplog.records if record.getMessage() == "listener.failed"]
+    assert len(logged) == 4  # one for each time that a listener was passed
+
+
+async def test_a_cancellation_is_not_swallowed_by_a_listener_that_raises(desk: Desk) -> None:
+    heard: list[Event] = []
+
+    def listener(event: Event) -> None:
+        heard.append(event)
+        task.cancel()
+        raise ValueError
+
+    async with Uploader(
+        desk.provider(), state="memory", options=options(), trust=LOOPBACK, on_event=listener
+    ) as up:
+        task = asyncio.ensure_future(up.upload(desk.file(3 * PART)))
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert type(heard[-1]) is UploadCancelled
+
+
+async def _listen(event: Event) -> None: ...
+
+
+class _Listening:
+    async def __call__(self, event: Event) -> None: ...
+
+
+@pytest.mark.parametrize("listener", [_listen, partial(_listen), _Listening(), "print"])
+async def test_a_listener_that_cannot_be_called_plainly_is_refused(listener: Listener) -> None:
+    def refused() -> AbstractContextManager[object]:
+        return pytest.raises(ConfigurationError, match="on_event must be an ordinary function")
+
+    with refused():
+        Uploader(on_event=listener)
+    async with Recording() as up:
+        with refused():
+            await up.upload("movie.mp4", on_event=listener)
+        with refused():
+            await up.submit("movie.mp4", on_event=listener)
+        with refused():
+            await anext(up.upload_many([], on_event=listener))
+
+
+async def test_a_listener_that_returns_a_coroutine_is_logged(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with desk.uploader() as up:
+        await up.upload(desk.file(PART), on_event=lambda event: _listen(event))  # type: ignore[arg-type]
+
+    assert [record.getMessage() for record in caplog.records].count("listener.failed") == 1
 
 
 # --- aborting -------------------------------------------------------------------------------

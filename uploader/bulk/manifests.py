@@ -11,7 +11,6 @@ import fnmatch
 import io
 import json
 import os
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from typing import IO, Any, Final
 
 from uploader.errors import ConfigurationError
 from uploader.protocol.vod import refuses_name
+from uploader.sources.readers import stdin_descriptor
 
 from .rows import COLUMNS, RESULT_COLUMNS, RawRow
 
@@ -403,7 +403,7 @@ def _matches(relative: str, pattern: str) -> bool:
 
 def _opened(name: str) -> IO[bytes]:
     if name == "-":
-        return open(sys.stdin.fileno(), "rb", closefd=False)
+        return open(stdin_descriptor(), "rb", closefd=False)
     try:
         return open(name, "rb")
     except OSError as error:

@@ -28,7 +28,7 @@ from uploader.cli.flags import (
     WorkerFlags,
 )
 from uploader.cli.options import parameters_of, values_of
-from uploader.cli.printing import err, out, paragraph
+from uploader.cli.printing import err, out, out_json, paragraph
 from uploader.cli.run import exit_code, finish
 from uploader.errors import VodupError
 
@@ -53,7 +53,7 @@ def run(words: list[str] | None = None) -> None:
     try:
         app(words, prog_name="vodup")
     except VodupError as error:  # from reading a flag
-        err(paragraph(error))
+        err(*paragraph(error))
         raise SystemExit(exit_code(error)) from None
 
 
@@ -96,12 +96,14 @@ def devserver(flags: DevserverFlags) -> int:
 
 def version(flags: VersionFlags) -> int:
     """Print the version."""
-    import json
     import platform
     from importlib.metadata import version
 
     facts = {"vodup": version("vodup"), "python": platform.python_version()}
-    out(json.dumps(facts) if flags.json else f"vodup {facts['vodup']}")
+    if flags.json:
+        out_json(facts)
+    else:
+        out(f"vodup {facts['vodup']}")
     return 0
 
 

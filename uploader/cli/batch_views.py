@@ -4,8 +4,6 @@ rows. Sentences for people, JSON lines for programs."""
 from __future__ import annotations
 
 import asyncio
-import json
-import sys
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
@@ -15,7 +13,7 @@ from uploader.bulk.estimate import Estimate
 from uploader.bulk.progress import BatchProgress
 from uploader.bulk.rows import Row, shown_path
 from uploader.cli.flags import OutputFlags, ReportFlags
-from uploader.cli.printing import Printer, err, out, printable
+from uploader.cli.printing import err, out, out_json
 from uploader.cli.progress import Total, show_progress
 from uploader.errors import VodupError
 
@@ -42,9 +40,6 @@ _REASONS: Final = {
 
 class JsonBatchView:
     """One JSON object per line: `row.done` and `row.failed`, `batch.progress`, `batch.ended`."""
-
-    def __init__(self) -> None:
-        self._printer = Printer(sys.stdout)
 
     def record(self, record: Mapping[str, Any]) -> None:
         """Print the record as the ledger has it."""
@@ -81,9 +76,7 @@ class JsonBatchView:
             self._print("batch.progress", progress.figures())
 
     def _print(self, type_: str, fields: Mapping[str, Any]) -> None:
-        line = {"type": type_, **fields}
-        clean = {k: printable(v) if isinstance(v, str) else v for k, v in line.items()}
-        self._printer.line(json.dumps(clean))
+        out_json({"type": type_, **fields})
 
 
 class TextBatchView:
@@ -111,7 +104,7 @@ class TextBatchView:
         self._failure_count += 1
         subject = "" if where in message else f"{where}: "
         if self._failure_count <= _MAX_FAILURES:
-            err(f"vodup: {subject}{message}\nnext: {next_step}")
+            err(f"vodup: {subject}{message}", f"next: {next_step}")
         elif self._failure_count == _MAX_FAILURES + 1:
             err("vodup: more failures are not shown; use --failed FILE or --json to list them all.")
 

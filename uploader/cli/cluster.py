@@ -28,7 +28,7 @@ from uploader.cli.flags import (
     WorkerFlags,
 )
 from uploader.cli.ingest import make_readings, make_rules, make_streams, refuse_overwriting
-from uploader.cli.printing import err, out
+from uploader.cli.printing import err, out_json
 from uploader.cluster.database import conninfo_of, open_pool, refuse_newer
 from uploader.cluster.database import upgrade as upgrade_queue
 from uploader.cluster.embedded import EmbeddedPostgres
@@ -160,9 +160,7 @@ def _settle(ledger: Ledger, flags: EnqueueFlags, manifests: Sequence[str]) -> No
 
 def _print_counts(counts: EnqueueCounts, flags: OutputFlags) -> None:
     if flags.json:
-        import json
-
-        out(json.dumps({"type": "batch.queued", **asdict(counts)}))
+        out_json({"type": "batch.queued", **asdict(counts)})
     elif not flags.quiet:
         err(
             f"vodup: {count(counts.read_count, 'row')}: {counts.queued_count:,} queued, "

@@ -30,7 +30,7 @@ from typing import IO, Any, Final, cast
 from uploader import units
 from uploader.cli import run
 from uploader.cli.flags import DemoFlags
-from uploader.cli.printing import err, out
+from uploader.cli.printing import err, out, out_json
 from uploader.errors import ConfigurationError, VodupError
 from uploader.protocol import vod
 from uploader.protocol.signing import sign_rpc
@@ -108,12 +108,13 @@ def demo(flags: DemoFlags) -> int:
     holds = all(claim.holds for claim in claims)
     if flags.json:
         facts = {"ok": holds, "seconds": round(seconds, 1), "claims": [*map(asdict, claims)]}
-        out(json.dumps(facts))
+        out_json(facts)
     else:
         for claim in claims:
-            out(f"\n  {'ok    ' if claim.holds else 'FAILED'} {claim.name}\n         {claim.seen}")
+            verdict = "ok    " if claim.holds else "FAILED"
+            out("", f"  {verdict} {claim.name}", f"         {claim.seen}")
         result = "All checks passed" if holds else "Some checks FAILED"
-        out(f"\n{result} in {units.duration(seconds)}.")
+        out("", f"{result} in {units.duration(seconds)}.")
     return run.DONE if holds else run.FAILED
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
-import json
 import os
 import platform
 import shutil
@@ -21,7 +20,7 @@ from urllib.parse import urlsplit
 from uploader.cli import run, settings
 from uploader.cli.flags import AccessFlags, DoctorFlags, StateFlags
 from uploader.cli.orphans import open_network
-from uploader.cli.printing import out
+from uploader.cli.printing import out, out_json
 from uploader.credentials import GrantProvider, ImsProvider, Network, VodProvider
 from uploader.errors import ConfigurationError, VideoGone, VodupError
 from uploader.protocol.trust import ServiceName
@@ -54,7 +53,7 @@ def doctor(flags: DoctorFlags) -> int:
     for finding in findings:
         if flags.json:
             line = {k: v for k, v in asdict(finding).items() if k != "code"}
-            out(json.dumps({"type": "doctor.finding", **line}, ensure_ascii=False))
+            out_json({"type": "doctor.finding", **line})
         else:
             out(f"{finding.status:<8} {finding.name:<12} {finding.detail}")
     return run.common_code(f.code for f in findings if f.status == "failed")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from datetime import timedelta
 from typing import Any
 
 from uploader import UploadGrant, decode_answer, decode_grant, units
 from uploader.cli import run
 from uploader.cli.flags import AccessFlags, InspectFlags
-from uploader.cli.printing import out
+from uploader.cli.printing import out, out_json
 from uploader.cli.settings import make_trust, read_input
 from uploader.clock import SystemClock
 from uploader.credentials import life_s
@@ -22,7 +21,7 @@ def inspect(flags: InspectFlags) -> int:
     grant = _decoded(read_input(flags.where, "inspect"))
     facts = {**mask(grant), **_remaining(grant), **_trust(grant, flags)}
     if flags.json:
-        out(json.dumps(facts, ensure_ascii=False))
+        out_json(facts)
     else:
         width = max(map(len, facts))
         for name, value in facts.items():

@@ -43,7 +43,7 @@ async def abort_orphans(state: StateStore, orphans: Sequence[Orphan], flags: Acc
             try:
                 await _abort(orphan, grants, network)
             except VodupError as error:
-                err(paragraph(error, about=f"upload {orphan.upload_id}"))
+                err(*paragraph(error, about=f"upload {orphan.upload_id}"))
                 codes.append(run.exit_code(error))
             else:
                 await state.forget_orphan(orphan.upload_id)

@@ -6,6 +6,7 @@ Both read a `Tracker` and show the same figures.
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,7 +58,10 @@ async def show_progress(
 ) -> None:
     """Show progress on standard error until cancelled; `note` adds to the line of an upload."""
     if sys.stderr.isatty():
-        await _Bars(tracker, total, note).draw()
+        try:
+            await _Bars(tracker, total, note).draw()
+        except Exception as error:  # whatever is wrong with the terminal, uploads go on
+            err(f"vodup: the progress display has failed ({type(error).__name__}).")
     while True:
         await asyncio.sleep(_LINE_INTERVAL_S)
         err(total().line)
@@ -78,9 +82,10 @@ class _Bars:
         """Draw until cancelled."""
         with self._progress:
             while True:
-                self._draw_uploads()
-                self._draw_total()
-                self._progress.refresh()
+                if not getattr(sys.stderr, "waiting_size", 0):  # or old frames would pile up
+                    self._draw_uploads()
+                    self._draw_total()
+                    self._progress.refresh()
                 await asyncio.sleep(_FRAME_S)
 
     def _draw_uploads(self) -> None:
@@ -108,15 +113,17 @@ def _new_progress() -> Progress:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 
+    # A width of 0 would show nothing.
+    env = {k: v for k, v in os.environ.items() if k not in {"COLUMNS", "LINES"} or v.strip("0")}
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         TextColumn("{task.fields[line]}", markup=False),
-        console=Console(stderr=True),
+        console=Console(file=sys.stderr, _environ=env),
         auto_refresh=False,
         transient=True,
-        # Or what goes to a pipe would come out on the terminal instead.
-        redirect_stdout=sys.stdout.isatty(),
+        # Or what goes elsewhere would come out on this terminal instead.
+        redirect_stdout=sys.stdout is sys.stderr,
     )
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +11,7 @@ from typing import Any, Final
 from uploader import units
 from uploader.cli import run
 from uploader.cli.flags import OutputFlags
-from uploader.cli.printing import Printer, err, out, paragraph, printable
+from uploader.cli.printing import err, out, out_json, paragraph
 from uploader.cli.progress import Total, progress_line, sample_every_second, show_progress
 from uploader.errors import VodupError
 from uploader.events import (
@@ -170,7 +168,6 @@ class JsonView:
     """
 
     def __init__(self) -> None:
-        self._printer = Printer(sys.stdout)
         self._printed_s: dict[int, float] = {}
 
     def event(self, file: PushedFile, event: Event) -> None:
@@ -230,8 +227,7 @@ class JsonView:
         line = {"type": type_, "at": now, **fields, "source": file.source}
         if "crc64" in line:
             line["crc64"] = str(line["crc64"])
-        clean = {k: printable(v) if isinstance(v, str) else v for k, v in line.items()}
-        self._printer.line(json.dumps(clean, ensure_ascii=False))
+        out_json(line)
 
     def total(self, files: Sequence[PushedFile]) -> None:
         """Print the totals for people."""
@@ -280,11 +276,11 @@ class TextView:
 
     def failed(self, file: PushedFile, error: VodupError) -> None:
         """Print what failed and what to do."""
-        err(paragraph(error, about=file.label))
+        err(*paragraph(error, about=file.label))
 
     def refused(self, files: Sequence[PushedFile], error: VodupError) -> None:
         """Print the error once."""
-        err(paragraph(error))
+        err(*paragraph(error))
 
     def interrupted(self, file: PushedFile, code: int, sentence: str) -> None:
         """Print how far it came."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -21,7 +20,7 @@ from uploader.cli.flags import (
     StatusFlags,
     VerifyFlags,
 )
-from uploader.cli.printing import err, out, paragraph
+from uploader.cli.printing import err, out, out_json, paragraph, room
 from uploader.errors import ConfigurationError, UnsupportedState, VodupError
 from uploader.state import Orphan, Phase, StateStore, UploadRecord, UploadStatus, open_state
 from uploader.state.locations import SqliteFile, locate
@@ -91,8 +90,8 @@ async def _status(flags: StatusFlags, place: StateFlags) -> int:
                 sys.stdout.write("\x1b[2J\x1b[H")
             if not flags.names:
                 await _show_queue(place, flags)
-            _show(found, flags)
-            if not flags.watch:
+            await _show(found, flags)
+            if not flags.watch or getattr(sys.stdout, "is_lost", False):
                 return run.DONE
             await asyncio.sleep(_WATCH_INTERVAL_S)
 
@@ -121,7 +120,7 @@ async def _show_queue(place: StateFlags, flags: OutputFlags) -> None:
     if facts is None:
         return
     if flags.json:
-        out(json.dumps({"type": "queue.status", **facts}))
+        out_json({"type": "queue.status", **facts})
         return
     for queue in facts["queues"]:
         if queue["queue"]:
@@ -149,16 +148,18 @@ def _queue_conninfo(state: str | None) -> str | None:
         return None
 
 
-def _show(found: Sequence[UploadStatus], flags: OutputFlags) -> None:
+async def _show(found: Sequence[UploadStatus], flags: OutputFlags) -> None:
     if flags.json:
         for one in found:
-            out(json.dumps(_fields(one), ensure_ascii=False))
+            await room()
+            out_json(_fields(one))
     elif not found:
         out("No uploads recorded.")
     else:
         rows = [_COLUMNS, *(_cells(one.record, _fields(one)) for one in found)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for row in rows:
+            await room()
             cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
             out("  ".join(cells).rstrip())
         for record in (one.record for one in found):
@@ -262,7 +263,7 @@ async def _aborted(uploader: Uploader, name: str, flags: StateFlags) -> UploadRe
 def _print_aborted(flags: OutputFlags, key: str, record: UploadRecord | None) -> None:
     video_id = record.video_id if record else None
     if flags.json:
-        out(json.dumps({"type": "upload.aborted", "key": key, "video_id": video_id}))
+        out_json({"type": "upload.aborted", "key": key, "video_id": video_id})
     elif not flags.quiet:
         kept = f"; video {video_id} stays in VOD" if video_id else ""
         out(f"Aborted the upload {key}{kept}.")
@@ -278,9 +279,9 @@ def _print_failure(flags: OutputFlags, name: str, error: VodupError) -> None:
             "next_step": error.next_step,
             "exit_code": run.exit_code(error),
         }
-        out(json.dumps(line, ensure_ascii=False))
+        out_json(line)
     else:
-        err(paragraph(error, about=name))
+        err(*paragraph(error, about=name))
 
 
 # --- clean ------------------------------------------------------------------------------
@@ -299,6 +300,7 @@ def clean(flags: CleanFlags) -> int:
         async with open_state(flags.state or None) as state:
             records = await _removable(state, phases, flags)
             for record in records:
+                await room()
                 await _remove(state, record, flags)
             orphans = await state.orphans()
             if orphans and flags.orphans and not flags.dry_run:
@@ -350,7 +352,7 @@ async def _remove(state: StateStore, record: UploadRecord, flags: CleanFlags) ->
         await state.forget(record.key)
     if flags.json:
         line = {"type": "upload.forgotten", "key": record.key, "video_id": record.video_id}
-        out(json.dumps(line | {"is_dry_run": flags.dry_run}))
+        out_json(line | {"is_dry_run": flags.dry_run})
     elif not flags.quiet:
         verb = "Would remove" if flags.dry_run else "Removed"
         name = os.path.basename(record.source)
@@ -387,7 +389,7 @@ def verify(flags: VerifyFlags) -> int:
                 "etag": facts.etag,
                 "request_id": facts.request_id,
             }
-            out(json.dumps(line))
+            out_json(line)
         elif not flags.quiet:
             size = units.size(facts.size or 0)
             out(f"OK: the stored object matches {flags.path} ({size}, CRC-64 {facts.crc64}).")

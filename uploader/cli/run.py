@@ -10,6 +10,7 @@
 7  refused by policy
 8  finished, but unverified
 9  done and verified, but a hook (--on-finished) failed
+74  done and verified, but not all results could be written to standard output (`printing.LOST`)
 130, 143  interrupted by Ctrl-C, by SIGTERM; resumable
 """
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import sys
 import traceback
@@ -24,7 +26,7 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import TYPE_CHECKING, Final, TextIO, cast
 
 from uploader import errors
-from uploader.cli.printing import err, paragraph
+from uploader.cli.printing import Outputs, err, paragraph
 from uploader.errors import ServiceError, SourceError, VodupError
 
 if TYPE_CHECKING:
@@ -118,12 +120,6 @@ class Interrupted(Exception):
 
 def finish(work: Callable[[], int], output: OutputFlags | None = None) -> int:
     """Do the work of a command and return its exit code; errors are printed."""
-    code = _code_of(work, output)
-    _drop_broken_stdout()
-    return code
-
-
-def _code_of(work: Callable[[], int], output: OutputFlags | None) -> int:
     try:
         _disable_core_dumps()
         _keep_exit_statuses()
@@ -131,14 +127,12 @@ def _code_of(work: Callable[[], int], output: OutputFlags | None) -> int:
             _configure_logging(output)
         return work()
     except VodupError as error:
-        err(paragraph(error))
+        err(*paragraph(error))
         return exit_code(error)
     except Interrupted as interrupted:
         return interrupted.code
     except KeyboardInterrupt:
         return interrupted_code(signal.SIGINT)
-    except BrokenPipeError:
-        return FAILED
     except Exception as error:  # the boundary: whatever arrives here is a bug of ours
         explain_bug(error)
         return FAILED
@@ -147,12 +141,12 @@ def _code_of(work: Callable[[], int], output: OutputFlags | None) -> int:
 def explain_bug(error: BaseException) -> None:
     """Print an unexpected error: a sentence, and where it happened, without any values."""
     err(
-        f"vodup: Internal error ({type(error).__name__}): this is a bug in vodup.\n"
-        "next: Report it with the lines below. Progress is saved; you can run the command again."
+        f"vodup: Internal error ({type(error).__name__}): this is a bug in vodup.",
+        "next: Report it with the lines below. Progress is saved; you can run the command again.",
     )
     # format_tb has no locals; the messages of foreign exceptions may quote anything.
-    for line in traceback.format_tb(error.__traceback__):
-        err(line.rstrip("\n"))
+    for place in traceback.format_tb(error.__traceback__):
+        err(*place.splitlines())
     if isinstance(error, BaseExceptionGroup):
         for inner in error.exceptions:
             explain_bug(inner)
@@ -176,6 +170,7 @@ def _keep_exit_statuses() -> None:
 def _configure_logging(output: OutputFlags) -> None:
     from uploader import log
 
+    Outputs.is_json, Outputs.is_quiet = output.json, output.quiet
     stream = cast("TextIO", _CurrentStderr())
     log.configure(output.log_level, is_json=output.json, stream=stream)
 
@@ -188,14 +183,6 @@ class _CurrentStderr:
 
     def flush(self) -> None:
         sys.stderr.flush()
-
-
-def _drop_broken_stdout() -> None:
-    """Keep the interpreter from complaining at exit that the reader of its output has gone."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 # --- the loop and signals ---------------------------------------------------------------
@@ -242,15 +229,19 @@ def _signals_cancelling(task: asyncio.Future[int]) -> Iterator[list[signal.Signa
 
     for number in _SIGNALS:
         loop.add_signal_handler(number, stop, number)
+    # The terminal is closed: nothing can be printed any more, and uploads go on.
+    survived = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL else set()
+    for number in survived:
+        loop.add_signal_handler(number, lambda: None)  # commands do not inherit this
     try:
         yield received
     finally:
-        for number in _SIGNALS:
+        for number in {*_SIGNALS, *survived}:
             loop.remove_signal_handler(number)
 
 
 def _stop_at_once(number: signal.Signals) -> None:
     """End without cleaning up: what must survive is on disk already."""
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and select.select([], [2], [], 0)[1]:  # it may be stopped
         os.write(2, f"{_SHOW_CURSOR}\n".encode())
     os._exit(interrupted_code(number))

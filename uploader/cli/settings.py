@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -30,6 +29,7 @@ from uploader.cli.printing import err
 from uploader.errors import CallerNotAuthenticated, ConfigurationError
 from uploader.events import Listener
 from uploader.sources import UrlPolicy
+from uploader.sources.readers import stdin_descriptor
 from uploader.state import open_state
 
 _DEFAULT_REGION: Final = "cn-shanghai"
@@ -218,9 +218,8 @@ def read_input(where: str, name: str) -> str:
         ConfigurationError: it cannot be read, naming the flag or command `name`.
     """
     try:
-        if where == "-":
-            return sys.stdin.read(_MAX_INPUT)
-        with Path(where).open(encoding="utf-8") as file:
+        file_or_stdin = stdin_descriptor() if where == "-" else where
+        with open(file_or_stdin, encoding="utf-8", closefd=where != "-") as file:
             return file.read(_MAX_INPUT)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import Final
 
 from uploader import (
@@ -22,7 +21,7 @@ from uploader.protocol.documents import MalformedDocument
 from uploader.protocol.plan import read_plan
 from uploader.sources import AnySource, DescriptorReader, of_url
 from uploader.sources.part_buffer import DEFAULT_MEMORY_SIZE, PartBuffer
-from uploader.sources.readers import Reader
+from uploader.sources.readers import Reader, stdin_descriptor
 from uploader.sources.spool import DEFAULT_SPOOL_SIZE
 from uploader.sources.url_policy import parsed_url, shown
 
@@ -127,12 +126,13 @@ def _require_follow(flags: StreamFlags) -> None:
 def _reader(flags: StreamFlags) -> Reader:
     if flags.pipe_command is not None:
         return CommandReader(flags.pipe_command)
-    if sys.stdin.isatty():
+    descriptor = stdin_descriptor()
+    if os.isatty(descriptor):
         raise ConfigurationError(
             "Standard input is a terminal.",
             next_step="Pipe the video into it: `... | vodup push - --file-name movie.mp4`.",
         )
-    return DescriptorReader(sys.stdin.fileno(), "standard input")
+    return DescriptorReader(descriptor, "standard input")
 
 
 def _buffer(flags: StreamFlags, name: str) -> PartBuffer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
+import sys
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from contextlib import suppress
 from typing import Final, Protocol
@@ -90,6 +91,15 @@ def _bytes_of(piece: object, name: str) -> memoryview:
 
 
 # --- a descriptor ---------------------------------------------------------------------
+
+
+def stdin_descriptor() -> int:
+    """The descriptor of standard input; it is a ConfigurationError if that is closed."""
+    if sys.stdin is None:
+        raise ConfigurationError(
+            "Standard input is closed.", next_step="Connect it to a pipe or a file, or name a file."
+        )
+    return sys.stdin.fileno()
 
 
 class DescriptorReader:

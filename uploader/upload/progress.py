@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from typing import Any
 
-from uploader.errors import VodupError
+from uploader.errors import ConfigurationError, VodupError
 from uploader.events import (
     CredentialsRenewed,
     Event,
@@ -131,6 +133,37 @@ class Progress:
         except asyncio.CancelledError:
             self.emit(UploadCancelled)
             raise
+
+
+def isolated(listener: Listener | None) -> Listener | None:
+    """Return a listener whose errors go no further: the first one is logged, none is raised.
+
+    Raises:
+        ConfigurationError: it is a coroutine function, or cannot be called.
+    """
+    if listener is None:
+        return None
+    call: Any = listener
+    if not callable(call) or any(map(inspect.iscoroutinefunction, (call, type(call).__call__))):
+        raise ConfigurationError(
+            "on_event must be an ordinary function, and not async.",
+            next_step="Pass a `def` that returns quickly, for example one that puts events into a "
+            "queue for a task of yours; or read the `events()` of a handle.",
+        )
+    has_failed = False
+
+    def call_isolated(event: Event) -> None:
+        nonlocal has_failed
+        try:
+            if inspect.iscoroutine(returned := call(event)):
+                returned.close()
+                raise TypeError("the listener returned a coroutine, which nobody awaits")
+        except (Exception, asyncio.CancelledError) as error:
+            if not has_failed:
+                has_failed = True
+                get_logger().exception("listener.failed", error=type(error).__name__)
+
+    return call_isolated
 
 
 def _log(event: Event) -> None:
