@@ -2,16 +2,26 @@
 
 For what must not be read by others (checkpoints, videos on their way) and must not be prepared
 by them: a link in the place of a file would have this process write somewhere else.
+
+A file that is written as a whole is written to a draft beside it, which then replaces it.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import re
 import stat
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
+from secrets import token_hex
+from typing import Final
 
 from uploader.errors import UnsafePath
+
+_DRAFT: Final = re.compile(r"\d+[-0-9a-f]*\.draft")
 
 
 def make_private_folder(folder: Path) -> None:
@@ -61,6 +71,23 @@ def open_private_file(path: Path, flags: int) -> int:
         UnsafePath: it is a link, not a regular file, or belongs to another user.
         OSError: it cannot be opened.
     """
+    descriptor = open_regular_file(path, flags)
+    found = os.fstat(descriptor)
+    if found.st_uid != os.geteuid():
+        os.close(descriptor)
+        raise _unsafe_file(path)
+    if stat.S_IMODE(found.st_mode) != 0o600:
+        os.fchmod(descriptor, 0o600)
+    return descriptor
+
+
+def open_regular_file(path: Path, flags: int) -> int:
+    """Open a regular file, ours or not; a new one has mode 0600. Returns its descriptor.
+
+    Raises:
+        UnsafePath: it is a link or not a regular file.
+        OSError: it cannot be opened.
+    """
     try:
         flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         descriptor = os.open(path, flags, 0o600)
@@ -68,13 +95,57 @@ def open_private_file(path: Path, flags: int) -> int:
         if error.errno not in (errno.ELOOP, errno.ENXIO):
             raise
         raise _unsafe_file(path) from error
-    found = os.fstat(descriptor)
-    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise _unsafe_file(path)
-    if stat.S_IMODE(found.st_mode) != 0o600:
-        os.fchmod(descriptor, 0o600)
     return descriptor
+
+
+def replace_file(path: Path, content: Iterable[bytes]) -> int:
+    """Replace a file, or make it: a crash leaves the old one or the new one, whole.
+
+    A new file has mode 0600, a replaced one keeps its mode. Returns a descriptor, for appending.
+
+    Raises:
+        OSError: it cannot be written; the old file is unchanged.
+    """
+    draft = path.with_name(f"{_draft_prefix(path)}{os.getpid()}-{token_hex(4)}.draft")
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(draft, flags, 0o600)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # see `remove_drafts`
+        with suppress(FileNotFoundError):
+            os.fchmod(descriptor, stat.S_IMODE(path.lstat().st_mode))
+        with os.fdopen(os.dup(descriptor), "wb") as file:
+            file.writelines(content)
+        os.fsync(descriptor)
+        os.replace(draft, path)
+    except BaseException:
+        os.close(descriptor)
+        draft.unlink(missing_ok=True)
+        raise
+    return descriptor
+
+
+def remove_drafts(path: Path) -> None:
+    """Remove the drafts of `path` that killed processes have left; locked ones are in use."""
+    prefix = _draft_prefix(path)
+    with suppress(OSError), os.scandir(path.parent) as entries:
+        for entry in entries:
+            name = entry.name
+            if not name.startswith(prefix) or not _DRAFT.fullmatch(name, len(prefix)):
+                continue
+            with (
+                suppress(OSError, UnsafePath),
+                open(open_private_file(Path(entry.path), os.O_RDWR), "rb") as draft,
+            ):
+                fcntl.flock(draft, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(entry.path)
+
+
+def _draft_prefix(path: Path) -> str:
+    return f".{os.fsdecode(os.fsencode(path.name)[:200])}."  # a name has 255 bytes
 
 
 def _unsafe_file(path: Path) -> UnsafePath:

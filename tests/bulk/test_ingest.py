@@ -193,10 +193,22 @@ def test_folders_and_lists(cli: Cli, server: DevServer) -> None:
     (cli.folder / "notes.txt").write_text("x")
     ended = cli.run("ingest", "-r", ".", "--exclude", "v0002*", "--title-template", "T {stem}")
     assert ended.code == 0, ended.err
+    assert "1 .txt" in ended.err
     assert sorted(video.title for video in server.videos.values()) == ["T v0000", "T v0001"]
     ended = cli.run("ingest", "--files-from", "-", "--json", stdin="v0002.mp4\nv0000.mp4\n")
     assert (ended.code, ended.last["done"], ended.last["earlier"]) == (0, 2, 1)
     assert server.stats.creates == 3
+
+
+def test_vod_decides_on_a_type_that_include_asks_for(quick: Quick) -> None:
+    (quick.folder / "a.newformat").write_bytes(b"x")
+    (quick.folder / "m.csv").write_text("path\na.newformat\n")
+    words = ("-r", ".", "--include", "*.newformat", "--report", "r.jsonl")
+    assert quick.run("ingest", *words).code != 0
+    assert [record["code"] for record in records(quick)] == ["InvalidFileName.Extension"]
+    ended = quick.run("ingest", "m.csv", "--include", "*.newformat")
+    assert ended.code == 2, "a manifest's row is checked before it is sent"
+    assert "VOD does not accept files like 'a.newformat'" in ended.err
 
 
 BAD_PATHS = (

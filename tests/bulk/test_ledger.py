@@ -12,7 +12,7 @@ import pytest
 from uploader import SourceUnreadable, UploadLocked
 from uploader.bulk.ledger import CompactMap, Ledger, failure_record, hash_of, success_record
 from uploader.bulk.rows import Row
-from uploader.errors import ConfigurationError
+from uploader.errors import ConfigurationError, UnsafePath
 from uploader.events import UploadResult
 
 
@@ -180,7 +180,7 @@ def test_a_link_in_the_place_of_a_draft_or_of_a_ledger_is_not_followed(tmp_path:
     victim = tmp_path / "victim"
     victim.touch()
     (tmp_path / "r.jsonl").symlink_to(victim)
-    with pytest.raises(ConfigurationError, match="cannot be written"):
+    with pytest.raises(UnsafePath, match="is a link"):
         Ledger(tmp_path / "r.jsonl")
     victim.write_text("precious")
     planted = tmp_path / f".f.jsonl.{os.getpid()}.draft"

@@ -206,6 +206,27 @@ def test_a_folder_gives_the_videos_below_it(tmp_path: Path) -> None:
     assert names(follow_symlinks=True)[:2] == ["a/c.MOV", "a/d.mkv"]  # and comes to an end
 
 
+def test_files_of_other_types_are_counted(tmp_path: Path) -> None:
+    for name in ("b.mp4", "c.TXT", "d.txt", "README", "x.\x1b[2J", "e.srt", "z.skip"):
+        (tmp_path / name).write_bytes(b"x")
+
+    def notices(**options: object) -> list[str]:
+        said: list[str] = []
+        list(folder_stream(str(tmp_path), notice=said.append, **options))  # type: ignore[arg-type]
+        return said
+
+    (notice,) = notices(exclude=["*.skip"])
+    assert notice.startswith(f"{tmp_path}: skipped 5 files of types that are not video (2 .txt, ")
+    assert "1 no extension" in notice
+    assert "1 .srt" in notice
+    assert notice.isprintable()
+    assert "--include GLOB" in notice
+    assert notices(include=["*.mp4"]) == [], "the user has chosen"
+    for number in range(20):
+        (tmp_path / f"f.{number}").write_bytes(b"x")
+    assert "more types" in notices()[0]
+
+
 def test_a_list_of_files_from_a_file_and_from_standard_input(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

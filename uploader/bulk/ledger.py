@@ -17,11 +17,11 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from hashlib import blake2b
 from pathlib import Path
-from secrets import token_hex
-from typing import Any, Final, Self
+from typing import IO, Any, Final, Self
 
 from uploader.errors import ConfigurationError, StateUnavailable, UploadLocked, VodupError
 from uploader.events import UploadResult
+from uploader.private_files import open_regular_file, replace_file
 
 from .rows import Row
 
@@ -109,6 +109,22 @@ def _record_of(line: bytes) -> dict[str, Any] | None:
         return None
 
 
+def is_ledger(file: IO[bytes]) -> bool:
+    """Whether vodup wrote it: its first line is a record, if only a torn one.
+
+    Blank lines do not count: a power cut may leave only the space for a line.
+    """
+    line = next((line for line in file if line.strip(b"\0\n")), b"")
+    if line.endswith(b"\n"):
+        return (_record_of(line) or {}).keys() >= {"manifest", "row", "at"}
+    return line.startswith(_BEGINNING[: len(line)]) or not line.strip(b"\0")
+
+
+def is_failures(file: IO[bytes]) -> bool:
+    """Whether it holds nothing but records of failed rows."""
+    return all((_record_of(line) or {}).get("status") == FAILED for line in file)
+
+
 # --- the file -------------------------------------------------------------------------
 
 
@@ -148,13 +164,14 @@ class Ledger:
 
     def _load(self) -> None:
         """Read the records of earlier runs; remove a line that a crash has torn."""
-        whole_size = 0
-        for offset, size, record in self._lines():
-            if record is None and offset == 0 and not self._is_blank(size):
+        with os.fdopen(os.dup(self._file), "rb") as file:
+            if not is_ledger(file):
                 raise ConfigurationError(
                     f"{self._path} exists and is not a ledger of vodup.",
                     next_step="Choose another file with --report.",
                 )
+        whole_size = 0
+        for offset, size, record in self._lines():
             whole_size = offset + size
             if record is None:
                 self._stale_count += 1
@@ -165,10 +182,6 @@ class Ledger:
         if whole_size < os.fstat(self._file).st_size:
             os.ftruncate(self._file, whole_size)
 
-    def _is_blank(self, size: int) -> bool:
-        """Whether a line holds nothing: a power cut may leave only the space for one."""
-        return not os.pread(self._file, size, 0).strip(b"\0\n")
-
     def _lines(self) -> Iterator[tuple[int, int, dict[str, Any] | None]]:
         """Offset, size and record of each whole line; None for a line that is no record."""
         with os.fdopen(os.dup(self._file), "rb") as file:
@@ -177,8 +190,6 @@ class Ledger:
             for line in file:
                 if line.endswith(b"\n"):
                     yield offset, len(line), _record_of(line)
-                elif offset == 0 and not line.startswith(_BEGINNING[: len(line)]):
-                    yield 0, len(line), None  # another file, not a torn line of a ledger
                 offset += len(line)
 
     # --- this run -----------------------------------------------------------------------
@@ -265,8 +276,7 @@ def _open_temporary() -> int:
 
 def _open_locked(path: Path) -> int:
     try:
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_APPEND | os.O_CLOEXEC
-        handle = os.open(path, flags, 0o600)
+        handle = open_regular_file(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be written: {error.strerror}.") from error
     try:
@@ -290,24 +300,10 @@ def _write_all(path: Path, records: Iterable[Record]) -> int:
     Raises:
         StateUnavailable: it cannot be written; the old file is unchanged.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}-{token_hex(4)}.draft")
     try:
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_APPEND | os.O_CLOEXEC
-        handle = os.open(draft, flags, 0o600)
-        try:
-            with os.fdopen(os.dup(handle), "wb") as file:
-                for record in records:
-                    file.write(json.dumps(record).encode() + b"\n")
-                file.flush()
-                os.fsync(handle)
-            os.replace(draft, path)
-        except BaseException:
-            os.close(handle)
-            draft.unlink(missing_ok=True)
-            raise
+        return replace_file(path, (json.dumps(record).encode() + b"\n" for record in records))
     except OSError as error:
         raise _unwritable(path, error) from error
-    return handle
 
 
 def _unwritable(name: object, error: OSError) -> StateUnavailable:

@@ -11,7 +11,7 @@ import fnmatch
 import io
 import json
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any, Final
@@ -19,6 +19,7 @@ from typing import IO, Any, Final
 from uploader.errors import ConfigurationError
 from uploader.protocol.vod import refuses_name
 from uploader.sources.readers import stdin_descriptor
+from uploader.units import count
 
 from .rows import COLUMNS, RESULT_COLUMNS, RawRow
 
@@ -345,10 +346,12 @@ def folder_stream(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     follow_symlinks: bool = False,
+    notice: Notice = lambda _: None,
 ) -> Stream:
     """The files below a folder, by name; without `include`, those that VOD accepts.
 
     A pattern with a "/" is matched against the path below the folder, another against the name.
+    `notice` is called at the end about files of other types.
 
     Raises:
         ConfigurationError: there is no such folder.
@@ -358,12 +361,18 @@ def folder_stream(
         raise ConfigurationError(f"{folder} is not a folder.", next_step="Check the path.")
 
     def read(stream: Stream) -> Iterator[RawRow]:
-        number = 0
+        number, skipped = 0, Counter[str]()
         for path, problem in _walk(name, follow_symlinks, frozenset()):
-            is_wanted = _is_wanted(os.path.relpath(path, name), include, exclude)
-            if problem is not None or is_wanted:
+            relative = os.path.relpath(path, name)
+            if problem is None and _matches_any(relative, exclude):
+                continue
+            if problem is None and not include and refuses_name(os.path.basename(path)):
+                skipped[os.path.splitext(path)[1].lower() or "no extension"] += 1
+            elif problem is not None or not include or _matches_any(relative, include):
                 number += 1
                 yield RawRow(number, {"path": path}, problem)
+        if skipped:
+            notice(f"{name}: {_skipped(skipped)}. To upload some of them, pass --include GLOB.")
 
     return Stream(name, name, read)
 
@@ -388,17 +397,19 @@ def _walk(
             yield entry.path, None
 
 
-def _is_wanted(relative: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
-    if any(_matches(relative, pattern) for pattern in exclude):
-        return False
-    if include:
-        return any(_matches(relative, pattern) for pattern in include)
-    return not refuses_name(os.path.basename(relative))
+def _skipped(types: Counter[str]) -> str:
+    shown = [f"{number:,} {ascii(name[:20])[1:-1]}" for name, number in types.most_common(10)]
+    others = [f"{len(types) - 10:,} more types"] if len(types) > 10 else []
+    total = count(types.total(), "file")
+    return f"skipped {total} of types that are not video ({', '.join(shown + others)})"
 
 
-def _matches(relative: str, pattern: str) -> bool:
-    text = relative if "/" in pattern else os.path.basename(relative)
-    return fnmatch.fnmatchcase(text, pattern.removeprefix("./"))
+def _matches_any(relative: str, patterns: Sequence[str]) -> bool:
+    for pattern in patterns:
+        text = relative if "/" in pattern else os.path.basename(relative)
+        if fnmatch.fnmatchcase(text, pattern.removeprefix("./")):
+            return True
+    return False
 
 
 def _opened(name: str) -> IO[bytes]:

@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from html import escape
 from importlib.resources import files
-from typing import Any, Final
+from pathlib import Path
+from typing import IO, Any, Final
 
 from uploader.errors import StateUnavailable
+from uploader.private_files import replace_file
 from uploader.units import duration, rate, size
 
 from .ledger import Record
@@ -32,6 +34,8 @@ _NO_SCRIPTS: Final = (
     '<meta http-equiv="Content-Security-Policy" '
     "content=\"default-src 'none'; style-src 'unsafe-inline'\">"
 )
+
+_GENERATOR: Final = '<meta name="generator" content="vodup">'
 
 _STYLE: Final = files(__package__).joinpath("page.css").read_text()
 
@@ -95,14 +99,16 @@ def write_report(
     summary = _Summary()
     for record in records:
         summary.add(record)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    page = _page(progress, summary).encode(errors="replace")
     try:
-        # A new file is for its owner only, like the ledger; an old one keeps its mode.
-        handle = os.open(path, flags, 0o600)
-        with open(handle, "w", encoding="utf-8", errors="replace") as file:
-            file.write(_page(progress, summary))
+        os.close(replace_file(Path(os.path.abspath(path)), [page]))
     except OSError as error:
         raise StateUnavailable(f"{path} cannot be written: {error.strerror}.") from error
+
+
+def is_report(file: IO[bytes]) -> bool:
+    """Whether vodup wrote it."""
+    return _GENERATOR.encode() in (head := file.read(1024)) or not head
 
 
 def _page(progress: BatchProgress, summary: _Summary) -> str:
@@ -182,7 +188,7 @@ def _file(record: Record) -> str:
 def html_page(title: str, *pieces: str, head: str = "") -> str:
     """Return a document; `pieces` and `head` are HTML already."""
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">{head}'
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">{_GENERATOR}{head}'
         f'<meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
         f"<style>{_STYLE}</style></head><body>{''.join(pieces)}</body></html>\n"
     )

@@ -40,6 +40,10 @@ _MAX_TEXT: Final = {"path": 4096, "key": 200, "video_id": 64}
 _TEMPLATE_FIELDS: Final = frozenset({"stem", "name", "folder", "row"})
 
 
+FileIdentity = tuple[int, int] | str
+"""Device and inode, or a path with its links resolved where there is no file."""
+
+
 @dataclass(frozen=True, slots=True)
 class RawRow:
     """One row as read.
@@ -128,8 +132,8 @@ class Root:
         """What files must be in when they are opened, links resolved; None: any folder."""
         return None if self.follow_symlinks else _real(self.folder)
 
-    def resolved(self, absolute: str) -> tuple[str, int]:
-        """Return the path with links resolved, and the file's size in bytes.
+    def resolved(self, absolute: str) -> tuple[str, os.stat_result]:
+        """Return the path with links resolved, and what the file system says of the file.
 
         Raises:
             UnsafePath: a symbolic link leads out of the root.
@@ -149,7 +153,7 @@ class Root:
             raise SourceUnreadable(f"{absolute} is not a regular file.")
         if status.st_size == 0:
             raise SourceUnreadable(f"{absolute} is empty.")
-        return real, status.st_size
+        return real, status
 
 
 def _resolved(absolute: str) -> tuple[str, os.stat_result]:
@@ -190,12 +194,16 @@ class RowRules:
         scope: of the uploader; part of the key of rows that give none.
         title_template: for rows without a title: "{stem}", "{name}", "{folder}", "{row}".
         defaults: for the fields a row does not give.
+        outputs: the files that the batch writes; no row may be one of them.
+        takes_any_type: VOD decides whether it accepts the type of a file.
     """
 
     root: Root
     scope: str = ""
     title_template: str | None = None
     defaults: VideoMeta = field(default_factory=VideoMeta)
+    outputs: frozenset[FileIdentity] = frozenset()
+    takes_any_type: bool = False
 
     def identify(self, raw: RawRow, manifest: str) -> Row:
         """Find out which upload a row is; enough for rows that are done already.
@@ -240,7 +248,7 @@ class RowRules:
         try:
             meta = self._meta_of(row)
             name = meta.file_name or os.path.basename(_path_within(row.path))
-            if row.video_id is None and refuses_name(name):
+            if row.video_id is None and not self.takes_any_type and refuses_name(name):
                 raise _wrong(
                     f"VOD does not accept files like {name!r}.",
                     "Give file_name with an extension that VOD accepts, such as mp4, mov, mkv, "

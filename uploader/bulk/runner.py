@@ -271,10 +271,15 @@ def _checked(row: Row, rules: RowRules, ledger: Ledger) -> CheckedRow:
     if known.is_done or row.error is not None or is_url(row.path):
         return CheckedRow(row, known)
     try:
-        real_path, size = rules.root.resolved(row.path)
+        real_path, status = rules.root.resolved(row.path)
+        if not rules.outputs.isdisjoint({real_path, (status.st_dev, status.st_ino)}):
+            raise ConfigurationError(
+                f"{row.path} is a file that this batch writes.",
+                next_step="Leave the row out; files of a folder are left out with --exclude.",
+            )
     except VodupError as error:
         return CheckedRow(replace(row, error=error), known)
-    return CheckedRow(row, known, real_path, size, rules.root.real_folder)
+    return CheckedRow(row, known, real_path, status.st_size, rules.root.real_folder)
 
 
 def _repeated(row: Row) -> ConfigurationError:

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from uploader import GrantProvider, Uploader, UploadOptions
 from uploader.bulk.ledger import Ledger
+from uploader.bulk.outputs import require_outputs
 from uploader.bulk.rows import Row, shown_path
 from uploader.bulk.runner import Reading
 from uploader.cli import run, settings
@@ -27,7 +28,7 @@ from uploader.cli.flags import (
     UpgradeFlags,
     WorkerFlags,
 )
-from uploader.cli.ingest import make_readings, make_rules, make_streams, refuse_overwriting
+from uploader.cli.ingest import make_readings, make_rules, make_streams, write_failed
 from uploader.cli.printing import err, out_json
 from uploader.cluster.database import conninfo_of, open_pool, refuse_newer
 from uploader.cluster.database import upgrade as upgrade_queue
@@ -103,8 +104,10 @@ def enqueue(flags: EnqueueFlags) -> int:
     from uploader.cluster.jobs import PlacedRules, Places, this_node
 
     streams = make_streams(flags)
-    refuse_overwriting(streams, {"--report": flags.report, "--failed": flags.failed})
-    rules, places = make_rules(flags, flags), Places(flags.node or this_node(), flags.shared)
+    paths = {"--report": flags.report, "--failed": flags.failed}
+    outputs = require_outputs(paths, inputs=[stream.name for stream in streams])
+    rules = make_rules(flags, flags, outputs)
+    places = Places(flags.node or this_node(), flags.shared)
     placed = PlacedRules(**{f.name: getattr(rules, f.name) for f in fields(rules)}, places=places)
     readings = make_readings(streams, flags, placed, settings.scope_of(flags))
     with place_of(flags) as url:
@@ -154,8 +157,7 @@ async def _enqueued(
 
 def _settle(ledger: Ledger, flags: EnqueueFlags, manifests: Sequence[str]) -> None:
     ledger.compact(manifests=manifests)
-    if flags.failed:
-        ledger.write_failures(flags.failed)
+    write_failed(ledger, flags.failed)
 
 
 def _print_counts(counts: EnqueueCounts, flags: OutputFlags) -> None:
@@ -174,6 +176,8 @@ def _print_counts(counts: EnqueueCounts, flags: OutputFlags) -> None:
 
 def results(flags: ResultsFlags) -> int:
     """Write the ledger of what is queued, and return the exit code."""
+    paths = {"--report": flags.report, "--failed": flags.failed}
+    require_outputs(paths, inputs=flags.manifests)
     with place_of(flags) as url:
         names = [os.path.abspath(path) for path in flags.manifests] or None
         return run.run_async(_written(url, names, flags))
@@ -195,8 +199,7 @@ async def _written(url: str, names: list[str] | None, flags: ResultsFlags) -> in
                 codes[record.get("exit_code", run.DONE)] += 1
             queued = await found.queued_count()
         ledger.compact()
-        if flags.failed:
-            ledger.write_failures(flags.failed)
+        write_failed(ledger, flags.failed)
     if queued:
         codes[run.TEMPORARY] += 1
     if not flags.quiet and not flags.json:

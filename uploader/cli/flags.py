@@ -203,7 +203,7 @@ class RowFlags:
     )
     files_from: str | None = option("FILE|-", "Upload the files of a list, one path per line.")
     include: tuple[str, ...] = option(
-        "GLOB", "With --recursive: upload only matching files.", default=()
+        "GLOB", "With --recursive: upload only matching files, of any type.", default=()
     )
     exclude: tuple[str, ...] = option("GLOB", "With --recursive: skip matching files.", default=())
     root: str | None = option(

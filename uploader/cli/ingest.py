@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -11,8 +11,9 @@ from uploader import Bandwidth, Uploader
 from uploader.bulk.estimate import ASSUMED_BYTES_PER_S, Estimate
 from uploader.bulk.ledger import Ledger
 from uploader.bulk.manifests import Stream, files_from, folder_stream, manifest_stream
+from uploader.bulk.outputs import require_output, require_outputs
 from uploader.bulk.progress import BatchProgress
-from uploader.bulk.rows import Root, RowRules, require_title_template
+from uploader.bulk.rows import FileIdentity, Root, RowRules, require_title_template
 from uploader.bulk.runner import Batch, BatchOptions, Reading, read_rows
 from uploader.cli import run, settings
 from uploader.cli.batch_views import BatchView, make_batch_view
@@ -28,10 +29,11 @@ from uploader.threads import in_thread
 def ingest(flags: IngestFlags) -> int:
     """Upload the batch and return the exit code."""
     streams = make_streams(flags)
-    refuse_overwriting(streams, {"--report": flags.report, "--html": flags.html})
+    paths = {"--report": flags.report, "--failed": flags.failed, "--html": flags.html}
+    outputs = require_outputs(paths, inputs=[stream.name for stream in streams])
     options = replace(settings.make_options(flags), vod_calls_per_s=float(flags.api_rate))
     view = make_batch_view(flags)
-    rules = make_rules(flags, flags)
+    rules = make_rules(flags, flags, outputs)
     if flags.dry_run:
         readings = make_readings(streams, flags, rules, settings.scope_of(flags))
         return _dry_run(readings, options, view)
@@ -51,7 +53,7 @@ def make_streams(flags: RowFlags) -> list[Stream]:
     """Return what is to be read: manifests, folders and lists."""
     streams = [manifest_stream(path, err) for path in flags.manifests]
     given = {name: getattr(flags, name) for name in ("include", "exclude", "follow_symlinks")}
-    streams += [folder_stream(folder, **given) for folder in flags.recursive]
+    streams += [folder_stream(folder, notice=err, **given) for folder in flags.recursive]
     if flags.files_from:
         streams.append(files_from(flags.files_from))
     if not streams:
@@ -66,18 +68,7 @@ def make_streams(flags: RowFlags) -> list[Stream]:
     return streams
 
 
-def refuse_overwriting(streams: Sequence[Stream], written: Mapping[str, str | None]) -> None:
-    """Refuse to write to a file that is also read: it would grow while it is read."""
-    read = {stream.name for stream in streams}
-    for flag, path in written.items():
-        if path and os.path.abspath(path) in read:
-            raise ConfigurationError(
-                f"{flag} must not be the manifest itself ({path}).",
-                next_step=f"Pass another file to {flag}.",
-            )
-
-
-def make_rules(rows: RowFlags, video: VideoFlags) -> RowRules:
+def make_rules(rows: RowFlags, video: VideoFlags, outputs: frozenset[FileIdentity]) -> RowRules:
     """What holds for every row; the root and the scope are filled in for each manifest."""
     defaults = settings.make_meta(video)
     if (problem := problem_of(defaults)) is not None:
@@ -87,18 +78,27 @@ def make_rules(rows: RowFlags, video: VideoFlags) -> RowRules:
         root=Root.at(rows.root or os.curdir, follow_symlinks=rows.follow_symlinks),
         title_template=require_title_template(template) if template else None,
         defaults=defaults,
+        outputs=outputs,
     )
 
 
 def make_readings(
     streams: Sequence[Stream], rows: RowFlags, rules: RowRules, scope: str
 ) -> list[Reading]:
-    """Each stream with the rules for its rows."""
-    rules = replace(rules, scope=scope)
-    if rows.root:
-        return [(stream, rules) for stream in streams]
-    roots = [replace(rules.root, folder=stream.folder) for stream in streams]
-    return [(s, replace(rules, root=root)) for s, root in zip(streams, roots, strict=True)]
+    """Each stream with the rules for its rows; --include asks for types that are not listed."""
+    folders = set(map(os.path.abspath, rows.recursive)) if rows.include else set[str]()
+    return [
+        (
+            stream,
+            replace(
+                rules,
+                scope=scope,
+                root=rules.root if rows.root else replace(rules.root, folder=stream.folder),
+                takes_any_type=stream.name in folders,
+            ),
+        )
+        for stream in streams
+    ]
 
 
 # --- doing it ---------------------------------------------------------------------------
@@ -149,12 +149,19 @@ async def _dashboard(progress: BatchProgress, flags: IngestFlags) -> AsyncIterat
 
 
 def _write_files(ledger: Ledger, progress: BatchProgress, flags: IngestFlags) -> None:
-    if flags.failed:
-        ledger.write_failures(flags.failed)
-    if flags.html:
+    write_failed(ledger, flags.failed)
+    if flags.html is not None:
         from uploader.bulk.report import write_report
 
+        require_output("--html", flags.html)
         write_report(flags.html, progress, ledger.records())
+
+
+def write_failed(ledger: Ledger, path: str | None) -> None:
+    """Write the failed rows, if that was asked for."""
+    if path is not None:
+        require_output("--failed", path)
+        ledger.write_failures(path)
 
 
 def _code_of(progress: BatchProgress) -> int:
