@@ -374,7 +374,7 @@ def test_undamaged_documents_are_read() -> None:
 
 # --- the checkpoint ------------------------------------------------------------------------------
 
-RECEIPT = json.dumps(
+RESULT = json.dumps(
     {
         "key": "film", "video_id": "c6a2", "upload_id": None, "bucket": "b", "object_key": "k",
         "size": 5, "crc64": 1, "etag": None, "part_count": 1, "resumed_part_count": 0,
@@ -431,15 +431,15 @@ class _NoNetwork:
 
 @pytest.mark.parametrize(
     ("field", "document"),
-    [("plan", PLAN), ("fingerprint", FINGERPRINT.encode()), ("receipt", RECEIPT)],
-    ids=["plan", "fingerprint", "receipt"],
+    [("plan", PLAN), ("fingerprint", FINGERPRINT.encode()), ("result", RESULT)],
+    ids=["plan", "fingerprint", "result"],
 )
 def test_a_damaged_record_ends_in_a_typed_error(field: str, document: bytes) -> None:
     draw = random.Random(field)
     with asyncio.Runner() as runner:
         for _ in range(300 * TIMES):
             damage = {field: _text(damaged(draw, document, ALL_DOCUMENTS))}
-            if field == "receipt":
+            if field == "result":
                 damage["phase"] = Phase.DONE
             try:
                 with contextlib.suppress(VodupError):

@@ -272,16 +272,23 @@ class Terminal:
 
     def __init__(self) -> None:
         self.master, self.slave = pty.openpty()
+        self._is_open = True
         self.shown = b""
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self) -> None:
-        try:
-            while data := os.read(self.master, 65536):
-                self.shown += data
-        except OSError:
-            return
+        with suppress(OSError):
+            while self._is_open:
+                if select.select([self.master], [], [], 0.05)[0]:
+                    self.shown += os.read(self.master, 65536)
+
+    def close(self) -> None:
+        if self._is_open:
+            self._is_open = False
+            self._reader.join()
+            os.close(self.slave)
+            os.close(self.master)
 
     def type(self, keys: bytes) -> None:
         os.write(self.master, keys)
@@ -291,9 +298,7 @@ class Terminal:
 def terminal() -> Iterator[Terminal]:
     terminal = Terminal()
     yield terminal
-    for descriptor in (terminal.master, terminal.slave):
-        with suppress(OSError):
-            os.close(descriptor)
+    terminal.close()
 
 
 def on_terminal(cli: Cli, terminal: Terminal, *words: str) -> subprocess.Popen[bytes]:
@@ -356,11 +361,9 @@ def test_a_closed_terminal_ends_no_upload(
 ) -> None:
     names = [cli.file(f"{number}.mp4", MIB, seed=b"%d" % number).name for number in range(9)]
     push = on_terminal(cli, terminal, "push", *names, *flags)
-    os.close(terminal.slave)
     until(lambda: terminal.shown)
     until(lambda: stored(cli) >= 1)
-    # The reader thread holds the other end open for as long as it reads.
-    os.close(terminal.master)
+    terminal.close()
 
     assert push.wait(60) == LOST
     assert stored(cli) == 9

@@ -438,6 +438,12 @@ def test_a_document_can_be_cut_with_matching_length(
     assert not json_text.endswith(b"}")
 
 
+def test_a_json_answer_can_name_a_field_twice(server: DevServer, vod: Vod, oss: Oss) -> None:
+    server.faults.replace([{"action": "repeated_key"}])
+    body = vod.call("GetVideoInfo", VideoId=oss.video_id).body
+    assert body.count(b'"RequestId"') == 2
+
+
 def test_a_body_can_be_empty_or_huge(server: DevServer, oss: Oss, listed: str) -> None:
     server.faults.replace([{"action": "empty_body"}])
     assert oss.list_parts(listed).body == b""

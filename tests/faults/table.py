@@ -201,7 +201,10 @@ TRANSPORT = (
     Failure(name="T01", what="the port is closed", detour="closed"),
     Failure(name="T02", what="the host has no address", detour="no-name"),
     Failure(name="T03", what="the SYN is not answered", detour="silent"),
-    Failure(name="T04", what="another certificate", detour="wrong-certificate"),
+    Failure(
+        name="T04", what="another certificate", recovers=False,  # waiting does not change it
+        detour="wrong-certificate",
+    ),
     Failure(name="T05", what="the TLS handshake is aborted", detour="tls-abort"),
     Failure(name="T06", what="RST before it is read", toxic=Toxic(action="limit", close="rst")),
     Failure(

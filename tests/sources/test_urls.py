@@ -172,7 +172,7 @@ async def test_a_response_delimited_by_its_connection_is_refused(
     error = await desk.fail(source_of(site))
 
     assert isinstance(error, SourceUnreadable)
-    assert "without its length" in error.message
+    assert "has no length" in error.message
     assert desk.server.stats.completes == 0
     assert is_late or not desk.server.videos
 
