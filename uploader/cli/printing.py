@@ -183,12 +183,12 @@ class Outputs:
     def _report_stdout(self, reason: str) -> None:
         if self._stderr is not self._stdout:
             err(
-                f"vodup: cannot write to standard output: {reason}. The command goes on.",
+                f"vodup: cannot write to standard output: {reason}. The command continues.",
                 "next: `vodup status` lists the uploads and their VideoIds.",
             )
 
     def _report_stderr(self, reason: str) -> None:
-        sentence = f"cannot write to standard error: {reason}. The command goes on."
+        sentence = f"cannot write to standard error: {reason}. The command continues."
         if self.is_json:
             out_json({"type": "output.failed", "message": sentence})
         elif not self.is_quiet:  # then only VideoIds are printed

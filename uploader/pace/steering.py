@@ -50,7 +50,7 @@ ACCEPTED_MORE_S: Final = 20.0
 """Seconds until one more connection is tried than the service was thought to accept."""
 
 LASTING_QUEUE_S: Final = 4.0
-"""A queue in every sample for so long is not the slow start of a new connection."""
+"""A queue in every sample of this time is not the slow start of a new connection."""
 
 LONGEST_HOLD_S: Final = 60.0
 

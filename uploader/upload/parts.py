@@ -161,7 +161,7 @@ async def send_all(
             if not upload.is_listed or not unsent_count:
                 await add(sent)
                 continue
-            # A kill loses nothing that OSS lists, so the connection goes on meanwhile.
+            # A kill loses nothing that OSS lists, so the connection takes its next part meanwhile.
             adding.append(workers.create_task(add(sent, patience_s=_PATIENCE_S)))
             if len(adding) > _MAX_PENDING_ACKS:
                 await asyncio.wait([adding.popleft()])
