@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -163,6 +164,30 @@ async def test_a_change_after_the_last_part_completes_nothing(desk: Desk) -> Non
 
     assert isinstance(task.result(), SourceChanged)
     assert desk.count("CompleteMultipartUpload") == 0
+
+
+async def test_after_an_edit_under_the_old_times_the_same_command_sends_the_file_again(
+    desk: Desk,
+) -> None:
+    """Some acked parts hold the former bytes, some the new ones."""
+    movie = desk.file(8 * PART)
+    desk.server.set_options(connection_bandwidth=200e3)
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(desk.fail(movie, concurrency=1))
+        await until(lambda: desk.server.stats.parts_stored == 2)
+        edited_in_secret(movie)
+    assert isinstance(task.result(), SourceChanged)
+    desk.server.set_options(connection_bandwidth=None)
+
+    async with desk.uploader() as up:
+        result = await up.upload(movie)
+        (orphan,) = await up.state.orphans()  # `vodup clean --orphans` removes it
+
+    assert (
+        await desk.server.object_sha256(result.video_id) == sha256(movie.read_bytes()).hexdigest()
+    )
+    assert result.video_id == orphan.video_id == task.result().video_id
+    assert (result.resumed_part_count, desk.server.open_upload_count) == (0, 1)
 
 
 async def test_a_new_change_time_alone_changes_nothing(desk: Desk) -> None:
