@@ -172,7 +172,16 @@ def test_a_closed_standard_input_that_nobody_reads_changes_nothing(movies: Cli) 
 # --- encodings ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "ascii:strict", "gbk:strict", "cp1252", "utf-16"])
+@pytest.mark.parametrize(
+    "encoding",
+    [
+        "ascii:strict",
+        "gbk:strict",
+        pytest.param("ascii", marks=pytest.mark.slow),
+        pytest.param("cp1252", marks=pytest.mark.slow),
+        pytest.param("utf-16", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("name", ["电影 é.mp4", "\udcff.mp4"])
 def test_what_an_encoding_lacks_ends_no_upload(cli: Cli, encoding: str, name: str) -> None:
     cli.file(name, 40_000)
@@ -355,7 +364,9 @@ def test_ctrl_c_ends_a_command_on_a_stopped_terminal(
     assert push.wait(10) == 130
 
 
-@pytest.mark.parametrize("flags", [(), ("--json",), ("--log-level", "debug")])
+@pytest.mark.parametrize(
+    "flags", [(), pytest.param(("--json",), marks=pytest.mark.slow), ("--log-level", "debug")]
+)
 def test_a_closed_terminal_ends_no_upload(
     cli: Cli, slow_server: DevServer, terminal: Terminal, flags: tuple[str, ...]
 ) -> None:
