@@ -176,7 +176,7 @@ async def test_a_media_that_may_have_been_made_is_not_made_twice(desk: Desk) -> 
     """IMS takes no id of ours: the media of a lost answer cannot be looked up."""
     movie, provider = desk.file(2 * PART), IMS.at(desk.server)
     desk.order(Fault(action="reset", operation=IMS.create, after_bytes=0))
-    desk.order(Fault(action="no_answer", operation=IMS.create))
+    desk.order(Fault(action="drop_answer", operation=IMS.create))
 
     lost = await desk.fail(movie, provider=provider)
     again = await desk.fail(movie, provider=provider)

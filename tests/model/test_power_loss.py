@@ -28,7 +28,7 @@ from .processes import KEY, Disk, File, OpenFile, Process, Stepwise
 from .virtual import VirtualClock, VirtualLoop
 from .world import PART, Call, Fate, Upload, World
 
-MIN_STATES = 20_000
+QUICK_STATES, LONG_RUN_STATES = 5_000, 200_000
 DATA = random.Random(11).randbytes(12 * PART)
 SIZES = [700, 2 * PART + 1, 5 * PART, 9 * PART - 3, 12 * PART]
 FATES = [
@@ -263,11 +263,11 @@ def run_until(state_count: int) -> Tally:
 
 
 def test_a_loss_of_power_costs_nothing_but_time() -> None:
-    tally = run_until(MIN_STATES)
+    tally = run_until(QUICK_STATES)
     assert tally.most_sent_again > 0, "no ack was ever lost: nothing was tested"
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_loss_of_power_costs_nothing_but_time_in_a_long_run() -> None:
-    run_until(10 * MIN_STATES)
+    run_until(LONG_RUN_STATES)
