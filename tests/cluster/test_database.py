@@ -51,6 +51,7 @@ def test_workers_survive_a_restart_of_the_database(
         cluster.files(4, size=SIZE)
         cluster.enqueue()
         workers = [cluster.worker("--heartbeat", "1.5", node=f"n{number}") for number in range(2)]
+        wait_until(lambda: all(worker.is_ready for worker in workers))
         until_under_way(cluster, parts=6)
         before = postmaster(database)
         os.kill(before, signal.SIGQUIT)  # at once, as by a crash

@@ -74,6 +74,7 @@ def test_a_stopping_worker_still_sends_heartbeats(cluster: Cluster) -> None:
     stopping.send(signal.SIGTERM)
     other = cluster.worker(node="two")
     assert stopping.ended() == 0, stopping.output  # much later than after three beats
+    wait_until(lambda: other.is_ready)
     other.send(signal.SIGTERM)
     assert other.ended() == 0, other.output
     assert "is already being uploaded by" not in other.output, "its row was given to another worker"
@@ -148,6 +149,7 @@ def kill_often(cluster: Cluster, *, seconds: float, count: int, every_s: float =
     assert cluster.left(), "everything had ended before the last kill"
     cluster.server.set_options(connection_bandwidth=None)
     wait_until(lambda: cluster.left() == 0, within_s=90)
+    wait_until(lambda: all(worker.is_ready for worker in workers))
     for worker in workers:
         worker.send(signal.SIGTERM)
     for worker in workers:

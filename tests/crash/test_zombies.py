@@ -50,7 +50,11 @@ def is_in_transaction(state: str) -> bool:
                 return True
             return False
     with psycopg.connect(state) as connection:
-        query = "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'"
+        # A statement that is still running counts: it may leave a transaction open behind it.
+        query = (
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+            "AND state <> 'idle' AND pid <> pg_backend_pid()"
+        )
         row = connection.execute(query).fetchone()
         return row is not None and row[0] > 0
 
