@@ -143,7 +143,7 @@ class Section:
     """Everything one part of the benchmarks found out, by the name of each piece.
 
     Attributes:
-        facts: tells the day, the sources and the load; asked before each piece.
+        facts: gives the day, the sources and the load; called before each piece.
     """
 
     name: str

@@ -61,14 +61,14 @@ def idle(folder: Path, env: dict[str, str], url: str, seconds: float) -> dict[st
         time.sleep(5)
         cpu_s, queries = cpu_of(worker.pid), transactions(url)
         time.sleep(seconds)
-        used_s, asked = cpu_of(worker.pid) - cpu_s, transactions(url) - queries
+        used_s, queried = cpu_of(worker.pid) - cpu_s, transactions(url) - queries
         status = Path(f"/proc/{worker.pid}/status").read_text()
         worker.send_signal(signal.SIGTERM)
     rss_kib = int(status.partition("VmRSS:")[2].split()[0])
     return {
         "seconds": seconds,
         "cpu_percent_of_a_core": 100 * used_s / seconds,
-        "transactions_per_s": asked / seconds,
+        "transactions_per_s": queried / seconds,
         "rss_mib": rss_kib / 1024,
     }
 
@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--idle", type=float, default=60)
     parser.add_argument("--files", type=int, default=1000)
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     figures: dict[str, Any] = {}
     place = Path(tempfile.mkdtemp(prefix="vodup-bench-"))
     place.chmod(0o711)
@@ -132,9 +132,9 @@ def main() -> None:
         folder = Path(name)
         env = os.environ | threaded.server.env | {"VODUP_STATE": database.url}
         run(["db", "upgrade", "-q"], env, folder)
-        figures["idle"] = idle(folder, env, database.url, asked.idle)
-        figures["small files"] = drained(folder, env, threaded.server, asked.files)
-        figures["enqueue"] = enqueued(folder, env, asked.rows)
+        figures["idle"] = idle(folder, env, database.url, arguments.idle)
+        figures["small files"] = drained(folder, env, threaded.server, arguments.files)
+        figures["enqueue"] = enqueued(folder, env, arguments.rows)
     print(json.dumps(figures, indent=2))
 
 

@@ -434,7 +434,7 @@ class _Race:
             self.failures.append(f"{sender.label}: {error}.")
 
     def finalists(self, senders: Sequence[_Sender]) -> list[_Sender]:
-        """Those that a verdict depends on: auto, the two best fixed ones, the two best peers."""
+        """Those that a target depends on: auto, the two best fixed ones, the two best peers."""
         ran = [sender for sender in senders if self.runs[sender]]
         chosen = [sender for sender in ran if sender.is_auto]
         for group in dict.fromkeys(sender.group for sender in ran):

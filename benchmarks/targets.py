@@ -15,7 +15,7 @@ _OURS = "vodup (library)"
 
 
 @dataclass(frozen=True, slots=True)
-class _Verdict:
+class _Outcome:
     """`limit` is a ceiling, or a floor where more is better. `value` None: not measured."""
 
     what: str
@@ -34,43 +34,43 @@ class _Verdict:
 def check(data: Mapping[str, Any]) -> Table:
     """Compare the figures of a run with the targets."""
     table = Table("Targets", ["figure", "target", "measured", "", "by"])
-    for verdict in _verdicts(data):
-        table.rows.append(_row(verdict))
+    for outcome in _outcomes(data):
+        table.rows.append(_row(outcome))
     return table
 
 
-def _row(verdict: _Verdict) -> list[str]:
-    sign = "≥" if verdict.is_floor else "≤"
-    if verdict.value is None:
-        return [verdict.what, f"{sign} {verdict.limit:g}", "–", "not measured", ""]
-    word = "met" if verdict.is_met else "MISSED"
-    distance = abs(verdict.value / verdict.limit - 1) * 100
+def _row(outcome: _Outcome) -> list[str]:
+    sign = "≥" if outcome.is_floor else "≤"
+    if outcome.value is None:
+        return [outcome.what, f"{sign} {outcome.limit:g}", "–", "not measured", ""]
+    word = "met" if outcome.is_met else "MISSED"
+    distance = abs(outcome.value / outcome.limit - 1) * 100
     return [
-        verdict.what,
-        f"{sign} {verdict.limit:g}",
-        f"{verdict.value:.3g}",
+        outcome.what,
+        f"{sign} {outcome.limit:g}",
+        f"{outcome.value:.3g}",
         word,
         f"{distance:.0f} %",
     ]
 
 
-def _verdicts(data: Mapping[str, Any]) -> Iterator[_Verdict]:
+def _outcomes(data: Mapping[str, Any]) -> Iterator[_Outcome]:
     http, https = _cell(data, "http"), _cell(data, "https")
     for curl in ("curl -T", "curl --parallel"):
-        yield _Verdict(f"CPU per byte against {curl}, http", _ratio(http, curl), 1.0)
-        yield _Verdict(f"CPU per byte against {curl}, https", _ratio(https, curl), 0.85)
-    yield _Verdict("CPU per byte against obstore, https", _ratio(https, "obstore"), 1.0)
+        yield _Outcome(f"CPU per byte against {curl}, http", _ratio(http, curl), 1.0)
+        yield _Outcome(f"CPU per byte against {curl}, https", _ratio(https, curl), 0.85)
+    yield _Outcome("CPU per byte against obstore, https", _ratio(https, "obstore"), 1.0)
     oss2 = "oss2.resumable_upload"
-    yield _Verdict("CPU per byte against oss2, http", _ratio(http, oss2), 1 / 10)
-    yield _Verdict("CPU per byte against oss2, https", _ratio(https, oss2), 1 / 7)
-    yield _Verdict("wall against the fastest Python peer, https", _speed(https), 1.0, True)
-    yield _Verdict("peak RSS above import, MiB", _largest_above_import(data), 64.0)
-    yield from _network_verdicts(data.get("networks", {}))
+    yield _Outcome("CPU per byte against oss2, http", _ratio(http, oss2), 1 / 10)
+    yield _Outcome("CPU per byte against oss2, https", _ratio(https, oss2), 1 / 7)
+    yield _Outcome("wall against the fastest Python peer, https", _speed(https), 1.0, True)
+    yield _Outcome("peak RSS above import, MiB", _largest_above_import(data), 64.0)
+    yield from _network_outcomes(data.get("networks", {}))
     resume = data.get("resume", {})
     first_s = resume.get("resume", {}).get("first_byte_s")
-    yield _Verdict("resume to the first new byte, s", first_s, 1.0)
+    yield _Outcome("resume to the first new byte, s", first_s, 1.0)
     share = resume.get("state", {}).get("core_share")
-    yield _Verdict("state at 125 parts/s, % of a core", None if share is None else share * 100, 3)
+    yield _Outcome("state at 125 parts/s, % of a core", None if share is None else share * 100, 3)
 
 
 def _cell(data: Mapping[str, Any], scheme: str) -> Mapping[str, Any]:
@@ -105,20 +105,20 @@ def _largest_above_import(data: Mapping[str, Any]) -> float | None:
     return max([*(f for f in found if f is not None), *(y for _, y in growth)], default=None)
 
 
-def _network_verdicts(networks: Mapping[str, Any]) -> Iterator[_Verdict]:
+def _network_outcomes(networks: Mapping[str, Any]) -> Iterator[_Outcome]:
     for name, found in networks.items():
         senders = {label: figures["mbit"] for label, figures in found["senders"].items()}
         for kind in ("", ", cubic"):
             fixed = [v for n, v in senders.items() if _is_fixed(n, kind)]
             if fixed and senders.get(f"vodup auto{kind}"):
                 share = senders[f"vodup auto{kind}"] / max(fixed)
-                yield _Verdict(f"auto against the best fixed, {name}{kind}", share, 0.9, True)
+                yield _Outcome(f"auto against the best fixed, {name}{kind}", share, 0.9, True)
         # At their defaults, on a machine with the usual default: not "NAME, bbr".
         is_peer = re.compile(r"(?!vodup).*(?<!, bbr)").fullmatch
         peers = [v for n, v in senders.items() if is_peer(n) and v]
         if name == "lossy" and peers and senders.get("vodup auto"):
             share = senders["vodup auto"] / max(peers)
-            yield _Verdict("lossy link against the best peer", share, 3.0, True)
+            yield _Outcome("lossy link against the best peer", share, 3.0, True)
 
 
 def _is_fixed(label: str, kind: str) -> bool:

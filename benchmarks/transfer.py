@@ -28,7 +28,7 @@ _NOTES = [
 ]
 _SHOWN = ("vodup (library)", "curl --parallel", "obstore", "boto3", "awscrt")
 _SLOW_LIMIT = 2 * GB
-"""Contenders at several CPU seconds a gigabyte are not asked for more, and once is enough."""
+"""Contenders at several CPU seconds a gigabyte are not run for more, and once is enough."""
 _OWN_CONNECTIONS = 3
 """Of the benchmark itself between two looks at the sink: those of `Track.run`, and the look."""
 

@@ -58,22 +58,22 @@ def _fuzz_apart(name: str, seconds: int, options: list[str]) -> tuple[int, bool]
 
 def main(argv: list[str]) -> int:
     """Fuzz the readers named, one after another; whether none was found wanting."""
-    asked, options = _parsed(argv)
-    if asked.here:
-        _fuzz_here(asked.names[0], options)
+    arguments, options = _parsed(argv)
+    if arguments.here:
+        _fuzz_here(arguments.names[0], options)
     if importlib.util.find_spec("atheris") is None:
         print("atheris is not installed: make fuzz installs it")
         return 2
     known = importlib.import_module("tests.test_fuzz").READERS
-    if unknown := set(asked.names) - known.keys():
+    if unknown := set(arguments.names) - known.keys():
         print(f"No reader is called {', '.join(unknown)}. There are:", *known, sep="\n  ")
         return 2
     total, is_well = 0, True
-    for name in asked.names or known:
-        runs, is_fine = _fuzz_apart(name, asked.seconds, options)
+    for name in arguments.names or known:
+        runs, is_fine = _fuzz_apart(name, arguments.seconds, options)
         print(f"fuzz: {name}: {runs} inputs{'' if is_fine else ', FAILED'}", flush=True)
         total, is_well = total + runs, is_well and is_fine
-    print(f"fuzz: {total} inputs, {asked.seconds} s for each reader")
+    print(f"fuzz: {total} inputs, {arguments.seconds} s for each reader")
     return 0 if is_well else 1
 
 

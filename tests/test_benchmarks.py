@@ -120,7 +120,7 @@ def test_sink_refuses_to_join_what_it_does_not_have(sink: Sink) -> None:
 
 
 @needs_compiler
-def test_sink_fails_every_nth_body_when_told_so(sink: Sink) -> None:
+def test_a_sink_fails_every_nth_body(sink: Sink) -> None:
     sink.reset(fail_every=3)
 
     statuses = [ask(sink, "PUT", "/bench/key", b"x")[0] for _ in range(6)]
@@ -422,7 +422,7 @@ def test_namespaces_of_killed_runs_are_removed_and_no_others() -> None:
 
 @needs_compiler
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
-def test_a_benchmark_that_is_told_to_end_leaves_no_namespace() -> None:
+def test_a_benchmark_that_is_stopped_leaves_no_namespace() -> None:
     code = (
         "import tempfile, time\n"
         "from pathlib import Path\n"
@@ -454,7 +454,7 @@ def namespaces() -> str:
 @pytest.mark.slow
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
-def test_an_emulated_link_is_as_long_slow_and_lossy_as_asked(tools: Toolbox) -> None:
+def test_an_emulated_link_is_as_long_slow_and_lossy_as_configured(tools: Toolbox) -> None:
     found = self_test(tools, Network("test", 20, 40, 2.0))
 
     assert 40 <= found["rtt_ms"] < 60

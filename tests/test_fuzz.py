@@ -385,7 +385,7 @@ RESULT = json.dumps(
 
 
 async def _never(video_id: str) -> dict[str, Any]:
-    raise MalformedDocument("nobody is asked in these tests")
+    raise MalformedDocument("no lookup is expected in these tests")
 
 
 async def _continue(**damage: str) -> None:

@@ -318,7 +318,7 @@ def test_a_timetable_holds_through_changes_to_summer_time(utc: datetime, rate: i
 
 @dataclass
 class Crowd:
-    """Tasks that hold a slot until told to go."""
+    """Tasks that hold a slot until released."""
 
     pace: Pace
     entered: list[int] = field(default_factory=list)
@@ -605,14 +605,14 @@ def test_a_refusal_halves_and_holds() -> None:
 
 
 def test_a_refused_limit_is_not_tried_again_soon() -> None:
-    state, now_s, asked = replace(START, floor=4, limit=16), 0.0, []
+    state, now_s, limits = replace(START, floor=4, limit=16), 0.0, []
     state = back_off(state)
     while now_s < 120:
         state = decide(state, seen(MIB * state.limit))
         now_s += TICK_S
-        asked.append((now_s, state.limit))
-    assert max(limit for at_s, limit in asked if at_s < 50) < 16
-    assert max(limit for _, limit in asked) >= 16
+        limits.append((now_s, state.limit))
+    assert max(limit for at_s, limit in limits if at_s < 50) < 16
+    assert max(limit for _, limit in limits) >= 16
 
 
 def test_nothing_shortens_the_hold_after_a_refusal() -> None:

@@ -69,7 +69,7 @@ PROBED = replace(OPERATION, probe=PROBE)
 
 @dataclass
 class FakeSigner:
-    """Counts what it is asked for. Mutable."""
+    """Counts its requests. Mutable."""
 
     slots: Slots
     generation: int = 1

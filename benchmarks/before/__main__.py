@@ -32,12 +32,14 @@ def played(situation: Situation, library: str) -> Outcome:
 
 
 def _versions() -> str:
-    told = []
+    versions = []
     for name in environments.NAMES:
         lock = Path(environments.__file__).with_name(f"{name}.txt").read_text().splitlines()
         pins = [line.split(" ")[0].split("==") for line in lock if line[:1].isalpha()]
-        told.append(", ".join(" ".join(pin) for pin in pins if pin[0] in (*LIBRARIES, "aiohttp")))
-    return f"{told[0]}; for aiooss2 {told[1]}"
+        versions.append(
+            ", ".join(" ".join(pin) for pin in pins if pin[0] in (*LIBRARIES, "aiohttp"))
+        )
+    return f"{versions[0]}; for aiooss2 {versions[1]}"
 
 
 def _markdown(table: Table) -> str:
@@ -61,7 +63,7 @@ def _markdown(table: Table) -> str:
     for situation in SITUATIONS:
         if outcomes := table.get(situation.name):
             rows += ["", f"## {situation.title}", ""]
-            rows += [f"- **{name}**: {outcome.said}." for name, outcome in outcomes.items()]
+            rows += [f"- **{name}**: {outcome.sentence}." for name, outcome in outcomes.items()]
     return "\n".join([*rows, ""])
 
 
@@ -91,21 +93,21 @@ def main() -> int:
     parser.add_argument("situations", nargs="*", help="all where there is none")
     parser.add_argument("--only", nargs="+", choices=list(LIBRARIES), default=list(LIBRARIES))
     parser.add_argument("--lock", action="store_true")
-    asked = parser.parse_args()
-    if asked.lock:
+    arguments = parser.parse_args()
+    if arguments.lock:
         return environments.lock()
     for name in environments.NAMES:
         environments.python_of(name)
     table = _known()
     for situation in SITUATIONS:
-        if asked.situations and situation.name not in asked.situations:
+        if arguments.situations and situation.name not in arguments.situations:
             continue
-        with ThreadPoolExecutor(len(asked.only)) as threads:
-            outcomes = list(threads.map(lambda of: played(situation, of), asked.only))  # noqa: B023
-        for library, outcome in zip(asked.only, outcomes, strict=True):
+        with ThreadPoolExecutor(len(arguments.only)) as threads:
+            outcomes = list(threads.map(lambda of: played(situation, of), arguments.only))  # noqa: B023
+        for library, outcome in zip(arguments.only, outcomes, strict=True):
             table.setdefault(situation.name, {})[library] = outcome
             print(f"before: {situation.name:13} {library:20} {_MARKS[outcome.is_kept]:11}", end="")
-            print(outcome.said, flush=True)
+            print(outcome.sentence, flush=True)
         _write(table)
     return 0 if all(found["vodup"].is_kept for found in table.values() if "vodup" in found) else 1
 

@@ -109,8 +109,8 @@ def voduploadsdk(job: Job) -> str:
     lib = importlib.import_module("voduploadsdk.AliyunVodUploader")
     uploader = lib.AliyunVodUploader(job.account_id, job.account_secret)
     uploader.setMultipartUpload(job.part_size, job.part_size, job.connections)
-    told = uploader.uploadLocalVideo(lib.UploadVideoRequest(job.path, "A movie"))
-    return str(told["VideoId"])
+    answer = uploader.uploadLocalVideo(lib.UploadVideoRequest(job.path, "A movie"))
+    return str(answer["VideoId"])
 
 
 def _lead_vod_to(endpoint: str) -> None:
@@ -154,9 +154,9 @@ LIBRARIES: Mapping[str, Callable[[Job], str]] = {
 }
 
 
-def _told(error: BaseException) -> dict[str, str]:
-    said = " ".join(str(error).split())
-    return {"ended": "error", "error": type(error).__name__, "said": said}
+def _answer(error: BaseException) -> dict[str, str]:
+    sentence = " ".join(str(error).split())
+    return {"ended": "error", "error": type(error).__name__, "message": sentence}
 
 
 def main() -> int:
@@ -165,12 +165,12 @@ def main() -> int:
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     job = Job(**json.loads(sys.argv[2]))
     try:
-        told = {"ended": "returned", "video_id": LIBRARIES[sys.argv[1]](job)}
+        answer = {"ended": "returned", "video_id": LIBRARIES[sys.argv[1]](job)}
     except Exception as error:
         traceback.print_exc(file=sys.stdout)
-        told = _told(error)
-    print(json.dumps(told), flush=True)
-    return told["ended"] != "returned"
+        answer = _answer(error)
+    print(json.dumps(answer), flush=True)
+    return answer["ended"] != "returned"
 
 
 if __name__ == "__main__":

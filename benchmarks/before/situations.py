@@ -20,11 +20,11 @@ class Outcome:
     Attributes:
         is_kept: whether that is what the promise says; None where the question does not
             arise, for example where no object came about without any fault.
-        said: one sentence.
+        sentence: what happened, for people.
     """
 
     is_kept: bool | None
-    said: str
+    sentence: str
 
 
 @dataclass(frozen=True)
@@ -74,25 +74,25 @@ def _is_honest(ended: Ended, stage: Stage) -> bool:
 def _token_expires(stage: Stage) -> Outcome:
     stage.order(Fault(action="expire_credentials", operation="UploadPart", part=8))
     first = stage.run()
-    said = _ending(first, stage)
+    sentence = _ending(first, stage)
     if first.how != "returned" and not stage.makes_videos:
         stage.renew()
         second = stage.run()
-        said += f"; again with new credentials: {_ending(second, stage)}"
-    said += f"; {_mib(stage.twice_bytes)} sent twice, {stage.server.stats.initiates} multipart"
+        sentence += f"; again with new credentials: {_ending(second, stage)}"
+    sentence += f"; {_mib(stage.twice_bytes)} sent twice, {stage.server.stats.initiates} multipart"
     kept = first.how == "returned" and stage.is_stored and stage.video_count == 1
     # Who speaks to OSS only cannot renew: that is its caller's affair.
-    return Outcome(kept if stage.makes_videos else None, said)
+    return Outcome(kept if stage.makes_videos else None, sentence)
 
 
 def _killed(stage: Stage) -> Outcome:
     stage.killed_after(10)
     second = stage.run()
     allowed = 3 * stage.part_size
-    said = f"{_ending(second, stage)}; {_mib(stage.twice_bytes)} sent twice"
-    said += f", {stage.video_count} video{'s' * (stage.video_count != 1)}"
+    sentence = f"{_ending(second, stage)}; {_mib(stage.twice_bytes)} sent twice"
+    sentence += f", {stage.video_count} video{'s' * (stage.video_count != 1)}"
     kept = second.how == "returned" and stage.is_stored and stage.video_count == 1
-    return Outcome(kept and stage.twice_bytes <= allowed, said)
+    return Outcome(kept and stage.twice_bytes <= allowed, sentence)
 
 
 def _damaged_checkpoint(stage: Stage) -> Outcome:
@@ -101,9 +101,9 @@ def _damaged_checkpoint(stage: Stage) -> Outcome:
         if file.is_file() and not file.name.endswith((".owner", ".in-use", ".opening")):
             file.write_bytes(b"[1]")
     second, third = stage.run(), stage.run()
-    said = f"{_ending(second, stage)}; once more: {_ending(third, stage)}"
+    sentence = f"{_ending(second, stage)}; once more: {_ending(third, stage)}"
     kept = third.how == "returned" and _is_honest(third, stage)
-    return Outcome(kept, said)
+    return Outcome(kept, sentence)
 
 
 def _rots(stage: Stage) -> Outcome:
@@ -138,8 +138,8 @@ def _edited(stage: Stage) -> Outcome:
     ended = stage.run()
     is_new = stage.objects() == [stage.path.read_bytes()]
     found = "the object is the file as it is now" if is_new else _object(stage)
-    said = f"{_how(ended)}; {found}"
-    return Outcome(ended.how == "error" or (ended.how == "returned" and is_new), said)
+    sentence = f"{_how(ended)}; {found}"
+    return Outcome(ended.how == "error" or (ended.how == "returned" and is_new), sentence)
 
 
 def _stops_reading(stage: Stage) -> Outcome:
@@ -163,14 +163,14 @@ def _redirected(stage: Stage) -> Outcome:
             )
         )
         ended = stage.run()
-        told = stranger.header_names & {"authorization", "x-oss-security-token"}
+        sent = stranger.header_names & {"authorization", "x-oss-security-token"}
         if stranger.request_count:
-            got = [*sorted(told), f"{_mib(stranger.body_bytes)} of the film"]
-            said = f"the other host got {' and '.join(got)}"
+            got = [*sorted(sent), f"{_mib(stranger.body_bytes)} of the film"]
+            sentence = f"the other host got {' and '.join(got)}"
         else:
-            said = "the other host got nothing"
+            sentence = "the other host got nothing"
         kept = not stranger.request_count and _is_honest(ended, stage)
-        return Outcome(kept, f"{said}; {_ending(ended, stage)}")
+        return Outcome(kept, f"{sentence}; {_ending(ended, stage)}")
 
 
 def _secrets(stage: Stage) -> Outcome:
@@ -180,21 +180,23 @@ def _secrets(stage: Stage) -> Outcome:
     )
     ended = stage.run()
     leaked = stage.leaked(ended)
-    said = ", ".join(leaked) if leaked else "no secret in log, exception or files"
-    return Outcome(not leaked, f"{said}; {_ending(ended, stage)}")
+    sentence = ", ".join(leaked) if leaked else "no secret in log, exception or files"
+    return Outcome(not leaked, f"{sentence}; {_ending(ended, stage)}")
 
 
 def _two_processes(stage: Stage) -> Outcome:
     stage.server.set_options(connection_bandwidth=4.0 * stage.part_size)
     both = [stage.start(), stage.start()]
     one, other = (running.wait() for running in both)
-    said = f"one {_ending(one, stage)}; the other {other}"
-    said += f"; {stage.server.stats.initiates} multiparts, {stage.server.open_upload_count} left"
-    said += f", {stage.video_count} video{'s' * (stage.video_count != 1)}"
-    said += f", {_mib(stage.twice_bytes)} sent twice"
+    sentence = f"one {_ending(one, stage)}; the other {other}"
+    sentence += (
+        f"; {stage.server.stats.initiates} multiparts, {stage.server.open_upload_count} left"
+    )
+    sentence += f", {stage.video_count} video{'s' * (stage.video_count != 1)}"
+    sentence += f", {_mib(stage.twice_bytes)} sent twice"
     returned = [ended for ended in (one, other) if ended.how == "returned"]
     kept = len(returned) == 1 and stage.is_stored and stage.server.stats.initiates == 1
-    return Outcome(kept, said)
+    return Outcome(kept, sentence)
 
 
 def _truncated(stage: Stage) -> Outcome:

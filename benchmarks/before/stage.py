@@ -42,13 +42,13 @@ class Ended:
 
     Attributes:
         how: "returned", "error", "killed" or "hung".
-        error, said: the exception's class and text.
+        error, sentence: the exception's class and text.
         output: all it printed, logs at DEBUG included.
     """
 
     how: str
     error: str = ""
-    said: str = ""
+    sentence: str = ""
     video_id: str = ""
     output: str = ""
     seconds: float = 0.0
@@ -97,12 +97,14 @@ class Running:
             return Ended("hung" if is_hung else "killed", output=output, seconds=seconds)
         # A library may still complain on its way out, so the line need not be the last.
         lines = [line for line in output.splitlines() if line.startswith('{"ended"')]
-        told = json.loads(lines[-1]) if lines else {"ended": "error", "error": f"exit code {code}"}
+        answer = (
+            json.loads(lines[-1]) if lines else {"ended": "error", "error": f"exit code {code}"}
+        )
         return Ended(
-            told["ended"],
-            told.get("error", ""),
-            told.get("said", ""),
-            told.get("video_id", ""),
+            answer["ended"],
+            answer.get("error", ""),
+            answer.get("message", ""),
+            answer.get("video_id", ""),
             output,
             seconds,
         )
@@ -267,7 +269,7 @@ class Stage:
         left = b"".join(p.read_bytes() for p in self.folder.rglob("*") if p.is_file())
         job, output = self.job, ended.output
         tokens = [secret for secret in self.server.secrets() if secret != job.account_secret]
-        if any(secret in ended.said for secret in tokens):
+        if any(secret in ended.sentence for secret in tokens):
             kinds.append("a secret in the exception's text")
         if any(secret in output for secret in (*tokens, job.account_secret)):
             kinds.append("a secret in the log")

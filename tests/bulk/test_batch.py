@@ -184,7 +184,7 @@ async def test_an_upload_that_outlives_its_cancellation_blocks_nothing() -> None
             break
 
 
-# --- cancellations that nobody asked for ------------------------------------------------
+# --- cancellations that nobody requested ------------------------------------------------
 
 
 async def cancelled_by_itself() -> None:

@@ -109,7 +109,7 @@ def test_lines_for_people_that_cannot_be_written_change_nothing(
     assert ended.out.count("Uploaded ") == FEW
 
 
-def test_programs_are_told_of_it_in_json_and_a_quiet_command_prints_only_video_ids(
+def test_json_reports_it_and_a_quiet_command_prints_only_video_ids(
     movies: Cli,
 ) -> None:
     ended = shell(movies, (*PUSH, "--json", "--log-level", "debug"), "2>/dev/full")

@@ -83,7 +83,7 @@ def at_vod(transport: Vod, key: AccessKey | AccessKeys = KEY) -> GrantSource:
     return VodProvider(key).connect(network(transport))
 
 
-def told(**fields: Any) -> Response:
+def answer(**fields: Any) -> Response:
     return Response(200, {}, json.dumps(fields).encode())
 
 
@@ -91,7 +91,7 @@ def granted(video_id: str | None = VIDEO_ID) -> Response:
     address = {"Endpoint": TARGET.endpoint, "Bucket": TARGET.bucket, "FileName": "sv/a.mp4"}
     auth = {"AccessKeyId": "STS.id", "AccessKeySecret": "s", "SecurityToken": "t"}
     fields: dict[str, Any] = {"UploadAddress": address, "UploadAuth": auth, "RequestId": "8906"}
-    return told(**fields, **({"VideoId": video_id} if video_id else {}))
+    return answer(**fields, **({"VideoId": video_id} if video_id else {}))
 
 
 def denied(code: str, status: int = 400) -> Response:
@@ -99,7 +99,7 @@ def denied(code: str, status: int = 400) -> Response:
 
 
 def mezzanine(status: str) -> Response:
-    return told(Mezzanine={"Status": status, "Size": 9})
+    return answer(Mezzanine={"Status": status, "Size": 9})
 
 
 GONE = denied("InvalidVideo.NotFound", 404)

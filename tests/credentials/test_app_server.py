@@ -126,8 +126,8 @@ async def test_a_callback_may_leave_a_count_of_cancellations_behind() -> None:
 # Prints an answer that names what it was started with.
 _ECHO = (
     "import json, os, sys\n"
-    "told = {n: v for n, v in os.environ.items() if n.startswith('VODUP_')}\n"
-    "open(sys.argv[1], 'w').write(json.dumps([sys.argv[2:], told]))\n"
+    "env = {n: v for n, v in os.environ.items() if n.startswith('VODUP_')}\n"
+    "open(sys.argv[1], 'w').write(json.dumps([sys.argv[2:], env]))\n"
     "print(os.environ['ANSWER'])\n"
 )
 

@@ -82,7 +82,7 @@ def test_the_usual_margin_is_five_minutes() -> None:
 
 
 class Issuer:
-    """Hands out grants when told to. Mutable.
+    """Hands out grants on request. Mutable.
 
     `answers` are given in order, the last one for ever; each call waits for `gate`.
     """

@@ -293,7 +293,7 @@ except VodupError as error:
 """
 
 
-def told_by_the_chain(home: Path) -> str:
+def error_of_the_chain(home: Path) -> str:
     """In a process of its own: the chain's package reads the environment when it is imported."""
     kept = {name: value for name, value in os.environ.items() if "ALIBABA" not in name}
     env = kept | {"HOME": str(home), "ALIBABA_CLOUD_ECS_METADATA_DISABLED": "true"}
@@ -308,13 +308,13 @@ def test_the_default_chain_reads_its_file(tmp_path: Path) -> None:
         "[default]\nenable = true\ntype = access_key\n"
         "access_key_id = LTAI-file\naccess_key_secret = secret-file\n"
     )
-    assert told_by_the_chain(tmp_path) == "LTAI-file secret-file None\n" * 2
+    assert error_of_the_chain(tmp_path) == "LTAI-file secret-file None\n" * 2
 
 
 def test_a_default_chain_that_finds_nothing_is_reported(tmp_path: Path) -> None:
-    told = told_by_the_chain(tmp_path)
+    message = error_of_the_chain(tmp_path)
     words = "No AccessKey found in the default credential chain"
-    assert told.startswith(f"CallerNotAuthenticated {words}")
+    assert message.startswith(f"CallerNotAuthenticated {words}")
 
 
 def test_without_a_key_and_without_the_default_chain_there_is_advice(

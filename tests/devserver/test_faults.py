@@ -214,7 +214,9 @@ def test_reset_closes_inside_the_request(
 
 
 @pytest.mark.parametrize("action", ["hang", "stop_reading", "no_answer"])
-def test_silence_lasts_until_the_client_gives_up(server: DevServer, oss: Oss, action: str) -> None:
+def test_silence_lasts_until_the_client_disconnects(
+    server: DevServer, oss: Oss, action: str
+) -> None:
     upload_id = oss.initiate()
     server.faults.replace([{"action": action, "operation": "UploadPart"}])
     with connect(oss, timeout=0.2) as sock:

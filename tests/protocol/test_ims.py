@@ -1,4 +1,4 @@
-"""What is asked of IMS, and what its answers mean."""
+"""Requests to IMS, and how its answers are read."""
 
 from __future__ import annotations
 

@@ -72,9 +72,11 @@ def every_operation(key: str) -> list[Operation[Any]]:
 
 
 def test_operations_ask_for_what_the_api_names() -> None:
-    asked = [(op.name, op.request.method, dict(op.request.params)) for op in every_operation("k")]
+    requests = [
+        (op.name, op.request.method, dict(op.request.params)) for op in every_operation("k")
+    ]
     upload = {"uploadId": UPLOAD_ID}
-    assert asked == [
+    assert requests == [
         ("InitiateMultipartUpload", "POST", {"uploads": ""}),
         ("UploadPart", "PUT", {"partNumber": "17", **upload}),
         ("PutObject", "PUT", {}),

@@ -103,8 +103,8 @@ def test_create_sends_no_empty_fields() -> None:
 
 
 def test_the_other_calls_may_be_repeated() -> None:
-    asked = [(op.name, op.is_repeatable, own_params(op)) for op in EVERY[1:]]
-    assert asked == [
+    requests = [(op.name, op.is_repeatable, own_params(op)) for op in EVERY[1:]]
+    assert requests == [
         ("RefreshUploadVideo", True, {"VideoId": VIDEO_ID}),
         ("GetMezzanineInfo", True, {"VideoId": VIDEO_ID, "OutputType": "oss"}),
     ]

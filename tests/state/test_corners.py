@@ -478,7 +478,7 @@ async def test_a_renewal_that_fails_once_costs_nothing() -> None:
 # --- the thread -------------------------------------------------------------------------
 
 
-async def test_a_commit_that_fails_is_told_to_those_who_still_wait() -> None:
+async def test_a_failed_commit_fails_everyone_who_still_waits_for_it() -> None:
     worker, gate = Worker("test"), threading.Event()
 
     def commit(writes: object) -> list[Failure]:

@@ -325,7 +325,7 @@ def test_a_film_is_no_state_file(path: Path) -> None:
     )
 
 
-def test_what_is_damaged_in_our_place_is_put_aside_and_told(path: Path) -> None:
+def test_a_damaged_store_is_set_aside_and_reported(path: Path) -> None:
     film(path)
     notices: list[str] = []
     with closing(opening(path, notices=notices)) as database:
@@ -338,7 +338,7 @@ def test_what_is_damaged_in_our_place_is_put_aside_and_told(path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_schema_that_is_not_ours_any_more_is_put_aside_and_told(path: Path) -> None:
+def test_a_store_with_another_schema_is_set_aside_and_reported(path: Path) -> None:
     opening(path).close()
     with closing(sqlite3.connect(path)) as ours:
         ours.execute("ALTER TABLE vodup_part DROP COLUMN etag")

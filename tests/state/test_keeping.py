@@ -84,7 +84,7 @@ async def test_a_lease_is_renewed_every_third_of_its_time(times: Times) -> None:
     assert lost.message == "upload 'movie' is no longer ours: another process took it over."
 
 
-async def test_a_store_that_is_away_is_asked_more_often(times: Times) -> None:
+async def test_an_unavailable_store_is_tried_more_often(times: Times) -> None:
     away = StateUnavailable("Away.")
     await kept_until_lost(held(LEFT_S), True, away, TimeoutError(), True, False)
     usual, often = TTL_S / 3, TTL_S / 10
@@ -119,7 +119,7 @@ def test_what_was_lost_once_stays_lost_for_its_first_reason() -> None:
 # --- lock files -----------------------------------------------------------------------------
 
 
-def test_a_lock_that_is_taken_is_not_waited_for_unasked(
+def test_a_taken_lock_is_not_waited_for_by_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def never(seconds: float) -> None:
@@ -135,7 +135,7 @@ def test_a_lock_that_is_taken_is_not_waited_for_unasked(
         assert not one.take()
 
 
-def test_a_lock_is_waited_for_as_long_as_asked(
+def test_a_lock_is_waited_for_as_long_as_requested(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now, slept = 1000.0, 0
@@ -231,7 +231,7 @@ def test_litter_of_a_day_is_swept(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"c.owner", "d.new", "e.db"}
 
 
-def test_an_owner_is_told_apart_by_host_boot_process_and_opening(
+def test_owners_differ_by_host_boot_process_and_opening(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "boot_id").write_text(" 1b-2c \n")

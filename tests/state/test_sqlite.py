@@ -295,7 +295,7 @@ async def test_damage_is_not_put_aside_under_a_running_process(
     await use(path)
 
 
-async def test_damage_met_while_working_is_mended_by_the_next_run(path: Path) -> None:
+async def test_the_next_run_repairs_damage_found_while_working(path: Path) -> None:
     await fill(path, 1)
     _execute(
         path,
