@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -181,6 +183,17 @@ def test_v1_signatures_need_no_region() -> None:
     operation = head_object(UploadTarget("https://media.example.com", "bkt", "k"))
     signed = signed_by_us(operation, dialect=OssDialect(signature="v1", is_cname=True))
     assert signed.headers["authorization"].startswith("OSS STS.id4711:")
+
+
+def test_a_v4_signature_imports_the_signers_alone() -> None:
+    code = (
+        "import sys\n"
+        "from uploader.protocol import signing\n"
+        "signing._oss2_auth().ProviderAuthV4\n"
+        "print(sys.modules.keys() & {'oss2', 'requests', 'urllib3', 'cffi', 'Crypto', 'crcmod'})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 @pytest.mark.parametrize("signature", ["v4", "v1"])
