@@ -93,8 +93,10 @@ def test_a_very_long_line_is_not_held_in_memory(tmp_path: Path) -> None:
 
 
 def test_names_that_are_not_utf8_are_kept(tmp_path: Path) -> None:
-    (row,) = read(tmp_path / "m.csv", b"path\n\xff\xfe.mp4\n".replace(b"\xff\xfe", b"\xe9"))
-    assert row.fields["path"] == b"\xe9.mp4".decode("utf-8", "surrogateescape")
+    name = b"\xe9.mp4".decode("utf-8", "surrogateescape")
+    (tmp_path / name).touch()
+    (row,) = read(tmp_path / "m.csv", b"path\n\xe9.mp4\n")
+    assert row.fields["path"] == name
 
 
 def test_unknown_columns_are_reported_once_and_ignored(tmp_path: Path) -> None:
@@ -112,7 +114,7 @@ def test_unknown_columns_are_reported_once_and_ignored(tmp_path: Path) -> None:
     ("name", "text"),
     [
         ("m.csv", "title,tags\nx,y\n"),
-        ("m.csv", b"\xff\xfep\x00a\x00t\x00h\x00"),
+        ("m.csv", b"\xff\xfep\x00a\x00t\x00h\x00s\x00"),
         ("m.csv", "path,path\na,b\n"),
         ("m.csv", b"\x00\x01binary"),
     ],

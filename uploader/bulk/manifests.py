@@ -6,11 +6,13 @@ error is raised only if the whole cannot be used (no such file, no column of pat
 
 from __future__ import annotations
 
+import codecs
 import csv
 import fnmatch
 import io
 import json
 import os
+import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,9 +20,9 @@ from typing import IO, Any, Final
 
 from uploader.errors import ConfigurationError
 from uploader.protocol.vod import refuses_name
-from uploader.sources.readers import stdin_descriptor
 from uploader.units import count
 
+from .encoding import UTF8, TextForm, open_text, text_form
 from .rows import COLUMNS, RESULT_COLUMNS, RawRow
 
 MAX_ROW_SIZE: Final = 64_000
@@ -41,6 +43,7 @@ class Stream:
         read: starts reading.
         size: bytes, if known before reading; else 0.
         position: bytes read so far, if `size` is known.
+        form: how its text is written.
     """
 
     name: str
@@ -48,28 +51,45 @@ class Stream:
     read: Callable[[Stream], Iterator[RawRow]] = field(repr=False)
     size: int = 0
     position: int = 0
+    form: TextForm = UTF8
 
     def __iter__(self) -> Iterator[RawRow]:
         return self.read(self)
 
+    def opened(self) -> IO[bytes]:
+        """Open its text, as lines in UTF-8."""
+        return open_text(self.name, self.form, self._count)
 
-def manifest_stream(path: str, notice: Notice) -> Stream:
+    def _count(self, size: int) -> None:
+        self.position += size
+
+
+def manifest_stream(
+    path: str, notice: Notice, *, encoding: str | None = None, root: str | None = None
+) -> Stream:
     """A manifest: CSV, JSON Lines or Parquet, recognized by its name, else by its beginning.
 
     Args:
         notice: called once about columns that are ignored.
+        encoding: of its text, if it is not UTF-8.
+        root: what relative paths are relative to, unless to its folder.
 
     Raises:
         ConfigurationError: it cannot be used at all.
     """
     name = os.path.abspath(path)
-    size = _require_file(name)
-    reader = _reader_of(name)
+    size, folder = _require_file(name), os.path.dirname(name)
+    reader: _Reader
+    if _is_parquet(name):
+        form, reader = UTF8, _read_parquet
+    else:
+        form = text_form(name, encoding, folder=root or folder)
+        reader = _text_reader_of(name, form)
 
     def read(stream: Stream) -> Iterator[RawRow]:
         return reader(stream, _Columns(name, notice))
 
-    return Stream(name, os.path.dirname(name), read, size)
+    return Stream(name, folder, read, size, form=form)
 
 
 def _require_file(path: str) -> int:
@@ -85,18 +105,30 @@ def _require_file(path: str) -> int:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}.") from error
 
 
-def _reader_of(path: str) -> Callable[[Stream, _Columns], Iterator[RawRow]]:
+def _is_parquet(path: str) -> bool:
     with open(path, "rb") as file:
-        begin = file.read(4096)
-    if begin.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise ConfigurationError(f"{path} is not UTF-8 text.", next_step=_USABLE)
+        return path.lower().endswith((".parquet", ".pq")) or file.read(4) == b"PAR1"
+
+
+def _text_reader_of(path: str, form: TextForm) -> _Reader:
+    with open_text(path, form) as file:
+        begin = file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()
     extension = os.path.splitext(path)[1].lower()
-    if extension in {".parquet", ".pq"} or begin.startswith(b"PAR1"):
-        return _read_parquet
-    if extension in {".jsonl", ".ndjson", ".json"}:
-        return _read_json_lines
-    is_json = begin.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
-    return _read_json_lines if is_json and extension not in {".csv", ".tsv"} else _read_csv
+    if extension in {".csv", ".tsv"}:
+        return _read_csv
+    if re.match(rb"\[\s*\{|[\[{]\s*\n", begin):
+        raise ConfigurationError(
+            f"{path} is one JSON document, not one JSON object a line.",
+            next_step="Convert it, for example with `jq -c .[] FILE`.",
+        )
+    if extension not in {".jsonl", ".ndjson", ".json"}:
+        return _read_json_lines if begin.startswith(b"{") else _read_csv
+    if begin and b"{" not in begin:
+        raise ConfigurationError(f"{path} has no JSON objects.", next_step=_USABLE)
+    return _read_json_lines
+
+
+_Reader = Callable[[Stream, "_Columns"], Iterator[RawRow]]
 
 
 class _Columns:
@@ -128,22 +160,20 @@ class _BadRow(Exception):
     """A row that cannot be read, and why."""
 
 
-def _lines(stream: Stream, file: IO[bytes]) -> Iterator[_Line]:
+def _lines(file: IO[bytes]) -> Iterator[_Line]:
     """Read lines, and hold one of them at a time."""
     number = 0
     while line := file.readline(MAX_ROW_SIZE + 2):
         number += 1
-        stream.position += len(line)
         is_whole = line.endswith(b"\n") or len(line) < MAX_ROW_SIZE + 2
         while not is_whole and (rest := file.readline(1 << 20)):
-            stream.position += len(rest)
             if rest.endswith(b"\n"):
                 break
         if not is_whole or len(line.rstrip(b"\r\n")) > MAX_ROW_SIZE:
             yield number, None
             continue
         if number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")
+            line = line.removeprefix(codecs.BOM_UTF8)
         yield number, line.decode("utf-8", "surrogateescape")
 
 
@@ -176,24 +206,30 @@ def _read_json_lines(stream: Stream, columns: _Columns) -> Iterator[RawRow]:
         columns.check(fields)
         return fields
 
-    with _opened(stream.name) as file:
-        yield from _rows(_lines(stream, file), parse)
+    with stream.opened() as file:
+        yield from _rows(_lines(file), parse)
 
 
 # --- CSV --------------------------------------------------------------------------------
 
 
 def _read_csv(stream: Stream, columns: _Columns) -> Iterator[RawRow]:
-    with _opened(stream.name) as file:
-        records = _records(_lines(stream, file))
-        first = next(records, None)
-        if first is None:
+    with stream.opened() as file:
+        records = _records(_lines(file))
+        texts = (text for _, text in records)
+        header_text = next((text for text in texts if text is None or text.strip()), "")
+        if header_text == "":
             return
-        header_text = first[1]
         if header_text is None or "\0" in header_text:
             raise ConfigurationError(f"{stream.name} has no header line.", next_step=_USABLE)
         delimiter = _delimiter_of(header_text)
-        header = _header(stream.name, _split(header_text, delimiter))
+        try:
+            fields = _split(header_text, delimiter)
+        except csv.Error as error:
+            raise ConfigurationError(
+                f"The header line of {stream.name} is not CSV: {error}.", next_step=_USABLE
+            ) from error
+        header = _header(stream.name, fields)
         columns.check(header)
         yield from _rows(records, lambda text: _csv_fields(text, header, delimiter))
 
@@ -203,9 +239,8 @@ def _csv_fields(text: str, header: list[str], delimiter: str) -> dict[str, Any]:
         values = text.rstrip("\r\n").split(delimiter)
     else:
         try:
-            lines = io.StringIO(text, newline="")
-            values = next(csv.reader(lines, delimiter=delimiter, strict=True))
-        except (csv.Error, StopIteration) as error:
+            values = _split(text, delimiter)
+        except csv.Error as error:
             raise _BadRow(f"The row is not CSV: {error}.") from error
     if len(values) > len(header):
         raise _BadRow(f"The row has {len(values)} fields, the header {len(header)}.")
@@ -247,11 +282,19 @@ def _until_closed(text: str, lines: Iterator[_Line]) -> tuple[list[_Line], bool]
 
 def _delimiter_of(header: str) -> str:
     """The delimiter that yields known columns: comma, semicolon (Excel) or tab."""
-    return max(",;\t", key=lambda d: len(COLUMNS.intersection(_names(_split(header, d)))))
+
+    def known_count(delimiter: str) -> int:
+        try:
+            return len(COLUMNS.intersection(_names(_split(header, delimiter))))
+        except csv.Error:  # quoted names with another delimiter between them
+            return 0
+
+    return max(",;\t", key=known_count)
 
 
 def _split(text: str, delimiter: str) -> list[str]:
-    return next(csv.reader([text], delimiter=delimiter, strict=True), [])
+    lines = io.StringIO(text, newline="")
+    return next(csv.reader(lines, delimiter=delimiter, strict=True), [])
 
 
 def _names(fields: Sequence[str]) -> list[str]:
@@ -285,7 +328,8 @@ def _read_parquet(stream: Stream, columns: _Columns) -> Iterator[RawRow]:
         with pq.ParquetFile(stream.name, buffer_size=_PARQUET_BUFFER) as file:
             columns.check(_names(file.schema_arrow.names))
             yield from _parquet_rows(stream, file, _known_columns(stream, file))
-    except (pa.ArrowException, OSError) as error:  # OSError: also for damaged pages
+    except (pa.ArrowException, OSError, ValueError) as error:
+        # OSError: also for damaged pages; ValueError: text that is not UTF-8, years above 9999.
         raise ConfigurationError(
             f"{stream.name} is not a Parquet file, or is damaged.",
             next_step="Write it again, then run the same command; what is done stays done.",
@@ -323,7 +367,7 @@ def _length(value: object) -> int:
 # --- lists and folders ------------------------------------------------------------------
 
 
-def files_from(where: str) -> Stream:
+def files_from(where: str, *, encoding: str | None = None) -> Stream:
     """A list of paths, one per line; "-" is standard input.
 
     Raises:
@@ -332,12 +376,14 @@ def files_from(where: str) -> Stream:
     if where == "-":
         return Stream("-", os.getcwd(), _read_list)
     name = os.path.abspath(where)
-    return Stream(name, os.path.dirname(name), _read_list, _require_file(name))
+    size, folder = _require_file(name), os.path.dirname(name)
+    form = text_form(name, encoding or "utf-8", folder=folder)  # names may be any bytes
+    return Stream(name, folder, _read_list, size, form=form)
 
 
 def _read_list(stream: Stream) -> Iterator[RawRow]:
-    with _opened(stream.name) as file:
-        yield from _rows(_lines(stream, file), lambda text: {"path": text.rstrip("\r\n")})
+    with stream.opened() as file:
+        yield from _rows(_lines(file), lambda text: {"path": text.rstrip("\r\n")})
 
 
 def folder_stream(
@@ -410,12 +456,3 @@ def _matches_any(relative: str, patterns: Sequence[str]) -> bool:
         if fnmatch.fnmatchcase(text, pattern.removeprefix("./")):
             return True
     return False
-
-
-def _opened(name: str) -> IO[bytes]:
-    if name == "-":
-        return open(stdin_descriptor(), "rb", closefd=False)
-    try:
-        return open(name, "rb")
-    except OSError as error:
-        raise ConfigurationError(f"{name} cannot be read: {error.strerror}.") from error

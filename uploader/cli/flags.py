@@ -14,6 +14,7 @@ from uploader.cli.options import (
     COMMAND,
     CONCURRENCY,
     DURATION,
+    ENCODING,
     PART_SIZE,
     SIZE,
     argument,
@@ -200,6 +201,9 @@ class RowFlags:
     )
     recursive: tuple[str, ...] = option(
         "FOLDER", "Upload all videos below FOLDER.", default=(), short="-r"
+    )
+    manifest_encoding: str | None = option(
+        ENCODING, "Encoding of manifests and lists that are not UTF-8, such as gbk or cp1252."
     )
     files_from: str | None = option("FILE|-", "Upload the files of a list, one path per line.")
     include: tuple[str, ...] = option(

@@ -51,11 +51,14 @@ def ingest(flags: IngestFlags) -> int:
 
 def make_streams(flags: RowFlags) -> list[Stream]:
     """Return what is to be read: manifests, folders and lists."""
-    streams = [manifest_stream(path, err) for path in flags.manifests]
+    encoding = flags.manifest_encoding
+    streams = [
+        manifest_stream(path, err, encoding=encoding, root=flags.root) for path in flags.manifests
+    ]
     given = {name: getattr(flags, name) for name in ("include", "exclude", "follow_symlinks")}
     streams += [folder_stream(folder, notice=err, **given) for folder in flags.recursive]
     if flags.files_from:
-        streams.append(files_from(flags.files_from))
+        streams.append(files_from(flags.files_from, encoding=encoding))
     if not streams:
         raise ConfigurationError(
             "No files given.",

@@ -122,6 +122,12 @@ def _bandwidth(text: str) -> Any:
         raise ValueError(error.message) from None
 
 
+def _encoding(text: str) -> str:
+    from uploader.bulk.encoding import require_encoding
+
+    return require_encoding(text)
+
+
 def _part_size(text: str) -> int:
     from uploader.protocol.plan import MAX_PART_SIZE, MIN_PART_SIZE
 
@@ -134,6 +140,7 @@ DURATION: Final = Kind(
     "DURATION", "seconds, or a duration such as 15m, 2h or 30d", units.parse_duration_s
 )
 COMMAND: Final = Kind("CMD", "a command line with balanced quotes", _command)
+ENCODING: Final = Kind("NAME", "an encoding of text such as utf-8, gbk or cp1252", _encoding)
 CONCURRENCY: Final = Kind(
     "N|auto", f"auto or a whole number from 1 to {MAX_CONCURRENCY}", _concurrency
 )
