@@ -60,7 +60,7 @@ LINES = (
     _value("protocol.wire"),
     _value("protocol.oss"),
     _value("protocol.vod"),
-    _value("protocol.signing", "aliyunsdkcore", "oss2"),
+    _value("protocol.signing", "oss2"),
     _value("protocol.ims"),
     _value("protocol.hls"),
     _value("protocol.failures"),

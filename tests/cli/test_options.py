@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
@@ -123,6 +123,19 @@ def test_a_worker_opens_no_more_connections_than_its_memory_holds(
 ) -> None:
     flags = WorkerFlags(concurrency=concurrency, memory=memory)
     assert make_worker_options(flags).concurrency == expected
+
+
+@pytest.mark.parametrize("service", ["vod", "ims"])
+@pytest.mark.parametrize(
+    ("flags", "signature"), [({}, "acs3"), ({"api_signature": "v2"}, "v2")], ids=["default", "v2"]
+)
+def test_the_signature_of_calls_is_a_flag(
+    service: str, flags: dict[str, Any], signature: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALIBABA_CLOUD_ACCESS_KEY_ID", "id")
+    monkeypatch.setenv("ALIBABA_CLOUD_ACCESS_KEY_SECRET", "secret")
+    provider = make_provider(AccessFlags(service=service, **flags))
+    assert getattr(provider, "signature", None) == signature
 
 
 def test_two_sources_of_grants_exclude_each_other() -> None:

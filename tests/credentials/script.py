@@ -60,13 +60,20 @@ class Vod:
         self.requests.append(request)
         query = dict(parse_qsl(urlsplit(request.url).query, keep_blank_values=True))
         body = getattr(request.body, "data", b"").decode()
-        form = dict(parse_qsl(body)) if "Action" in query else {"body": body}
+        action = request.headers.get("x-acs-action")
+        form = {"Action": action, **dict(parse_qsl(body))} if action else {"body": body}
         self.calls.append(query | form)
-        script = self.answers[query.get("Action", "any")]
+        script = self.answers[action or "any"]
         answer = script.pop(0) if len(script) > 1 else script[0]
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+    @property
+    def key_ids(self) -> list[str]:
+        """The AccessKey that signed each call."""
+        authorizations = (request.headers["authorization"] for request in self.requests)
+        return [text.partition("Credential=")[2].partition(",")[0] for text in authorizations]
 
     @property
     def actions(self) -> list[str]:

@@ -160,7 +160,7 @@ async def test_a_grant_for_another_video_is_not_used() -> None:
 async def test_throttling_is_waited_out() -> None:
     transport = Vod(RefreshUploadVideo=[denied("Throttling.User"), granted()])
     await at_vod(transport).renew(VIDEO_ID)
-    nonces = {call["SignatureNonce"] for call in transport.calls}
+    nonces = {request.headers["x-acs-signature-nonce"] for request in transport.requests}
     assert len(nonces) == 2
 
 
@@ -190,7 +190,7 @@ async def test_a_key_is_requested_once_and_again_when_it_is_refused(is_async: bo
     source = at_vod(transport, keys("id-1", "id-2", is_async=is_async))
     for _ in range(3):
         await source.renew(VIDEO_ID)
-    assert [call["AccessKeyId"] for call in transport.calls] == ["id-1"] * 3 + ["id-2"]
+    assert transport.key_ids == ["id-1"] * 3 + ["id-2"]
 
 
 @pytest.mark.parametrize("key", [KEY, keys("id-1", is_async=False)])
@@ -211,7 +211,7 @@ async def test_calls_side_by_side_renew_the_key_once() -> None:
     async with asyncio.TaskGroup() as group:
         group.create_task(source.renew(VIDEO_ID))
         group.create_task(source.facts(VIDEO_ID))
-    assert sorted(call["AccessKeyId"] for call in transport.calls) == ["id-1"] * 2 + ["id-2"] * 2
+    assert sorted(transport.key_ids) == ["id-1"] * 2 + ["id-2"] * 2
 
 
 async def test_what_the_callable_for_the_key_raises_becomes_ours_without_its_text() -> None:
@@ -233,7 +233,7 @@ async def test_what_the_callable_for_the_key_raises_becomes_ours_without_its_tex
 async def test_an_sts_key_sends_its_token() -> None:
     transport = Vod(RefreshUploadVideo=[granted()])
     await at_vod(transport, replace(KEY, security_token="t0")).renew(VIDEO_ID)
-    assert transport.calls[0]["SecurityToken"] == "t0"
+    assert transport.requests[0].headers["x-acs-security-token"] == "t0"
 
 
 @pytest.fixture

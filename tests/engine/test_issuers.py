@@ -24,6 +24,7 @@ from uploader import (
 )
 from uploader.devserver import DevServer, Fault
 from uploader.errors import TransportError
+from uploader.protocol.signing import ApiSignature
 from uploader.protocol.trust import TrustPolicy
 
 from .harness import LOOPBACK, PART, Desk, until
@@ -42,9 +43,16 @@ class Issuer:
     refresh: str
     facts: str
 
-    def at(self, server: DevServer, secret: str | None = None) -> GrantProvider:
-        key = AccessKey(id=server.access_key_id, secret=secret or server.access_key_secret)
-        return self.kind(key, endpoint=server.vod_endpoint)
+    def at(
+        self,
+        server: DevServer,
+        secret: str | None = None,
+        signature: ApiSignature = "acs3",
+        token: str | None = None,
+    ) -> GrantProvider:
+        secret = secret or server.access_key_secret
+        key = AccessKey(id=server.access_key_id, secret=secret, security_token=token)
+        return self.kind(key, endpoint=server.vod_endpoint, signature=signature)
 
 
 VOD = Issuer(VodProvider, "CreateUploadVideo", "RefreshUploadVideo", "GetMezzanineInfo")
@@ -140,8 +148,30 @@ async def test_a_finished_video_is_not_overwritten_without_permission(
 
 
 @both
-async def test_a_wrong_key_is_distinguished_from_other_errors(desk: Desk, issuer: Issuer) -> None:
-    error = await desk.fail(desk.file(PART), provider=issuer.at(desk.server, secret="wrong"))
+@pytest.mark.parametrize("signature", ["acs3", "v2"])
+async def test_calls_have_the_signature_of_the_provider(
+    desk: Desk, issuer: Issuer, signature: ApiSignature
+) -> None:
+    """A long description goes into the body with either."""
+    desk.server.set_options(api_signatures=[signature], caller_security_token=True)
+    movie, meta = desk.file(7 * PART), VideoMeta(title="a b+c*~'()", description="说" * 1024)
+    desk.order(EXPIRE)
+    token = desk.server.env["ALIBABA_CLOUD_SECURITY_TOKEN"]
+    provider = issuer.at(desk.server, signature=signature, token=token)
+
+    result = await desk.push(movie, provider=provider, meta=meta)
+
+    await desk.assert_stored(result, movie)
+    assert result.renewal_count == 1
+
+
+@both
+@pytest.mark.parametrize("signature", ["acs3", "v2"])
+async def test_a_wrong_key_is_distinguished_from_other_errors(
+    desk: Desk, issuer: Issuer, signature: ApiSignature
+) -> None:
+    wrong = issuer.at(desk.server, secret="wrong", signature=signature)
+    error = await desk.fail(desk.file(PART), provider=wrong)
     assert isinstance(error, CallerNotAuthenticated)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import socket
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -20,6 +21,7 @@ from uploader import (
     VodupError,
 )
 from uploader.devserver import Fault
+from uploader.protocol.signing import ApiSignature
 
 from .harness import PART, Desk
 
@@ -142,12 +144,15 @@ async def test_an_endpoint_without_a_listener_is_reported_soon(desk: Desk) -> No
     assert time.monotonic() - began < 6
 
 
+@pytest.mark.parametrize("api_signature", ["acs3", "v2"])
 @pytest.mark.parametrize("offset_s", [3600, -3600])
-async def test_a_clock_that_is_wrong_is_corrected(desk: Desk, offset_s: int) -> None:
-    desk.server.set_options(clock_offset_s=offset_s)
+async def test_a_clock_that_is_wrong_is_corrected(
+    desk: Desk, offset_s: int, api_signature: ApiSignature
+) -> None:
+    desk.server.set_options(clock_offset_s=offset_s, api_signatures=[api_signature])
     movie = desk.file(8 * PART)
 
-    result = await desk.push(movie)
+    result = await desk.push(movie, provider=replace(desk.provider(), signature=api_signature))
 
     await desk.assert_stored(result, movie)
     codes = {retry.code for retry in desk.events_of(RequestRetried)}

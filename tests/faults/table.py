@@ -55,7 +55,7 @@ class Site:
 
 
 def _vod(name: str, operation: str, **more: Any) -> Site:
-    pattern = b"[?&]Action=" + operation.encode()
+    pattern = b"x-acs-action: " + operation.encode()
     return Site(name=name, operation=operation, pattern=pattern, service="vod", **more)
 
 

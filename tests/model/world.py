@@ -352,7 +352,7 @@ class World:
             return self._refuse(call, "ServiceUnAvailable", 503)
         if self._is_throttled(call.operation, now_s):
             return self._refuse(call, "Throttling.User", 400)
-        signed_at = datetime.fromisoformat(call.params["Timestamp"])
+        signed_at = datetime.fromisoformat(call.headers["x-acs-date"])
         if abs((signed_at - self.clock.true_now()).total_seconds()) > _SKEW_S:
             return self._refuse(call, "InvalidTimeStamp.Expired", 400)
         return _VOD[call.operation](self, call)
@@ -637,10 +637,10 @@ def _call_of(line: Line, request: SignedRequest) -> Call:
     params = dict(parse_qsl(parts.query, keep_blank_values=True))
     empty = SentBody()
     if host.startswith("vod."):
-        body = request.body
-        params |= dict(parse_qsl(getattr(body, "data", b"").decode()))
+        params |= dict(parse_qsl(getattr(request.body, "data", b"").decode()))
         headers = dict(request.headers)
-        return Call(line, "vod", params["Action"], "", "", params, headers, request.url, b"", empty)
+        action = headers["x-acs-action"]
+        return Call(line, "vod", action, "", "", params, headers, request.url, b"", empty)
     bucket, key = host.partition(".")[0], unquote(parts.path[1:])
     operation = _operation(request.method, params)
     headers = dict(request.headers)

@@ -6,7 +6,9 @@ import logging
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
+from hashlib import sha256
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -22,12 +24,12 @@ from uploader.protocol import signing
 from uploader.protocol.grants import StsCredentials, UploadTarget
 from uploader.protocol.oss import abort_multipart_upload, head_object, put_object, upload_part
 from uploader.protocol.plan import Part
-from uploader.protocol.signing import OssDialect, sign_oss, sign_rpc
-from uploader.protocol.vod import AccessKey
+from uploader.protocol.signing import ApiSignature, OssDialect, sign_oss, sign_rpc
+from uploader.protocol.vod import AccessKey, refresh_upload_video, rpc_operation
 from uploader.protocol.wire import BytesBody, Operation, SignedRequest
 
 from .test_oss import BODY, KEYS, UPLOAD_ID, every_operation, target
-from .test_vod import ENDPOINT, HOSTILE, KEY, REFRESH, STS_KEY, create
+from .test_vod import ENDPOINT, FULL, HOSTILE, KEY, REFRESH, STS_KEY, create
 from .test_vod import EVERY as CALLS
 from .test_vod import IDS as CALL_IDS
 
@@ -254,9 +256,12 @@ def test_hostile_upload_ids_stay_one_parameter() -> None:
 
 
 def signed_call(
-    operation: Operation[Any], key: AccessKey = KEY, at: datetime = AT
+    operation: Operation[Any],
+    key: AccessKey = KEY,
+    at: datetime = AT,
+    signature: ApiSignature = "acs3",
 ) -> SignedRequest:
-    return sign_rpc(operation, key, at=at, nonce="nonce-1", generation=3)
+    return sign_rpc(operation, key, at=at, nonce="nonce-1", generation=3, signature=signature)
 
 
 def query_of(request: SignedRequest) -> dict[str, str]:
@@ -268,7 +273,155 @@ def form_of(request: SignedRequest) -> dict[str, str]:
     return dict(parse_qsl(request.body.data.decode(), keep_blank_values=True))
 
 
-def test_the_documented_signature() -> None:
+# Signatures of Alibaba Cloud's own signer (alibabacloud_tea_openapi 0.4.6).
+GOLDEN_KEY = AccessKey(id="LTAI5tEXAMPLEKEYID000001", secret="exampleAccessKeySecret0000000001")
+GOLDEN_STS = replace(GOLDEN_KEY, security_token="CAISexample+Token/with=chars==")
+GOLDEN_NONCE = "3156853299f313e23d1673dc12e1703d"
+GOLDEN_AT = datetime(2026, 11, 30, 8, tzinfo=UTC)
+
+
+def golden(operation: Operation[Any], key: AccessKey, at: datetime = GOLDEN_AT) -> SignedRequest:
+    return sign_rpc(operation, key, at=at, nonce=GOLDEN_NONCE, generation=1)
+
+
+def test_pinned_acs3_signature() -> None:
+    operation = refresh_upload_video(ENDPOINT, video_id="93ab850b4f6f54b6e91d24d81d44f5d2")
+    signed = golden(operation, GOLDEN_KEY)
+    assert signed.method == "POST"
+    assert signed.url == f"{ENDPOINT}/?VideoId=93ab850b4f6f54b6e91d24d81d44f5d2"
+    assert signed.body == BytesBody(b"")
+    assert signed.headers == {
+        "accept": "application/json",
+        "x-acs-action": "RefreshUploadVideo",
+        "x-acs-version": "2017-03-21",
+        "x-acs-date": "2026-11-30T08:00:00Z",
+        "x-acs-signature-nonce": GOLDEN_NONCE,
+        "x-acs-content-sha256": sha256(b"").hexdigest(),
+        "authorization": f"ACS3-HMAC-SHA256 Credential={GOLDEN_KEY.id},SignedHeaders="
+        "host;x-acs-action;x-acs-content-sha256;x-acs-date;x-acs-signature-nonce;x-acs-version,"
+        "Signature=3ddf41b0fa80ea2bd2c5f4ec07150b06ab1dd9037efeecec19f80836ce1b8b46",
+    }
+
+
+def test_pinned_acs3_signature_with_a_token() -> None:
+    params = {"Title": "a b+c&d=e/中文*~'()!", "FileName": "x y.mp4", "FileSize": "1024"}
+    operation = rpc_operation(ENDPOINT, "CreateUploadVideo", params, lambda *_: None)
+    signed = golden(operation, GOLDEN_STS)
+    assert signed.url == (
+        f"{ENDPOINT}/?FileName=x%20y.mp4&FileSize=1024"
+        "&Title=a%20b%2Bc%26d%3De%2F%E4%B8%AD%E6%96%87%2A~%27%28%29%21"
+    )
+    assert signed.headers["x-acs-security-token"] == GOLDEN_STS.security_token
+    assert signed.headers["x-acs-accesskey-id"] == GOLDEN_STS.id
+    assert signed.headers["authorization"].endswith(
+        "SignedHeaders=host;x-acs-accesskey-id;x-acs-action;x-acs-content-sha256;x-acs-date;"
+        "x-acs-security-token;x-acs-signature-nonce;x-acs-version,"
+        "Signature=b3f440276d21d4f7a427e3dee000a2d76e6e54c6534449751a4bc44411f594a9"
+    )
+
+
+def test_the_documented_acs3_signature() -> None:
+    # Alibaba Cloud doc "V3 request body and signature": its sample, and what it says comes out.
+    params = {
+        "ImageId": "win2019_1809_x64_dtc_zh-cn_40G_alibase_20230811.vhd",
+        "RegionId": "cn-shanghai",
+    }
+    operation = rpc_operation(
+        "https://ecs.cn-shanghai.aliyuncs.com",
+        "RunInstances",
+        params,
+        lambda *_: None,
+        version="2014-05-26",
+    )
+    key = AccessKey(id="YourAccessKeyId", secret="YourAccessKeySecret")
+    signed = golden(operation, key, datetime(2023, 10, 26, 10, 22, 32, tzinfo=UTC))
+    assert signed.headers["authorization"].endswith(
+        "Signature=06563a9e1b43f5dfe96b81484da74bceab24a1d853912eee15083a6f0f3283c0"
+    )
+
+
+def long_create() -> Operation[Any]:
+    return create(replace(FULL, description="说" * 1024))
+
+
+@pytest.mark.parametrize("key", [KEY, STS_KEY], ids=["key", "sts"])
+@pytest.mark.parametrize(
+    "operation", [*CALLS, long_create()], ids=[*CALL_IDS, "CreateUploadVideo-long"]
+)
+def test_acs3_signatures_are_those_of_the_sdk(operation: Operation[Any], key: AccessKey) -> None:
+    utils = pytest.importorskip("alibabacloud_tea_openapi.utils").Utils
+    from darabonba.request import DaraRequest
+
+    ours = signed_call(operation, key)
+    assert isinstance(ours.body, BytesBody)
+    theirs = DaraRequest()
+    theirs.method, theirs.pathname, theirs.query = ours.method, "/", query_of(ours)
+    theirs.headers = {**ours.headers, "host": urlsplit(ENDPOINT).netloc}
+    signed_by_default = {name: theirs.headers.pop(name) for name in ("authorization", "accept")}
+    signature = utils.get_authorization(
+        theirs, "ACS3-HMAC-SHA256", sha256(ours.body.data).hexdigest(), key.id, key.secret
+    )
+    assert signed_by_default["authorization"] == signature
+
+
+def test_parameters_travel_in_the_query_unless_it_would_be_long() -> None:
+    request = signed_call(create())
+    assert (request.method, request.generation) == ("POST", 3)
+    assert query_of(request)["Title"] == HOSTILE
+    assert not set(query_of(request)) & {"Action", "Version", "Format"}
+    assert request.body == BytesBody(b"")
+    assert "content-type" not in request.headers
+    assert "+" not in request.url  # a space is %20: signed and sent alike
+
+    request = signed_call(long_create())
+    assert request.url == f"{ENDPOINT}/"
+    assert form_of(request)["Title"] == HOSTILE
+    assert request.headers["content-type"] == "application/x-www-form-urlencoded"
+    assert "SignedHeaders=content-type;host;" in request.headers["authorization"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"nonce": "nonce-2"}, {"at": AT + timedelta(seconds=1)}, {"key": STS_KEY}]
+)
+@pytest.mark.parametrize("signature", ["acs3", "v2"])
+def test_nonce_time_and_token_are_signed(signature: ApiSignature, change: dict[str, Any]) -> None:
+    usual: dict[str, Any] = {"key": KEY, "at": AT, "nonce": "nonce-1"}
+    one, other = (
+        sign_rpc(
+            REFRESH,
+            given["key"],
+            at=given["at"],
+            nonce=given["nonce"],
+            generation=1,
+            signature=signature,
+        )
+        for given in (usual, usual | change)
+    )
+    assert signature_of(one) != signature_of(other)
+
+
+def signature_of(request: SignedRequest) -> str:
+    """The signature, wherever it is."""
+    in_header = request.headers.get("authorization", "").rpartition("Signature=")[2]
+    return in_header or query_of(request)["Signature"]
+
+
+@pytest.mark.parametrize("signature", ["acs3", "v2"])
+def test_the_time_of_a_call_is_signed_in_utc(signature: ApiSignature) -> None:
+    at = AT.astimezone(timezone(timedelta(hours=8)))
+    assert signed_call(REFRESH, at=at, signature=signature) == signed_call(
+        REFRESH, signature=signature
+    )
+
+
+@pytest.mark.parametrize("signature", ["acs3", "v2"])
+def test_nothing_secret_is_shown(signature: ApiSignature) -> None:
+    shown = repr(signed_call(create(), STS_KEY, signature=signature)) + repr(STS_KEY)
+    for secret in ("tOkEn4711", "testAccessKey", "Signature="):
+        assert secret not in shown
+
+
+def test_the_documented_v2_signature() -> None:
     # VOD doc "Signature mechanism": its sample, and what it says comes out.
     params = {
         "Timestamp": "2017-10-10T12:02:54Z",
@@ -281,13 +434,13 @@ def test_the_documented_signature() -> None:
         "SignatureVersion": "1.0",
         "VideoId": "5aed81b74ba84920be578cdfe004af4b",
     }
-    signature = signing._signature("GET", signing._encoded(params), "testAccessKeySecret")
+    signature = signing._v2_signature("GET", params, "testAccessKeySecret")
     assert signature == "Ibgh7y8Vp47LBuAsf5Xhi1SvDss="
 
 
 @pytest.mark.parametrize("key", [KEY, STS_KEY], ids=["key", "sts"])
 @pytest.mark.parametrize("operation", CALLS, ids=CALL_IDS)
-def test_signatures_are_those_of_the_sdk(operation: Operation[Any], key: AccessKey) -> None:
+def test_v2_signatures_are_those_of_the_sdk(operation: Operation[Any], key: AccessKey) -> None:
     params = dict(operation.request.params)
     system = {name: params.pop(name) for name in ("Action", "Version", "Format")}
     if key.security_token:
@@ -297,13 +450,14 @@ def test_signatures_are_those_of_the_sdk(operation: Operation[Any], key: AccessK
     )
     theirs = dict(parse_qsl(urlsplit(url).query, keep_blank_values=True))
     at = datetime.strptime(theirs["Timestamp"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
-    ours = sign_rpc(operation, key, at=at, nonce=theirs["SignatureNonce"], generation=1)
+    nonce = theirs["SignatureNonce"]
+    ours = sign_rpc(operation, key, at=at, nonce=nonce, generation=1, signature="v2")
     assert query_of(ours) == theirs
     assert form_of(ours) == params
 
 
-def test_pinned_rpc_signature() -> None:
-    assert query_of(signed_call(create(), STS_KEY)) == {
+def test_pinned_v2_signature() -> None:
+    assert query_of(signed_call(create(), STS_KEY, signature="v2")) == {
         "Action": "CreateUploadVideo",
         "Version": "2017-03-21",
         "Format": "JSON",
@@ -318,8 +472,8 @@ def test_pinned_rpc_signature() -> None:
     }
 
 
-def test_parameters_travel_in_the_body_and_the_rest_in_the_query() -> None:
-    request = signed_call(create())
+def test_parameters_of_v2_travel_in_the_body_and_the_rest_in_the_query() -> None:
+    request = signed_call(create(), signature="v2")
     assert (request.method, request.generation) == ("POST", 3)
     assert request.url.startswith(f"{ENDPOINT}/?")
     assert request.headers == {"content-type": "application/x-www-form-urlencoded"}
@@ -328,27 +482,3 @@ def test_parameters_travel_in_the_body_and_the_rest_in_the_query() -> None:
     assert isinstance(request.body, BytesBody)
     assert request.body.data.isascii()
     assert b"+" not in request.body.data  # a space is %20: signed and sent alike
-
-
-@pytest.mark.parametrize(
-    "change", [{"nonce": "nonce-2"}, {"at": AT + timedelta(seconds=1)}, {"key": STS_KEY}]
-)
-def test_nonce_time_and_token_are_signed_call(change: dict[str, Any]) -> None:
-    usual: dict[str, Any] = {"key": KEY, "at": AT, "nonce": "nonce-1"}
-    one, other = (
-        sign_rpc(REFRESH, given["key"], at=given["at"], nonce=given["nonce"], generation=1)
-        for given in (usual, usual | change)
-    )
-    assert query_of(one)["Signature"] != query_of(other)["Signature"]
-
-
-def test_the_time_of_a_call_is_signed_in_utc() -> None:
-    assert signed_call(REFRESH, at=AT.astimezone(timezone(timedelta(hours=8)))) == signed_call(
-        REFRESH
-    )
-
-
-def test_nothing_secret_is_shown() -> None:
-    shown = repr(signed_call(create(), STS_KEY)) + repr(STS_KEY)
-    for secret in ("tOkEn4711", "testAccessKey", "Signature="):
-        assert secret not in shown

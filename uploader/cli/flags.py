@@ -76,6 +76,11 @@ class AccessFlags:
     ims_endpoint: str | None = option(
         "URL", "IMS endpoint. [default: https://ice.REGION.aliyuncs.com]"
     )
+    api_signature: Literal["acs3", "v2"] = option(
+        one_of("acs3", "v2"),
+        "How calls to VOD and IMS are signed; v2 only for gateways that do not know acs3.",
+        default="acs3",
+    )
     auth_command: str | None = option(
         "CMD", "Command that prints upload credentials, for machines without an AccessKey."
     )

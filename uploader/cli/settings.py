@@ -85,8 +85,12 @@ def require_provider(flags: AccessFlags) -> GrantProvider:
     if flags.auth_url:
         return UrlProvider(flags.auth_url, os.environ.get("VODUP_AUTH_URL_TOKEN") or None)
     if flags.service == "ims":
-        return ImsProvider.from_env(region=flags.region, endpoint=flags.ims_endpoint)
-    return VodProvider.from_env(region=flags.region, endpoint=flags.vod_endpoint)
+        return ImsProvider.from_env(
+            region=flags.region, endpoint=flags.ims_endpoint, signature=flags.api_signature
+        )
+    return VodProvider.from_env(
+        region=flags.region, endpoint=flags.vod_endpoint, signature=flags.api_signature
+    )
 
 
 def make_provider(flags: AccessFlags) -> GrantProvider | None:

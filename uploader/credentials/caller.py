@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self
 
 from uploader.clock import Clock
 from uploader.errors import CallerNotAuthenticated, VodupError
-from uploader.protocol.signing import sign_rpc
+from uploader.protocol.signing import ApiSignature, sign_rpc
 from uploader.protocol.vod import AccessKey
 from uploader.protocol.wire import Operation, SignedRequest
 from uploader.tasks import in_own_task
@@ -31,6 +31,8 @@ class CallerProvider:
         region: of the service, for example "cn-shanghai". Videos of another region are not
             found. IMS has "cn-shanghai", "cn-beijing" and "cn-shenzhen" (CreateUploadMedia).
         endpoint: overrides "https://vod.<region>.aliyuncs.com", for IMS "https://ice…".
+        signature: of the calls: "acs3", or "v2" for gateways that know only the signature
+            before it.
     """
 
     HOST: ClassVar[str]
@@ -39,9 +41,16 @@ class CallerProvider:
     access_key: AccessKey | AccessKeys = field(repr=False)
     region: str = "cn-shanghai"
     endpoint: str | None = None
+    signature: ApiSignature = "acs3"
 
     @classmethod
-    def from_env(cls, *, region: str | None = None, endpoint: str | None = None) -> Self:
+    def from_env(
+        cls,
+        *,
+        region: str | None = None,
+        endpoint: str | None = None,
+        signature: ApiSignature = "acs3",
+    ) -> Self:
         """Take the AccessKey from ALIBABA_CLOUD_ACCESS_KEY_ID, _SECRET and _SECURITY_TOKEN.
 
         Without them, the default chain of alibabacloud-credentials is used (config files,
@@ -55,6 +64,7 @@ class CallerProvider:
             _access_key_from_env(),
             region or os.environ.get("VODUP_REGION") or "cn-shanghai",
             endpoint or os.environ.get(cls.ENDPOINT_VARIABLE) or None,
+            signature,
         )
 
     @property
@@ -118,8 +128,9 @@ class CallerSigner:
     by one of them, and the other waits.
     """
 
-    def __init__(self, access_key: AccessKey | AccessKeys, clock: Clock) -> None:
-        self._source, self._clock = access_key, clock
+    def __init__(self, provider: CallerProvider, clock: Clock) -> None:
+        self._source, self._clock = provider.access_key, clock
+        self._signature = provider.signature
         self._key: AccessKey | None = None
         self._generation = 0
         self._lock = asyncio.Lock()
@@ -155,7 +166,14 @@ class CallerSigner:
             raise RuntimeError("prepare() comes first")
         at = self._clock.utc_now() + timedelta(seconds=clock_offset_s)
         nonce = secrets.token_hex(16)
-        return sign_rpc(operation, self._key, at=at, nonce=nonce, generation=self._generation)
+        return sign_rpc(
+            operation,
+            self._key,
+            at=at,
+            nonce=nonce,
+            generation=self._generation,
+            signature=self._signature,
+        )
 
     def is_aged(self, signed: SignedRequest) -> bool:
         """Whether the key has been replaced since."""

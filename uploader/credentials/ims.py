@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from uploader.credentials.caller import AccessKeys, CallerProvider, CallerSigner
+from uploader.credentials.caller import CallerProvider, CallerSigner
 from uploader.credentials.contract import GrantSource, Network, NewVideo, of_video
 from uploader.errors import ConfigurationError, VodupError
 from uploader.protocol import ims
 from uploader.protocol.failures import IMS, is_outcome_known
 from uploader.protocol.grants import UploadGrant
-from uploader.protocol.vod import AccessKey, VideoFacts
+from uploader.protocol.vod import VideoFacts
 
 _CHECK_CONSOLE: Final = (
     "Check in the IMS console whether it was created. If it was, pass its MediaId (--video-id), "
@@ -33,15 +33,15 @@ class ImsProvider(CallerProvider):
 
     def connect(self, network: Network) -> GrantSource:
         """Check the endpoint. Sends nothing."""
-        return _ImsSource(network.trust.check_endpoint("IMS", self.scope), self.access_key, network)
+        return _ImsSource(network.trust.check_endpoint("IMS", self.scope), self, network)
 
 
 class _ImsSource:
     """A `GrantSource` on the API of IMS."""
 
-    def __init__(self, endpoint: str, access_key: AccessKey | AccessKeys, network: Network) -> None:
+    def __init__(self, endpoint: str, provider: ImsProvider, network: Network) -> None:
         self._endpoint = endpoint
-        self._session = network.session(CallerSigner(access_key, network.clock), IMS)
+        self._session = network.session(CallerSigner(provider, network.clock), IMS)
 
     async def create(self, video: NewVideo) -> UploadGrant:
         """Create the media; never a second one."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from uploader.credentials.caller import AccessKeys, CallerProvider, CallerSigner
+from uploader.credentials.caller import CallerProvider, CallerSigner
 from uploader.credentials.contract import GrantSource, Network, NewVideo, of_video
 from uploader.errors import OverwriteRefused, TransportError, VideoGone, VodupError
 from uploader.protocol import vod
 from uploader.protocol.failures import VOD, is_outcome_known
 from uploader.protocol.grants import UploadGrant
-from uploader.protocol.vod import AccessKey, VideoFacts
+from uploader.protocol.vod import VideoFacts
 
 _CREATE_ATTEMPTS: Final = 3
 
@@ -31,15 +31,15 @@ class VodProvider(CallerProvider):
 
     def connect(self, network: Network) -> GrantSource:
         """Check the endpoint. Sends nothing."""
-        return _VodSource(network.trust.check_endpoint("VOD", self.scope), self.access_key, network)
+        return _VodSource(network.trust.check_endpoint("VOD", self.scope), self, network)
 
 
 class _VodSource:
     """A `GrantSource` on VOD's API."""
 
-    def __init__(self, endpoint: str, access_key: AccessKey | AccessKeys, network: Network) -> None:
+    def __init__(self, endpoint: str, provider: VodProvider, network: Network) -> None:
         self._endpoint = endpoint
-        self._session = network.session(CallerSigner(access_key, network.clock), VOD)
+        self._session = network.session(CallerSigner(provider, network.clock), VOD)
 
     async def create(self, video: NewVideo) -> UploadGrant:
         """Create the video, or find the one that an attempt without an answer has created."""

@@ -32,6 +32,9 @@ class DevServerOptions:
     """How long an expired token is answered SecurityTokenExpired; then InvalidAccessKeyId."""
     check_expiry_at_end: bool = False
     """Check the token again when the body has been read."""
+    api_signatures: tuple[str, ...] = ("acs3", "v2")
+    """Signatures of VOD calls that are accepted. Another one is an IncompleteSignature here; what
+    a gateway without V2 would answer is not documented."""
     caller_security_token: bool = False
     """The caller's own AccessKey is a temporary one with a SecurityToken."""
 

@@ -78,6 +78,8 @@ class Gateway:
             raise Refusal("MissingParameter", "Action is mandatory for this action.")
         if call.version != (IMS_VERSION if call.operation in IMS_OPERATIONS else API_VERSION):
             raise Refusal("InvalidVersion")
+        if ("acs3" if call.is_v3 else "v2") not in self._backend.options.api_signatures:
+            raise Refusal("IncompleteSignature")
         if call.is_v3:
             self._admit_v3(call)
         else:
