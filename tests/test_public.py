@@ -93,8 +93,7 @@ def test_unknown_names_are_attribute_errors() -> None:
 
 
 def test_every_error_is_public() -> None:
-    assert {kind.__name__ for kind in ERRORS} == set(errors.__all__)
-    assert set(errors.__all__) <= set(uploader.__all__)
+    assert {kind.__name__ for kind in ERRORS} <= set(uploader.__all__)
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:

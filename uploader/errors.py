@@ -40,39 +40,6 @@ from __future__ import annotations
 
 from typing import ClassVar, Self
 
-__all__ = [
-    "CallerNotAuthenticated",
-    "ConfigurationError",
-    "CredentialError",
-    "CredentialsRejected",
-    "HookError",
-    "IntegrityError",
-    "InvalidGrant",
-    "LeaseLost",
-    "OverwriteRefused",
-    "PermissionDenied",
-    "PolicyError",
-    "ServiceError",
-    "SourceChanged",
-    "SourceError",
-    "SourceNotRepeatable",
-    "SourceUnreadable",
-    "StateError",
-    "StateUnavailable",
-    "TransferError",
-    "TransportError",
-    "UnsafePath",
-    "UnsupportedState",
-    "UntrustedCertificate",
-    "UntrustedEndpoint",
-    "UnverifiedCompletion",
-    "UploadLocked",
-    "UploadTargetChanged",
-    "VideoError",
-    "VideoGone",
-    "VodupError",
-]
-
 
 class VodupError(Exception):
     """The base of every error this package raises.

@@ -11,19 +11,8 @@ from __future__ import annotations
 
 import time
 
+from uploader import events
 from uploader.errors import ConfigurationError
-from uploader.events import (
-    CredentialsRenewed,
-    Event,
-    PartsAdopted,
-    PartStored,
-    RequestRetried,
-    UploadCancelled,
-    UploadFailed,
-    UploadFinished,
-    UploadRestarted,
-    UploadStarted,
-)
 
 try:
     from opentelemetry import trace
@@ -45,29 +34,29 @@ class Tracing:
         self._tracer = trace.get_tracer("vodup", tracer_provider=provider)
         self._open: dict[str, trace.Span] = {}
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: events.Event) -> None:
         """Start or end a span, or add an event to one."""
         match event:
-            case UploadStarted() if event.key not in self._open:  # else it was restarted
+            case events.UploadStarted() if event.key not in self._open:  # else it was restarted
                 fields = ("size", "part_count", "resumed_part_count")
                 self._open[event.key] = self._tracer.start_span(
                     "upload", attributes=_attributes(event, "video_id", *fields)
                 )
-            case PartStored():
+            case events.PartStored():
                 attributes = _attributes(event, "part_number", "size", "member_number")
                 self._add_span(event.key, "part", event.seconds, attributes)
-            case CredentialsRenewed():
+            case events.CredentialsRenewed():
                 attributes = _attributes(event, "renewal_count")
                 self._add_span(event.key, "renewal", event.seconds, attributes)
-            case RequestRetried():
+            case events.RequestRetried():
                 self._add_event(event, "operation", "action")
-            case PartsAdopted():
+            case events.PartsAdopted():
                 self._add_event(event, "part_count")
-            case UploadRestarted():
+            case events.UploadRestarted():
                 self._add_event(event, "lost_bytes")
-            case UploadFinished() | UploadCancelled():
+            case events.UploadFinished() | events.UploadCancelled():
                 self._end(event)
-            case UploadFailed():
+            case events.UploadFailed():
                 self._fail(event)
 
     def _add_span(
@@ -84,20 +73,20 @@ class Tracing:
         )
         span.end(end_ns)
 
-    def _add_event(self, event: Event, *fields: str) -> None:
+    def _add_event(self, event: events.Event, *fields: str) -> None:
         if (span := self._open.get(event.key)) is not None:
             span.add_event(event.type, _attributes(event, *fields))
 
-    def _end(self, event: UploadFinished | UploadCancelled) -> None:
+    def _end(self, event: events.UploadFinished | events.UploadCancelled) -> None:
         if (span := self._open.pop(event.key, None)) is None:  # nothing was sent
             return
-        if isinstance(event, UploadFinished):
+        if isinstance(event, events.UploadFinished):
             span.set_attributes(_attributes(event.result, "verified_by", "retry_count"))
         else:
             span.set_attribute("vodup.is_cancelled", True)
         span.end()
 
-    def _fail(self, event: UploadFailed) -> None:
+    def _fail(self, event: events.UploadFailed) -> None:
         span = self._open.pop(event.key, None) or self._tracer.start_span("upload")
         span.set_attributes(_attributes(event, "video_id", "code"))
         span.set_attribute("error.type", event.error)

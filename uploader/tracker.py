@@ -15,20 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from uploader.events import (
-    CredentialsRenewed,
-    Event,
-    HookFailed,
-    PartsAdopted,
-    PartStored,
-    RequestRetried,
-    UploadCancelled,
-    UploadFailed,
-    UploadFinished,
-    UploadProgress,
-    UploadRestarted,
-    UploadStarted,
-)
+from uploader import events
 
 _WINDOW: Final = 10
 """Samples. Fewer: the rate jumps with every part. More: it follows a change too slowly."""
@@ -84,36 +71,36 @@ class TrackedUpload:
     started_s: float = 0.0
     rate: Rate | None = None
 
-    def update(self, event: Event) -> None:
+    def update(self, event: events.Event) -> None:
         """Apply an event."""
         self.key, self.video_id = event.key, event.video_id or self.video_id
         match event:
-            case UploadProgress():
+            case events.UploadProgress():
                 self._move_to(event.done_bytes)
                 self.size, self.part_count = event.size, event.part_count
                 self.acked_part_count = event.acked_part_count
                 self.renewal_count, self.retry_count = event.renewal_count, event.retry_count
-            case UploadStarted():
+            case events.UploadStarted():
                 self.source, self.is_active = self.source or event.source, True
                 self.size, self.part_count = event.size, event.part_count
                 self.done_bytes = self.highest_bytes = self.resumed_bytes = event.done_bytes
                 self.acked_part_count = event.resumed_part_count
-            case UploadFinished(result=result):
+            case events.UploadFinished(result=result):
                 if not self.is_active:  # finished by an earlier run
                     self.resumed_bytes = result.size
                 self.size, self.part_count = result.size, result.part_count
                 self.acked_part_count = result.part_count
                 self._move_to(result.size)
                 self.is_active = False
-            case UploadFailed() | UploadCancelled():
+            case events.UploadFailed() | events.UploadCancelled():
                 self.is_active = False
-            case UploadRestarted():
+            case events.UploadRestarted():
                 self.lost_bytes = self.new_bytes
                 self.done_bytes = self.highest_bytes = self.resumed_bytes = 0
                 self.acked_part_count = 0
-            case CredentialsRenewed():
+            case events.CredentialsRenewed():
                 self.renewal_count = event.renewal_count
-            case RequestRetried():
+            case events.RequestRetried():
                 self.retry_count += 1
 
     def _move_to(self, done_bytes: int) -> None:
@@ -167,59 +154,61 @@ class Tracker:
         self._failed_sent_bytes = 0
         self._rate = Rate()
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: events.Event) -> None:
         """Count an event."""
         match event:
-            case UploadProgress():
+            case events.UploadProgress():
                 self._update(event)
-            case PartStored():
+            case events.PartStored():
                 self.stored_part_count += 1
-            case UploadStarted():
+            case events.UploadStarted():
                 self._start(event)
-            case UploadFinished() | UploadFailed() | UploadCancelled():
+            case events.UploadFinished() | events.UploadFailed() | events.UploadCancelled():
                 self._end(event)
-            case CredentialsRenewed():
+            case events.CredentialsRenewed():
                 self.renewal_count += 1
                 self._update(event)
-            case RequestRetried():
+            case events.RequestRetried():
                 self.retries[event.operation, event.action] += 1
                 self._update(event)
-            case PartsAdopted():
+            case events.PartsAdopted():
                 self.adopted_part_count += event.part_count
-            case UploadRestarted():
+            case events.UploadRestarted():
                 self.restart_count += 1
                 self._update(event)
-            case HookFailed():
+            case events.HookFailed():
                 self.hook_failure_count += 1
                 self.hook_failure = event.message
 
-    def _update(self, event: Event) -> None:
+    def _update(self, event: events.Event) -> None:
         if (upload := self.active.get(event.key)) is not None:
             upload.update(event)
 
-    def _start(self, event: UploadStarted) -> None:
+    def _start(self, event: events.UploadStarted) -> None:
         upload = self.active.get(event.key)
         if upload is None:  # else it restarted within one run
             upload = self.active[event.key] = TrackedUpload(started_s=self.clock())
             self.started[event.is_resumed] += 1
         upload.update(event)
 
-    def _end(self, event: UploadFinished | UploadFailed | UploadCancelled) -> None:
+    def _end(
+        self, event: events.UploadFinished | events.UploadFailed | events.UploadCancelled
+    ) -> None:
         upload = self.active.pop(event.key, None) or TrackedUpload()
         upload.update(event)
         self.ended_size += upload.size
         self.ended_done_bytes += upload.done_bytes
         self._ended_new_bytes += upload.new_bytes
         match event:
-            case UploadFinished(result=result) if result.is_earlier_result:
+            case events.UploadFinished(result=result) if result.is_earlier_result:
                 self.finished_before_count += 1
-            case UploadFinished(result=result):
+            case events.UploadFinished(result=result):
                 self.finished[result.verified_by] += 1
                 self.finished_sent_bytes += result.sent_bytes
-            case UploadFailed():
+            case events.UploadFailed():
                 self.failed[event.error] += 1
                 self._failed_sent_bytes += upload.new_bytes
-            case UploadCancelled():
+            case events.UploadCancelled():
                 self.cancelled_count += 1
                 self._failed_sent_bytes += upload.new_bytes
 

@@ -20,10 +20,11 @@ from pathlib import Path
 
 from uploader import errors
 
-__all__ = ["SNAPSHOT", "Messages", "main", "sources"]
+__all__ = ["PUBLIC_ERRORS", "SNAPSHOT", "Messages", "main", "sources"]
 
 ROOT = Path(__file__).parents[2]
 SNAPSHOT = Path(__file__).with_name("messages.txt")
+PUBLIC_ERRORS = frozenset(name for name, kind in vars(errors).items() if isinstance(kind, type))
 
 _LEFT_OUT = frozenset({"devserver"})  # another program that lives in this repository
 _NEXT_STEPS = frozenset({"next_step", "default_next_step"})
@@ -92,7 +93,7 @@ class Messages:
 def _error_classes(nodes: Iterable[ast.AST]) -> set[str]:
     """The public errors, and whatever derives from an exception anywhere."""
     classes = [node for node in nodes if isinstance(node, ast.ClassDef)]
-    found = {*errors.__all__, "ValueError", "Exception", "OSError"}
+    found = {*PUBLIC_ERRORS, "ValueError", "Exception", "OSError"}
     for _ in classes:  # a class may stand before its base
         found |= {node.name for node in classes if found & set(map(_name_of, node.bases))}
     return found

@@ -10,7 +10,7 @@ from tests.gates import messages, mutants
 from uploader import errors
 from uploader.errors import VodupError
 
-PUBLIC = sorted(set(errors.__all__))
+PUBLIC = sorted(messages.PUBLIC_ERRORS)
 SAMPLE = """
 LATER = "Try later."
 

@@ -8,26 +8,12 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from uploader import units
+from uploader import events, units
 from uploader.cli import run
 from uploader.cli.flags import OutputFlags
 from uploader.cli.printing import err, out, out_json, paragraph
 from uploader.cli.progress import Total, progress_line, sample_every_second, show_progress
 from uploader.errors import VodupError
-from uploader.events import (
-    Event,
-    HookFailed,
-    PartsAdopted,
-    PartStored,
-    RequestRetried,
-    UploadCancelled,
-    UploadFailed,
-    UploadFinished,
-    UploadProgress,
-    UploadRestarted,
-    UploadResult,
-    UploadStarted,
-)
 from uploader.tasks import beside
 from uploader.tracker import TrackedUpload, Tracker
 
@@ -54,16 +40,16 @@ class PushedFile:
     size: int = 0
     trouble: str = ""
 
-    def update(self, event: Event, tracker: Tracker) -> None:
+    def update(self, event: events.Event, tracker: Tracker) -> None:
         """Apply an event of this upload."""
         tracker(event)
         match event:
-            case UploadStarted():
+            case events.UploadStarted():
                 self.upload = tracker.active[event.key]
                 self.upload.source = self.label
-            case RequestRetried() if event.pause_s:
+            case events.RequestRetried() if event.pause_s:
                 self.trouble = event.reason.rstrip(".")
-            case PartStored():
+            case events.PartStored():
                 self.trouble = ""
 
     @property
@@ -80,7 +66,7 @@ class PushedFile:
 # --- sentences --------------------------------------------------------------------------
 
 
-def success(file: PushedFile, result: UploadResult, *, is_verbose: bool) -> str:
+def success(file: PushedFile, result: events.UploadResult, *, is_verbose: bool) -> str:
     """What an upload came to."""
     if result.is_earlier_result:
         return f"{file.label} is already uploaded as video {result.video_id}; nothing to send."
@@ -104,7 +90,7 @@ def success(file: PushedFile, result: UploadResult, *, is_verbose: bool) -> str:
     return f"Uploaded {file.label} → video {result.video_id} ({'; '.join(facts)})."
 
 
-def beginning(file: PushedFile, event: UploadStarted) -> str:
+def beginning(file: PushedFile, event: events.UploadStarted) -> str:
     """How an upload starts."""
     video = f"video {event.video_id}"
     if not event.size:
@@ -121,17 +107,17 @@ def beginning(file: PushedFile, event: UploadStarted) -> str:
     return f"{file.label}: uploading {units.size(event.size)} as {video}."
 
 
-def incident(file: PushedFile, event: Event) -> str | None:
+def incident(file: PushedFile, event: events.Event) -> str | None:
     """What else people want to know of an upload; None for other events."""
     match event:
-        case UploadStarted():
+        case events.UploadStarted():
             return beginning(file, event)
-        case UploadRestarted():
+        case events.UploadRestarted():
             return f"{file.label}: {event.reason}; uploading all parts again, to the same video."
-        case PartsAdopted():
+        case events.PartsAdopted():
             parts = units.count(event.part_count, "part")
             return f"{file.label}: OSS already has {parts} that were not recorded; verified."
-        case HookFailed():
+        case events.HookFailed():
             return f"{file.label}: {event.message}"
         case _:
             return None
@@ -170,13 +156,13 @@ class JsonView:
     def __init__(self) -> None:
         self._printed_s: dict[int, float] = {}
 
-    def event(self, file: PushedFile, event: Event) -> None:
+    def event(self, file: PushedFile, event: events.Event) -> None:
         """Print the event; progress at most once a second, and only once it has started."""
-        if isinstance(event, UploadFinished | UploadFailed | UploadCancelled):
+        if isinstance(event, events.UploadFinished | events.UploadFailed | events.UploadCancelled):
             return  # printed by `finished`, `failed`, `interrupted`, which know the exit code
-        if isinstance(event, PartStored):
+        if isinstance(event, events.PartStored):
             return  # the progress counts them
-        if isinstance(event, UploadProgress) and not self._is_due(file):
+        if isinstance(event, events.UploadProgress) and not self._is_due(file):
             return
         self._print(file, event.type, **asdict(event))
 
@@ -188,9 +174,9 @@ class JsonView:
         self._printed_s[id(file)] = now_s
         return True
 
-    def finished(self, file: PushedFile, result: UploadResult) -> None:
+    def finished(self, file: PushedFile, result: events.UploadResult) -> None:
         """Print the result."""
-        self._print(file, UploadFinished.type, **asdict(result))
+        self._print(file, events.UploadFinished.type, **asdict(result))
 
     def failed(self, file: PushedFile, error: VodupError) -> None:
         """Print the error."""
@@ -211,7 +197,7 @@ class JsonView:
     ) -> None:
         self._print(
             file,
-            UploadFailed.type,
+            events.UploadFailed.type,
             video_id=error.video_id or file.video_id,
             error=name,
             message=error.message,
@@ -258,7 +244,7 @@ class TextView:
         self._is_quiet, self._is_verbose = flags.quiet, flags.verbose
         self._troubled: set[int] = set()
 
-    def event(self, file: PushedFile, event: Event) -> None:
+    def event(self, file: PushedFile, event: events.Event) -> None:
         """Print what is out of the ordinary."""
         sentence = incident(file, event)
         if file.trouble and file.upload is None and id(file) not in self._troubled:
@@ -267,7 +253,7 @@ class TextView:
         if sentence is not None and not self._is_quiet:
             err(sentence)
 
-    def finished(self, file: PushedFile, result: UploadResult) -> None:
+    def finished(self, file: PushedFile, result: events.UploadResult) -> None:
         """Print the result."""
         if self._is_quiet:
             out(result.video_id)
