@@ -174,6 +174,12 @@ class Uploader:
         item = UploadItem(
             source=source, meta=meta, video_id=video_id, grant=grant, key=key, overwrite=overwrite
         )
+        return await self.upload_item(item, on_event=on_event)
+
+    async def upload_item(
+        self, item: UploadItem, *, on_event: Listener | None = None
+    ) -> UploadResult:
+        """As `upload`, with what an `UploadItem` holds."""
         return await self._upload(item, isolated(on_event))
 
     async def submit(
@@ -193,11 +199,9 @@ class Uploader:
         running. Leaving the uploader's block waits for all of them, and raises the first
         failure whose result was never awaited; an error in the block cancels them.
         """
-
         item = UploadItem(
             source=source, meta=meta, video_id=video_id, grant=grant, key=key, overwrite=overwrite
         )
-
         on_event = isolated(on_event)
 
         async def run(resumed: asyncio.Event, listener: Listener) -> UploadResult:
@@ -222,13 +226,9 @@ class Uploader:
         Close the iterator (`contextlib.aclosing`) to stop early: running uploads are
         cancelled and can be resumed.
         """
-
-        on_event = isolated(on_event)
-
-        async def upload(item: UploadItem) -> UploadResult:
-            return await self._upload(item, on_event)
-
-        async with aclosing(upload_batch(upload, items, files=require_files(files))) as outcomes:
+        listener, at_once = isolated(on_event), require_files(files)
+        ended = upload_batch(lambda item: self._upload(item, listener), items, files=at_once)
+        async with aclosing(ended) as outcomes:
             async for outcome in outcomes:
                 yield outcome
 

@@ -6,11 +6,10 @@ import asyncio
 import json
 import os
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from uploader import Uploader, UploadGrant, UploadRecord, VideoMeta, decode_answer
+from uploader import Uploader, UploadGrant, UploadItem, UploadRecord, VideoMeta, decode_answer
 from uploader.cli import run, settings
 from uploader.cli.flags import OutputFlags, PushFlags, ResumeFlags, UrlFlags
 from uploader.cli.push_views import PushedFile, interruption, make_push_view
@@ -25,7 +24,6 @@ from uploader.cli.sources import (
 )
 from uploader.errors import ConfigurationError, VodupError, unexpected
 from uploader.events import Event, Listener
-from uploader.sources import AnySource
 from uploader.state import Phase
 from uploader.tasks import beside, one_error
 from uploader.tracker import Tracker
@@ -33,20 +31,8 @@ from uploader.tracker import Tracker
 _FILES_AT_ONCE: Final = 4
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PushItem:
-    """One upload to do."""
-
-    file: PushedFile
-    source: AnySource
-    meta: VideoMeta | None = None
-    video_id: str | None = None
-    grant: UploadGrant | None = None
-    key: str | None = None
-    overwrite: bool = False
-
-
-Finder = Callable[[Uploader], Awaitable[Sequence[PushItem]]]
+Finder = Callable[[Uploader], Awaitable[Sequence[UploadItem]]]
+"""Returns what is to be uploaded; `tag` is its `PushedFile`."""
 
 
 # --- push -------------------------------------------------------------------------------
@@ -61,7 +47,7 @@ def push(flags: PushFlags) -> int:
         grant = decode_answer(settings.read_input(flags.grant, "--grant")) if flags.grant else None
         items = _items_of(names, files, flags, grant)
 
-        async def find(_: Uploader) -> Sequence[PushItem]:
+        async def find(_: Uploader) -> Sequence[UploadItem]:
             return items
 
         options = settings.make_options(flags)
@@ -77,12 +63,12 @@ def push(flags: PushFlags) -> int:
 
 def _items_of(
     names: Sequence[str], files: Sequence[PushedFile], flags: PushFlags, grant: UploadGrant | None
-) -> list[PushItem]:
+) -> list[UploadItem]:
     meta = settings.make_meta(flags)
     has_video = flags.video_id is not None or grant is not None
     return [
-        PushItem(
-            file=file,
+        UploadItem(
+            tag=file,
             source=source_of(name, flags, has_video=has_video),
             meta=meta,
             video_id=flags.video_id,
@@ -131,7 +117,7 @@ def resume(flags: ResumeFlags) -> int:
             "Name the uploads to resume, or pass --all.", next_step="`vodup status` lists them."
         )
 
-    async def find(uploader: Uploader) -> list[PushItem]:
+    async def find(uploader: Uploader) -> list[UploadItem]:
         records = await (_named(uploader, flags.names) if flags.names else _unfinished(uploader))
         return [_recorded_item(record, flags) for record in records]
 
@@ -162,12 +148,12 @@ async def _named(uploader: Uploader, names: Sequence[str]) -> list[UploadRecord]
     return records
 
 
-def _recorded_item(record: UploadRecord, flags: UrlFlags) -> PushItem:
+def _recorded_item(record: UploadRecord, flags: UrlFlags) -> UploadItem:
     # What the first run was to send with CreateUploadVideo, for a video that was not created yet.
     given = json.loads(record.meta or "{}")
     known = {name: given[name] for name in VideoMeta.__slots__ if name in given}
-    return PushItem(
-        file=PushedFile(record.source, record.source),
+    return UploadItem(
+        tag=PushedFile(record.source, record.source),
         source=recorded_source(record, flags),
         meta=VideoMeta(**{**known, "tags": tuple(known.get("tags", ()))}),
         video_id=record.video_id,
@@ -213,7 +199,7 @@ class _Push:
     async def _perform(self, uploader: Uploader, find: Finder) -> int:
         async with uploader:
             items = await find(uploader)
-            self._files = [item.file for item in items]
+            self._files = [item.tag for item in items]
             gate = asyncio.Semaphore(_FILES_AT_ONCE)
             watching = self._view.watch(self._files, self._tracker)
             async with beside(watching), one_error() as group:
@@ -222,8 +208,8 @@ class _Push:
             self._view.total(self._files)
         return run.common_code(task.result() for task in tasks)
 
-    async def _upload(self, uploader: Uploader, item: PushItem, gate: asyncio.Semaphore) -> int:
-        file = item.file
+    async def _upload(self, uploader: Uploader, item: UploadItem, gate: asyncio.Semaphore) -> int:
+        file: PushedFile = item.tag
 
         def on_event(event: Event) -> None:
             file.update(event, self._tracker)
@@ -231,15 +217,7 @@ class _Push:
 
         try:
             async with gate:
-                result = await uploader.upload(
-                    item.source,
-                    meta=item.meta,
-                    video_id=item.video_id,
-                    grant=item.grant,
-                    key=item.key,
-                    overwrite=item.overwrite,
-                    on_event=on_event,
-                )
+                result = await uploader.upload_item(item, on_event=on_event)
         except VodupError as error:
             return self._fail(file, error)
         except Exception as error:  # a bug that affects one file must not stop the others

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from procrastinate.retry import BaseRetryStrategy, RetryDecision
 from procrastinate.worker import Worker
 
-from uploader.batch import UploadItem, outcome_of
+from uploader.batch import outcome_of
 from uploader.bulk.ledger import Record, failure_record, success_record
 from uploader.bulk.rows import Row
 from uploader.bulk.runner import STOPS_ALL, CheckedRow
@@ -274,19 +274,10 @@ class QueueWorker:
         root = self._options.root_of(taken.checked.real_path)
         checked = replace(taken.checked, root=root)
         item = checked.item(self._options.urls, overwrite=taken.overwrite)
-        outcome = await outcome_of(self._upload, item)
+        outcome = await outcome_of(self._uploader.upload_item, item)
         if outcome.result is not None:
             return outcome.result
         raise outcome.error or VodupError("The upload ended without a result.")
-
-    async def _upload(self, item: UploadItem) -> UploadResult:
-        return await self._uploader.upload(
-            item.source,
-            meta=item.meta,
-            video_id=item.video_id,
-            key=item.key,
-            overwrite=item.overwrite,
-        )
 
     def _given_back(self, taken: _TakenRow, error: VodupError, wait_s: float) -> Ending:
         problem = storable(f"{type(error).__name__}: {error.message}")
