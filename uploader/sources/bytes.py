@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Self
 
 from uploader.protocol.integrity import crc64
-from uploader.protocol.wire import Body
-from uploader.sources.contract import Fingerprint, RandomAccess, RangeBody, Ranges, empty_source
+from uploader.sources.contract import Fingerprint, RandomAccess, empty_source
 
 
 @dataclass(frozen=True, slots=True)
-class BytesSource(Ranges):
+class BytesSource(RandomAccess):
     """Bytes that are in memory anyway; they must not be changed while they are uploaded."""
 
     data: bytes | memoryview = field(repr=False)
@@ -33,9 +31,15 @@ class BytesSource(Ranges):
         """The size and the CRC-64 of the content."""
         return Fingerprint.of_content(self.size, crc64(self.data))
 
-    def body(self, offset: int, size: int, on_sent: Callable[[int], None] | None = None) -> Body:
-        """Return the range as a request body."""
-        return RangeBody(_Memory(memoryview(self.data)), offset, size, on_sent)
+    def read_now(self, into: memoryview, offset: int) -> int | None:
+        """Copy from memory."""
+        piece = memoryview(self.data)[offset : offset + len(into)]
+        into[: len(piece)] = piece
+        return len(piece)
+
+    async def read(self, into: memoryview, offset: int) -> int:
+        """Copy from memory."""
+        return self.read_now(into, offset) or 0
 
     async def __aenter__(self) -> Self:
         if not self.data:
@@ -44,16 +48,3 @@ class BytesSource(Ranges):
 
     async def __aexit__(self, kind: object, error: object, trace: object) -> None:
         return None
-
-
-@dataclass(frozen=True, slots=True)
-class _Memory(RandomAccess):
-    data: memoryview
-
-    def read_now(self, into: memoryview, offset: int) -> int | None:
-        piece = self.data[offset : offset + len(into)]
-        into[: len(piece)] = piece
-        return len(piece)
-
-    async def read(self, into: memoryview, offset: int) -> int:
-        return self.read_now(into, offset) or 0

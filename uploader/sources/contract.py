@@ -49,32 +49,31 @@ class Ranges(Protocol):
 
     async def read_crc(self, offset: int, size: int, *, with_md5: bool = False) -> Checksums:
         """Read the range and return its checksums; the MD5 only if requested."""
-        return await checksums_of(self.body(offset, size), with_md5=with_md5)
+        body, crc, position = self.body(offset, size), 0, 0
+        md5 = hashlib.md5(usedforsecurity=False) if with_md5 else None
+        buffer = memoryview(bytearray(min(size, _CHECKSUM_READ_SIZE)))
+
+        def updated(piece: memoryview) -> int:
+            if md5 is not None:
+                md5.update(piece)
+            return crc64(piece, crc)
+
+        while position < size:
+            count = await body.read(buffer, position)
+            piece = buffer[:count]
+            crc = updated(piece) if count < _INLINE_SIZE else await in_thread(updated, piece)
+            position += count
+        return crc, md5.hexdigest().upper() if md5 else None
 
 
-async def checksums_of(body: Body, *, with_md5: bool) -> Checksums:
-    """Read all of a body and return its checksums; the MD5 only if requested."""
-    md5 = hashlib.md5(usedforsecurity=False) if with_md5 else None
-    buffer = memoryview(bytearray(min(body.size, _CHECKSUM_READ_SIZE)))
-    crc = position = 0
-
-    def updated(piece: memoryview) -> int:
-        if md5 is not None:
-            md5.update(piece)
-        return crc64(piece, crc)
-
-    while position < body.size:
-        count = await body.read(buffer, position)
-        piece = buffer[:count]
-        crc = updated(piece) if count < _INLINE_SIZE else await in_thread(updated, piece)
-        position += count
-    return crc, md5.hexdigest().upper() if md5 else None
-
-
-class RandomAccess(Protocol):
-    """What a `RangeBody` reads from; by default it has to wait and is not checked."""
+class RandomAccess(Ranges, Protocol):
+    """Bytes read by position; by default reading has to wait, and changes are not checked."""
 
     __slots__ = ()
+
+    def body(self, offset: int, size: int, on_sent: Callable[[int], None] | None = None) -> Body:
+        """Return the range as a request body."""
+        return RangeBody(self, offset, size, on_sent)
 
     def read_now(self, into: memoryview, offset: int) -> int | None:
         """Fill `into` if that needs no waiting, else return None; 0 is the end."""

@@ -9,12 +9,9 @@ from collections.abc import AsyncGenerator, Callable
 from typing import ParamSpec, Protocol, Self, TypeVar, runtime_checkable
 
 from uploader.errors import ConfigurationError, SourceUnreadable
-from uploader.protocol.wire import Body
 from uploader.sources.contract import (
     Fingerprint,
     RandomAccess,
-    RangeBody,
-    Ranges,
     Source,
     changed_source,
     empty_source,
@@ -96,7 +93,7 @@ def _path_of(file: object) -> str | None:
         return None
 
 
-class FileObjectSource(Ranges, RandomAccess):
+class FileObjectSource(RandomAccess):
     """A seekable binary file object from its position on. It is not closed.
 
     Nothing else may use the object during the upload. All of it is read when the source is
@@ -125,10 +122,6 @@ class FileObjectSource(Ranges, RandomAccess):
         if size < 1:
             raise empty_source(self.name)
         return Fingerprint.of_content(size, (await self.read_crc(0, size))[0])
-
-    def body(self, offset: int, size: int, on_sent: Callable[[int], None] | None = None) -> Body:
-        """Return the range as a request body."""
-        return RangeBody(self, offset, size, on_sent)
 
     async def __aenter__(self) -> Self:
         """Read all of it once.

@@ -28,10 +28,8 @@ from uploader.sources.contract import (
     Checksums,
     Fingerprint,
     RandomAccess,
-    RangeBody,
     Ranges,
     changed_source,
-    checksums_of,
     empty_source,
     irregular_source,
     require_open,
@@ -119,11 +117,11 @@ class FileSource(Ranges):
         """Return the range as a request body."""
         file = self._opened()
         is_whole = size == file.fingerprint.size
-        return RangeBody(_WholeFile(file) if is_whole else file, offset, size, on_sent)
+        return (_WholeFile(file) if is_whole else file).body(offset, size, on_sent)
 
     async def read_crc(self, offset: int, size: int, *, with_md5: bool = False) -> Checksums:
         """Return the checksums of the range, read again from the file."""
-        return await checksums_of(RangeBody(self._opened(), offset, size), with_md5=with_md5)
+        return await self._opened().read_crc(offset, size, with_md5=with_md5)
 
     async def _open(self) -> AsyncFileIO:
         opener = functools.partial(

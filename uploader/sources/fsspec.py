@@ -17,7 +17,6 @@ from uploader.protocol.wire import Body
 from uploader.sources.contract import (
     Fingerprint,
     RandomAccess,
-    RangeBody,
     Ranges,
     changed_source,
     empty_source,
@@ -84,7 +83,7 @@ class FsspecSource(Ranges):
 
     def body(self, offset: int, size: int, on_sent: Callable[[int], None] | None = None) -> Body:
         """Return the range as a request body."""
-        return RangeBody(_Blocks(self, offset + size), offset, size, on_sent)
+        return _Blocks(self, offset + size).body(offset, size, on_sent)
 
     async def __aenter__(self) -> Self:
         """Find the object.

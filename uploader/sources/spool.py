@@ -17,7 +17,7 @@ from uploader.errors import SourceChanged, SourceNotRepeatable, SourceUnreadable
 from uploader.private_files import make_private_folder, open_private_file, require_private_folder
 from uploader.protocol.integrity import crc64
 from uploader.protocol.wire import Body
-from uploader.sources.contract import Checksums, RandomAccess, RangeBody, Ranges
+from uploader.sources.contract import Checksums, RandomAccess
 from uploader.sources.part_buffer import (
     BUFFERED_PART_COUNT,
     BufferedPart,
@@ -251,7 +251,7 @@ def _read_journal(folder: Path) -> _Journal:
 
 
 @dataclass(frozen=True, slots=True)
-class _SpooledPart(Ranges, RandomAccess):
+class _SpooledPart(RandomAccess):
     """A part in its file, which is opened and checked for each read: there may be thousands."""
 
     path: Path
@@ -264,10 +264,6 @@ class _SpooledPart(Ranges, RandomAccess):
         with suppress(FileNotFoundError):
             return cls(path, size, path.stat().st_mtime_ns)
         return None
-
-    def body(self, offset: int, size: int, on_sent: Callable[[int], None] | None = None) -> Body:
-        """Return the range as a request body."""
-        return RangeBody(self, offset, size, on_sent)
 
     async def read(self, into: memoryview, offset: int) -> int:
         """Fill `into` in a thread."""

@@ -25,7 +25,6 @@ from uploader.sources.contract import (
     Fingerprint,
     PartStream,
     RandomAccess,
-    RangeBody,
     Ranges,
     changed_source,
     empty_source,
@@ -148,7 +147,7 @@ class UrlSource(Ranges):
         if self._stream is not None:
             return self._stream.body(offset, size, on_sent)
         download = _Download(self, self._client, offset + size, self._patience_s)
-        return RangeBody(download, offset, size, on_sent)
+        return download.body(offset, size, on_sent)
 
     async def read_crc(self, offset: int, size: int, *, with_md5: bool = False) -> Checksums:
         """Read the range again, or return what the buffer knows of a part."""
