@@ -137,7 +137,7 @@ LINES = (
     _hand("cluster.*", "procrastinate", "psycopg", "psycopg_pool"),
     _hand(ROOT),
     _hand("devserver.*", "aiohttp", "fastcrc", "trustme"),
-    _hand("cli.*", "platformdirs", "rich", "typer", "uvloop"),
+    _hand("cli.*", "click", "platformdirs", "rich", "uvloop"),
     _hand("__main__"),
 )
 

@@ -46,9 +46,7 @@ def _run(code: str) -> str:
 
 
 def test_every_command_is_tested_here() -> None:
-    found = {info.name for info in app.registered_commands}
-
-    assert found == set(COMMANDS)
+    assert set(app.commands) - {"db"} == set(COMMANDS)
 
 
 def test_importing_the_command_line_loads_nothing_heavy() -> None:
@@ -60,8 +58,7 @@ def test_importing_the_command_line_loads_nothing_heavy() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_help_of_a_command_loads_nothing_heavy(command: str) -> None:
-    # typer itself checks the values of a command's flags with pydantic.
-    out = _run(MEASURE.format(words=[command, "--help"], allowed=["pydantic"]))
+    out = _run(MEASURE.format(words=[command, "--help"], allowed=[]))
 
     assert f"Usage: vodup {command}" in out
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import Any, Literal
 
 import pytest
@@ -20,7 +23,6 @@ from uploader.cli.options import (
     number,
     one_of,
     parameters_of,
-    values_of,
 )
 from uploader.cli.printing import printable
 from uploader.cli.settings import make_options, make_provider
@@ -90,11 +92,10 @@ def test_the_flags_of_a_command_come_before_those_it_shares() -> None:
     assert len(names) == len(set(names))
 
 
-def test_the_values_from_typer_become_the_flags() -> None:
-    given = {name: None for name in AccessFlags.__dataclass_fields__}
-    flags = values_of(AccessFlags, {**given, "allow_host": ["a.example", "b.example"]})
-    assert flags.allow_host == ("a.example", "b.example")
-    assert values_of(AccessFlags, given).allow_host == ()
+def test_values_become_the_flags_and_what_is_not_given_is_the_default() -> None:
+    flags = AccessFlags(allow_host=("a.example", "b.example"), region="cn-beijing")
+    assert (flags.allow_host, flags.region) == (("a.example", "b.example"), "cn-beijing")
+    assert (AccessFlags().allow_host, AccessFlags().service) == ((), "vod")
     assert OutputFlags().log_level == "critical"
 
 
@@ -167,3 +168,16 @@ def test_printed_text_cannot_control_the_terminal_nor_show_a_token() -> None:
     text = printable("a\x1b[2Jb\u202ec CAIS" + "x" * 30)
 
     assert text == "a\ufffd[2Jb\ufffdc [redacted]"
+
+
+def test_a_shell_completes_flags_and_prints_its_script() -> None:
+    def run(*words: str, **variables: str) -> str:
+        code = (
+            f"import sys; sys.argv = ['vodup', *{words!r}]; from uploader.cli import main; main()"
+        )
+        environment = {**os.environ, **variables}
+        return subprocess.check_output([sys.executable, "-c", code], text=True, env=environment)
+
+    assert "_VODUP_COMPLETE=bash_complete" in run("--show-completion", "bash")
+    words = {"COMP_WORDS": "vodup status --w", "COMP_CWORD": "2"}
+    assert run(_VODUP_COMPLETE="bash_complete", **words) == "plain,--watch\n"

@@ -9,9 +9,8 @@ import re
 import signal
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
@@ -232,20 +231,20 @@ def test_an_unsupported_extension_is_2(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "sentence"),
+    ("given", "sentence"),
     [
-        (PushFlags(), "No files given"),
-        (PushFlags(paths=("a", "b"), title="both"), "--title can only be used with a single file"),
-        (PushFlags(paths=("a", "b"), key="both"), "--key can only be used with a single file"),
-        (PushFlags(paths=("a", "./a")), "given twice"),
-        (PushFlags(paths=("a",), grant="missing.json"), "cannot read missing.json"),
-        (PushFlags(paths=("a",), allow_host=("https://x",)), "not a plain host name"),
+        ({}, "No files given"),
+        ({"paths": ("a", "b"), "title": "both"}, "--title can only be used with a single file"),
+        ({"paths": ("a", "b"), "key": "both"}, "--key can only be used with a single file"),
+        ({"paths": ("a", "./a")}, "given twice"),
+        ({"paths": ("a",), "grant": "missing.json"}, "cannot read missing.json"),
+        ({"paths": ("a",), "allow_host": ("https://x",)}, "not a plain host name"),
     ],
 )
 def test_usage_errors_are_2_with_a_sentence_printed_once(
-    capfd: pytest.CaptureFixture[str], flags: PushFlags, sentence: str
+    capfd: pytest.CaptureFixture[str], given: dict[str, Any], sentence: str
 ) -> None:
-    code = finish(lambda: push(replace(flags, state="memory")))
+    code = finish(lambda: push(PushFlags(**given, state="memory")))
 
     printed = capfd.readouterr()
     assert code == 2

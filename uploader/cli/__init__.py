@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 
 __all__ = ["main"]
 
@@ -13,10 +14,12 @@ def main() -> None:
     gc.set_threshold(50_000, 20, 20)
     from uploader.cli.printing import Outputs
 
-    outputs = Outputs()
+    is_completing = "_VODUP_COMPLETE" in os.environ  # then click writes bytes, for a shell
+    outputs = None if is_completing else Outputs()
     from uploader.cli.app import run
 
     try:
         run()
     except SystemExit as end:
-        raise SystemExit(outputs.close(int(end.code or 0))) from None
+        code = int(end.code or 0)
+        raise SystemExit(outputs.close(code) if outputs else code) from None

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
-from inspect import Signature
 from typing import Any, cast
 
-import typer
+import click
 
 from uploader.cli.flags import (
     AbortFlags,
@@ -27,53 +27,66 @@ from uploader.cli.flags import (
     VersionFlags,
     WorkerFlags,
 )
-from uploader.cli.options import parameters_of, values_of
+from uploader.cli.options import Argument, parameters_of
 from uploader.cli.printing import err, out, out_json, paragraph
 from uploader.cli.run import exit_code, finish
 from uploader.errors import VodupError
 
-app = typer.Typer(
-    name="vodup",
-    help="Upload large files to Alibaba Cloud ApsaraVideo VOD, resumable and verified. "
-    "Every flag can also be set as VODUP_<FLAG>. AccessKeys are read from "
-    "ALIBABA_CLOUD_ACCESS_KEY_ID and ALIBABA_CLOUD_ACCESS_KEY_SECRET only.",
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    # Plain help is printed in 0.1 s; rich alone takes longer to load than that.
-    rich_markup_mode=None,
-    # A traceback with locals would print credentials.
-    pretty_exceptions_enable=False,
-)
-database = typer.Typer(help="Manage the database of a cluster.", no_args_is_help=True)
-app.add_typer(database, name="db")
 
-
-def run(words: list[str] | None = None) -> None:
+def run(words: Sequence[str] | None = None) -> None:
     """Run a command line, that of this process unless `words` are given, and exit."""
     try:
-        app(words, prog_name="vodup")
+        app.main(words, prog_name="vodup")
     except VodupError as error:  # from reading a flag
         err(*paragraph(error))
         raise SystemExit(exit_code(error)) from None
 
 
-def _add(to: typer.Typer, name: str, module: str, flags_type: type[Any]) -> None:
-    """Add a command: the function `name` of a module, which takes flags and returns an exit code.
+class _Command(click.Command):
+    """A command: the function `name` of a module, which takes flags and returns an exit code.
 
-    The help text is the docstring of the flags.
+    The help text is the docstring of the flags. Mutable: the flags are declared when they are
+    needed, which the list of all commands does not do.
     """
 
-    def callback(**given: Any) -> None:
-        flags = values_of(flags_type, given)
+    def __init__(self, name: str, module: str, flags_type: type[Any]) -> None:
+        super().__init__(name, help=flags_type.__doc__)
+        self._module, self._flags_type = module, flags_type
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Declare the flags, once."""
+        self.params = self.params or list(parameters_of(self._flags_type))
+        return super().get_params(ctx)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the arguments above the options."""
+        arguments = [each for each in self.get_params(ctx) if isinstance(each, Argument)]
+        if records := [each.help_record for each in arguments if each.help_record]:
+            with formatter.section("Arguments"):
+                formatter.write_dl(records)
+        super().format_options(ctx, formatter)
+
+    def invoke(self, ctx: click.Context) -> None:
+        """Run the command and exit."""
+        flags = self._flags_type(**ctx.params)
 
         def work() -> int:
-            function = getattr(import_module(f"uploader.cli.{module}"), name)
+            function = getattr(import_module(f"uploader.cli.{self._module}"), str(self.name))
             return cast("int", function(flags))
 
-        raise typer.Exit(finish(work, flags if isinstance(flags, OutputFlags) else None))
+        ctx.exit(finish(work, flags if isinstance(flags, OutputFlags) else None))
 
-    callback.__signature__ = Signature(list(parameters_of(flags_type)))  # type: ignore[attr-defined]
-    to.command(name, help=flags_type.__doc__)(callback)
+
+class _Commands(click.Group):
+    """A table of commands."""
+
+    def __init__(self, name: str, help: str, *commands: click.Command, **settings: Any) -> None:
+        by_name = {str(command.name): command for command in commands}
+        super().__init__(name, by_name, help=help, no_args_is_help=True, **settings)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order of the table, not by name."""
+        return list(self.commands)
 
 
 def devserver(flags: DevserverFlags) -> int:
@@ -107,19 +120,48 @@ def version(flags: VersionFlags) -> int:
     return 0
 
 
-_add(app, "push", "push", PushFlags)
-_add(app, "ingest", "ingest", IngestFlags)
-_add(app, "enqueue", "cluster", EnqueueFlags)
-_add(app, "worker", "cluster", WorkerFlags)
-_add(app, "results", "cluster", ResultsFlags)
-_add(database, "upgrade", "cluster", UpgradeFlags)
-_add(app, "resume", "push", ResumeFlags)
-_add(app, "status", "records", StatusFlags)
-_add(app, "abort", "records", AbortFlags)
-_add(app, "clean", "records", CleanFlags)
-_add(app, "verify", "records", VerifyFlags)
-_add(app, "inspect", "inspect", InspectFlags)
-_add(app, "doctor", "doctor", DoctorFlags)
-_add(app, "devserver", "app", DevserverFlags)
-_add(app, "demo", "demo", DemoFlags)
-_add(app, "version", "app", VersionFlags)
+def _show_completion(ctx: click.Context, parameter: click.Parameter, shell: str | None) -> None:
+    """Print what makes a shell complete the words of this command line."""
+    from click.shell_completion import get_completion_class
+
+    if shell is not None and (kind := get_completion_class(shell)):
+        out(*kind(ctx.command, {}, "vodup", "_VODUP_COMPLETE").source().splitlines())
+        ctx.exit()
+
+
+app = _Commands(
+    "vodup",
+    "Upload large files to Alibaba Cloud ApsaraVideo VOD, resumable and verified. "
+    "Every flag can also be set as VODUP_<FLAG>. AccessKeys are read from "
+    "ALIBABA_CLOUD_ACCESS_KEY_ID and ALIBABA_CLOUD_ACCESS_KEY_SECRET only.",
+    _Command("push", "push", PushFlags),
+    _Command("ingest", "ingest", IngestFlags),
+    _Command("enqueue", "cluster", EnqueueFlags),
+    _Command("worker", "cluster", WorkerFlags),
+    _Command("results", "cluster", ResultsFlags),
+    _Command("resume", "push", ResumeFlags),
+    _Command("status", "records", StatusFlags),
+    _Command("abort", "records", AbortFlags),
+    _Command("clean", "records", CleanFlags),
+    _Command("verify", "records", VerifyFlags),
+    _Command("inspect", "inspect", InspectFlags),
+    _Command("doctor", "doctor", DoctorFlags),
+    _Command("devserver", "app", DevserverFlags),
+    _Command("demo", "demo", DemoFlags),
+    _Command("version", "app", VersionFlags),
+    _Commands(
+        "db", "Manage the database of a cluster.", _Command("upgrade", "cluster", UpgradeFlags)
+    ),
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    params=[
+        click.Option(
+            ["--show-completion"],
+            type=click.Choice(["bash", "zsh", "fish"]),
+            callback=_show_completion,
+            expose_value=False,
+            is_eager=True,
+            metavar="SHELL",
+            help="Print the completion for bash, zsh or fish; its startup file can run that.",
+        )
+    ],
+)

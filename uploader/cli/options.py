@@ -1,21 +1,19 @@
-"""How a flag is declared, shown to typer, and read.
+"""How a flag is declared, shown to click, and read.
 
-Flags are fields of dataclasses (`flags.py`): the field `part_size` is the flag `--part-size` and
-the environment variable VODUP_PART_SIZE. A flag that takes more than plain text names a `Kind`, so
+Flags are fields of classes (`flags.py`): the field `part_size` is the flag `--part-size` and the
+environment variable VODUP_PART_SIZE. A flag that takes more than plain text names a `Kind`, so
 that a command sees values only, and a wrong text ends in a sentence that says what to write.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, TypeVar, cast, dataclass_transform
+from typing import Any, Final, TypeVar, dataclass_transform
 
-import typer
+import click
 
 from uploader import units
 from uploader.errors import ConfigurationError
@@ -151,14 +149,48 @@ BANDWIDTH: Final = Kind(
 
 # --- declarations -----------------------------------------------------------------------
 
-Declare = Callable[[str, str], Any]
-"""Makes what typer wants to know of a parameter, from its flag and its variable."""
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """A flag of a group: its default, and what makes the parameter for click.
+
+    `declare` takes the field's name, the flag and its variable.
+    """
+
+    default: Any
+    declare: Callable[[str, str, str], click.Parameter]
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def group(cls: type[F]) -> type[F]:
-    """Make a frozen dataclass of flags, without the methods that only take time to make."""
-    return dataclass(frozen=True, kw_only=True, eq=False, repr=False, match_args=False)(cls)
+    """Make a group of flags: a frozen dataclass for type checkers, none of its code at run time.
+
+    Compiling thirty dataclasses takes longer than all else that `vodup --help` does.
+    """
+    own = {name: d for name, d in vars(cls).items() if isinstance(d, Declaration)}
+    for name, declaration in own.items():
+        setattr(cls, name, declaration.default)
+    cls._own_flags = own  # type: ignore[attr-defined]
+    cls.__init__ = _set_flags  # type: ignore[assignment]
+    return cls
+
+
+def _set_flags(flags: object, **values: Any) -> None:
+    vars(flags).update(values)
+
+
+def parameters_of(flags: type[Any]) -> Iterator[click.Parameter]:
+    """Yield the parameters of a command with these flags.
+
+    The fields of a class come before those of its bases, in the order of the bases.
+    """
+    names: set[str] = set()
+    for owner in flags.__mro__:
+        for name, declaration in vars(owner).get("_own_flags", {}).items():
+            if name not in names:
+                names.add(name)
+                variable = f"VODUP_{name.upper()}"
+                yield declaration.declare(name, f"--{name.replace('_', '-')}", variable)
 
 
 def option(takes: Kind | str, help: str, default: Any = None, short: str = "") -> Any:
@@ -169,65 +201,56 @@ def option(takes: Kind | str, help: str, default: Any = None, short: str = "") -
     kind = takes if isinstance(takes, Kind) else None
     is_repeated = default == ()
 
-    def declare(flag: str, variable: str) -> Any:
-        return typer.Option(
-            *filter(None, (short, flag)),
+    def declare(name: str, flag: str, variable: str) -> click.Parameter:
+        return click.Option(
+            [name, *filter(None, (short, flag))],
             help=f"{help} Can be repeated." if is_repeated else help,
             metavar=kind.metavar if kind else str(takes),
-            parser=kind.parser(flag, variable) if kind else None,
+            type=kind.parser(flag, variable) if kind else str,
             envvar=variable,
-            show_envvar=False,
+            default=default,
+            multiple=is_repeated,
             show_default="[default: " not in help,
         )
 
-    return _field(default, list[str] | None if is_repeated else str | None, declare)
+    return Declaration(default, declare)
 
 
 def switch(help: str, short: str = "", default: bool | None = None) -> Any:
     """Declare a flag that is given or not; with a default, `--no-NAME` exists too."""
 
-    def declare(flag: str, variable: str) -> Any:
+    def declare(name: str, flag: str, variable: str) -> click.Parameter:
         pair = flag if default is None else f"{flag}/--no-{flag[2:]}"
-        names = filter(None, (short, pair))
-        return typer.Option(*names, help=help, envvar=variable, show_envvar=False)
-
-    return _field(default or False, bool, declare)
-
-
-def argument(metavar: str, help: str | None = None, default: Any = ..., many: bool = False) -> Any:
-    """Declare a positional argument, or `many`; it is required unless it has a default."""
-
-    def declare(flag: str, variable: str) -> Any:
-        return typer.Argument(metavar=metavar, help=help)
-
-    return _field(default, list[str] | None if many else str, declare)
-
-
-def _field(default: Any, annotation: Any, declare: Declare) -> Any:
-    return dataclasses.field(default=default, metadata={"typer": (annotation, declare)})
-
-
-def parameters_of(flags: type[Any]) -> Iterator[inspect.Parameter]:
-    """Yield the parameters of a command with these flags, as typer reads them.
-
-    The fields of a class come before those of its bases, in the order of the bases.
-    """
-    fields = {field.name: field for field in dataclasses.fields(flags)}
-    names = (name for owner in flags.__mro__ for name in inspect.get_annotations(owner))
-    for name in dict.fromkeys(name for name in names if name in fields):
-        default, (annotation, declare) = fields[name].default, fields[name].metadata["typer"]
-        info = declare(f"--{name.replace('_', '-')}", f"VODUP_{name.upper()}")
-        if default == ():
-            default = None
-        yield inspect.Parameter(
-            name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=inspect.Parameter.empty if default is ... else default,
-            annotation=Annotated[annotation, info],
+        return click.Option(
+            [name, *filter(None, (short, pair))],
+            help=help,
+            is_flag=True,
+            envvar=variable,
+            default=bool(default),
+            show_default=default is not None,
         )
 
+    return Declaration(bool(default), declare)
 
-def values_of(flags: type[F], given: Mapping[str, Any]) -> F:
-    """Return the flags with the values that typer read."""
-    tuples = {field.name for field in dataclasses.fields(cast("Any", flags)) if field.default == ()}
-    return flags(**{k: tuple(v or ()) if k in tuples else v for k, v in given.items()})
+
+class Argument(click.Argument):
+    """A positional argument with a help text, in releases of click without one."""
+
+    def __init__(self, name: str, help: str, metavar: str, **settings: Any) -> None:
+        super().__init__([name], metavar=metavar, **settings)
+        self.help_record = (metavar, help) if help else None
+
+    def get_usage_pieces(self, ctx: click.Context) -> list[str]:
+        """In brackets what may be left out."""
+        piece = str(self.metavar) if self.required else f"[{self.metavar}]"
+        return [f"{piece}..." if self.nargs == -1 else piece]
+
+
+def argument(metavar: str, help: str = "", default: Any = ..., many: bool = False) -> Any:
+    """Declare a positional argument, or `many`; it is required unless it has a default."""
+
+    def declare(name: str, flag: str, variable: str) -> click.Parameter:
+        settings = {"required": True} if default is ... else {"default": default}
+        return Argument(name, help, metavar, nargs=-1 if many else 1, **settings)
+
+    return Declaration(default, declare)
