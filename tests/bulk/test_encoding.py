@@ -10,6 +10,7 @@ import pytest
 from tests.bulk.conftest import Quick
 from uploader.bulk.encoding import require_encoding
 from uploader.bulk.manifests import files_from, manifest_stream
+from uploader.devserver import Fault
 from uploader.errors import ConfigurationError
 
 CHINESE = "path,title\n视频.mp4,标题一\n"
@@ -198,3 +199,47 @@ def test_a_chinese_manifest_ends_in_one_sentence_and_then_in_uploads(quick: Quic
     wrong = quick.run("ingest", "m.csv", "--manifest-encoding", "klingon")
     assert wrong.code == 2
     assert "expected an encoding of text" in wrong.err
+
+
+@pytest.mark.parametrize(
+    ("flag", "text"),
+    [
+        ("--title", "\udcff"),
+        ("--title", "a\x1b[2J"),
+        ("--tags", "a,\udcff"),
+        ("--file-name", "a\x07.mp4"),
+        ("--description", "\udce9"),
+        ("--user-data", '{"a": "\udcff"}'),
+        ("--reference-id", "abcdef\udcff"),
+        ("--video-id", "\udcff"),
+        ("--storage-location", "\udcff"),
+    ],
+)
+def test_texts_that_vod_cannot_be_given_are_usage_errors(
+    quick: Quick, flag: str, text: str
+) -> None:
+    quick.file("a.mp4")
+    ended = quick.run("push", "a.mp4", flag, text)
+    assert ended.code == 2
+    assert "has control characters or is not UTF-8 text." in ended.err
+    assert quick.server.stats.requests.total() == 0
+    assert "No uploads" in quick.run("status").out
+
+
+def test_uploads_whose_names_are_not_utf8_are_resumed_and_removed(quick: Quick) -> None:
+    name, key = "\udcff é.mp4", "key \udcfe"
+    path = quick.file(name)
+    denied = Fault(action="error", operation="PutObject", status=403, code="AccessDenied")
+    quick.server.faults.add(denied)
+    assert quick.run("push", name, "--key", key).code == 3
+    assert key in [line["key"] for line in quick.run("status", "--json").lines]
+    assert quick.run("resume", "--all").code == 0
+    (video,) = quick.server.videos.values()
+    assert video.title == "? é.mp4"
+    assert quick.run("verify", str(path), "--key", key).code == 0
+    quick.server.faults.add(denied)
+    assert quick.run("push", name).code == 3
+    (record,) = [line for line in quick.run("status", "--json").lines if line["state"] != "done"]
+    assert quick.run("abort", record["key"]).code == 0
+    assert quick.run("clean", "--done", "--aborted").code == 0
+    assert quick.run("status", "--json").lines == []

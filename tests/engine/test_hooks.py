@@ -66,6 +66,28 @@ async def test_hooks_may_change_the_metadata_of_a_video(desk: Desk) -> None:
     assert json.loads((await desk.record()).meta or "")["title"] == "A film!!"
 
 
+@pytest.mark.parametrize("bad", ["\udcff", "a\x07", "\x7f"])
+async def test_what_no_service_can_be_given_is_refused_before_anything_exists(
+    desk: Desk, bad: str
+) -> None:
+    def spoil(planned: PlannedVideo) -> VideoMeta:
+        return VideoMeta(description=bad)
+
+    movie = desk.file(PART)
+    error = await desk.fail(movie, meta=VideoMeta(tags=("a", bad)))
+    assert isinstance(error, ConfigurationError)
+    assert "tags has control characters or is not UTF-8" in error.message
+    error = await desk.fail(movie, hooks=[Hooks(before_create=spoil)])
+    assert isinstance(error, ConfigurationError)
+    assert "description has control characters" in error.message
+    error = await desk.fail(movie, video_id=bad)
+    assert isinstance(error, ConfigurationError)
+    assert "video_id has control characters" in error.message
+    assert desk.server.stats.requests.total() == 0
+    async with desk.uploader() as up:
+        assert [status async for status in up.state.uploads()] == []
+
+
 async def test_a_veto_comes_before_anything_exists(desk: Desk) -> None:
     def forbid(planned: PlannedVideo) -> None:
         raise PolicyError(f"{planned.meta.title} is not ours to publish.")

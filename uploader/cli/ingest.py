@@ -21,7 +21,6 @@ from uploader.cli.flags import IngestFlags, RowFlags, VideoFlags
 from uploader.cli.printing import err
 from uploader.errors import ConfigurationError, VodupError
 from uploader.options import UploadOptions
-from uploader.protocol.vod import problem_of
 from uploader.tasks import beside
 from uploader.threads import in_thread
 
@@ -73,14 +72,11 @@ def make_streams(flags: RowFlags) -> list[Stream]:
 
 def make_rules(rows: RowFlags, video: VideoFlags, outputs: frozenset[FileIdentity]) -> RowRules:
     """What holds for every row; the root and the scope are filled in for each manifest."""
-    defaults = settings.make_meta(video)
-    if (problem := problem_of(defaults)) is not None:
-        raise ConfigurationError(f"{problem[0].upper()}{problem[1:]}.")
     template = rows.title_template
     return RowRules(
         root=Root.at(rows.root or os.curdir, follow_symlinks=rows.follow_symlinks),
         title_template=require_title_template(template) if template else None,
-        defaults=defaults,
+        defaults=settings.make_meta(video),
         outputs=outputs,
     )
 

@@ -28,6 +28,7 @@ from uploader.cli.flags import AccessFlags, ConnectionFlags, TransferFlags, UrlF
 from uploader.cli.printing import err
 from uploader.errors import CallerNotAuthenticated, ConfigurationError
 from uploader.events import Listener
+from uploader.protocol.vod import problem_of
 from uploader.sources import UrlPolicy
 from uploader.sources.readers import stdin_descriptor
 from uploader.state import open_state
@@ -186,10 +187,17 @@ def _hooks(flags: TransferFlags) -> tuple[Hooks, ...]:
 
 
 def make_meta(flags: VideoFlags) -> VideoMeta:
-    """Return the fields of CreateUploadVideo."""
+    """Return the fields of CreateUploadVideo.
+
+    Raises:
+        ConfigurationError: VOD would refuse them.
+    """
     given = {name: getattr(flags, name, None) for name in VideoMeta.__slots__ if name != "tags"}
     tags = tuple(filter(None, map(str.strip, (flags.tags or "").split(","))))
-    return VideoMeta(**given, tags=tags)
+    meta = VideoMeta(**given, tags=tags)
+    if (problem := problem_of(meta)) is not None:
+        raise ConfigurationError(f"{problem[0].upper()}{problem[1:]}.")
+    return meta
 
 
 def make_url_policy(flags: UrlFlags) -> UrlPolicy:

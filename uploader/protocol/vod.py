@@ -194,7 +194,9 @@ _MAX_LENGTHS = {"title": 128, "description": 1024}
 _MAX_TAG_COUNT = 16
 _MAX_TAG_LENGTH = 32
 _REFERENCE_ID = re.compile(r"[A-Za-z0-9_-]{6,64}")
-_REFUSED_CHARACTERS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\U00010000-\U0010ffff]")
+_UNSENDABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+"""Control characters, and what Python makes of bytes that are not UTF-8."""
+_BEYOND_PLANE_0 = re.compile(r"[\U00010000-\U0010ffff]")
 _TEXTS = (
     "title description cover_url template_group_id workflow_id storage_location app_id file_name"
 ).split()
@@ -205,8 +207,24 @@ def refuses_name(file_name: str) -> bool:
     return file_name.rpartition(".")[2].lower() not in EXTENSIONS or "." not in file_name
 
 
+def unsendable_in(meta: VideoMeta) -> str | None:
+    """Say which field no service can be given; None if all can."""
+    texts = {name: getattr(meta, name) for name in (*_TEXTS, "reference_id", "user_data")}
+    for name, text in (*texts.items(), *(("tags", tag) for tag in meta.tags)):
+        if text is not None and is_unsendable(text):
+            return f"{name} has control characters or is not UTF-8 text"
+    return None
+
+
+def is_unsendable(text: str) -> bool:
+    """Whether a text has control characters (but tabs and line ends), or is not UTF-8."""
+    return _UNSENDABLE.search(text) is not None
+
+
 def problem_of(meta: VideoMeta) -> str | None:
     """Say why CreateUploadVideo would refuse this description; None when nothing is known."""
+    if (problem := unsendable_in(meta)) is not None:
+        return problem
     for name in _TEXTS:
         value = getattr(meta, name)
         if value is not None and (problem := _text_problem(name, value)) is not None:
@@ -226,8 +244,8 @@ def _text_problem(name: str, value: str) -> str | None:
     most = _MAX_LENGTHS.get(name, 2048)
     if len(value) > most:
         return f"{name} has {len(value):,} characters, VOD accepts {most:,}"
-    if _REFUSED_CHARACTERS.search(value):
-        return f"{name} has characters VOD refuses (emoji, control characters)"
+    if _BEYOND_PLANE_0.search(value):
+        return f"{name} has characters VOD refuses (emoji)"
     return None
 
 
@@ -237,8 +255,8 @@ def _tags_problem(tags: tuple[str, ...]) -> str | None:
     for tag in tags:
         if len(tag) > _MAX_TAG_LENGTH:
             return f"a tag has {len(tag)} characters, VOD accepts {_MAX_TAG_LENGTH}"
-        if "," in tag or _REFUSED_CHARACTERS.search(tag):
-            return "a tag has characters VOD refuses (commas, emoji, control characters)"
+        if "," in tag or _BEYOND_PLANE_0.search(tag):
+            return "a tag has characters VOD refuses (commas, emoji)"
     return None
 
 

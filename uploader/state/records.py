@@ -61,7 +61,7 @@ class UploadRecord:
 
     Attributes:
         key: what the caller calls this upload; unique in a store.
-        source: where the bytes come from, for people (a path or a URL without query).
+        source: where the bytes come from (a path or a URL without query), for people and `resume`.
         fingerprint: opaque; how we know that the source is still the same.
         size: bytes of the source; 0 while a stream has no end.
         scope: which service and region the video lives in, for example "vod.cn-shanghai".

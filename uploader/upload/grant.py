@@ -16,20 +16,26 @@ from uploader.protocol.grants import UploadGrant, UploadTarget
 from uploader.protocol.part_sizes import Outlook, plan_file, plan_stream
 from uploader.protocol.plan import Plan
 from uploader.protocol.signing import OssDialect
-from uploader.protocol.vod import VideoFacts
+from uploader.protocol.vod import VideoFacts, unsendable_in
 from uploader.state import Phase
 from uploader.upload.request import UploadContext
 
 
 async def meta_from_hooks(ctx: UploadContext) -> UploadContext:
-    """Let the caller's hooks change what CreateUploadVideo is given, or forbid it."""
-    if not ctx.options.hooks or not _needs_video(ctx):
+    """Let the caller's hooks change what CreateUploadVideo is given, or forbid it.
+
+    Raises:
+        ConfigurationError: no service can be given it.
+    """
+    if not _needs_video(ctx):
         return ctx
     ctx.progress.phase = "create"
     planned = PlannedVideo(
         key=ctx.key, source=ctx.source.name, size=ctx.source.size, meta=ctx.request.meta
     )
     meta = await run_before_create(ctx.options.hooks, planned)
+    if (problem := unsendable_in(meta)) is not None:
+        raise ConfigurationError(f"VideoMeta: {problem}.")
     return replace(ctx, request=replace(ctx.request, meta=meta))
 
 
@@ -80,7 +86,7 @@ async def _issued_grant(
     ctx.progress.phase = "create"
     video = NewVideo(
         meta=ctx.request.meta,
-        file_name=Path(ctx.record.source).name,
+        file_name=Path(ctx.source.name).name,
         file_size=ctx.record.size,
         reference_id=ctx.record.reference_id or "",
         is_repeat=is_repeat,

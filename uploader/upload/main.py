@@ -103,7 +103,7 @@ async def start_or_resume(
     upload.has_started = True
     ctx.progress.emit(
         UploadStarted,
-        source=ctx.record.source,
+        source=ctx.source.name,
         size=acked.plan.size,
         part_count=0 if acked.plan.is_open else acked.plan.part_count,
         done_bytes=acked.size,

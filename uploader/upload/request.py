@@ -10,7 +10,7 @@ from uploader.credentials import GrantSource, Network
 from uploader.errors import ConfigurationError
 from uploader.options import UploadOptions
 from uploader.protocol.grants import UploadGrant
-from uploader.protocol.vod import VideoMeta
+from uploader.protocol.vod import VideoMeta, is_unsendable
 from uploader.sources import Source
 from uploader.state import Journal, StateStore, UploadRecord
 from uploader.upload.progress import Progress
@@ -40,8 +40,11 @@ def known_video_id(video_id: str | None, grant: UploadGrant | None) -> str | Non
     """The VideoId that the caller or the grant names; None if there is no grant.
 
     Raises:
-        ConfigurationError: they contradict each other, or neither names the video.
+        ConfigurationError: they contradict each other, neither names the video, or the name
+            is no text.
     """
+    if video_id is not None and is_unsendable(video_id):
+        raise ConfigurationError("video_id has control characters or is not UTF-8 text.")
     if grant is None:
         return video_id
     if grant.video_id is not None and video_id is not None and grant.video_id != video_id:

@@ -18,6 +18,7 @@ from uploader.protocol.documents import MalformedDocument
 from uploader.protocol.integrity import join_crc64
 from uploader.protocol.part_sizes import plan_stream
 from uploader.protocol.plan import MAX_PART_COUNT, Part, Plan, read_plan
+from uploader.protocol.vod import is_unsendable
 from uploader.sources import Fingerprint, PartStream, Source
 from uploader.state import PartAck, Phase, UploadRecord
 from uploader.upload.proof import AckedParts
@@ -113,7 +114,7 @@ async def _new_record(ctx: UploadContext, former: UploadRecord | None) -> Upload
     return UploadRecord(
         key=ctx.key,
         phase=Phase.NEW,
-        source=ctx.source.name,
+        source=_recorded_source(ctx.source),
         fingerprint=(await ctx.source.fingerprint()).to_text(),
         size=ctx.source.size,
         scope=ctx.scope,
@@ -124,6 +125,12 @@ async def _new_record(ctx: UploadContext, former: UploadRecord | None) -> Upload
         video_id=video_id,
         is_overwrite=ctx.request.overwrite,
     )
+
+
+def _recorded_source(source: Source) -> str:
+    """Its name, from which it can be resumed; the path itself where the name has lost bytes."""
+    identity = source.identity
+    return identity if is_unsendable(identity) else source.name
 
 
 async def _require_same_source(ctx: UploadContext, record: UploadRecord) -> None:
