@@ -191,7 +191,10 @@ class ServiceError(TransferError):
         ec: OSS's detailed error code, for example "0002-00000007"; "" if absent.
         server_epoch_s: the service's clock according to the answer, in seconds since 1970.
         retry_after_s: how long the service asks to wait, in seconds.
+        is_repeat: whether an earlier attempt of the same call may have been carried out.
     """
+
+    is_repeat: bool = False
 
     default_next_step = (
         "Look up the code in the documentation of the service and fix the cause, then run the same "

@@ -176,7 +176,10 @@ class Session:
                 if operation.probe is not None and attempts.reset_count >= _RESETS_BEFORE_PROBE:
                     await self._probe(operation.probe, attempts)
             case _:
-                raise self._service.final_error(failure) from failure.__cause__
+                error = self._service.final_error(failure)
+                if isinstance(error, ServiceError):
+                    error.is_repeat = attempts.may_be_done
+                raise error from failure.__cause__
 
     async def _probe(self, probe: Operation[object], attempts: _Attempts) -> None:
         """Send a request whose refusal cannot get lost, once, and do what the refusal asks for.
@@ -240,6 +243,8 @@ class _Attempts:
         self._first_failure_s: float | None = None
         self.renewal_count = 0
         self.is_clock_fixed = False
+        self.may_be_done = False
+        """Whether a failed attempt may have been carried out nevertheless."""
         self.reset_count = 0
         """Connections in a row that the peer reset with the request under way."""
 
@@ -249,6 +254,8 @@ class _Attempts:
         if self._first_failure_s is None:
             self._first_failure_s = now_s
         self._failure_count += 1
+        is_stored = isinstance(failure, IntegrityError)
+        self.may_be_done |= is_stored or not is_outcome_known(failure)
         is_cut = isinstance(failure, TransportError) and failure.is_sent and not failure.is_timeout
         self.reset_count = self.reset_count + 1 if is_cut else 0
         policy = self._policy

@@ -287,6 +287,36 @@ def test_forbid_overwrite_protects_an_object(oss: Oss) -> None:
     assert oss.complete(upload_id, parts).status == 200
 
 
+def test_forbid_overwrite_is_checked_when_an_upload_starts_and_when_an_object_is_stored(
+    server: DevServer, oss: Oss
+) -> None:
+    header = {"x-oss-forbid-overwrite": "true"}
+    assert oss.call("PUT", {}, b"first", header).status == 200
+    for reply in (
+        oss.call("PUT", {}, b"second", header),
+        oss.call("POST", {"uploads": ""}, b"", header),
+    ):
+        assert (reply.status, reply.code) == (409, "FileAlreadyExists")
+        assert reply.headers["x-oss-ec"] == "0026-00000002"
+    assert oss.call("PUT", {}, b"third", {"x-oss-forbid-overwrite": "false"}).status == 200
+    odd = oss.call("PUT", {}, b"fourth", {"x-oss-forbid-overwrite": "yes"})
+    assert (odd.status, odd.code) == (400, "InvalidArgument")
+    assert server.object_bytes(oss.video_id) == b"third"
+
+
+@pytest.mark.parametrize(
+    ("option", "status"), [("ignored", 200), ("denied", 403), ("invalid", 400)]
+)
+def test_forbid_overwrite_may_be_ignored_or_refused(
+    server: DevServer, oss: Oss, option: str, status: int
+) -> None:
+    server.set_options(forbid_overwrite=option)
+    for _ in range(2):
+        reply = oss.call("PUT", {}, b"again", {"x-oss-forbid-overwrite": "true"})
+        assert reply.status == status
+    assert oss.call("PUT", {}, b"plain").status == 200
+
+
 def test_an_upload_id_is_gone_after_complete_and_abort(oss: Oss) -> None:
     done, parts = upload(oss, [PART])
     oss.complete(done, parts)

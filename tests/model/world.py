@@ -473,6 +473,9 @@ class World:
         return self._response(200, b"", **self._figures(part.md5, part.crc64))
 
     def _put(self, call: Call) -> Response:
+        is_protected = call.headers.get("x-oss-forbid-overwrite") == "true"
+        if is_protected and (call.bucket, call.key) in self.objects:
+            return self._refuse(call, "FileAlreadyExists", 409)
         part = stored(call.body)
         self._store(call, Object((part,), part.md5, part.crc64))
         held = self.objects[call.bucket, call.key]

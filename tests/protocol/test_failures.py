@@ -82,7 +82,7 @@ OSS_CODES = [
     (400, "FilePartNotExist", P, P),
     (400, "FilePartStale", P, P),
     (411, "MissingContentLength", F, F),
-    (409, "FileAlreadyExists", F, F),
+    (409, "FileAlreadyExists", Meaning.EXISTS, Meaning.EXISTS),
     (409, "FileImmutable", F, F),
     (400, "ObjectAlreadyExists", F, F),
     (409, "PartAlreadyExist", F, F),

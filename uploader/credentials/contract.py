@@ -27,6 +27,7 @@ class Network:
 
     Attributes:
         congestion: returns the TCP congestion control of the connections, "" if unknown.
+        unprotected_buckets: buckets that refuse `x-oss-forbid-overwrite`; mutable, grows.
     """
 
     transport: Transport
@@ -36,6 +37,7 @@ class Network:
     trust: TrustPolicy
     on_retry: Callable[[Retried], None] = field(default=lambda _: None)
     congestion: Callable[[], str] = field(default=lambda: "")
+    unprotected_buckets: set[str] = field(default_factory=set)
 
     def session(self, signer: Signer, service: Service) -> Session:
         """Return a session for calls that count towards the account's calls a second."""

@@ -83,7 +83,7 @@ OSS_ERRORS: Mapping[str, ErrorRow] = {
         400, "Your proposed upload smaller than the minimum allowed size.", "0042-00000209"
     ),
     "FileAlreadyExists": ErrorRow(
-        409, "The object you specified already exists and can not be overwritten.", "0026-00000008"
+        409, "The object you specified already exists and can not be overwritten.", "0026-00000002"
     ),
     "IncompleteBody": ErrorRow(
         400, "You did not provide the number of bytes specified by the Content-Length HTTP header."

@@ -47,6 +47,9 @@ class DevServerOptions:
     """OSS operations the STS policy does not allow, for example ``("ListParts",)``."""
     denied_vod_operations: tuple[str, ...] = ()
     """VOD operations the caller's RAM policy does not allow."""
+    forbid_overwrite: Literal["honoured", "ignored", "denied", "invalid"] = "honoured"
+    """What becomes of ``x-oss-forbid-overwrite``: obeyed; ignored, as where the bucket keeps
+    versions; 403 AccessDenied; 400 InvalidArgument."""
     drain_before_refusal: bool = True
     """Read the whole body before a refusal is answered."""
     xml_namespace: bool = False

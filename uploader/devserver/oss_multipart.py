@@ -44,6 +44,7 @@ class Multipart:
     async def initiate(self, exchange: Exchange, call: OssCall, credential: Credential) -> Answer:
         """Open an upload."""
         await exchange.drain()
+        check_overwrite(self._backend, call)
         upload = Upload(
             upload_id=secrets.token_hex(16).upper(),
             bucket=call.bucket,
@@ -177,6 +178,7 @@ class Multipart:
             await asyncio.sleep(self._backend.options.complete_delay_s)
             stored = await self._join(upload, parts)
             open_upload(self._backend, call, ec="0042-00000203")
+            check_overwrite(self._backend, call)
             if set(parts) <= set(self._storage.parts(upload.upload_id)):
                 return stored
 

@@ -26,6 +26,7 @@ class Objects:
         body = await receive_body(exchange)
         try:
             check_body(self._backend, call, body, credential)
+            check_overwrite(self._backend, call)  # again: another request may have stored it
         except Refusal:
             body.forget()
             raise

@@ -88,9 +88,20 @@ def check_body(backend: Backend, call: OssCall, body: ReceivedBody, credential: 
 
 
 def check_overwrite(backend: Backend, call: OssCall) -> None:
-    """``x-oss-forbid-overwrite`` protects an object that exists."""
-    forbidden = call.headers.get("x-oss-forbid-overwrite", "").lower() == "true"
-    if forbidden and backend.storage.object(call.bucket, call.object_key) is not None:
+    """``x-oss-forbid-overwrite`` protects an object that exists; buckets with versions ignore it.
+
+    Raises: Refusal also where the header is not allowed (by option), and for another value.
+    """
+    value = call.headers.get("x-oss-forbid-overwrite")
+    answer = backend.options.forbid_overwrite
+    if value is None or answer == "ignored":
+        return
+    if answer == "denied":
+        raise Refusal("AccessDenied")
+    if answer == "invalid" or value.lower() not in ("true", "false"):
+        message = "The value of x-oss-forbid-overwrite is invalid."
+        raise Refusal("InvalidArgument", message, ec="0017-00000279")
+    if value.lower() == "true" and backend.storage.object(call.bucket, call.object_key) is not None:
         raise Refusal("FileAlreadyExists")
 
 

@@ -214,6 +214,10 @@ class DevServer:
         """From now on RefreshUploadVideo answers InvalidVideo.Damaged."""
         self._set_status(video_id, "Damaged")
 
+    def reopen_video(self, video_id: str) -> None:
+        """VOD has not noticed yet that its file is stored."""
+        self._set_status(video_id, "Uploading")
+
     def delete_video(self, video_id: str) -> None:
         """From now on the video is not found."""
         self._set_status(video_id, "Deleted")

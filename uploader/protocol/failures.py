@@ -36,6 +36,7 @@ class Meaning(Enum):
     REPAIR = auto()  # OSS holds other parts than those listed: list them, send what differs
     STORED = auto()  # the object is stored nevertheless: read its headers
     ABSENT = auto()  # there is no such object
+    EXISTS = auto()  # there is an object already, and this request was not to replace it
     NO_TARGET = auto()  # there is no such bucket
     BAD_PARAMETER = auto()  # the service does not know a parameter or its value
     FATAL = auto()  # retrying does not help
@@ -225,6 +226,8 @@ OSS: Final = Service(
         "NoSuchUpload": _Row(Meaning.VANISHED),
         "NoSuchBucket": _Row(Meaning.NO_TARGET),
         "NoSuchKey": _Row(Meaning.ABSENT),
+        # The answer to x-oss-forbid-overwrite. OSS API: PutObject; OSS doc "0026-00000002".
+        "FileAlreadyExists": _Row(Meaning.EXISTS),
         # What OSS holds is not what the request lists. OSS API: CompleteMultipartUpload.
         **_each(_OTHER_PARTS, "InvalidPart InvalidPartOrder EntityTooSmall"),
         **_each(_OTHER_PARTS, "FilePartNotExist FilePartStale"),

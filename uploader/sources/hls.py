@@ -151,12 +151,15 @@ class HlsPackage:
 
     @asynccontextmanager
     async def opened(self, number: int) -> AsyncIterator[Source]:
-        """Open one member.
+        """Open one member, or return the source of an enclosing block that has opened it.
 
         Raises:
             SourceChanged: it is not the file it was when the package was opened. A new change
                 time alone is left to the end of the upload, which compares all bytes.
         """
+        if (known_source := self._open.get(number)) is not None:
+            yield known_source
+            return
         member = self.members[number - 1]
         async with member.source() as source:
             if member.path is not None:

@@ -28,6 +28,7 @@ from uploader.upload.grant import (
 from uploader.upload.object import ObjectUpload, Vanished
 from uploader.upload.parts import reconcile, send_missing_parts
 from uploader.upload.proof import UNKNOWN, FoundObject
+from uploader.upload.put import put_object
 from uploader.upload.request import UploadContext
 from uploader.upload.resume import earlier_result, record_upload, require_unchanged
 from uploader.upload.streaming import send_stream
@@ -118,7 +119,7 @@ async def complete(upload: ObjectUpload) -> FoundObject:
     upload.ctx.progress.phase = "complete"
     await require_unchanged(upload.ctx, upload.acked)
     if upload.acked.is_put:
-        return await upload.put()
+        return await put_object(upload)
     try:
         with upload.watching_target():
             return await upload.complete()

@@ -14,7 +14,6 @@ from urllib.parse import urlsplit
 
 from uploader.credentials import LiveGrant, PlainSigner
 from uploader.errors import (
-    IntegrityError,
     PermissionDenied,
     ServiceError,
     StateError,
@@ -25,14 +24,15 @@ from uploader.events import UploadRestarted
 from uploader.log import get_logger
 from uploader.protocol import oss
 from uploader.protocol.failures import OSS, Meaning, is_target_refused, is_vanished
+from uploader.protocol.grants import UploadTarget
 from uploader.protocol.integrity import same_etag
-from uploader.protocol.oss import ObjectFacts, PartAnswer
+from uploader.protocol.oss import PartAnswer
 from uploader.protocol.plan import Part, Plan
 from uploader.protocol.wire import Signer
 from uploader.session import Session
 from uploader.state import Journal, PartAck, Phase
 from uploader.upload.grant import recorded_target
-from uploader.upload.proof import ABSENT, UNKNOWN, AckedParts, FoundObject
+from uploader.upload.proof import ABSENT, AckedParts, FoundObject
 from uploader.upload.request import UploadContext
 from uploader.upload.resume import plan_of
 
@@ -80,6 +80,7 @@ class ObjectUpload:
 
     Attributes:
         is_new: this run recorded the target, so nothing was sent before.
+        replaces: the object that is there is an older or damaged one of this upload.
         has_started: its start was reported.
         resumed_part_count: parts that this run did not have to send.
         began_s: on `Clock.elapsed_s`.
@@ -98,6 +99,7 @@ class ObjectUpload:
         self.resumed_part_count = 0
         self.needs_md5 = False
         self.is_listed: bool | None = None
+        self.replaces = False
 
     def _session_with(self, signer: Signer) -> Session:
         ctx, network = self.ctx, self.ctx.network
@@ -156,7 +158,7 @@ class ObjectUpload:
 
     async def start(self) -> None:
         """Initiate the multipart upload; its UploadId is durable before the first part is sent."""
-        operation = oss.initiate_multipart_upload(self.target, self._headers())
+        operation = oss.initiate_multipart_upload(self.target, self.headers())
         with self.watching_target():
             upload_id = await self.call(operation)
         try:
@@ -167,7 +169,8 @@ class ObjectUpload:
                 await self.call(oss.abort_multipart_upload(self.target, upload_id))
             raise
 
-    def _headers(self) -> dict[str, str]:
+    def headers(self) -> dict[str, str]:
+        """The headers of a request that makes the object."""
         notification = self.ctx.options.notification
         return {"x-oss-notification": notification} if notification else {}
 
@@ -177,41 +180,9 @@ class ObjectUpload:
         await self.ctx.journal.start_completing()
         return FoundObject(
             await self.call_final(
-                oss.complete_multipart_upload(self.target, self.upload_id, etags, self._headers())
+                oss.complete_multipart_upload(self.target, self.upload_id, etags, self.headers())
             )
         )
-
-    async def put(self) -> FoundObject:
-        """Store the last part with one PutObject, unless that turned out to have happened."""
-        part, progress = self.acked.plan.last_part, self.ctx.progress
-        if part.number in self.acked:
-            ack = self.acked.in_order()[-1]
-            return FoundObject(ObjectFacts(ack.etag or None, ack.crc64, ack.size, ""), "-head")
-        if not self.is_completing:
-            await self.ctx.journal.start_completing()
-        began_s = self.ctx.network.clock.elapsed_s()
-        accepted: PartAck | None = None
-        while accepted is None:
-            body = self.ctx.source.body(part.offset, part.size, progress.watch_part(part.number))
-            operation = oss.put_object(self.target, body, self._headers(), needs_md5=self.needs_md5)
-            try:
-                with self.watching_target():
-                    answer = await self.call_final(operation)
-            except IntegrityError:
-                # What is there now is no success of an earlier run: the next one replaces it.
-                await self.ctx.journal.restart(overwrite=True)
-                raise
-            except ServiceError as error:
-                if OSS.meaning(error) is not Meaning.STORED:
-                    raise
-                await self.read_put_ack()
-                return await self.look() or FoundObject(UNKNOWN)
-            accepted = await self.accept(part, answer)
-        # Not recorded by itself: the result follows at once, and holds all of it.
-        self.acked.add(accepted)
-        progress.count_acked(part.number)
-        progress.emit_stored(part.number, part.size, self.ctx.network.clock.elapsed_s() - began_s)
-        return FoundObject(ObjectFacts(answer.etag, answer.crc64, part.size, answer.request_id))
 
     async def accept(self, part: Part, answer: PartAnswer) -> PartAck | None:
         """Turn OSS's answer into an ack; None if it proves nothing and the part is sent again.
@@ -228,17 +199,21 @@ class ObjectUpload:
                 return None
         return PartAck(part.number, part.size, answer.etag, sent.crc64, md5)
 
-    async def read_put_ack(self) -> None:
+    async def read_ack(self, part: Part) -> PartAck:
         """Compute the ack of a PutObject from the source, where its answer was lost."""
+        crc64, md5 = await self.ctx.source.read_crc(part.offset, part.size, with_md5=True)
+        return PartAck(part.number, part.size, md5 or "", crc64, md5)
+
+    async def read_put_ack(self) -> None:
+        """As `read_ack`, for the part that makes the object, if it has no ack."""
         part = self.acked.plan.last_part
         if self.acked.is_put and part.number not in self.acked:
-            crc64, md5 = await self.ctx.source.read_crc(part.offset, part.size, with_md5=True)
-            self.acked.add(PartAck(part.number, part.size, md5 or "", crc64, md5))
+            self.acked.add(await self.read_ack(part))
 
-    async def look(self) -> FoundObject | None:
-        """HEAD the object; None where we may not."""
+    async def look(self, target: UploadTarget | None = None) -> FoundObject | None:
+        """HEAD the object, or another one of the video; None where we may not."""
         try:
-            return FoundObject(await self.call(oss.head_object(self.target)), "-head")
+            return FoundObject(await self.call(oss.head_object(target or self.target)), "-head")
         except PermissionDenied:
             return None
         except ServiceError as error:

@@ -10,18 +10,15 @@ from __future__ import annotations
 import json
 import posixpath
 from dataclasses import replace
-from functools import partial
 from typing import Final
 
 from uploader.errors import ConfigurationError, IntegrityError, SourceChanged
 from uploader.events import Event, PartsAdopted, PartStored, UploadProgress, UploadResult
-from uploader.protocol import oss
 from uploader.protocol.grants import UploadGrant, UploadTarget
 from uploader.protocol.integrity import crc64
-from uploader.protocol.oss import ObjectFacts, PartAnswer
+from uploader.protocol.oss import ObjectFacts
 from uploader.protocol.part_sizes import plan_package
 from uploader.protocol.plan import Part, Plan
-from uploader.protocol.wire import Body, Operation
 from uploader.sources import HlsPackage, Source
 from uploader.sources.hls import Member
 from uploader.state import Journal, PartAck, Phase, StateStore, UploadRecord
@@ -37,9 +34,10 @@ from uploader.upload.main import (
     until_stored,
 )
 from uploader.upload.object import ObjectUpload
-from uploader.upload.parts import SentPart, add_ack, add_sent, send_all, send_part
+from uploader.upload.parts import SentPart, add_ack, add_sent, send_all
 from uploader.upload.progress import Progress
 from uploader.upload.proof import FoundObject
+from uploader.upload.put import put_part
 from uploader.upload.request import UploadContext
 from uploader.upload.resume import earlier_result, plan_of, record_upload
 
@@ -155,17 +153,16 @@ class _PackageUpload:
 
     async def _send_file(self, part: Part) -> SentPart:
         member = self._package.members[part.number - 1]
+        clock = self._ctx.network.clock
+        began_s = clock.elapsed_s()
         async with self._package.opened(part.number) as source:
-            if not self._is_large(member):
-                return await send_part(self.playlist, part, partial(self._put_file, member))
-            clock = self._ctx.network.clock
-            began_s = clock.elapsed_s()
-            ack = await self._send_large(member, source)
-            return ack, clock.elapsed_s() - began_s
-
-    def _put_file(self, member: Member, part: Part, body: Body) -> Operation[PartAnswer]:
-        operation = oss.put_object(self._target_of(member), body, needs_md5=self.playlist.needs_md5)
-        return replace(operation, part_number=part.number)
+            if self._is_large(member):
+                ack = await self._send_large(member, source)
+                return ack, clock.elapsed_s() - began_s
+            ack, _ = await put_part(self.playlist, part, self._target_of(member))
+        seconds = clock.elapsed_s() - began_s
+        self.playlist.live.record_part_time(seconds)
+        return ack, seconds
 
     async def _add_file(self, sent: SentPart, *, patience_s: float = 0.0) -> None:
         ack, _ = sent

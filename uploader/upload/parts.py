@@ -17,9 +17,8 @@ from uploader.events import PartsAdopted
 from uploader.protocol import oss
 from uploader.protocol.failures import is_vanished
 from uploader.protocol.integrity import same_etag
-from uploader.protocol.oss import ListedPart, PartAnswer
+from uploader.protocol.oss import ListedPart
 from uploader.protocol.plan import Part
-from uploader.protocol.wire import Body, Operation
 from uploader.state import PartAck
 from uploader.tasks import one_error
 from uploader.upload.object import ObjectUpload, Vanished
@@ -34,7 +33,6 @@ _MAX_PENDING_ACKS: Final = 64
 
 SentPart = tuple[PartAck, float]
 """A part's ack, and the seconds since it was begun."""
-PartRequest = Callable[[Part, Body], Operation[PartAnswer]]
 
 
 async def reconcile(upload: ObjectUpload) -> None:
@@ -186,21 +184,18 @@ async def _learn_whether_listed(upload: ObjectUpload) -> None:
         upload.is_listed = True
 
 
-async def send_part(
-    upload: ObjectUpload, part: Part, request: PartRequest | None = None
-) -> SentPart:
-    """Store a part; returns its ack, checked, and how long that took.
-
-    `request` is what stores it; None: UploadPart.
-    """
+async def send_part(upload: ObjectUpload, part: Part) -> SentPart:
+    """Store a part; returns its ack, checked, and how long that took."""
     clock, progress = upload.ctx.network.clock, upload.ctx.progress
     began_s = clock.elapsed_s()
-    request = request or partial(_upload_part, upload)
     ack: PartAck | None = None
     while ack is None:
         body = upload.ctx.source.body(part.offset, part.size, progress.watch_part(part.number))
+        operation = oss.upload_part(
+            upload.target, upload.upload_id, part, body, needs_md5=upload.needs_md5
+        )
         try:
-            answer = await upload.call(request(part, body))
+            answer = await upload.call(operation)
         except ServiceError as error:
             if is_vanished(error):
                 raise _vanished(error) from None
@@ -209,10 +204,6 @@ async def send_part(
     seconds = clock.elapsed_s() - began_s
     upload.live.record_part_time(seconds)
     return ack, seconds
-
-
-def _upload_part(upload: ObjectUpload, part: Part, body: Body) -> Operation[PartAnswer]:
-    return oss.upload_part(upload.target, upload.upload_id, part, body, needs_md5=upload.needs_md5)
 
 
 async def add_sent(upload: ObjectUpload, sent: SentPart, *, patience_s: float = 0.0) -> None:

@@ -58,6 +58,7 @@ async def after_put(upload: ObjectUpload) -> None:
     found = await upload.look()
     if found is None or not upload.acked.is_proved_by(found.facts):
         upload.acked.remove(upload.acked.plan.part_count)
+        upload.replaces = found is not None and found.facts != ABSENT
 
 
 async def after_vanished(upload: ObjectUpload, failure: VodupError) -> FoundObject:
