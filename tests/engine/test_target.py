@@ -98,8 +98,10 @@ async def test_a_move_before_anything_was_sent_is_reported_and_followed(
     desk: Desk, operation: str
 ) -> None:
     """The first run got no further than its grant; the second finds the target refused."""
-    refusal = {"status": 400, "code": "InvalidArgument"}
-    desk.order(Fault(action="error", operation=operation, count=None, **refusal))
+    refusal = Fault(
+        action="error", operation=operation, count=None, status=400, code="InvalidArgument"
+    )
+    desk.order(refusal)
     movie = desk.file(PART if operation == "PutObject" else 8 * PART)
     await desk.fail(movie)
     desk.order()
