@@ -81,11 +81,12 @@ async def test_a_fork_in_mid_upload_changes_nothing(
     desk: Desk, fork: Callable[[Uploader, Path], Awaitable[int]]
 ) -> None:
     movie = desk.file(16 * PART)
-    desk.server.set_options(bandwidth=1.2e6)
     async with desk.uploader() as up, asyncio.TaskGroup() as group:
         task = group.create_task(up.upload(movie, key="film"))
         for parts in (3, 7, 11):
+            desk.server.set_options(bandwidth=1.2e6)
             await until(lambda parts=parts: desk.server.stats.parts_stored >= parts)  # type: ignore[misc]
+            desk.server.set_options(bandwidth=0.05e6)  # a fork may take longer than the rest
             assert await fork(up, movie) == 42
             with pytest.raises(Exception, match="is already being uploaded by"):
                 async with up.state.claim("film"):

@@ -15,8 +15,9 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import oss2.auth  # noqa: F401 - loaded once, before the forks
@@ -24,6 +25,7 @@ from aliyunsdkcore.auth.composer import rpc_signature_composer  # noqa: F401
 
 import uploader.state.sqlite  # noqa: F401
 from uploader import AccessKey, Uploader, VodProvider, VodupError
+from uploader.sources import AnySource, StreamSource
 from uploader.state import Journal
 from uploader.transport import AiohttpTransport  # noqa: F401
 
@@ -35,7 +37,23 @@ async def upload(job: dict[str, Any]) -> dict[str, Any]:
     provider = VodProvider(key, endpoint=job["vod_endpoint"])
     quick = options(concurrency=job["concurrency"])
     async with Uploader(provider, state=job["state"], options=quick, trust=LOOPBACK) as up:
-        return asdict(await up.upload(job["source"]))
+        source = source_of(job["source"], is_stream=job["is_stream"])
+        return asdict(await up.upload(source, key=job["key"]))
+
+
+def source_of(path: str, *, is_stream: bool) -> AnySource:
+    return stream_of(Path(path)) if is_stream else path
+
+
+def stream_of(path: Path) -> StreamSource:
+    """The bytes of a file as from a producer: of unknown size, from the start each time."""
+    return StreamSource(_pieces(path), path.name)
+
+
+async def _pieces(path: Path) -> AsyncIterator[bytes]:
+    data = await asyncio.to_thread(path.read_bytes)
+    for start in range(0, len(data), 64 * 1024):
+        yield data[start : start + 64 * 1024]
 
 
 def kill_after(commit_count: int) -> None:

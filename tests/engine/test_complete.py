@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from uploader import (
     SourceChanged,
     UnverifiedCompletion,
     UploadRestarted,
+    UploadStarted,
 )
 from uploader.devserver import Fault
 from uploader.state import Phase
@@ -463,6 +465,36 @@ async def test_an_error_in_every_success_ends_after_five_requests(desk: Desk) ->
     desk.order()
     await desk.assert_stored(await desk.push(movie), movie)
     assert desk.server.stats.creates == 1
+
+
+async def test_an_unknown_error_in_a_success_stays_one_where_looking_is_denied(
+    desk: Desk,
+) -> None:
+    deny(desk, "HeadObject", "GetObject")
+    desk.order(Fault(action="error_body", operation=COMPLETE, code="SomethingNew"))
+    error = await desk.fail(desk.file(4 * PART))
+    assert (error.code, error.is_resumable) == ("SomethingNew", True)
+
+
+async def test_an_edit_before_a_repeated_complete_keeps_the_parts(desk: Desk) -> None:
+    """The first Complete may have been carried out: what it names must stay."""
+    movie = desk.file(4 * PART)
+    desk.order(Fault(action="error", operation=COMPLETE, status=400, code="Odd", count=None))
+    await desk.fail(movie)
+    desk.order()
+    status = movie.stat()
+
+    def edit(event: object) -> None:
+        if isinstance(event, UploadStarted):
+            movie.write_bytes(content(status.st_size, seed=77))
+            os.utime(movie, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    assert isinstance(await desk.fail(movie, on_event=edit), SourceChanged)
+    assert (await desk.record()).phase is Phase.COMPLETING
+    assert len(await desk.acked_part_numbers()) == 4
+    movie.write_bytes(content(status.st_size))
+    os.utime(movie, ns=(status.st_atime_ns, status.st_mtime_ns))
+    await desk.assert_stored(await desk.push(movie), movie)
 
 
 async def test_an_unknown_error_in_a_success_is_settled_by_the_object(desk: Desk) -> None:

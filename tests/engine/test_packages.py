@@ -19,6 +19,7 @@ from uploader import (
     SourceUnreadable,
     UnsafePath,
     UploadFinished,
+    UploadProgress,
     UploadResult,
     UploadStarted,
     VodupError,
@@ -27,7 +28,7 @@ from uploader import (
 from uploader.devserver import Fault
 from uploader.state import Phase, open_state
 
-from .harness import PART, Desk, called, content
+from .harness import PART, Desk, called, content, until
 
 SEGMENTS = 12
 
@@ -302,6 +303,60 @@ async def test_a_large_member_resumes_at_its_part(desk: Desk) -> None:
     assert_plays(desk, result, main)
 
 
+async def test_a_large_member_that_changed_between_runs_is_sent_anew(desk: Desk) -> None:
+    main = with_large(desk.folder / "package")
+    desk.order(
+        Fault(action="error", operation="UploadPart", part=4, status=400, code="Odd", count=None)
+    )
+    await desk.fail(main, concurrency=1)
+    desk.order()
+    large = main.parent / "low" / "seg3.m4s"
+    status = large.stat()
+    large.write_bytes(content(6 * PART + 5, seed=77))
+    os.utime(large, ns=(status.st_atime_ns, status.st_mtime_ns))
+    result = await desk.push(main, concurrency=1)
+    assert played(stored(desk), result.object_key) == expected(main)
+    async with open_state(desk.state_path) as store:
+        assert len(await store.orphans()) == 1, "what was sent before is removed later"
+
+
+async def test_the_progress_of_a_package_counts_the_parts_of_a_large_member(desk: Desk) -> None:
+    main = with_large(desk.folder / "package")
+    desk.server.set_options(bandwidth=0.6e6)
+    result = await desk.push(main)
+    progress = desk.events_of(UploadProgress)
+    assert {event.key for event in progress} == {result.key}
+    assert {event.size for event in progress} == {result.size}
+    done = [event.done_bytes for event in progress]
+    assert done == sorted(done)
+
+
+async def test_what_nobody_may_look_at_of_a_large_member_is_sent_again(desk: Desk) -> None:
+    """VOD does not know it, and replacing it harms nothing."""
+    main = with_large(desk.folder / "package")
+    desk.server.set_options(denied_operations=["HeadObject"])
+    desk.order(Fault(action="drop_answer", operation="CompleteMultipartUpload", attempt=1))
+    result = await desk.push(main)
+    desk.assert_faults_struck()
+    assert desk.count("InitiateMultipartUpload") == 2
+    assert_plays(desk, result, main)
+
+
+async def test_a_package_that_was_finished_before_a_kill_is_proved(desk: Desk) -> None:
+    main = hls(desk.folder / "package")
+    desk.order(Fault(action="no_answer", operation="PutObject", every=OBJECTS))
+    async with desk.uploader(concurrency=1) as up:
+        task = asyncio.create_task(up.upload(main))
+        await until(lambda: desk.server.stats.puts == OBJECTS)
+        task.cancel()
+        await asyncio.wait([task])
+    desk.order()
+    sent = desk.count("PutObject")
+    result = await desk.push(main)
+    assert desk.count("PutObject") == sent
+    assert_plays(desk, result, main)
+
+
 async def test_a_lost_complete_of_a_large_member_is_settled(desk: Desk) -> None:
     main = with_large(desk.folder / "package")
     desk.order(Fault(action="drop_answer", operation="CompleteMultipartUpload"))
@@ -338,6 +393,25 @@ async def test_a_grant_for_another_kind_of_file_is_refused_before_anything_is_se
     assert isinstance(error, ConfigurationError)
     assert "ObjectPrefix" in error.message
     assert desk.count("PutObject") == 0
+
+
+async def test_a_member_with_the_name_of_the_playlist_is_refused(desk: Desk) -> None:
+    """It would replace the playlist, or be replaced by it."""
+    main = hls(desk.folder / "package")
+    grant = decode_answer(
+        await called(desk.server, "CreateUploadVideo", Title="t", FileName=main.name)
+    )
+    name = grant.target.object_key.rpartition("/")[2]
+    (main.parent / "low" / "index.m3u8").rename(main.parent / name)
+    main.write_text(main.read_text().replace("low/index.m3u8", name))
+    text = (main.parent / name).read_text()
+    (main.parent / name).write_text(
+        text.replace("../key.bin", "key.bin").replace("init", "low/init").replace("seg", "low/seg")
+    )
+    error = await desk.fail(main, grant=grant)
+    assert isinstance(error, ConfigurationError)
+    assert "has the name VOD gives to the playlist" in error.message
+    assert desk.server.stats.completes == 0
 
 
 async def test_missing_segments_are_named_before_a_video_is_made(desk: Desk) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import sqlite3
 import sys
 from collections.abc import AsyncGenerator, Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -27,9 +28,10 @@ from uploader import (
 )
 from uploader.devserver import Fault
 from uploader.protocol.part_sizes import plan_stream
-from uploader.protocol.plan import Part
+from uploader.protocol.plan import Part, Plan, Run
 from uploader.sources import AnySource, Source
 from uploader.sources.part_buffer import DEFAULT_MEMORY_SIZE, BufferSpace
+from uploader.upload.resume import plan_of
 
 from ..engine.harness import PART, Desk, content, until
 from .kinds import pieces
@@ -207,6 +209,20 @@ async def test_a_longer_stream_than_before_is_refused(desk: Desk) -> None:
     assert desk.server.stats.completes == 0
 
 
+async def test_a_stream_that_ended_and_is_shorter_now_is_refused(desk: Desk) -> None:
+    """Its last part is missing at OSS, and no part differs."""
+    data = content(6 * PART)
+    desk.order(Fault(action="error", operation="CompleteMultipartUpload", count=None, status=400))
+    await desk.fail(pieces(data), key=KEY, meta=META)
+    desk.order(Fault(action="list_lag", operation="ListParts", value=1))
+
+    error = await desk.fail(pieces(data[: 5 * PART]), key=KEY, meta=META)
+
+    assert isinstance(error, SourceChanged)
+    assert f"ends at byte {5 * PART} now" in error.message
+    assert desk.server.stats.completes == 0
+
+
 async def test_a_stream_that_ends_before_what_was_sent_is_refused(desk: Desk) -> None:
     """At the edge of a part, so that no part differs."""
     data = content(12 * PART)
@@ -381,6 +397,22 @@ async def test_a_spool_stays_within_its_size(desk: Desk) -> None:
 
 
 # --- limits ---------------------------------------------------------------------------
+
+
+async def test_a_stream_longer_than_its_plan_is_refused(desk: Desk) -> None:
+    data = content(6 * PART)
+    await desk.fail(Producer(data, fails_after=3 * PART), key=KEY, meta=META)
+    with closing(sqlite3.connect(desk.state_path)) as database, database:
+        (text,) = database.execute("SELECT plan FROM vodup_upload").fetchone()
+        first_size = plan_of(text).part(1).size
+        short = Plan((Run(first_size, 5 * PART // first_size),), is_open=True)
+        database.execute("UPDATE vodup_upload SET plan = ?", (short.to_text(),))
+
+    error = await desk.fail(pieces(data), key=KEY, meta=META)
+
+    assert isinstance(error, SourceUnreadable)
+    assert f"longer than the {short.capacity} bytes" in error.message
+    assert desk.server.stats.completes == 0
 
 
 async def test_a_stream_longer_than_ten_thousand_parts_is_refused(desk: Desk) -> None:

@@ -22,6 +22,7 @@ import pytest
 from tests.state.conftest import Place, SqlitePlace, record
 from uploader.clock import SystemClock
 from uploader.errors import ConfigurationError, LeaseLost, StateUnavailable, UploadLocked
+from uploader.protocol.grants import UploadTarget
 from uploader.state import Journal, MemoryState, PartAck, Phase, SqlState, StateStore, files
 from uploader.state import transactions as tx
 from uploader.state.commits import Failure, GroupCommit
@@ -289,6 +290,29 @@ async def test_a_record_that_is_gone_is_not_written(sql_place: Place) -> None:
         sql_place.execute("DELETE FROM vodup_upload")
         with pytest.raises(StateUnavailable, match="is gone from the database"):
             await journal.record_error("x")
+    target = UploadTarget("https://oss-cn-shanghai.aliyuncs.com", "bucket", "sv/a.mp4")
+    async with sql_place.open() as store, store.claim("film") as journal:
+        await journal.create_record(record(key="film", phase=Phase.NEW))
+        sql_place.execute("DELETE FROM vodup_upload")
+        with pytest.raises(StateUnavailable, match="is gone from the database"):
+            await journal.set_target("v-1", target, region=None, plan=None, one_request=False)
+
+
+async def test_a_new_record_replaces_none_once_the_lease_is_lost(sql_place: Place) -> None:
+    async def work(store: StateStore) -> None:
+        async with store.claim("movie") as journal:
+            sql_place.execute("UPDATE vodup_lease SET epoch = epoch + 1000")
+            await journal.create_record(record(source="another"))
+
+    async with sql_place.open() as store:
+        async with store.claim("movie") as journal:
+            await journal.create_record(record())
+            await journal.abort()
+        with pytest.raises(LeaseLost):
+            await work(store)
+        found = await store.find(key="movie")
+        assert found is not None
+        assert (found.phase, found.source) == (Phase.ABORTED, record().source)
 
 
 async def test_epochs_are_never_used_again(sql_place: Place) -> None:

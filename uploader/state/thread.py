@@ -153,7 +153,7 @@ class StoreThread:
                 self.transact(partial(tx.drop_leases_of, tokens=[self.owner.token]))
         except StateError as error:
             # Our lock file stays, unlocked: by that the next process sees that we are gone.
-            if lock is not None:
+            if lock is not None:  # pragma: no branch - leases are taken under it
                 lock.leave_file()
             self.notice(f"leases could not be released: {error}")
         finally:
