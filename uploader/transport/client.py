@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -89,6 +90,7 @@ class AiohttpTransport:
         self._sockets = Sockets(congestion, near_rtt_s, lowat, stall_timeout_s)
         self._opening = asyncio.Lock()
         self._session: aiohttp.ClientSession | None = None
+        self._tls: ssl.SSLContext | None = None
         self._is_closed = False
 
     async def __aenter__(self) -> Self:
@@ -133,7 +135,7 @@ class AiohttpTransport:
             TransportError, UntrustedCertificate: there is no usable answer.
             SourceError: the body could not be read.
         """
-        session = await self._open_session()
+        session = await self._open_session(is_tls=request.url.startswith("https:"))
         writer = self._writer_of(request)
         watchdog = Watchdog(
             writer, connect_s=self._connect_s, stall_s=self._stall_s, answer_s=answer_timeout_s
@@ -172,6 +174,7 @@ class AiohttpTransport:
                     headers={"Accept-Encoding": "identity", **request.headers},
                     allow_redirects=False,
                     proxy=self._proxy,
+                    ssl=self._tls or True,
                 ) as answer:
                     if writer is not None and answer.status >= 300:
                         writer.stop_sending()
@@ -180,17 +183,18 @@ class AiohttpTransport:
         sent = writer.sent() if writer else SentBody()
         return Response(answer.status, _first_of_each(answer), body, sent)
 
-    async def _open_session(self) -> aiohttp.ClientSession:
+    async def _open_session(self, *, is_tls: bool) -> aiohttp.ClientSession:
         async with self._opening:
+            if is_tls and self._tls is None:
+                self._tls = await in_thread(tls_context, self._ca_file)
             if self._is_closed:
                 raise RuntimeError("the transport is closed")
             if self._session is None:
-                self._session = await self._new_session()
+                self._session = self._new_session()
             return self._session
 
-    async def _new_session(self) -> aiohttp.ClientSession:
+    def _new_session(self) -> aiohttp.ClientSession:
         connector = aiohttp.TCPConnector(
-            ssl=await in_thread(tls_context, self._ca_file),
             # Room for calls that need no slot; the slots limit the others.
             limit=max(64, self._pace.max_concurrency + 8),
             keepalive_timeout=self._keepalive_s,
