@@ -88,16 +88,16 @@ if TYPE_CHECKING:
     from uploader.sources import CommandReader as CommandReader
     from uploader.sources import FileObjectSource as FileObjectSource
     from uploader.sources import FileSource as FileSource
-    from uploader.sources import FollowedFile as FollowedFile
     from uploader.sources import HlsPackage as HlsPackage
     from uploader.sources import MemoryBuffer as MemoryBuffer
     from uploader.sources import PartStream as PartStream
     from uploader.sources import Source as Source
-    from uploader.sources import Spool as Spool
     from uploader.sources import StreamSource as StreamSource
-    from uploader.sources import Until as Until
     from uploader.sources import UrlPolicy as UrlPolicy
+    from uploader.sources.followed import FollowedFile as FollowedFile
+    from uploader.sources.followed import Until as Until
     from uploader.sources.fsspec import FsspecSource as FsspecSource
+    from uploader.sources.spool import Spool as Spool
     from uploader.sources.urls import UrlSource as UrlSource
     from uploader.state import MemoryState as MemoryState
     from uploader.state import SqlState as SqlState
@@ -131,9 +131,11 @@ _HOMES = {
     "protocol.trust": "TrustPolicy",
     "protocol.vod": "AccessKey VideoMeta",
     "session": "RetryPolicy",
-    "sources": "BytesSource CommandReader FileObjectSource FileSource FollowedFile HlsPackage "
-    "MemoryBuffer PartStream Source Spool StreamSource Until UrlPolicy",
+    "sources": "BytesSource CommandReader FileObjectSource FileSource HlsPackage MemoryBuffer "
+    "PartStream Source StreamSource UrlPolicy",
+    "sources.followed": "FollowedFile Until",
     "sources.fsspec": "FsspecSource",
+    "sources.spool": "Spool",
     "sources.urls": "UrlSource",
     "state": "MemoryState SqlState StateStore UploadRecord UploadStatus",
 }

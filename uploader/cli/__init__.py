@@ -11,7 +11,7 @@ __all__ = ["main"]
 def main() -> None:
     """Run the command line and exit."""
     # Imports make many objects and no garbage: looking for it takes a fifth of the start.
-    gc.set_threshold(50_000, 20, 20)
+    gc.disable()
     from uploader.cli.printing import Outputs
 
     is_completing = "_VODUP_COMPLETE" in os.environ  # then click writes bytes, for a shell

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, cast
@@ -72,6 +73,9 @@ class _Command(click.Command):
 
         def work() -> int:
             function = getattr(import_module(f"uploader.cli.{self._module}"), str(self.name))
+            gc.freeze()  # what is imported stays
+            gc.set_threshold(50_000, 20, 20)
+            gc.enable()
             return cast("int", function(flags))
 
         ctx.exit(finish(work, flags if isinstance(flags, OutputFlags) else None))

@@ -5,15 +5,7 @@ from __future__ import annotations
 import os
 from typing import Final
 
-from uploader import (
-    CommandReader,
-    FollowedFile,
-    MemoryBuffer,
-    Spool,
-    StreamSource,
-    Until,
-    UploadRecord,
-)
+from uploader import CommandReader, MemoryBuffer, StreamSource, UploadRecord
 from uploader.cli.flags import PushFlags, StreamFlags, UrlFlags
 from uploader.cli.settings import make_url_policy
 from uploader.errors import ConfigurationError, SourceNotRepeatable, UnsupportedState
@@ -22,7 +14,6 @@ from uploader.protocol.plan import read_plan
 from uploader.sources import AnySource, DescriptorReader, of_url
 from uploader.sources.part_buffer import DEFAULT_MEMORY_SIZE, PartBuffer
 from uploader.sources.readers import Reader, stdin_descriptor
-from uploader.sources.spool import DEFAULT_SPOOL_SIZE
 from uploader.sources.url_policy import parsed_url, shown
 
 _STDIN: Final = "-"
@@ -99,6 +90,8 @@ def source_of(name: str, flags: PushFlags, *, has_video: bool) -> AnySource:
 def _followed(name: str, flags: StreamFlags) -> AnySource:
     if name == _STDIN or _is_http(name):
         raise ConfigurationError("--follow only works with files.", next_step="Leave --follow out.")
+    from uploader import FollowedFile, Until
+
     is_open = (flags.until_file, flags.until_idle, flags.until_exit) == (None, None, None)
     return FollowedFile(
         os.path.abspath(name),
@@ -147,6 +140,8 @@ def _buffer(flags: StreamFlags, name: str) -> PartBuffer:
         raise ConfigurationError(
             "--memory and --spool cannot be used together.", next_step="Leave one of them out."
         )
+    from uploader.sources.spool import DEFAULT_SPOOL_SIZE, Spool
+
     return Spool(
         flags.spool, name, DEFAULT_SPOOL_SIZE if flags.spool_size is None else flags.spool_size
     )

@@ -14,11 +14,9 @@ from uploader.sources.bytes import BytesSource
 from uploader.sources.contract import BytesLike, Fingerprint, PartStream, Source
 from uploader.sources.file_objects import BinaryFile, FileObjectSource, of_file_object
 from uploader.sources.files import FileSource
-from uploader.sources.followed import FollowedFile, Until
 from uploader.sources.hls import HlsPackage, is_playlist_path
 from uploader.sources.part_buffer import MemoryBuffer, PartBuffer
 from uploader.sources.readers import CommandReader, DescriptorReader
-from uploader.sources.spool import Spool
 from uploader.sources.streams import StreamSource
 from uploader.sources.url_policy import UrlPolicy
 
@@ -30,14 +28,11 @@ __all__ = [
     "FileObjectSource",
     "FileSource",
     "Fingerprint",
-    "FollowedFile",
     "HlsPackage",
     "MemoryBuffer",
     "PartStream",
     "Source",
-    "Spool",
     "StreamSource",
-    "Until",
     "UrlPolicy",
     "as_source",
     "of_path",
