@@ -1,4 +1,4 @@
-"""A library is silent until somebody listens, and secrets stay out of what is heard."""
+"""A library is silent until somebody listens, and secrets stay out of the log."""
 
 from __future__ import annotations
 
@@ -115,15 +115,15 @@ def test_standard_logging_gets_no_secret(caplog: pytest.LogCaptureFixture) -> No
 
 
 def test_an_app_with_structlog_gets_events() -> None:
-    heard: list[dict[str, object]] = []
+    logged: list[dict[str, object]] = []
 
     def listen(logger: object, method: str, event: structlog.typing.EventDict) -> str:
-        heard.append(dict(event, method=method))
+        logged.append(dict(event, method=method))
         raise structlog.DropEvent
 
     structlog.configure(processors=[listen])
     get_logger(video_id="c6a2").warning("request.retried", signature="abc")
-    (event,) = heard
+    (event,) = logged
     assert event["event"] == "request.retried"
     assert (event["video_id"], event["method"]) == ("c6a2", "warning")
     assert event["signature"] == "[redacted]"

@@ -15,7 +15,7 @@ class Clock(Protocol):
         """Wall clock, aware, UTC: only for signatures and for what people read."""
 
     def elapsed_s(self) -> float:
-        """Seconds on a clock that never jumps and goes on while the machine sleeps."""
+        """Seconds on a clock that never jumps and runs while the machine sleeps."""
 
     async def sleep(self, seconds: float) -> None:
         """Wait."""

@@ -63,7 +63,7 @@ class Threads(Executor):
     async def run(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Return what `work` returns, with the caller's context variables.
 
-        When the waiting task is cancelled, work that a thread has begun goes on.
+        Work that a thread has begun continues when the waiting task is cancelled.
         """
         call = partial(contextvars.copy_context().run, work, *args, **kwargs)
         return await asyncio.wrap_future(self.submit(call))

@@ -62,7 +62,7 @@ def test_workers_survive_a_restart_of_the_database(
             assert worker.process.poll() is None, worker.output
             worker.send(signal.SIGTERM)
             assert worker.ended() == 0, worker.output
-        # What was under way when the receipts could not be written, and once more after it.
+        # What was under way when the acks could not be written, and once more after it.
         cluster.check(4, size=SIZE, resent=4 * 2 * 2 * PART)
 
 

@@ -138,15 +138,15 @@ Echo = Callable[..., Awaitable[tuple[list[str], dict[str, str]]]]
 @pytest.fixture
 def echo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Echo:
     """Run a command that notes its arguments and `VODUP_*` variables."""
-    noted = tmp_path / "noted"
+    recorded = tmp_path / "recorded"
     monkeypatch.setenv("ANSWER", granted().body.decode())
 
     async def run(*more: str, video: NewVideo | None = None) -> tuple[list[str], dict[str, str]]:
-        command = [sys.executable, "-c", _ECHO, str(noted), *more]
+        command = [sys.executable, "-c", _ECHO, str(recorded), *more]
         source = CommandProvider(command).connect(network(Vod()))
         grant = await (source.create(video) if video else source.renew(VIDEO_ID))
         assert grant.video_id == VIDEO_ID
-        arguments, variables = json.loads(noted.read_text())
+        arguments, variables = json.loads(recorded.read_text())
         return arguments, variables
 
     return run

@@ -50,12 +50,12 @@ async def test_acks_share_commits_and_the_last_does_not_wait(
     sizes: list[int] = []
     commit = StoreThread._commit
 
-    def noted(self: StoreThread, writes: Sequence[Any]) -> Sequence[Any]:
+    def recorded(self: StoreThread, writes: Sequence[Any]) -> Sequence[Any]:
         if any(isinstance(write, AckWrite) for write in writes):
             sizes.append(len(writes))
         return commit(self, writes)
 
-    monkeypatch.setattr(StoreThread, "_commit", noted)
+    monkeypatch.setattr(StoreThread, "_commit", recorded)
     desk.order(Fault(action="slow", operation="UploadPart", delay_s=0.02, count=None))
     movie = desk.file(100 * PART)
     async with desk.uploader(concurrency=2) as up:
@@ -73,11 +73,11 @@ async def test_acks_that_no_list_shows_are_committed_before_the_next_part(
     waited: list[float] = []
     keep = _SqlClaim.add_ack
 
-    async def noted(self: _SqlClaim, part: PartAck, *, patience_s: float = 0.0) -> None:
+    async def recorded(self: _SqlClaim, part: PartAck, *, patience_s: float = 0.0) -> None:
         waited.append(patience_s)
         await keep(self, part, patience_s=patience_s)
 
-    monkeypatch.setattr(_SqlClaim, "add_ack", noted)
+    monkeypatch.setattr(_SqlClaim, "add_ack", recorded)
     if why == "denied":
         desk.server.set_options(denied_operations=("ListParts",))
     movie = desk.file((80 if why == "denied" else 60) * PART)

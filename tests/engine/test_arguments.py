@@ -247,7 +247,7 @@ async def test_the_transport_is_created_with_the_given_options(
     made: dict[str, Any] = {}
     watched: list[object] = []
 
-    class Noted(AiohttpTransport):
+    class Recorded(AiohttpTransport):
         def __init__(self, **given: Any) -> None:
             made.update(given)
             super().__init__(**given)
@@ -258,7 +258,7 @@ async def test_the_transport_is_created_with_the_given_options(
         watched.append(probe)
         return steering(pace, probe)
 
-    monkeypatch.setattr("uploader.uploader.AiohttpTransport", Noted)
+    monkeypatch.setattr("uploader.uploader.AiohttpTransport", Recorded)
     monkeypatch.setattr(Pace, "steering", watching)
     trustme.CA().cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     opts = UploadOptions(concurrency=5, stall_timeout_s=7.0, ca_file=tmp_path / "ca.pem")
@@ -304,12 +304,12 @@ class Diary(MemoryState):
             claim: Any = journal._claim
             update = claim.update
 
-            async def noted(fields: dict[str, Any], **more: Any) -> datetime:
+            async def recorded(fields: dict[str, Any], **more: Any) -> datetime:
                 self.written.append(fields)
                 time: datetime = await update(fields, **more)
                 return time
 
-            claim.update = noted
+            claim.update = recorded
             yield journal
 
 
@@ -448,19 +448,19 @@ async def test_an_upload_without_a_key_is_reported_under_none_before_it_is_open(
 
 
 async def test_a_listener_of_one_upload_is_called_after_that_of_all(desk: Desk) -> None:
-    heard: list[tuple[str, Event]] = []
+    seen: list[tuple[str, Event]] = []
     async with Uploader(
         desk.provider(),
         state="memory",
         options=options(),
         trust=LOOPBACK,
-        on_event=lambda event: heard.append(("all", event)),
+        on_event=lambda event: seen.append(("all", event)),
     ) as up:
-        await up.upload(desk.file(PART), on_event=lambda event: heard.append(("one", event)))
+        await up.upload(desk.file(PART), on_event=lambda event: seen.append(("one", event)))
 
-    assert [who for who, _ in heard] == ["all", "one"] * (len(heard) // 2)
-    assert [event for who, event in heard if who == "all"] == [
-        event for who, event in heard if who == "one"
+    assert [who for who, _ in seen] == ["all", "one"] * (len(seen) // 2)
+    assert [event for who, event in seen if who == "all"] == [
+        event for who, event in seen if who == "one"
     ]
 
 
@@ -468,10 +468,10 @@ async def test_a_listener_of_one_upload_is_called_after_that_of_all(desk: Desk) 
 async def test_a_listener_that_raises_is_logged_once_and_ends_no_upload(
     desk: Desk, kind: type[BaseException], caplog: pytest.LogCaptureFixture
 ) -> None:
-    heard: list[Event] = []
+    seen: list[Event] = []
 
     def listener(event: Event) -> None:
-        heard.append(event)
+        seen.append(event)
         raise kind
 
     async with Uploader(
@@ -482,17 +482,17 @@ async def test_a_listener_that_raises_is_logged_once_and_ends_no_upload(
         outcomes = [outcome async for outcome in up.upload_many(items, on_event=listener)]
         result = await (await up.submit(desk.file(2 * PART, "b.mp4"), on_event=listener))
 
-    assert [type(heard[-1]), result.part_count] == [UploadFinished, 2]
+    assert [type(seen[-1]), result.part_count] == [UploadFinished, 2]
     assert [outcome.error for outcome in outcomes] == [None]
     logged = [record for record in caplog.records if record.getMessage() == "listener.failed"]
     assert len(logged) == 4  # one for each time that a listener was passed
 
 
 async def test_a_cancellation_is_not_swallowed_by_a_listener_that_raises(desk: Desk) -> None:
-    heard: list[Event] = []
+    seen: list[Event] = []
 
     def listener(event: Event) -> None:
-        heard.append(event)
+        seen.append(event)
         task.cancel()
         raise ValueError
 
@@ -502,7 +502,7 @@ async def test_a_cancellation_is_not_swallowed_by_a_listener_that_raises(desk: D
         task = asyncio.ensure_future(up.upload(desk.file(3 * PART)))
         with pytest.raises(asyncio.CancelledError):
             await task
-    assert type(heard[-1]) is UploadCancelled
+    assert type(seen[-1]) is UploadCancelled
 
 
 async def _listen(event: Event) -> None: ...

@@ -299,7 +299,7 @@ async def test_the_notification_of_vod_is_sent_to_oss(
     sent: list[tuple[str, str | None]] = []
     send = AiohttpTransport.send
 
-    async def noted(
+    async def recorded(
         self: AiohttpTransport, request: SignedRequest, *given: Any, **more: Any
     ) -> Response:
         if request.url.startswith(desk.server.oss_endpoint):
@@ -307,7 +307,7 @@ async def test_the_notification_of_vod_is_sent_to_oss(
             sent.append((f"{request.method} {query}", request.headers.get("x-oss-notification")))
         return await send(self, request, *given, **more)
 
-    monkeypatch.setattr(AiohttpTransport, "send", noted)
+    monkeypatch.setattr(AiohttpTransport, "send", recorded)
     await desk.push(desk.file(2 * PART), concurrency=1, notification=notification)
     await desk.push(desk.file(PART, "small.mp4"), notification=notification)
 

@@ -407,7 +407,7 @@ with open(sys.argv[1], "a") as notes:
 """
 
 
-def noted(path: Path) -> list[Any]:
+def lines_of(path: Path) -> list[Any]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
@@ -419,7 +419,7 @@ async def test_a_command_gets_the_result_of_each_upload(desk: Desk) -> None:
     desk.order(REFUSED)
     error = await desk.fail(desk.file(2 * PART, "other.mp4"), hooks=hooks)
 
-    (good, line), (bad, other) = noted(notes)
+    (good, line), (bad, other) = lines_of(notes)
     assert good["VODUP_STATUS"] == line["status"] == "verified"
     assert good["VODUP_FILE"] == str(movie)
     assert good["VODUP_VIDEO_ID"] == line["result"]["video_id"] == result.video_id
@@ -442,7 +442,7 @@ async def test_a_command_gets_no_variables_of_another_upload(
     error = await desk.fail(desk.folder / "none.mp4", hooks=hooks)
     result = await desk.push(desk.file(PART), hooks=hooks)
 
-    (bad, _), (good, line) = noted(notes)
+    (bad, _), (good, line) = lines_of(notes)
     assert bad["VODUP_ERROR"] == type(error).__name__
     assert not bad.keys() & {"VODUP_VIDEO_ID", "VODUP_SIZE"}
     assert "VODUP_ERROR" not in good

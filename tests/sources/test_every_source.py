@@ -73,7 +73,7 @@ async def test_an_empty_one_is_refused_and_nothing_is_completed(desk: Desk, orig
 
 
 async def test_a_second_run_resumes_and_sends_the_missing_parts(desk: Desk, origin: Origin) -> None:
-    """Two connections: while one part is refused, another may be stored and not heard of."""
+    """Two connections: while one part is refused, another may be stored without an answer."""
     data = origin.holds(content(SIZE))
     acked = await interrupted(desk, origin)
 

@@ -335,7 +335,7 @@ async def test_the_spool_of_an_aborted_upload_is_not_used_for_a_new_one(desk: De
 async def test_a_spool_left_by_a_crash_after_the_upload_hides_no_new_stream(
     desk: Desk,
 ) -> None:
-    """The process ended between the receipt and the removal of the folder."""
+    """The process ended between the ack and the removal of the folder."""
     data, folder = content(12 * PART), desk.folder / "spool"
     await spooled_to_the_end(desk, folder, data)
     left = desk.folder / "left"
@@ -344,7 +344,7 @@ async def test_a_spool_left_by_a_crash_after_the_upload_hides_no_new_stream(
     await asyncio.to_thread(os.rename, left, folder / "again")
 
     fresh = content(6 * PART, seed=3)
-    for _ in range(2):  # the first finds the receipt of other bytes, and says so
+    for _ in range(2):  # the first finds the ack of other bytes and reports it
         source = StreamSource(
             pieces(fresh), "movie.mp4", buffer=Spool(folder / "again", "movie.mp4")
         )

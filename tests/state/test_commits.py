@@ -1,4 +1,4 @@
-"""How receipts share commits; the commit itself is a function of the test."""
+"""How acks share commits; the commit itself is a function of the test."""
 
 from __future__ import annotations
 

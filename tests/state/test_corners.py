@@ -43,7 +43,7 @@ def path(tmp_path: Path) -> Path:
 
 
 async def fill(path: Path, **changes: Any) -> None:
-    """A store with one upload and one receipt."""
+    """A store with one upload and one ack."""
     async with SqlState(path) as store, store.claim("movie") as journal:
         await journal.create_record(record(**changes))
         await journal.add_part(PART)

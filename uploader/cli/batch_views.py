@@ -80,7 +80,7 @@ class JsonBatchView:
 
 
 class TextBatchView:
-    """Failures as they come, but not thousands of them; at the end a summary.
+    """Failures when they occur, but not thousands of them; at the end a summary.
 
     Mutable: how many failures were printed.
     """

@@ -157,7 +157,7 @@ def _write_files(ledger: Ledger, progress: BatchProgress, flags: IngestFlags) ->
 
 
 def write_failed(ledger: Ledger, path: str | None) -> None:
-    """Write the failed rows, if that was asked for."""
+    """Write the failed rows, if --failed names a file."""
     if path is not None:
         require_output("--failed", path)
         ledger.write_failures(path)

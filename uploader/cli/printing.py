@@ -2,7 +2,7 @@
 
 A disk may be full, a terminal closed or stopped (Ctrl-S), the reader of a pipe gone or asleep: no
 upload ends or waits for that. Each stream is written by a thread of its own (`Output`). One that
-fails is dropped and the other one reports it. What programs and people asked for goes to standard
+fails is dropped and the other one reports it. What programs and people requested goes to standard
 output: if any of that is lost, success becomes exit code 74 (EX_IOERR).
 """
 

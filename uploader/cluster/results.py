@@ -65,7 +65,7 @@ class AwaitedRows:
 
 
 class Results:
-    """The records of some manifests, or of all, as they come. Mutable: how far it has read."""
+    """The records of some manifests, or of all, as rows end. Mutable: how far it has read."""
 
     def __init__(self, pool: Pool, manifests: Sequence[str] | None = None) -> None:
         self._pool = pool
