@@ -39,12 +39,12 @@ DOCUMENTED = {
 
 @pytest.mark.parametrize("kind", CLASSES)
 def test_every_error_has_an_exit_code(kind: type[VodupError]) -> None:
-    assert 1 <= run.EXIT_CODES[kind] <= 8
+    assert 1 <= run.code_of(kind) <= 8
 
 
 @pytest.mark.parametrize(("kind", "code"), DOCUMENTED.items())
 def test_the_documented_codes(kind: type[VodupError], code: int) -> None:
-    assert run.EXIT_CODES[kind] == code
+    assert run.code_of(kind) == code
 
 
 def test_an_unlisted_error_takes_the_code_of_its_base() -> None:

@@ -9,25 +9,8 @@ from typing import Any, cast
 
 import click
 
-from uploader.cli.flags import (
-    AbortFlags,
-    CleanFlags,
-    DemoFlags,
-    DevserverFlags,
-    DoctorFlags,
-    EnqueueFlags,
-    IngestFlags,
-    InspectFlags,
-    OutputFlags,
-    PushFlags,
-    ResultsFlags,
-    ResumeFlags,
-    StatusFlags,
-    UpgradeFlags,
-    VerifyFlags,
-    VersionFlags,
-    WorkerFlags,
-)
+from uploader.cli import flags as commands
+from uploader.cli.flags import DevserverFlags, OutputFlags, VersionFlags
 from uploader.cli.options import Argument, parameters_of
 from uploader.cli.printing import err, out, out_json, paragraph
 from uploader.cli.run import exit_code, finish
@@ -138,21 +121,21 @@ app = _Commands(
     "Upload large files to Alibaba Cloud ApsaraVideo VOD, resumable and verified. "
     "Every flag can also be set as VODUP_<FLAG>. AccessKeys are read from "
     "ALIBABA_CLOUD_ACCESS_KEY_ID and ALIBABA_CLOUD_ACCESS_KEY_SECRET only.",
-    _Command("push", "push", PushFlags),
-    _Command("ingest", "ingest", IngestFlags),
-    _Command("enqueue", "cluster", EnqueueFlags),
-    _Command("worker", "cluster", WorkerFlags),
-    _Command("results", "cluster", ResultsFlags),
-    _Command("resume", "push", ResumeFlags),
-    _Command("status", "records", StatusFlags),
-    _Command("abort", "records", AbortFlags),
-    _Command("clean", "records", CleanFlags),
-    _Command("verify", "records", VerifyFlags),
-    _Command("inspect", "inspect", InspectFlags),
-    _Command("doctor", "doctor", DoctorFlags),
-    _Command("devserver", "app", DevserverFlags),
-    _Command("demo", "demo", DemoFlags),
-    _Command("version", "app", VersionFlags),
+    _Command("push", "push", commands.PushFlags),
+    _Command("ingest", "ingest", commands.IngestFlags),
+    _Command("enqueue", "cluster", commands.EnqueueFlags),
+    _Command("worker", "cluster", commands.WorkerFlags),
+    _Command("results", "cluster", commands.ResultsFlags),
+    _Command("resume", "push", commands.ResumeFlags),
+    _Command("status", "records", commands.StatusFlags),
+    _Command("abort", "records", commands.AbortFlags),
+    _Command("clean", "records", commands.CleanFlags),
+    _Command("verify", "records", commands.VerifyFlags),
+    _Command("inspect", "doctor", commands.InspectFlags),
+    _Command("doctor", "doctor", commands.DoctorFlags),
+    _Command("devserver", "app", commands.DevserverFlags),
+    _Command("demo", "demo", commands.DemoFlags),
+    _Command("version", "app", commands.VersionFlags),
     _Commands(
         "db", "Manage the database of a cluster.", _Command("upgrade", "cluster", UpgradeFlags)
     ),

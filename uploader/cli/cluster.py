@@ -151,13 +151,9 @@ async def _enqueued(
                     async for record in coming.until_all(awaited):
                         ended(record)
             finally:
-                _settle(ledger, flags, read)  # what was not read keeps its records
+                ledger.compact(manifests=read)  # what was not read keeps its records
+                write_failed(ledger, flags.failed)
     return run.common_code(codes)
-
-
-def _settle(ledger: Ledger, flags: EnqueueFlags, manifests: Sequence[str]) -> None:
-    ledger.compact(manifests=manifests)
-    write_failed(ledger, flags.failed)
 
 
 def _print_counts(counts: EnqueueCounts, flags: OutputFlags) -> None:

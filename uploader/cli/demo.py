@@ -52,19 +52,6 @@ _BLOCK_SIZE: Final = 4 * units.MIB
 _READY_S: Final = 20.0
 _STOP_S: Final = 5.0
 
-_BOUND_COMMAND: Final = """
-import os, sys, threading
-
-def end_with_the_demo():
-    os.read(0, 1)  # nothing is written: this returns when the demo has ended, in any way
-    os.kill(os.getpid(), 9)
-
-threading.Thread(target=end_with_the_demo, daemon=True).start()
-from uploader.cli import main
-main()
-"""
-"""`vodup` that ends when the demo ends, even if the demo is killed."""
-
 
 @dataclass(slots=True)
 class DemoPush:
@@ -111,8 +98,8 @@ def demo(flags: DemoFlags) -> int:
         out_json(facts)
     else:
         for claim in claims:
-            verdict = "ok    " if claim.holds else "FAILED"
-            out("", f"  {verdict} {claim.name}", f"         {claim.seen}")
+            status = "ok    " if claim.holds else "FAILED"
+            out("", f"  {status} {claim.name}", f"         {claim.seen}")
         result = "All checks passed" if holds else "Some checks FAILED"
         out("", f"{result} in {units.duration(seconds)}.")
     return run.DONE if holds else run.FAILED
@@ -215,7 +202,8 @@ class _Demo:
     def _push(self, *, kill_at: float = 2.0) -> DemoPush:
         """Run `vodup push` and narrate it; SIGKILL it at that share of the file."""
         words = [
-            *("-c", _BOUND_COMMAND, "push", str(self._file), "--json"),
+            *("-c", "from uploader.cli import main; main()", "push", str(self._file), "--json"),
+            "--retry-for=5s",  # should the demo be killed, its server ends, and so does this
             f"--state={self._folder / 'state.db'}",
             f"--concurrency={_CONNECTIONS}",
             f"--part-size={self._part_size}",

@@ -1,4 +1,4 @@
-"""`doctor`: checks everything that an upload needs."""
+"""`doctor` checks everything that an upload needs; `inspect` shows what a grant holds."""
 
 from __future__ import annotations
 
@@ -13,23 +13,26 @@ import stat
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import Final, Literal, cast
+from typing import Any, Final, Literal, cast
 from urllib.parse import urlsplit
 
+from uploader import UploadGrant, decode_answer, decode_grant, units
 from uploader.cli import run, settings
-from uploader.cli.flags import AccessFlags, DoctorFlags, StateFlags
+from uploader.cli.flags import AccessFlags, DoctorFlags, InspectFlags, StateFlags
 from uploader.cli.orphans import open_network
 from uploader.cli.printing import out, out_json
-from uploader.credentials import GrantProvider, ImsProvider, Network, VodProvider
-from uploader.errors import ConfigurationError, VideoGone, VodupError
+from uploader.clock import SystemClock
+from uploader.credentials import GrantProvider, ImsProvider, Network, VodProvider, life_s
+from uploader.errors import ConfigurationError, PolicyError, VideoGone, VodupError
+from uploader.protocol.grants import mask
 from uploader.protocol.trust import ServiceName
 from uploader.protocol.wire import Response, SignedRequest
 from uploader.state import Phase, open_state
 from uploader.state.files import refuse_network_mount
 from uploader.state.locations import SqliteFile, locate
 from uploader.transport import AiohttpTransport, may_use_congestion
-from uploader.units import count, size
 
 _REQUEST_S: Final = 15.0
 _MAX_OFFSET_S: Final = 300.0  # OSS and VOD refuse at 15 minutes
@@ -114,7 +117,7 @@ def _state_path(flags: StateFlags) -> Iterator[Finding]:
 def _state_folder(path: Path, folder: Path) -> Finding:
     free = shutil.disk_usage(folder).free
     mode = f"{stat.S_IMODE(path.stat().st_mode):04o}" if path.exists() else "not created yet"
-    detail = f"{path} ({mode}), {size(free)} free"
+    detail = f"{path} ({mode}), {units.size(free)} free"
     try:
         refuse_network_mount(folder)
     except ConfigurationError as error:
@@ -132,7 +135,7 @@ async def _records(flags: StateFlags) -> Finding:
     except VodupError as error:
         return Finding("uploads", "failed", error.message, run.exit_code(error))
     open_count = sum(phase not in {Phase.DONE, Phase.ABORTED} for phase in phases)
-    detail = f"{count(len(phases), 'upload')} recorded, {open_count} unfinished"
+    detail = f"{units.count(len(phases), 'upload')} recorded, {open_count} unfinished"
     if orphans:
         return Finding("uploads", "warning", f"{detail}; run `vodup clean --orphans`")
     return Finding("uploads", "ok", detail)
@@ -145,7 +148,8 @@ async def _services(flags: AccessFlags, network: Network) -> list[Finding]:
     service = flags.service.upper()
     try:
         provider = settings.make_provider(flags)
-        endpoint = _checked_origin(flags, network)
+        name: ServiceName = "IMS" if flags.service == "ims" else "VOD"
+        endpoint = network.trust.check_endpoint(name, settings.api_origin(flags))
     except VodupError as error:
         return [Finding(service, "failed", error.message, run.exit_code(error))]
     findings = [await _reach(service, endpoint, network)]
@@ -153,11 +157,6 @@ async def _services(flags: AccessFlags, network: Network) -> list[Finding]:
         findings.append(await _access_key(provider, network))
     findings.append(await _reach_oss(flags, endpoint, network))
     return findings
-
-
-def _checked_origin(flags: AccessFlags, network: Network) -> str:
-    service: ServiceName = "IMS" if flags.service == "ims" else "VOD"
-    return network.trust.check_endpoint(service, settings.api_origin(flags))
 
 
 async def _reach_oss(flags: AccessFlags, origin: str, network: Network) -> Finding:
@@ -183,16 +182,12 @@ def _reached(name: str, endpoint: str, answer: Response, took_s: float) -> Findi
     words = [f"{endpoint} answers in {1000 * took_s:.0f} ms"]
     if urlsplit(endpoint).scheme != "https":
         words.append("without TLS")
-    offset_s = _offset_s(answer)
-    if offset_s is not None:
+    is_off = False
+    if (server_s := answer.server_epoch_s) is not None:
+        offset_s = server_s - time.time()
         words.append(f"clock offset {offset_s:+.0f} s")
-    is_off = offset_s is not None and abs(offset_s) > _MAX_OFFSET_S
+        is_off = abs(offset_s) > _MAX_OFFSET_S
     return Finding(name, "warning" if is_off else "ok", ", ".join(words))
-
-
-def _offset_s(answer: Response) -> float | None:
-    server = answer.server_epoch_s
-    return None if server is None else server - time.time()
 
 
 async def _access_key(provider: GrantProvider, network: Network) -> Finding:
@@ -220,3 +215,46 @@ def _congestion(network: Network) -> Finding:
     return Finding(
         "congestion", "warning", f"{used}; bbr is faster on lossy links (modprobe tcp_bbr)"
     )
+
+
+# --- inspect ----------------------------------------------------------------------------
+
+
+def inspect(flags: InspectFlags) -> int:
+    """Show what a grant holds, secrets masked; the exit code says whether it is trusted."""
+    grant = _decoded(settings.read_input(flags.where, "inspect"))
+    facts = {**mask(grant), **_remaining(grant), **_trust(grant, flags)}
+    if flags.json:
+        out_json(facts)
+    else:
+        width = max(map(len, facts))
+        for name, value in facts.items():
+            out(f"{name:<{width}}  {'-' if value in (None, '') else value}")
+    return run.DONE if facts["is_trusted"] else run.POLICY
+
+
+def _decoded(text: str) -> UploadGrant:
+    """Decode a whole answer, or the bare pair: two base64 texts with space between."""
+    words = text.split()
+    if len(words) == 2 and not text.lstrip().startswith(("{", "<")):
+        return decode_grant(words[0], words[1])
+    return decode_answer(text)
+
+
+def _remaining(grant: UploadGrant) -> dict[str, Any]:
+    clock = SystemClock()
+    left_s = life_s(grant.credentials, clock=clock)
+    deadline = clock.utc_now() + timedelta(seconds=left_s)
+    return {
+        "deadline": deadline.isoformat(timespec="seconds"),
+        "remaining_s": round(left_s),
+        "remaining": units.duration(left_s) if left_s > 0 else "expired",
+    }
+
+
+def _trust(grant: UploadGrant, flags: AccessFlags) -> dict[str, Any]:
+    try:
+        settings.make_trust(flags).check_target(grant.target)
+    except PolicyError as error:
+        return {"is_trusted": False, "trust": error.message}
+    return {"is_trusted": True, "trust": "endpoint, bucket and key may receive credentials"}

@@ -51,37 +51,27 @@ EXIT_CODES: Final[dict[type[VodupError], int]] = {
     errors.VodupError: FAILED,
     errors.ConfigurationError: USAGE,
     errors.CredentialError: CREDENTIALS,
-    errors.InvalidGrant: CREDENTIALS,
-    errors.CallerNotAuthenticated: CREDENTIALS,
-    errors.CredentialsRejected: CREDENTIALS,
-    errors.PermissionDenied: CREDENTIALS,
-    errors.VideoError: FAILED,
-    errors.VideoGone: FAILED,
     errors.OverwriteRefused: POLICY,
     errors.TransferError: TEMPORARY,
-    errors.TransportError: TEMPORARY,
     # A refusal is final, unless it is one of those that pass (`exit_code`).
     errors.ServiceError: FAILED,
     # The same command would be refused again: a person has to decide.
     errors.UploadTargetChanged: FAILED,
-    errors.IntegrityError: FAILED,
     errors.UnverifiedCompletion: UNVERIFIED,
     errors.SourceError: SOURCE,
-    errors.SourceUnreadable: SOURCE,
-    errors.SourceChanged: SOURCE,
-    errors.SourceNotRepeatable: SOURCE,
     # Two uploads under one key, or one VideoId under two keys.
     errors.StateError: USAGE,
     errors.StateUnavailable: TEMPORARY,
-    errors.UnsupportedState: USAGE,
     errors.UploadLocked: HELD,
     errors.LeaseLost: HELD,
-    errors.HookError: FAILED,
     errors.PolicyError: POLICY,
-    errors.UntrustedCertificate: POLICY,
-    errors.UntrustedEndpoint: POLICY,
-    errors.UnsafePath: POLICY,
 }
+"""What differs from the code of the error's base class."""
+
+
+def code_of(kind: type[VodupError]) -> int:
+    """Return the exit code of a class of errors: its own, or that of its nearest base."""
+    return EXIT_CODES[next(each for each in kind.__mro__ if each in EXIT_CODES)]
 
 
 def exit_code(error: VodupError) -> int:
@@ -92,8 +82,7 @@ def exit_code(error: VodupError) -> int:
         return TEMPORARY
     if isinstance(error, SourceError) and error.is_temporary:
         return TEMPORARY
-    kinds = (kind for kind in type(error).__mro__ if kind in EXIT_CODES)
-    return EXIT_CODES[next(kinds)]
+    return code_of(type(error))
 
 
 def common_code(codes: Iterable[int]) -> int:

@@ -12,7 +12,6 @@ from typing import Final
 from uploader import (
     CommandProvider,
     GrantProvider,
-    Hooks,
     ImsProvider,
     RetryPolicy,
     TrustPolicy,
@@ -158,7 +157,10 @@ def ca_file() -> Path | None:
 
 
 def make_options(flags: TransferFlags) -> UploadOptions:
-    """Return how data is sent."""
+    """Return how data is sent. The hooks of installed packages come before the command."""
+    hooks = installed_hooks() if flags.installed_hooks else ()
+    if flags.on_finished:
+        hooks = (*hooks, command_hooks(flags.on_finished))
     return UploadOptions(
         part_size=flags.part_size,
         concurrency=flags.concurrency,
@@ -168,7 +170,7 @@ def make_options(flags: TransferFlags) -> UploadOptions:
         on_target_change=flags.on_target_change,
         retry=_retry(flags.retry_for),
         ca_file=ca_file(),
-        hooks=_hooks(flags),
+        hooks=hooks,
     )
 
 
@@ -178,12 +180,6 @@ def _retry(patience_s: float | None) -> RetryPolicy:
         return usual
     first_s = min(patience_s, usual.first_contact_patience_s)
     return replace(usual, patience_s=patience_s, first_contact_patience_s=first_s)
-
-
-def _hooks(flags: TransferFlags) -> tuple[Hooks, ...]:
-    """Those of installed packages, then the command."""
-    hooks = installed_hooks() if flags.installed_hooks else ()
-    return (*hooks, command_hooks(flags.on_finished)) if flags.on_finished else hooks
 
 
 def make_meta(flags: VideoFlags) -> VideoMeta:
