@@ -6,7 +6,7 @@ Everything here blocks and runs in the store's own thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 import psycopg
@@ -16,10 +16,9 @@ from uploader.errors import ConfigurationError, StateUnavailable, UnsupportedSta
 from uploader.state import files
 from uploader.state.locations import PostgresUrl, state_directory
 from uploader.state.queries import SCHEMA_VERSION, Query
-from uploader.state.transactions import Connection, cannot_be_used, create_tables
+from uploader.state.transactions import Connection, Values, cannot_be_used, create_tables
 
 T = TypeVar("T")
-Values = Mapping[str, Any]
 
 _ADVISORY_LOCK: Final = 0x766F6475  # any number that nothing else in the database uses
 _SILENCE_S: Final = 20  # until a server that does not answer counts as gone

@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from uploader.errors import ConfigurationError, StateUnavailable
 from uploader.state import files, queries
 from uploader.state.leases import FileLock
 from uploader.state.locations import SqliteFile
 from uploader.state.queries import SCHEMA_VERSION, Query
-from uploader.state.transactions import Connection, cannot_be_used, create_tables
+from uploader.state.transactions import Connection, Values, cannot_be_used, create_tables
 
 T = TypeVar("T")
-Values = Mapping[str, Any]
 
 _BUSY_TIMEOUT_S: Final = 5.0
 _OPENING_WAIT_S: Final = 15.0
@@ -79,23 +78,15 @@ def _configure(driver: sqlite3.Connection) -> None:
         # another journal a loss of power could take the whole file.
         raise sqlite3.OperationalError(f"its journal stays {mode!r} instead of 'wal'")
     driver.execute("PRAGMA synchronous=FULL")
-    driver.text_factory = _lenient_text
-
-
-def _lenient_text(stored: bytes) -> str:
-    """Damaged text as text that no field accepts, so that it does not fail the whole query."""
-    return stored.decode("utf-8", "surrogateescape")
+    # Damaged text is read as text that no field accepts, so that it does not fail the whole query.
+    driver.text_factory = lambda stored: stored.decode("utf-8", "surrogateescape")
 
 
 class SqliteDatabase:
-    """An open state file, and the lock that shows other processes that it is open.
+    """A `Database` in a file, and the lock that shows other processes that it is open.
 
     Mutable: the connection is replaced when a rollback failed; once the disk has refused to
     keep something, nothing is written any more.
-
-    Attributes:
-        store_id: names the lock files of this store; known once it was created.
-        locks: the folder of those lock files.
     """
 
     def __init__(self, path: Path, in_use: FileLock) -> None:
@@ -108,14 +99,7 @@ class SqliteDatabase:
         self.locks = path.parent / "locks"
 
     def transact(self, work: Callable[[Connection], T], *, is_flushed: bool = True) -> T:
-        """Run `work` in one transaction; what it wrote is durable on return.
-
-        Not flushed: it survives the end of this process, and the loss of power only once a
-        later transaction was flushed.
-
-        Raises:
-            StateError: the transaction failed, and nothing was changed.
-        """
+        """As `Database.transact`."""
         if self._has_lost_a_write:
             raise self._lost_a_write()
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from operator import itemgetter
@@ -323,7 +324,8 @@ def delete(connection: Connection, key: str, owner: str, is_dead: IsDead) -> Non
     row = _row_of_key(connection, key)
     if row is not None:
         if row["phase"] in (Phase.UPLOADING, Phase.COMPLETING):
-            _add_orphan(connection, _orphan_in(row))
+            with suppress(StateUnavailable):  # deleting is how one gets rid of a damaged record
+                _add_orphan(connection, rows.record_of(row).orphan())
         _delete_row(connection, row["id"])
     connection.run(queries.DROP_LEASE, {"epoch": epoch})
 
@@ -331,13 +333,6 @@ def delete(connection: Connection, key: str, owner: str, is_dead: IsDead) -> Non
 def _delete_row(connection: Connection, row_id: int) -> None:
     connection.run(queries.DROP_PARTS, {"id": row_id})
     connection.run(queries.DROP_UPLOAD, {"id": row_id})
-
-
-def _orphan_in(row: Values) -> Orphan | None:
-    try:
-        return rows.record_of(row).orphan()
-    except StateUnavailable:  # deleting is how one gets rid of a damaged record
-        return None
 
 
 def _add_orphan(connection: Connection, orphan: Orphan | None) -> None:
