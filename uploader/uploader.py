@@ -16,7 +16,6 @@ from contextlib import (
     suppress,
 )
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -60,6 +59,9 @@ class Uploader:
     One uploader has one budget of connections, bandwidth and VOD calls for all its
     uploads. It knows nothing about any single one of them: what must survive a crash is
     in the state store, everything else is local to `upload`.
+
+    Attributes:
+        state: the checkpoint store.
     """
 
     def __init__(
@@ -88,25 +90,22 @@ class Uploader:
             shared_vod_budget: awaited before each call to VOD, for a quota that other
                 processes use as well.
         """
-        self._provider = _as_provider(provider)
+        if provider is not None and not isinstance(provider, GrantProvider):
+            provider = CallbackProvider(provider)
+        if state is None or isinstance(state, str | Path):
+            state = open_state(state)
+        self._provider, self.state = provider, state
         self._options = options or UploadOptions()
         self._on_event = isolated(on_event)
-        self._state = _as_store(state)
-        self._open_network = partial(
-            _open_network,
-            options=self._options,
-            trust=trust or TrustPolicy(),
-            clock=clock or SystemClock(),
-            transport=transport,
-            shared_vod_budget=shared_vod_budget,
-        )
+        self._trust, self._clock = trust or TrustPolicy(), clock or SystemClock()
+        self._transport, self._shared_vod_budget = transport, shared_vod_budget
         self._stack = AsyncExitStack()
         self._network: Network | None = None
         self._submissions = Submissions(self._options.submitted)
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(self._state)
+            await stack.enter_async_context(self.state)
             self._network = await self._open_network(stack)
             stack.callback(self._close_network)
             await stack.enter_async_context(self._submissions.running())
@@ -116,6 +115,27 @@ class Uploader:
     async def __aexit__(self, *exc_info: Any) -> None:
         await self._stack.__aexit__(*exc_info)
 
+    async def _open_network(self, stack: AsyncExitStack) -> Network:
+        """What all uploads share: connections and budgets; closed with `stack`."""
+        wanted, most = self._options.concurrency, descriptor_share()
+        pace = Pace(
+            concurrency=wanted if wanted == "auto" else min(wanted, most),
+            max_concurrency=min(MAX_CONCURRENCY, most),
+            bandwidth=self._options.bandwidth,
+            vod_calls_per_s=self._options.vod_calls_per_s,
+            shared_vod_budget=self._shared_vod_budget,
+            clock=self._clock,
+        )
+        stall_timeout_s, ca_file = self._options.stall_timeout_s, self._options.ca_file
+        shared = pace, self._clock, self._options.retry, self._trust
+        if self._transport is not None:
+            return Network(self._transport, *shared)
+        own = await stack.enter_async_context(
+            AiohttpTransport(pace=pace, stall_timeout_s=stall_timeout_s, ca_file=ca_file)
+        )
+        await stack.enter_async_context(pace.steering(own))
+        return Network(own, *shared, congestion=own.congestion)
+
     def _close_network(self) -> None:
         self._network = None
 
@@ -123,11 +143,6 @@ class Uploader:
     def scope(self) -> str:
         """Which service and region the videos are in; a part of an upload's default key."""
         return self._provider.scope if self._provider else ""
-
-    @property
-    def state(self) -> StateStore:
-        """The checkpoint store."""
-        return self._state
 
     @property
     def grants(self) -> GrantSource:
@@ -249,7 +264,7 @@ class Uploader:
         source = BytesSource(b"\0", record.source)
         async with self._recorded_context(source, record) as ctx:
             await abort_upload(ctx)
-        await forget_members(self._state, key)
+        await forget_members(self.state, key)
 
     async def verify(self, source: AnySource, *, key: str | None = None) -> ObjectFacts:
         """Read a source again and compare it with what OSS holds of its upload, by CRC-64.
@@ -268,13 +283,8 @@ class Uploader:
     async def _upload(
         self, item: UploadItem, *listeners: Listener | None, resumed: asyncio.Event | None = None
     ) -> UploadResult:
-        request = UploadRequest(
-            item.meta or VideoMeta(),
-            known_video_id(item.video_id, item.grant),
-            item.grant,
-            item.overwrite,
-            resumed,
-        )
+        meta, video_id = item.meta or VideoMeta(), known_video_id(item.video_id, item.grant)
+        request = UploadRequest(meta, video_id, item.grant, item.overwrite, resumed)
         opened = as_source(item.source)
         progress = self._progress(item.key, request, *listeners)
         try:
@@ -292,8 +302,8 @@ class Uploader:
     def _progress(
         self, key: str | None, request: UploadRequest, *listeners: Listener | None
     ) -> Progress:
-        given = [*filter(None, (self._on_event, *listeners))]
-        return Progress(key or "", request.video_id, given)
+        called = [*filter(None, (self._on_event, *listeners))]
+        return Progress(key or "", request.video_id, called)
 
     def _recorded_context(
         self, source: Source, record: UploadRecord
@@ -313,13 +323,13 @@ class Uploader:
             async with source:
                 if not progress.key:
                     progress.key = await self._default_key(source, request.video_id)
-                async with self._state.claim(progress.key) as journal:
+                async with self.state.claim(progress.key) as journal:
                     ctx = UploadContext(
                         key=progress.key,
                         request=request,
                         source=source,
                         journal=journal,
-                        store=self._state,
+                        store=self.state,
                         network=network,
                         scope=self.scope,
                         grants=self._provider.connect(network) if self._provider else None,
@@ -330,7 +340,7 @@ class Uploader:
                         yield ctx
 
     async def _find(self, key: str) -> UploadRecord:
-        record = await self._state.find(key=key)
+        record = await self.state.find(key=key)
         if record is None:
             raise ConfigurationError(
                 f"There is no upload {key!r} in this state store.",
@@ -340,7 +350,7 @@ class Uploader:
 
     async def _default_key(self, source: Source, video_id: str | None) -> str:
         if video_id is not None:
-            record = await self._state.find(video_id=video_id)
+            record = await self.state.find(video_id=video_id)
             return record.key if record else f"video-{video_id}"
         return default_key(self.scope, source.identity)
 
@@ -379,36 +389,6 @@ async def _notify_hooks(
     return tuple(failure.message for failure in failures)
 
 
-async def _open_network(
-    stack: AsyncExitStack,
-    *,
-    options: UploadOptions,
-    trust: TrustPolicy,
-    clock: Clock,
-    transport: Transport | None,
-    shared_vod_budget: Callable[[], Awaitable[None]] | None,
-) -> Network:
-    """What all uploads of one uploader share: connections and budgets; closed with `stack`."""
-    wanted, most = options.concurrency, descriptor_share()
-    pace = Pace(
-        concurrency=wanted if wanted == "auto" else min(wanted, most),
-        max_concurrency=min(MAX_CONCURRENCY, most),
-        bandwidth=options.bandwidth,
-        vod_calls_per_s=options.vod_calls_per_s,
-        shared_vod_budget=shared_vod_budget,
-        clock=clock,
-    )
-    if transport is not None:
-        return Network(transport, pace, clock, options.retry, trust)
-    own = await stack.enter_async_context(
-        AiohttpTransport(
-            pace=pace, stall_timeout_s=options.stall_timeout_s, ca_file=options.ca_file
-        )
-    )
-    await stack.enter_async_context(pace.steering(own))
-    return Network(own, pace, clock, options.retry, trust, congestion=own.congestion)
-
-
 def upload_sync(
     source: AnySource,
     *,
@@ -428,13 +408,3 @@ def upload_sync(
             return await uploader.upload(source, **upload)
 
     return asyncio.run(run())
-
-
-def _as_provider(provider: AnyProvider | None) -> GrantProvider | None:
-    if provider is None or isinstance(provider, GrantProvider):
-        return provider
-    return CallbackProvider(provider)
-
-
-def _as_store(state: StateStore | str | Path | None) -> StateStore:
-    return open_state(state) if state is None or isinstance(state, str | Path) else state

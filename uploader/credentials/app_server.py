@@ -13,6 +13,7 @@ from functools import partial
 from typing import Final, NoReturn
 from urllib.parse import quote, urlsplit
 
+from uploader import errors
 from uploader.commands import (
     CommandNotStarted,
     CommandOutputTooLong,
@@ -22,14 +23,7 @@ from uploader.commands import (
 )
 from uploader.credentials.contract import Answer, GrantSource, Network, NewVideo, of_video
 from uploader.credentials.live import PlainSigner
-from uploader.errors import (
-    ConfigurationError,
-    InvalidGrant,
-    ServiceError,
-    TransportError,
-    UntrustedEndpoint,
-    VodupError,
-)
+from uploader.errors import InvalidGrant, TransportError, VodupError
 from uploader.protocol.decode import decode_answer
 from uploader.protocol.documents import clean_text
 from uploader.protocol.failures import APP_SERVER
@@ -48,7 +42,7 @@ _ANSWER_LIMIT: Final = 1024 * 1024
 
 
 def _cannot_create(provider: str) -> NoReturn:
-    raise ConfigurationError(
+    raise errors.ConfigurationError(
         f"{provider} renews grants but cannot create a video.",
         next_step="Pass the VideoId (--video-id), a grant (--grant), or a provider that creates.",
     )
@@ -184,7 +178,7 @@ class CommandProvider:
             message = f"{name} cannot be started ({error})."
             if error.is_temporary:
                 raise TransportError(message, is_sent=False) from error
-            raise ConfigurationError(message) from error
+            raise errors.ConfigurationError(message) from error
         except CommandOutputTooLong as error:
             raise InvalidGrant(f"{name} was ended: {error}.") from error
         except TimeoutError:
@@ -250,10 +244,10 @@ def _require_https(url: str, trust: TrustPolicy) -> None:
     try:
         parts = urlsplit(url)
     except ValueError:
-        raise ConfigurationError("The auth URL is not a URL.") from None
+        raise errors.ConfigurationError("The auth URL is not a URL.") from None
     is_loopback = trust.allow_loopback and parts.hostname in {"127.0.0.1", "::1"}
     if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback):
-        raise UntrustedEndpoint(
+        raise errors.UntrustedEndpoint(
             "The auth URL must be https: its answer holds credentials.",
             next_step="Use https. For a test on this machine, a loopback literal is allowed "
             "with VODUP_ALLOW_LOOPBACK_HTTP=1.",
@@ -262,7 +256,7 @@ def _require_https(url: str, trust: TrustPolicy) -> None:
 
 def _parse_auth_answer(response: Response) -> UploadGrant:
     if response.status != 200:
-        raise ServiceError(
+        raise errors.ServiceError(
             f"The auth URL answered {response.status}.",
             operation="AuthUrl",
             status=response.status,

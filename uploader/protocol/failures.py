@@ -11,18 +11,8 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final
 
-from uploader.errors import (
-    CallerNotAuthenticated,
-    ConfigurationError,
-    CredentialsRejected,
-    IntegrityError,
-    InvalidGrant,
-    PermissionDenied,
-    ServiceError,
-    TransportError,
-    VideoGone,
-    VodupError,
-)
+from uploader import errors
+from uploader.errors import ServiceError, TransportError, VodupError
 
 
 class Meaning(Enum):
@@ -80,7 +70,7 @@ class Service:
         """
         if isinstance(failure, TransportError):
             return Meaning.SLOW_DOWN if failure.is_timeout else Meaning.RETRY
-        if isinstance(failure, IntegrityError | InvalidGrant):
+        if isinstance(failure, errors.IntegrityError | errors.InvalidGrant):
             return Meaning.RETRY
         if not isinstance(failure, ServiceError):
             return Meaning.FATAL
@@ -103,7 +93,7 @@ class Service:
         if self.rejected_next_step is None:
             return self.final_error(failure)
         return _as_error(
-            CredentialsRejected,
+            errors.CredentialsRejected,
             f"{failure.message} So were {renewal_count} credentials in a row.",
             self.rejected_next_step,
             failure,
@@ -120,7 +110,10 @@ class Service:
 
 
 def _as_error(
-    error: type[VodupError] | None, message: str, next_step: str | None, failure: VodupError
+    error: type[VodupError] | None,
+    message: str,
+    next_step: str | None,
+    failure: VodupError,
 ) -> VodupError:
     if error is None:
         return failure
@@ -158,23 +151,23 @@ _OTHER_CLOCK = _Row(Meaning.FIX_CLOCK)
 _OTHER_PARTS = _Row(Meaning.REPAIR)
 
 _NO_UPLOAD_RIGHTS = _Row(
-    error=PermissionDenied,
+    error=errors.PermissionDenied,
     next_step="This UploadAuth does not allow it: ask its issuer for upload rights on this object, "
     "then run the same command again.",
     may_be_expiry=True,
 )
 _CHECK_SIGNATURE: Final = "Check --oss-region and --signature; report the request id if it stays."
 _OLD_SIGNATURE = _Row(
-    error=PermissionDenied,
+    error=errors.PermissionDenied,
     next_step="This bucket requires another signature version: pass --signature v4 (or v1 for old "
     "private deployments).",
 )
 _PAY = _Row(
-    error=PermissionDenied,
+    error=errors.PermissionDenied,
     next_step="Settle the account's state in the console, then run the same command again.",
 )
 _NO_VIDEO = _Row(
-    error=VideoGone,
+    error=errors.VideoGone,
     next_step="Check the VideoId and that the region is the video's own. The checkpoint is kept "
     "and no other video was created; `vodup abort` aborts this upload.",
 )
@@ -182,10 +175,10 @@ _CHECK_KEY: Final = (
     "Check ALIBABA_CLOUD_ACCESS_KEY_ID and ALIBABA_CLOUD_ACCESS_KEY_SECRET (OSS_* variables are "
     "not used for VOD), then run the same command again."
 )
-_KEY_REFUSED = _Row(error=CallerNotAuthenticated, next_step=_CHECK_KEY)
-_KEY_EXPIRED = _Row(Meaning.RENEW, CallerNotAuthenticated, _CHECK_KEY)
+_KEY_REFUSED = _Row(error=errors.CallerNotAuthenticated, next_step=_CHECK_KEY)
+_KEY_EXPIRED = _Row(Meaning.RENEW, errors.CallerNotAuthenticated, _CHECK_KEY)
 _NO_RAM_RIGHTS = _Row(
-    error=PermissionDenied,
+    error=errors.PermissionDenied,
     next_step="Give this RAM user or role the VOD action named above (system policy "
     "AliyunVODFullAccess or AliyunVodUploadAuth), then run the same command again.",
 )
@@ -193,8 +186,8 @@ _CORRECT_META: Final = (
     "Correct the parameters of CreateUploadVideo (--title, --file-name with a video's extension, "
     "--description, --tags, ...), then run again."
 )
-_BAD_META = _Row(error=ConfigurationError, next_step=_CORRECT_META)
-_BAD_PARAMETER = _Row(Meaning.BAD_PARAMETER, ConfigurationError, _CORRECT_META)
+_BAD_META = _Row(error=errors.ConfigurationError, next_step=_CORRECT_META)
+_BAD_PARAMETER = _Row(Meaning.BAD_PARAMETER, errors.ConfigurationError, _CORRECT_META)
 
 OSS: Final = Service(
     "OSS",
@@ -211,14 +204,14 @@ OSS: Final = Service(
         # final. The official JS SDK treats SignatureDoesNotMatch as an expiry.
         "AccessDenied": _NO_UPLOAD_RIGHTS,
         "SignatureDoesNotMatch": _Row(
-            error=PermissionDenied, next_step=_CHECK_SIGNATURE, may_be_expiry=True
+            error=errors.PermissionDenied, next_step=_CHECK_SIGNATURE, may_be_expiry=True
         ),
         "": _Row(may_be_expiry=True),
         # The clock differs by more than 15 minutes. OSS doc "0002-00000504"; for V4 signatures
         # the code is InvalidArgument, "Invalid signing date in Authorization header".
         "RequestTimeTooSkewed": _OTHER_CLOCK,
         "0002-00000212": _OTHER_CLOCK,
-        "InvalidArgument": _Row(error=PermissionDenied, next_step=_CHECK_SIGNATURE),
+        "InvalidArgument": _Row(error=errors.PermissionDenied, next_step=_CHECK_SIGNATURE),
         # V1 signatures are switched off for this bucket.
         "0002-00000080": _OLD_SIGNATURE,
         **_each(_PAY, "UserDisable InDebt InDebtOverdue"),
@@ -278,12 +271,12 @@ APP_SERVER: Final = Service(
     "app server",
     {
         "HTTP401": _Row(
-            error=CallerNotAuthenticated,
+            error=errors.CallerNotAuthenticated,
             next_step="Check the token for the auth URL (VODUP_AUTH_URL_TOKEN), then run the same "
             "command again.",
         ),
         "HTTP403": _Row(
-            error=PermissionDenied,
+            error=errors.PermissionDenied,
             next_step="Ask the operator of the auth URL for permission to upload this video, then "
             "run the same command again.",
         ),
@@ -302,7 +295,7 @@ def is_vanished(failure: VodupError) -> bool:
 
 def is_target_refused(failure: VodupError) -> bool:
     """Whether OSS refuses the bucket or the key, rather than this one request."""
-    return isinstance(failure, PermissionDenied) or OSS.meaning(failure) is Meaning.NO_TARGET
+    return isinstance(failure, errors.PermissionDenied) or OSS.meaning(failure) is Meaning.NO_TARGET
 
 
 def is_outcome_known(failure: VodupError) -> bool:
@@ -311,7 +304,7 @@ def is_outcome_known(failure: VodupError) -> bool:
         return not failure.is_sent
     if isinstance(failure, ServiceError):
         return failure.status < 500 or failure.status == 503
-    return not isinstance(failure, InvalidGrant)
+    return not isinstance(failure, errors.InvalidGrant)
 
 
 def is_temporary(failure: ServiceError) -> bool:

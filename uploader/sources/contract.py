@@ -12,8 +12,7 @@ import os
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from types import TracebackType
-from typing import Final, Protocol, Self, TypeVar
+from typing import Any, Final, Protocol, Self, TypeVar
 
 from uploader.errors import SourceChanged, SourceUnreadable
 from uploader.protocol.documents import MalformedDocument
@@ -168,12 +167,7 @@ class Source(Ranges, Protocol):
     async def __aenter__(self) -> Self:
         """Open the source. Raises `SourceUnreadable`."""
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, kind: Any, error: Any, trace: Any) -> None:  # noqa: ANN401
         """Close the source; its bodies must not be read any more."""
 
 

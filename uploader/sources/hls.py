@@ -130,7 +130,7 @@ class HlsPackage:
                 unfinished, or refers to something that is not a file of the package.
             UnsafePath: a reference leads out of the playlist's folder.
         """
-        self._members = await self._read_members()
+        self._members = await DISKS.run(self._read_members)
         self._offsets = [member.offset for member in self._members]
         return self
 
@@ -139,11 +139,11 @@ class HlsPackage:
 
     async def fingerprint(self) -> Fingerprint:
         """Return what identifies all members right now; `inode` is a CRC-64 of their own ones."""
-        return _fingerprint_of_all(await self._read_members())
+        return _fingerprint_of_all(await DISKS.run(self._read_members))
 
     def body(self, offset: int, size: int, on_sent: Callable[[int], None] | None = None) -> Body:
         """Return a range within one member, which must be `opened` or a playlist."""
-        member = self._member_at(offset)
+        member = self.members[bisect_right(self._offsets, offset) - 1]
         opened = self._open.get(member.number)
         if opened is None and member.path is not None:
             raise RuntimeError(f"{member.path} is not opened")
@@ -186,16 +186,10 @@ class HlsPackage:
             found.append((crc, member.size))
         return join_crc64(found), md5 if len(members) == 1 else None
 
-    async def _read_members(self) -> tuple[Member, ...]:
-        return await DISKS.run(self._read_members_now)
-
-    def _read_members_now(self) -> tuple[Member, ...]:
+    def _read_members(self) -> tuple[Member, ...]:
         if not self._follow_symlinks and os.path.islink(self._path):
             raise unreadable_source(self._path, OSError(errno.ELOOP, os.strerror(errno.ELOOP)))
         return tuple(_read(self._path, self._root))
-
-    def _member_at(self, offset: int) -> Member:
-        return self.members[bisect_right(self._offsets, offset) - 1]
 
 
 def _fingerprint_of_all(members: tuple[Member, ...]) -> Fingerprint:

@@ -120,7 +120,9 @@ class MemoryBuffer(PartBuffer):
     async def fill(self, offset: int, size: int, read: ReadInto) -> BufferedPart | None:
         """Read into memory."""
         await self._space.take(size)
-        self._used[offset] = data = self._allocate(size)
+        # Reuse memory of this size; parts only grow, so that smaller pieces are released.
+        self._spare = [data for data in self._spare if len(data) == size]
+        self._used[offset] = data = self._spare.pop() if self._spare else bytearray(size)
         view = memoryview(data)
         part = BytesSource(view[: await read_fully(read, view)])
         if part.size:
@@ -140,11 +142,6 @@ class MemoryBuffer(PartBuffer):
             self._space.free(len(data))
         self._used.clear()
         self._spare.clear()
-
-    def _allocate(self, size: int) -> bytearray:
-        """Reuse memory of this size; parts only grow, so that smaller pieces are released."""
-        self._spare = [data for data in self._spare if len(data) == size]
-        return self._spare.pop() if self._spare else bytearray(size)
 
 
 async def read_fully(read: ReadInto, view: memoryview) -> int:
