@@ -137,7 +137,9 @@ app = _Commands(
     _Command("demo", "demo", commands.DemoFlags),
     _Command("version", "app", commands.VersionFlags),
     _Commands(
-        "db", "Manage the database of a cluster.", _Command("upgrade", "cluster", UpgradeFlags)
+        "db",
+        "Manage the database of a cluster.",
+        _Command("upgrade", "cluster", commands.UpgradeFlags),
     ),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     params=[

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
+from socket import gethostname
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -101,13 +102,13 @@ def upgrade(flags: UpgradeFlags) -> int:
 
 def enqueue(flags: EnqueueFlags) -> int:
     """Queue rows, wait for them with --wait, and return the exit code."""
-    from uploader.cluster.jobs import PlacedRules, Places, this_node
+    from uploader.cluster.jobs import PlacedRules, Places
 
     streams = make_streams(flags)
     paths = {"--report": flags.report, "--failed": flags.failed}
     outputs = require_outputs(paths, inputs=[stream.name for stream in streams])
     rules = make_rules(flags, flags, outputs)
-    places = Places(flags.node or this_node(), flags.shared)
+    places = Places(flags.node or gethostname(), flags.shared)
     placed = PlacedRules(**{f.name: getattr(rules, f.name) for f in fields(rules)}, places=places)
     readings = make_readings(streams, flags, placed, settings.scope_of(flags))
     with place_of(flags) as url:
@@ -272,7 +273,7 @@ async def _work(
 
 
 def _worker_options(flags: WorkerFlags) -> WorkerOptions:
-    from uploader.cluster.jobs import queue_at, this_node
+    from uploader.cluster.jobs import queue_at
     from uploader.cluster.worker import WorkerOptions
 
     if not 0.1 <= flags.heartbeat <= 3600:
@@ -280,7 +281,7 @@ def _worker_options(flags: WorkerFlags) -> WorkerOptions:
             f"--heartbeat: expected 0.1 s to 1 hour, got {flags.heartbeat} s.",
             next_step="Pass a duration such as 10s.",
         )
-    node = flags.node or this_node()
+    node = flags.node or gethostname()
     queue_at(node)
     return WorkerOptions(
         files=flags.files,

@@ -17,7 +17,7 @@ from uploader.pace import Pace
 from uploader.protocol import oss
 from uploader.protocol.failures import OSS, is_vanished
 from uploader.protocol.signing import OssDialect
-from uploader.session import RetryPolicy, Session
+from uploader.session import RetryPolicy
 from uploader.state import Orphan
 from uploader.transport import AiohttpTransport
 
@@ -59,8 +59,12 @@ async def _abort(orphan: Orphan, grants: GrantSource, network: Network) -> None:
             next_step=f"Remove it in the OSS console: bucket {orphan.bucket}.",
         )
     await _require_unfinished(video_id, grants)
-    target = UploadTarget(orphan.endpoint, orphan.bucket, orphan.object_key)
-    session = _session(network.trust.check_target(target), video_id, grants, network)
+    target = network.trust.check_target(
+        UploadTarget(orphan.endpoint, orphan.bucket, orphan.object_key)
+    )
+    dialect = OssDialect(None, "v4", False)
+    live = LiveGrant(target, lambda: grants.renew(video_id), clock=network.clock, dialect=dialect)
+    session = network.session(live, OSS, network.pace.slot)
     try:
         await session.call(oss.abort_multipart_upload(target, orphan.upload_id))
     except ServiceError as error:
@@ -78,20 +82,3 @@ async def _require_unfinished(video_id: str, grants: GrantSource) -> None:
             next_step="Leave the parts to the bucket's lifecycle rule, or remove them in the "
             "OSS console.",
         )
-
-
-def _session(target: UploadTarget, video_id: str, grants: GrantSource, network: Network) -> Session:
-    live = LiveGrant(
-        target,
-        lambda: grants.renew(video_id),
-        clock=network.clock,
-        dialect=OssDialect(None, "v4", False),
-    )
-    return Session(
-        network.transport,
-        live,
-        clock=network.clock,
-        service=OSS,
-        slot=network.pace.slot,
-        retry=network.retry,
-    )

@@ -166,16 +166,13 @@ def upgrade(conninfo: str) -> bool:
         if found is None:
             _create(connection)
             return True
-        _refuse_if_newer(*found)
         return _migrate(connection, *found)
 
 
 def refuse_newer(conninfo: str) -> None:
     """Raise what `upgrade` would raise about a newer schema, without changing anything. Blocks."""
     with connected(conninfo) as connection:
-        found = _version_of(connection)
-    if found is not None:
-        _refuse_if_newer(*found)
+        _version_of(connection)
 
 
 def require_current(conninfo: str) -> None:
@@ -188,8 +185,6 @@ def require_current(conninfo: str) -> None:
     """
     with connected(conninfo) as connection:
         found = _version_of(connection)
-    if found is not None:
-        _refuse_if_newer(*found)
     if found != (SCHEMA_VERSION, _newest_migration()):
         problem = "has no queue yet" if found is None else "has a queue of an older vodup"
         raise ConfigurationError(
@@ -205,20 +200,20 @@ def has_queue(connection: Connection[tuple[Any, ...]]) -> bool:
 
 
 def _version_of(connection: Connection[tuple[Any, ...]]) -> tuple[int, str] | None:
+    """Return the versions of our schema and procrastinate's; refuse newer ones."""
     if not has_queue(connection):
         return None
     row = connection.execute("SELECT schema_version, procrastinate FROM vodup_cluster").fetchone()
-    return None if row is None else (row[0], row[1])
-
-
-def _refuse_if_newer(version: int, migration: str) -> None:
-    newest = _newest_migration()
+    if row is None:
+        return None
+    (version, migration), newest = row, _newest_migration()
     if version > SCHEMA_VERSION or migration > newest:
         raise UnsupportedState(
             f"The queue in the state database is newer (schema {version}, {migration}) than this "
             f"vodup supports (schema {SCHEMA_VERSION}, {newest}).",
             next_step="Use the vodup and procrastinate that made it, or newer ones.",
         )
+    return version, migration
 
 
 def _create(connection: Connection[tuple[Any, ...]]) -> None:

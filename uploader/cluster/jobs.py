@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -23,11 +22,6 @@ QUEUE: Final = "vodup"
 _MAX_NODE: Final = 100
 _VERSION: Final = 1
 _ROW_FIELDS: Final = ("key", "upload_key", "path", "video_id", "columns")
-
-
-def this_node() -> str:
-    """Return the name of this machine, used where no other is given."""
-    return socket.gethostname()
 
 
 def queue_at(node: str) -> str:

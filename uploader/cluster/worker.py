@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from socket import gethostname
 from typing import TYPE_CHECKING, Any, Final
 
 from procrastinate.retry import BaseRetryStrategy, RetryDecision
@@ -23,7 +24,7 @@ from uploader.bulk.ledger import Record, failure_record, success_record
 from uploader.bulk.rows import Row
 from uploader.bulk.runner import STOPS_ALL, CheckedRow
 from uploader.cluster.database import as_state_errors, borrowed
-from uploader.cluster.jobs import QUEUE, TASK, checked_row, queue_at, storable, this_node
+from uploader.cluster.jobs import QUEUE, TASK, checked_row, queue_at, storable
 from uploader.cluster.queue import Ending, Queue, make_queue
 from uploader.errors import VodupError
 from uploader.events import UploadResult
@@ -65,7 +66,7 @@ class WorkerOptions:
     """
 
     files: int = 8
-    node: str = field(default_factory=this_node)
+    node: str = field(default_factory=gethostname)
     heartbeat_s: float = 10.0
     grace_s: float = 20.0
     tries: int = 10

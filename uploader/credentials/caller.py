@@ -138,9 +138,8 @@ class CallerSigner:
     async def prepare(self) -> None:
         """Get the key."""
         async with self._lock:
-            if self._key is not None:
-                return
-            self._key = await self._newest()
+            if self._key is None:
+                self._key = await self._newest()
 
     def is_ready(self) -> bool:
         """Whether there is a key."""

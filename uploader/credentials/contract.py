@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,6 +17,7 @@ from uploader.protocol.vod import VideoFacts, VideoMeta
 from uploader.protocol.wire import Signer, Transport
 from uploader.session import Retried, RetryPolicy, Session
 
+Slot = AbstractAsyncContextManager[object]
 Answer = UploadGrant | str | bytes | Mapping[str, Any]
 """A grant, or an answer of CreateUploadVideo or RefreshUploadVideo to decode."""
 
@@ -39,14 +40,16 @@ class Network:
     congestion: Callable[[], str] = field(default=lambda: "")
     unprotected_buckets: set[str] = field(default_factory=set)
 
-    def session(self, signer: Signer, service: Service) -> Session:
-        """Return a session for calls that count towards the account's calls a second."""
+    def session(
+        self, signer: Signer, service: Service, slot: Callable[[], Slot] | None = None
+    ) -> Session:
+        """Return a session; without a `slot` its calls count towards the account's a second."""
         return Session(
             self.transport,
             signer,
             clock=self.clock,
             service=service,
-            slot=self._vod_call,
+            slot=slot or self._vod_call,
             retry=self.retry,
             on_retry=self.on_retry,
         )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import socket
-import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -65,7 +64,7 @@ class UrlClient:
     async def open(self) -> None:
         """Get ready for requests."""
         connector = aiohttp.TCPConnector(
-            ssl=await _system_tls(),
+            ssl=await in_thread(_system_tls),
             limit=_CONNECTION_COUNT,
             resolver=CheckedResolver(self.policy, self.resolver or ThreadedResolver()),
             socket_factory=functools.partial(checked_socket, self.policy),
@@ -263,11 +262,5 @@ def _require_address(policy: UrlPolicy, address: str, host: str) -> None:
         raise _AddressRefused(reason) from None
 
 
-_contexts: dict[str, ssl.SSLContext] = {}
-
-
-async def _system_tls() -> ssl.SSLContext:
-    """The certificate authorities of the system; read once, because that takes a while."""
-    if "system" not in _contexts:
-        _contexts["system"] = await in_thread(tls_context, None)
-    return _contexts["system"]
+_system_tls: Final = functools.cache(functools.partial(tls_context, None))
+"""The certificate authorities of the system; read once, because that takes a while."""
