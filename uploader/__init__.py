@@ -6,9 +6,7 @@ Everything public is here. Names are loaded when they are first used, so that
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # `typing` takes longer to load than all of this
 if TYPE_CHECKING:
     from uploader.batch import Outcome as Outcome
     from uploader.batch import UploadItem as UploadItem
@@ -147,7 +145,9 @@ def __getattr__(name: str) -> object:
     """Load a public name from its module."""
     if (home := _HOME_OF.get(name)) is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    from importlib import import_module
+
+    value: object = getattr(import_module(f"{__name__}.{home}"), name)
     globals()[name] = value
     return value
 

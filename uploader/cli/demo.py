@@ -88,7 +88,7 @@ class Claim:
 def demo(flags: DemoFlags) -> int:
     """Run the demo; returns 0 only if everything that is claimed holds."""
     say: Callable[[str], None] = err if flags.json else out
-    with _stopping_on_sigterm(), _folder(flags) as folder:
+    with _cleaning_up_on_signals(), _folder(flags) as folder:
         show = _Demo(folder, flags.size, say)
         claims = show.run()
         seconds = show.seconds
@@ -106,17 +106,19 @@ def demo(flags: DemoFlags) -> int:
 
 
 @contextmanager
-def _stopping_on_sigterm() -> Iterator[None]:
-    """Clean up on SIGTERM as on Ctrl-C."""
+def _cleaning_up_on_signals() -> Iterator[None]:
+    """Raise at Ctrl-C and SIGTERM, where a command usually ends at once."""
 
     def stop(number: int, _: FrameType | None) -> None:
         raise run.Interrupted(signal.Signals(number))
 
-    before = signal.signal(signal.SIGTERM, stop)
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, stop) for number in numbers]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 @contextmanager

@@ -196,10 +196,7 @@ class Outputs:
 
     def close(self, code: int) -> int:
         """Wait for the streams at the end of a command; returns its final exit code."""
-        try:
-            self._drain(_INTERRUPTED_STALL_S if code > 128 else None)
-        except KeyboardInterrupt:
-            return 130
+        self._drain(_INTERRUPTED_STALL_S if code > 128 else None)
         return LOST if code == 0 and self._stdout.is_lost else code
 
     def _drain(self, stall_s: float | None) -> None:

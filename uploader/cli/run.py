@@ -120,8 +120,6 @@ def finish(work: Callable[[], int], output: OutputFlags | None = None) -> int:
         return exit_code(error)
     except Interrupted as interrupted:
         return interrupted.code
-    except KeyboardInterrupt:
-        return interrupted_code(signal.SIGINT)
     except Exception as error:  # the boundary: whatever arrives here is a bug of ours
         explain_bug(error)
         return FAILED
@@ -216,17 +214,18 @@ def _signals_cancelling(task: asyncio.Future[int]) -> Iterator[list[signal.Signa
         received.append(number)
         task.cancel()
 
+    before = {number: signal.getsignal(number) for number in (*_SIGNALS, signal.SIGHUP)}
     for number in _SIGNALS:
         loop.add_signal_handler(number, stop, number)
     # The terminal is closed: nothing can be printed any more, and uploads go on.
-    survived = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL else set()
-    for number in survived:
-        loop.add_signal_handler(number, lambda: None)  # commands do not inherit this
+    if before[signal.SIGHUP] == signal.SIG_DFL:
+        loop.add_signal_handler(signal.SIGHUP, lambda: None)  # commands do not inherit this
     try:
         yield received
     finally:
-        for number in {*_SIGNALS, *survived}:
-            loop.remove_signal_handler(number)
+        for number, handler in before.items():
+            if loop.remove_signal_handler(number):
+                signal.signal(number, handler)
 
 
 def _stop_at_once(number: signal.Signals) -> None:

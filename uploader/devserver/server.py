@@ -241,7 +241,8 @@ async def serve(
     """
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in before:
         loop.add_signal_handler(number, stopped.set)
     if lifeline is not None:
         loop.add_reader(lifeline, _stop_at_the_end, lifeline, stopped)
@@ -252,8 +253,9 @@ async def serve(
     finally:
         if lifeline is not None:
             loop.remove_reader(lifeline)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number, handler in before.items():
             loop.remove_signal_handler(number)
+            signal.signal(number, handler)
 
 
 def _stop_at_the_end(lifeline: int, stopped: asyncio.Event) -> None:
