@@ -183,6 +183,7 @@ class _Demo:
         ]
         with _process(words, _clean_environment()) as process:
             too_late = threading.Timer(_READY_S, process.kill)
+            too_late.daemon = True  # an interrupted demo does not wait for it
             too_late.start()
             line = cast("IO[bytes]", process.stdout).readline()
             too_late.cancel()
