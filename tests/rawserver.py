@@ -24,10 +24,7 @@ class Connection:
 
     async def read_head(self) -> "Head":
         """Read a request up to the empty line."""
-        lines = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-        method, path, _ = lines[0].split(" ")
-        pairs = [line.partition(": ") for line in lines[1:] if line]
-        return Head(method, path, [(name.lower(), value) for name, _, value in pairs])
+        return Head.parsed(await self.reader.readuntil(b"\r\n\r\n"))
 
     async def read_body(self, head: "Head") -> tuple[int, int]:
         """Read the body; returns how long it was and its CRC-64."""
@@ -68,6 +65,13 @@ class Head:
     path: str
     headers: list[tuple[str, str]]
 
+    @classmethod
+    def parsed(cls, raw: bytes) -> "Head":
+        lines = raw.decode("latin-1").split("\r\n")
+        method, path, _ = lines[0].split(" ")
+        pairs = [line.partition(": ") for line in lines[1:] if line]
+        return cls(method, path, [(name.lower(), value) for name, _, value in pairs])
+
     @property
     def content_size(self) -> int:
         return int(self.get("content-length") or 0)
@@ -90,7 +94,7 @@ class RawServer:
 
 @asynccontextmanager
 async def serving(
-    script: Script, *, tls: SSLContext | None = None, host: str = "127.0.0.1"
+    script: Script, *, tls: SSLContext | None = None, host: str = "127.0.0.1", port: int = 0
 ) -> AsyncIterator[RawServer]:
     """Run `script` for each connection; what it still does at the end is cancelled."""
     server = RawServer()
@@ -109,9 +113,10 @@ async def serving(
             tasks.discard(task)
             writer.transport.abort()
 
-    listener = await asyncio.start_server(serve, host, 0, ssl=tls, limit=1 << 20)
+    listener = await asyncio.start_server(serve, host, port, ssl=tls, limit=1 << 20)
     port = listener.sockets[0].getsockname()[1]
-    server.url = f"{'https' if tls else 'http'}://{host}:{port}"
+    named = f"[{host}]" if ":" in host else host
+    server.url = f"{'https' if tls else 'http'}://{named}:{port}"
     try:
         yield server
     finally:
@@ -136,10 +141,10 @@ class Authority:
         ca.cert_pem.write_to_path(str(ca_file))
         return cls(ca, ca_file)
 
-    def server(self, name: str = "127.0.0.1", *, not_after: datetime | None = None) -> SSLContext:
-        """The context of a server that has a certificate for `name`."""
+    def server(self, *names: str, not_after: datetime | None = None) -> SSLContext:
+        """The context of a server that has a certificate for `names`."""
         context = SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.ca.issue_cert(name, not_after=not_after).configure_cert(context)
+        self.ca.issue_cert(*(names or ("127.0.0.1",)), not_after=not_after).configure_cert(context)
         return context
 
 

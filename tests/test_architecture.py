@@ -80,6 +80,7 @@ LINES = (
     _hand("pace"),
     _hand("transport.tls"),
     _hand("transport.sockets"),
+    _hand("transport.proxies", "yarl"),
     _hand("transport.errors", "aiohttp", "yarl"),
     _hand("transport.body_writer", "aiohttp"),
     _hand("transport.watchdog"),

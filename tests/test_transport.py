@@ -872,50 +872,6 @@ async def test_closing_does_not_wait_for_a_tls_peer(authority: Authority) -> Non
         assert transport.sample() == []
 
 
-# --- proxies --------------------------------------------------------------------------
-
-
-async def test_a_proxy_is_used_when_it_is_named() -> None:
-    async with (
-        serving(echo_checksums) as proxy,
-        a_transport(proxy=proxy.url) as transport,
-    ):
-        answer = await send(transport, "http://oss.invalid", b"abc")
-    assert answer.headers["x-crc"] == str(crc64(b"abc"))
-
-
-async def test_the_environment_names_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with serving(echo_checksums) as proxy, serving(echo_checksums) as server:
-        monkeypatch.setenv("http_proxy", proxy.url)
-        async with a_transport() as transport:
-            await send(transport, server.url, b"abc")
-        assert (proxy.connection_count, server.connection_count) == (0, 1)
-
-
-async def test_a_proxy_that_refuses_has_seen_no_secret() -> None:
-    heads = []
-
-    async def refuse(connection: Connection) -> None:
-        heads.append(await connection.read_head())
-        await connection.answer(407, b"")
-
-    async with serving(refuse) as proxy, a_transport(proxy=proxy.url) as transport:
-        error = await refusal(send(transport, "https://oss.invalid", b"abc"))
-    assert "the proxy refused" in error.message
-    assert not error.is_sent
-    assert [head.method for head in heads] == ["CONNECT"]
-    assert "topsecret" not in str(heads)
-
-
-async def test_a_proxy_that_is_not_there() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        port = unused.getsockname()[1]
-    async with a_transport(proxy=f"http://127.0.0.1:{port}") as transport:
-        error = await refusal(send(transport, "http://oss.invalid", b"abc"))
-    assert "the proxy cannot be reached (Connection refused)" in error.message
-    assert not error.is_sent
-
-
 # --- sockets --------------------------------------------------------------------------
 
 

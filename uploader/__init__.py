@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from uploader.errors import OverwriteRefused as OverwriteRefused
     from uploader.errors import PermissionDenied as PermissionDenied
     from uploader.errors import PolicyError as PolicyError
+    from uploader.errors import ProxyRefused as ProxyRefused
     from uploader.errors import ServiceError as ServiceError
     from uploader.errors import SourceChanged as SourceChanged
     from uploader.errors import SourceError as SourceError
@@ -113,8 +114,8 @@ _HOMES = {
     "handles": "UploadHandle",
     "errors": "CallerNotAuthenticated ConfigurationError CredentialError CredentialsRejected "
     "HookError IntegrityError InvalidGrant LeaseLost OverwriteRefused PermissionDenied PolicyError "
-    "ServiceError SourceChanged SourceError SourceNotRepeatable SourceUnreadable StateError "
-    "StateUnavailable TransferError TransportError UnsafePath UnsupportedState "
+    "ProxyRefused ServiceError SourceChanged SourceError SourceNotRepeatable SourceUnreadable "
+    "StateError StateUnavailable TransferError TransportError UnsafePath UnsupportedState "
     "UntrustedCertificate UntrustedEndpoint UnverifiedCompletion UploadLocked UploadTargetChanged "
     "VideoError VideoGone VodupError",
     "events": "CredentialsRenewed Event HookFailed PartStored PartsAdopted RequestRetried "

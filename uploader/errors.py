@@ -29,6 +29,7 @@ VodupError
 └── PolicyError                   refused for security reasons; nothing was sent
     ├── UntrustedEndpoint         credentials would go to a host that is not OSS or VOD
     ├── UntrustedCertificate      the server's TLS certificate cannot be verified
+    ├── ProxyRefused              the proxy does not accept us, or not this host
     └── UnsafePath                a path leads out of its folder
 
 A class exists only where a caller would catch it separately; codes of the services stay
@@ -49,8 +50,8 @@ class VodupError(Exception):
         phase: what was being done, in the words of the main path ("create", "renew",
             "send", "complete", "verify", ...).
         next_step: one sentence for the user, starting with a verb.
-        code: the service's code, for example "InvalidVideo.NotFound"; "" if it is not
-            about an answer.
+        code: the service's code, for example "InvalidVideo.NotFound"; where no connection was
+            made, the cause, for example "NameNotResolved" (`CONNECTION_CODES`); else "".
         request_id: for Alibaba Cloud's support; "" if there is none.
         is_resumable: whether the checkpoint is intact and the same command resumes.
         is_temporary: whether the same command may succeed later.
@@ -172,9 +173,15 @@ class TransportError(TransferError):
     default_next_step = "Check the network, then run the same command again to resume."
 
     def __init__(
-        self, message: str, *, is_sent: bool, is_timeout: bool = False, next_step: str | None = None
+        self,
+        message: str,
+        *,
+        is_sent: bool,
+        is_timeout: bool = False,
+        next_step: str | None = None,
+        code: str = "",
     ) -> None:
-        super().__init__(message, next_step=next_step)
+        super().__init__(message, next_step=next_step, code=code)
         self.is_sent, self.is_timeout = is_sent, is_timeout
 
 
@@ -336,9 +343,18 @@ class UntrustedCertificate(PolicyError):
     """The server's TLS certificate cannot be verified; waiting does not change that."""
 
     default_next_step = (
-        "Check this machine's clock and its CA certificates; behind a proxy that inspects TLS, "
-        "point VODUP_CA_FILE (ca_file= in code) at its CA certificate (SSL_CERT_FILE is not read). "
+        "Check this machine's CA certificates; behind a proxy that inspects TLS, pass its CA "
+        "certificate with --ca-file (VODUP_CA_FILE, ca_file= in code; SSL_CERT_FILE is not read). "
         "Then run the same command again. Verification cannot be switched off."
+    )
+
+
+class ProxyRefused(PolicyError):
+    """The proxy refuses to connect: it does not accept us (407), or not this host (403)."""
+
+    default_next_step = (
+        "Ask whoever runs the proxy to allow this host, or pass another --proxy (proxy= in code). "
+        "Then run the same command again to resume."
     )
 
 

@@ -32,8 +32,13 @@ class UploadOptions:
             is refused: "fail", or "restart" there under the same VideoId.
         notification: value of `x-oss-notification` (base64 JSON for VOD), sent with
             Initiate and Complete.
-        ca_file: one more certificate authority to trust, besides those of the system. The
-            environment variables SSL_CERT_FILE and SSL_CERT_DIR are not read.
+        ca_file: one more certificate authority to trust, besides those of the system, also
+            for sources behind a URL. The environment variables SSL_CERT_FILE and SSL_CERT_DIR
+            are not read.
+        proxy: the URL of an HTTP proxy for all requests, "http://USER:PASSWORD@HOST:PORT"; "env"
+            for those that HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY name; "none" for none.
+            None is "none", and errors name a proxy of the environment that is not used. Requests
+            to this machine never go through a proxy.
         submitted: uploads that `Uploader.submit` runs at once. Too few: small files wait for
             each other's round trips. Too many: each holds a file open.
         hooks: called before a video is made and after each upload, in this order.
@@ -51,6 +56,7 @@ class UploadOptions:
     on_target_change: Literal["fail", "restart"] = "fail"
     notification: str | None = None
     ca_file: Path | None = None
+    proxy: str | None = field(default=None, repr=False)
     submitted: int = 32
     hooks: Sequence[Hooks] = ()
     vod_calls_per_s: float = 20.0

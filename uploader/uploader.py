@@ -39,7 +39,14 @@ from uploader.protocol.oss import ObjectFacts
 from uploader.protocol.trust import TrustPolicy
 from uploader.protocol.vod import VideoMeta
 from uploader.protocol.wire import Transport
-from uploader.sources import AnySource, BytesSource, HlsPackage, Source, as_source
+from uploader.sources import (
+    AnySource,
+    BytesSource,
+    HlsPackage,
+    Source,
+    UrlPolicy,
+    as_source,
+)
 from uploader.state import Phase, StateStore, UploadRecord, open_state
 from uploader.transport import AiohttpTransport
 from uploader.upload import verify
@@ -126,13 +133,10 @@ class Uploader:
             shared_vod_budget=self._shared_vod_budget,
             clock=self._clock,
         )
-        stall_timeout_s, ca_file = self._options.stall_timeout_s, self._options.ca_file
         shared = pace, self._clock, self._options.retry, self._trust
         if self._transport is not None:
             return Network(self._transport, *shared)
-        own = await stack.enter_async_context(
-            AiohttpTransport(pace=pace, stall_timeout_s=stall_timeout_s, ca_file=ca_file)
-        )
+        own = await stack.enter_async_context(_transport_of(self._options, pace))
         await stack.enter_async_context(pace.steering(own))
         return Network(own, *shared, congestion=own.congestion)
 
@@ -273,7 +277,7 @@ class Uploader:
             IntegrityError: they differ.
             UnverifiedCompletion: OSS does not let us look.
         """
-        opened = as_source(source)
+        opened = _source_of(source, self._options)
         record = await self._find(key or await self._default_key(opened, None))
         async with self._recorded_context(opened, record) as ctx:
             if isinstance(opened, HlsPackage):
@@ -285,7 +289,7 @@ class Uploader:
     ) -> UploadResult:
         meta, video_id = item.meta or VideoMeta(), known_video_id(item.video_id, item.grant)
         request = UploadRequest(meta, video_id, item.grant, item.overwrite, resumed)
-        opened = as_source(item.source)
+        opened = _source_of(item.source, self._options)
         progress = self._progress(item.key, request, *listeners)
         try:
             async with self._context(opened, request, progress) as ctx:
@@ -387,6 +391,19 @@ async def _notify_hooks(
     for failure in failures:
         progress.emit(HookFailed, message=failure.message)
     return tuple(failure.message for failure in failures)
+
+
+def _transport_of(options: UploadOptions, pace: Pace) -> AiohttpTransport:
+    return AiohttpTransport(
+        pace=pace,
+        stall_timeout_s=options.stall_timeout_s,
+        ca_file=options.ca_file,
+        proxy=options.proxy,
+    )
+
+
+def _source_of(given: AnySource, options: UploadOptions) -> Source:
+    return as_source(given, policy=UrlPolicy(proxy=options.proxy, ca_file=options.ca_file))
 
 
 def upload_sync(

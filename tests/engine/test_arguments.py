@@ -261,14 +261,16 @@ async def test_the_transport_is_created_with_the_given_options(
     monkeypatch.setattr("uploader.uploader.AiohttpTransport", Recorded)
     monkeypatch.setattr(Pace, "steering", watching)
     trustme.CA().cert_pem.write_to_path(str(tmp_path / "ca.pem"))
-    opts = UploadOptions(concurrency=5, stall_timeout_s=7.0, ca_file=tmp_path / "ca.pem")
+    ca_file = tmp_path / "ca.pem"
+    opts = UploadOptions(concurrency=5, stall_timeout_s=7.0, ca_file=ca_file, proxy="env")
 
     network = await network_of(options=opts)
 
     assert made == {
         "pace": network.pace,
         "stall_timeout_s": 7.0,
-        "ca_file": tmp_path / "ca.pem",
+        "ca_file": ca_file,
+        "proxy": "env",
     }
     assert watched == [network.transport]
 

@@ -16,6 +16,7 @@ from uploader.cli.options import (
     DURATION,
     ENCODING,
     PART_SIZE,
+    PROXY,
     SIZE,
     argument,
     group,
@@ -95,12 +96,30 @@ class AccessFlags:
 
 
 @group
-class ConnectionFlags(AccessFlags, StateFlags):
+class NetworkFlags:
+    """How services and source URLs are reached."""
+
+    proxy: str | None = option(
+        PROXY,
+        "HTTP proxy for all requests; env: as HTTPS_PROXY, ALL_PROXY and NO_PROXY say. Its login "
+        "is read from VODUP_PROXY_USER and VODUP_PROXY_PASSWORD. [default: none]",
+    )
+    proxy_login_file: str | None = option(
+        "FILE", "File with the login for --proxy, as USER:PASSWORD."
+    )
+    ca_file: str | None = option(
+        "FILE",
+        "Additional CA certificates to trust, such as those of a proxy that inspects TLS.",
+    )
+
+
+@group
+class ConnectionFlags(AccessFlags, NetworkFlags, StateFlags):
     """What an `Uploader` is made of."""
 
 
 @group
-class TransferFlags:
+class TransferFlags(NetworkFlags):
     """How data is sent."""
 
     part_size: int | None = option(
@@ -158,7 +177,7 @@ class VideoFlags:
 
 
 @group
-class UrlFlags:
+class UrlFlags(NetworkFlags):
     """Where source URLs may lead."""
 
     allow_private_sources: bool = switch(

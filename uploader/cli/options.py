@@ -7,6 +7,7 @@ that a command sees values only, and a wrong text ends in a sentence that says w
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Callable, Iterator
@@ -120,6 +121,17 @@ def _bandwidth(text: str) -> Any:
         raise ValueError(error.message) from None
 
 
+def _proxy(text: str) -> str:
+    """Refuse a password on the command line; VODUP_PROXY may have one."""
+    if "@" in text and text != os.environ.get("VODUP_PROXY"):
+        raise ConfigurationError(
+            "--proxy: a login on the command line can be read by other users of this machine.",
+            next_step="Pass the URL without it, and set VODUP_PROXY_USER and VODUP_PROXY_PASSWORD "
+            "(or --proxy-login-file FILE), then run again.",
+        )
+    return text
+
+
 def _encoding(text: str) -> str:
     from uploader.bulk.encoding import require_encoding
 
@@ -139,6 +151,7 @@ DURATION: Final = Kind(
 )
 COMMAND: Final = Kind("CMD", "a command line with balanced quotes", _command)
 ENCODING: Final = Kind("NAME", "an encoding of text such as utf-8, gbk or cp1252", _encoding)
+PROXY: Final = Kind("URL|env|none", "the URL of an HTTP proxy, env or none", _proxy)
 CONCURRENCY: Final = Kind(
     "N|auto", f"auto or a whole number from 1 to {MAX_CONCURRENCY}", _concurrency
 )

@@ -8,7 +8,7 @@ from typing import Final
 
 from uploader import StateStore, UploadTarget
 from uploader.cli import run, settings
-from uploader.cli.flags import AccessFlags
+from uploader.cli.flags import ConnectionFlags
 from uploader.cli.printing import err, out, paragraph
 from uploader.clock import SystemClock
 from uploader.credentials import GrantSource, LiveGrant, Network
@@ -25,15 +25,18 @@ _PATIENCE_S: Final = 30.0
 
 
 @asynccontextmanager
-async def open_network(flags: AccessFlags) -> AsyncIterator[Network]:
+async def open_network(flags: ConnectionFlags) -> AsyncIterator[Network]:
     """Open connections for a few small requests: little patience, no bandwidth limit."""
     pace, clock = Pace(concurrency=1), SystemClock()
     retry = RetryPolicy(patience_s=_PATIENCE_S, first_contact_patience_s=_PATIENCE_S / 3)
-    async with AiohttpTransport(pace=pace, ca_file=settings.ca_file()) as transport:
+    ca_file, proxy = settings.ca_file(flags), settings.proxy_of(flags)
+    async with AiohttpTransport(pace=pace, ca_file=ca_file, proxy=proxy) as transport:
         yield Network(transport, pace, clock, retry, settings.make_trust(flags))
 
 
-async def abort_orphans(state: StateStore, orphans: Sequence[Orphan], flags: AccessFlags) -> int:
+async def abort_orphans(
+    state: StateStore, orphans: Sequence[Orphan], flags: ConnectionFlags
+) -> int:
     """Abort each at OSS and forget it; what cannot be aborted stays listed."""
     codes = []
     provider = settings.require_provider(flags)

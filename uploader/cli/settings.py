@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote
 
 from uploader import (
     CommandProvider,
@@ -23,7 +24,14 @@ from uploader import (
     command_hooks,
     installed_hooks,
 )
-from uploader.cli.flags import AccessFlags, ConnectionFlags, TransferFlags, UrlFlags, VideoFlags
+from uploader.cli.flags import (
+    AccessFlags,
+    ConnectionFlags,
+    NetworkFlags,
+    TransferFlags,
+    UrlFlags,
+    VideoFlags,
+)
 from uploader.cli.printing import err
 from uploader.errors import CallerNotAuthenticated, ConfigurationError
 from uploader.events import Listener
@@ -60,7 +68,7 @@ def make_uploader(
     return Uploader(
         make_provider(flags) if has_grant else require_provider(flags),
         state=open_state(flags.state or None),
-        options=options or make_options(TransferFlags()),
+        options=options or UploadOptions(ca_file=ca_file(flags), proxy=proxy_of(flags)),
         trust=make_trust(flags),
         on_event=on_event,
     )
@@ -142,15 +150,40 @@ def make_trust(flags: AccessFlags) -> TrustPolicy:
     )
 
 
-def ca_file() -> Path | None:
+def ca_file(flags: NetworkFlags) -> Path | None:
     """Return one more certificate authority to trust. Verification cannot be switched off."""
-    path = os.environ.get("VODUP_CA_FILE")
-    if path and not os.path.isfile(path):
+    if flags.ca_file and not os.path.isfile(flags.ca_file):
         raise ConfigurationError(
-            f"VODUP_CA_FILE: no such file: {path}",
-            next_step="Set VODUP_CA_FILE to a file of certificates in PEM format, or unset it.",
+            f"--ca-file (VODUP_CA_FILE): no such file: {flags.ca_file}",
+            next_step="Pass a file of certificates in PEM format, or leave it out.",
         )
-    return Path(path) if path else None
+    return Path(flags.ca_file) if flags.ca_file else None
+
+
+def proxy_of(flags: NetworkFlags) -> str | None:
+    """Return `UploadOptions.proxy`, with the login that is not on the command line.
+
+    Raises:
+        ConfigurationError: the login is incomplete.
+    """
+    proxy = flags.proxy or None
+    if proxy in (None, "env", "none") or "@" in str(proxy):
+        return proxy
+    user = os.environ.get("VODUP_PROXY_USER", "")
+    password = os.environ.get("VODUP_PROXY_PASSWORD", "")
+    if flags.proxy_login_file:
+        login = read_input(flags.proxy_login_file, "--proxy-login-file").strip()
+        user, _, password = login.partition(":")
+    if not user and not password:
+        return proxy
+    if not user or not password:
+        raise ConfigurationError(
+            "The login for --proxy needs a user name and a password.",
+            next_step="Set VODUP_PROXY_USER and VODUP_PROXY_PASSWORD, or write USER:PASSWORD into "
+            "--proxy-login-file.",
+        )
+    scheme, _, rest = f"{'' if '://' in proxy else 'http://'}{proxy}".partition("://")
+    return f"{scheme}://{quote(user, safe='')}:{quote(password, safe='')}@{rest}"
 
 
 # --- sending ----------------------------------------------------------------------------
@@ -169,7 +202,8 @@ def make_options(flags: TransferFlags) -> UploadOptions:
         oss_region=flags.oss_region or None,
         on_target_change=flags.on_target_change,
         retry=_retry(flags.retry_for),
-        ca_file=ca_file(),
+        ca_file=ca_file(flags),
+        proxy=proxy_of(flags),
         hooks=hooks,
     )
 
@@ -202,6 +236,8 @@ def make_url_policy(flags: UrlFlags) -> UrlPolicy:
         allow_private=flags.allow_private_sources,
         max_redirects=flags.max_redirects,
         any_content_type=flags.any_content_type,
+        proxy=proxy_of(flags),
+        ca_file=ca_file(flags),
     )
 
 

@@ -42,20 +42,20 @@ __all__ = [
 AnySource = Source | str | os.PathLike[str] | BytesLike | AsyncIterable[BytesLike] | BinaryFile
 
 
-def as_source(given: AnySource) -> Source:
+def as_source(given: AnySource, *, policy: UrlPolicy | None = None) -> Source:
     """Return the source that `given` stands for; a source stands for itself.
 
     A path is a `FileSource`, or an `HlsPackage` where it names a playlist; an http or https
     URL is a `UrlSource`, any other an `FsspecSource`; bytes are a `BytesSource`, an async
     iterable is a `StreamSource`, and a binary file object is read by position if it can
-    seek.
+    seek. `policy` is for URLs.
     """
     if hasattr(given, "read_crc"):  # a source of any class, which may have any other method too
         return cast("Source", given)
     if isinstance(given, BytesLike):
         return BytesSource(memoryview(given).cast("B"))
     if isinstance(given, str) and "://" in given:
-        return of_url(given)
+        return of_url(given, policy=policy)
     if isinstance(given, str | os.PathLike):
         return of_path(os.fspath(given), follow_symlinks=True)
     if isinstance(given, AsyncIterable):

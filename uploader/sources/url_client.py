@@ -17,11 +17,19 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import ThreadedResolver
 
 from uploader.clock import Clock
-from uploader.errors import PolicyError, SourceError, SourceUnreadable
+from uploader.errors import (
+    PolicyError,
+    ProxyRefused,
+    SourceError,
+    SourceUnreadable,
+    VodupError,
+)
 from uploader.sources.contract import changed_source, require_open, temporary_failure
 from uploader.sources.url_policy import UrlPolicy
 from uploader.threads import in_thread
 from uploader.transport import tls_context
+from uploader.transport.errors import is_of_proxy, proxy_refusal
+from uploader.transport.proxies import Proxies, Proxy
 
 if TYPE_CHECKING:
     from yarl import URL
@@ -59,16 +67,18 @@ class UrlClient:
     clock: Clock
     resolver: AbstractResolver | None
     _session: aiohttp.ClientSession | None = None
+    _proxies: Proxies = field(default_factory=lambda: Proxies("none"))
     _responses: set[aiohttp.ClientResponse] = field(default_factory=set)
 
     async def open(self) -> None:
         """Get ready for requests."""
         connector = aiohttp.TCPConnector(
-            ssl=await in_thread(_system_tls),
+            ssl=await in_thread(_tls, self.policy.ca_file),
             limit=_CONNECTION_COUNT,
             resolver=CheckedResolver(self.policy, self.resolver or ThreadedResolver()),
             socket_factory=functools.partial(checked_socket, self.policy),
         )
+        self._proxies = Proxies(self.policy.proxy)
         self._session = aiohttp.ClientSession(
             connector=connector,
             timeout=aiohttp.ClientTimeout(
@@ -147,25 +157,46 @@ class UrlClient:
     async def _request(self, url: URL, headers: dict[str, str]) -> aiohttp.ClientResponse:
         session = require_open(self._session)
         self._require_literal(url)
+        headers = {"Accept-Encoding": "identity", **headers}
+        through: dict[str, Any] = {}
+        if (proxy := self._proxies.proxy_for(url)) is not None:
+            self.policy.require_proxy(url.host or "")
+            through = {"proxy": proxy.url, "proxy_headers": proxy.headers}
+            headers |= proxy.headers if url.scheme == "http" else {}
         try:
-            response = await session.get(
-                url, headers={"Accept-Encoding": "identity", **headers}, allow_redirects=False
-            )
+            response = await session.get(url, headers=headers, allow_redirects=False, **through)
+        except aiohttp.ClientHttpProxyError as error:
+            offered = error.headers.get("Proxy-Authenticate", "") if error.headers else ""
+            raise self._proxy_failure(require_open(proxy), error.status, offered) from None
         except aiohttp.ClientConnectorCertificateError as error:
             reason = getattr(error.certificate_error, "verify_message", "") or "refused"
             raise SourceUnreadable(
                 f"{self.name} cannot be read: its server's certificate is not trusted ({reason}).",
-                next_step="Check this machine's clock, and add the server's CA certificate to the "
-                "system's, then run the same command again.",
+                next_step="Check this machine's clock, and pass the server's CA certificate with "
+                "--ca-file (VODUP_CA_FILE, ca_file= in code), then run the same command again.",
             ) from None
         except aiohttp.ClientConnectorError as error:
             if isinstance(error.os_error, _AddressRefused):
                 raise error.os_error.reason from None
-            raise self.temporary(f"no connection ({error.os_error.strerror or error})") from None
+            reason = error.os_error.strerror or type(error).__name__
+            if is_of_proxy(error, proxy):
+                raise self.temporary(f"no connection to the proxy {proxy} ({reason})") from None
+            if variable := self._proxies.unused_variable(url):
+                reason += f"; {variable} is not used without --proxy env"
+            raise self.temporary(f"no connection ({reason})") from None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self.temporary(f"no response ({type(error).__name__})") from None
         self._responses.add(response)
+        if response.status == 407 and proxy is not None:
+            self.release(response)
+            offered = response.headers.get("Proxy-Authenticate", "")
+            raise self._proxy_failure(proxy, 407, offered)
         return response
+
+    def _proxy_failure(self, proxy: Proxy, status: int, offered: str) -> VodupError:
+        error = proxy_refusal(self.name, proxy, status, offered)
+        is_final = isinstance(error, ProxyRefused)
+        return error if is_final else self.temporary(f"the proxy {proxy} answers {status}")
 
     def _require_literal(self, url: URL) -> None:
         """Check an address that is written in the URL: no resolver sees it."""
@@ -262,5 +293,5 @@ def _require_address(policy: UrlPolicy, address: str, host: str) -> None:
         raise _AddressRefused(reason) from None
 
 
-_system_tls: Final = functools.cache(functools.partial(tls_context, None))
+_tls: Final = functools.cache(tls_context)
 """The certificate authorities of the system; read once, because that takes a while."""

@@ -7,7 +7,8 @@ network or to a cloud's metadata service and upload the response (SSRF).
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from yarl import URL
@@ -42,11 +43,16 @@ class UrlPolicy:
             none may lead from https to http.
         any_content_type: also what is served as a web page or a document, which is an
             error or login page more often than a video.
+        proxy: as `UploadOptions.proxy`. A proxy resolves names itself, so that addresses cannot
+            be checked: it is used only with `allow_private`.
+        ca_file: as `UploadOptions.ca_file`.
     """
 
     allow_private: bool = False
     max_redirects: int = 5
     any_content_type: bool = False
+    proxy: str | None = field(default=None, repr=False)
+    ca_file: Path | None = None
 
     def require_address(self, address: str, host: str) -> None:
         """Check an address of a host.
@@ -60,6 +66,20 @@ class UrlPolicy:
                 f"{named} is not a public address, so the source may not be read from it.",
                 next_step="If you trust this URL, pass --allow-private-sources "
                 "(UrlPolicy(allow_private=True) in code).",
+            )
+
+    def require_proxy(self, host: str) -> None:
+        """Check that a host may be read through a proxy.
+
+        Raises:
+            PolicyError: its address has to be public, which only the proxy could tell.
+        """
+        if not self.allow_private:
+            raise PolicyError(
+                f"{host} would be read through a proxy, which resolves the name: whether its "
+                "address is public cannot be checked.",
+                next_step="If you trust this URL, pass --allow-private-sources "
+                "(UrlPolicy(allow_private=True) in code), or list the host in NO_PROXY.",
             )
 
     def next_hop(self, url: URL, location: str | None) -> URL:

@@ -12,18 +12,22 @@ from typing import Final, Self
 import aiohttp
 from yarl import URL
 
+from uploader.errors import PolicyError, TransportError
 from uploader.pace import LinkSample, Pace
 from uploader.protocol.wire import Response, SentBody, SignedRequest
 from uploader.threads import in_thread
 from uploader.transport.body_writer import BodyWriter, Buffers
 from uploader.transport.errors import (
     FOREIGN_ERRORS,
+    UNTRUSTED,
     UnusableAnswer,
+    is_of_proxy,
     transport_error,
     without_hidden_retry,
 )
+from uploader.transport.proxies import Proxies, Proxy
 from uploader.transport.sockets import Sockets, congestion_of, link_sample
-from uploader.transport.tls import tls_context
+from uploader.transport.tls import issuer_of, tls_context
 from uploader.transport.watchdog import Watchdog
 
 ANSWER_SIZE_LIMIT: Final = 1024 * 1024
@@ -31,6 +35,10 @@ ANSWER_SIZE_LIMIT: Final = 1024 * 1024
 
 HEADER_SIZE_LIMIT: Final = 8190
 """Bytes of one header line; there may be 128 of them."""
+
+PROXY_DELAY_S: Final = 120.0
+"""A proxy acknowledges bytes before it has sent them on. Too small: a part is given up on a slow
+uplink while the proxy still sends it. Too large: a proxy that hangs is noticed late."""
 
 CLOSE_TIMEOUT_S: Final = 5.0
 """Connections are cut, not shut down in order; only a DNS query could take this long."""
@@ -63,7 +71,7 @@ class AiohttpTransport:
         keepalive_s: how long an idle connection is kept. Too small reconnects between
             parts; with more than the server's own limit, requests fail on connections
             that the server has closed.
-        proxy: URL of an HTTP proxy; the environment is not read.
+        proxy: URL of an HTTP proxy, "env" or "none" (see `Proxies`).
     """
 
     def __init__(
@@ -84,7 +92,7 @@ class AiohttpTransport:
         self._connect_s, self._stall_s = connect_timeout_s, stall_timeout_s
         self._ca_file = ca_file
         self._keepalive_s = keepalive_s
-        self._proxy = proxy
+        self._proxies = Proxies(proxy)
         self._buffers = Buffers(unit_size)
         lowat = None if notsent_lowat is None else max(notsent_lowat, unit_size)
         self._sockets = Sockets(congestion, near_rtt_s, lowat, stall_timeout_s)
@@ -132,24 +140,75 @@ class AiohttpTransport:
         `Response.sent` holds how much was sent, and the connection is not used again.
 
         Raises:
-            TransportError, UntrustedCertificate: there is no usable answer.
+            TransportError, UntrustedCertificate, ProxyRefused: there is no usable answer.
             SourceError: the body could not be read.
         """
         session = await self._open_session(is_tls=request.url.startswith("https:"))
         writer = self._writer_of(request)
+        if (proxy := self._proxy_for(request)) is not None and writer is not None:
+            answer_timeout_s += PROXY_DELAY_S
         watchdog = Watchdog(
             writer, connect_s=self._connect_s, stall_s=self._stall_s, answer_s=answer_timeout_s
         )
         try:
-            return await self._exchange(session, request, writer, watchdog)
+            return await self._exchange(session, request, writer, watchdog, proxy)
         except (UnusableAnswer, *FOREIGN_ERRORS) as exc:
-            error = transport_error(exc, request, timeout_reason=watchdog.reason())
+            failure = exc.with_traceback(None)
         finally:
             if writer is not None:
                 writer.release()
         if writer is not None and writer.source_error is not None:
             raise writer.source_error
-        raise error  # outside the handler: aiohttp's error must not become its context
+        # Outside the handler: aiohttp's error must not become the context of ours.
+        raise await self._error_of(failure, request, proxy, watchdog.reason())
+
+    def _proxy_for(self, request: SignedRequest) -> Proxy | None:
+        if not self._proxies:
+            return None
+        try:
+            url = URL(request.url, encoded=True)
+        except ValueError:
+            return None  # aiohttp refuses it
+        proxy = self._proxies.proxy_for(url)
+        if proxy is not None and url.scheme != "https":
+            raise PolicyError(
+                f"Refusing to send credentials to {url.host_subcomponent} without TLS through "
+                f"the proxy {proxy}.",
+                next_step='Use an https endpoint, or --proxy none (proxy="none" in code).',
+            )
+        return proxy
+
+    async def _error_of(
+        self, failure: Exception, request: SignedRequest, proxy: Proxy | None, timeout_reason: str
+    ) -> TransportError | PolicyError:
+        issuer = unused = ""
+        with suppress(ValueError):
+            url = URL(request.url, encoded=True)
+            unused = self._proxies.unused_variable(url)
+            if isinstance(failure, UNTRUSTED) and not is_of_proxy(failure, proxy):
+                issuer = await self._issuer_at(url, proxy)
+        return transport_error(
+            failure,
+            request,
+            timeout_reason=timeout_reason,
+            proxy=proxy,
+            unused_variable=unused,
+            issuer=issuer,
+        )
+
+    async def _issuer_at(self, url: URL, proxy: Proxy | None) -> str:
+        """Connect once more, only to read who issued the certificate; no request is sent."""
+        loop = asyncio.get_running_loop()
+        address, headers = (proxy.url, proxy.headers) if proxy else (None, None)
+        request = aiohttp.ClientRequest("GET", url, loop=loop, proxy=address, proxy_headers=headers)
+        with suppress(*FOREIGN_ERRORS):
+            async with aiohttp.TCPConnector(ssl=False) as connector:
+                timeout = aiohttp.ClientTimeout(connect=self._connect_s)
+                connection = await connector.connect(request, [], timeout)
+                found = connection.transport and connection.transport.get_extra_info("ssl_object")
+                connection.close()
+                return issuer_of(found.getpeercert(binary_form=True)) if found else ""
+        return ""
 
     def _writer_of(self, request: SignedRequest) -> BodyWriter | None:
         """None for a request without a body: aiohttp sends Content-Length: 0 by itself."""
@@ -164,6 +223,7 @@ class AiohttpTransport:
         request: SignedRequest,
         writer: BodyWriter | None,
         watchdog: Watchdog,
+        proxy: Proxy | None,
     ) -> Response:
         async with asyncio.timeout(None) as scope:
             with watchdog.watch(scope):
@@ -173,7 +233,8 @@ class AiohttpTransport:
                     data=writer,
                     headers={"Accept-Encoding": "identity", **request.headers},
                     allow_redirects=False,
-                    proxy=self._proxy,
+                    proxy=proxy.url if proxy else None,
+                    proxy_headers=proxy.headers if proxy else None,
                     ssl=self._tls or True,
                 ) as answer:
                     if writer is not None and answer.status >= 300:

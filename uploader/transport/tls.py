@@ -1,4 +1,4 @@
-"""Which certificates a TLS connection trusts."""
+"""Which certificates a TLS connection trusts, and who issued one that it does not."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from uploader.errors import ConfigurationError
+from uploader.protocol.documents import clean_text
 
 
 def tls_context(ca_file: Path | None) -> ssl.SSLContext:
@@ -28,7 +29,7 @@ def tls_context(ca_file: Path | None) -> ssl.SSLContext:
         except OSError as exc:  # ssl.SSLError is one
             raise ConfigurationError(
                 f"{ca_file} holds no readable certificates ({exc.strerror or exc}).",
-                next_step="Point VODUP_CA_FILE at a file of PEM certificates.",
+                next_step="Pass a file of PEM certificates with --ca-file (VODUP_CA_FILE).",
             ) from exc
     return context
 
@@ -39,3 +40,35 @@ def _trust_system_authorities(context: ssl.SSLContext) -> None:
     for name, path in (("cafile", paths.openssl_cafile), ("capath", paths.openssl_capath)):
         with suppress(OSError):  # usually one of the two exists; ssl.SSLError is an OSError
             context.load_verify_locations(**{name: path})
+
+
+_COMMON_NAME, _ORGANIZATION = b"\x55\x04\x03", b"\x55\x04\x0a"  # OIDs 2.5.4.3 and 2.5.4.10
+
+
+def issuer_of(certificate: bytes) -> str:
+    """The name of who issued a certificate in DER (RFC 5280, 4.1); "" if it cannot be read.
+
+    The standard library decodes only certificates that it trusts.
+    """
+    names: dict[bytes, str] = {}
+    try:
+        _, fields, _ = _der(_der(certificate)[1])
+        for _ in range(1 if fields[0] != 0xA0 else 2):  # an optional version, the serial number
+            fields = _der(fields)[2]
+        _, issuer, _ = _der(_der(fields)[2])  # after the signature's algorithm
+        while issuer:
+            _, name, issuer = _der(issuer)
+            _, kind, value = _der(_der(name)[1])
+            names[kind] = _der(value)[1].decode("utf-8", "replace")
+    except IndexError:
+        return ""
+    return clean_text(names.get(_COMMON_NAME) or names.get(_ORGANIZATION) or "", 80)
+
+
+def _der(data: bytes) -> tuple[int, bytes, bytes]:
+    """Split off the first value: its tag, its content, and what follows."""
+    tag, size, start = data[0], data[1], 2
+    if size & 0x80:
+        start += size & 0x7F
+        size = int.from_bytes(data[2:start])
+    return tag, data[start : start + size], data[start + size :]
