@@ -105,6 +105,9 @@ OSS_ERRORS: Mapping[str, ErrorRow] = {
     "InvalidPartOrder": ErrorRow(
         400, "The list of parts was not in ascending order.", "0042-00000208"
     ),
+    "InvalidEncryptionAlgorithmError": ErrorRow(
+        400, "The Encryption request you specified is not valid. Supported value: AES256/KMS/SM4."
+    ),
     "InvalidRange": ErrorRow(416, "The requested range cannot be satisfied"),
     "InvalidSecurityToken": ErrorRow(
         403, "The security token you provided is invalid.", "0002-00000006"
@@ -127,6 +130,9 @@ OSS_ERRORS: Mapping[str, ErrorRow] = {
         "have been aborted or completed.",
         "0042-00000104",
     ),
+    "NotImplemented": ErrorRow(
+        501, "A header you provided implies functionality that is not implemented."
+    ),
     "PartAlreadyExist": ErrorRow(
         409,
         "For sequential multipart upload, you can't overwrite uploaded parts.",
@@ -134,6 +140,9 @@ OSS_ERRORS: Mapping[str, ErrorRow] = {
     ),
     "PartNotSequential": ErrorRow(
         400, "For sequential multipart upload, you must upload parts in order.", "0042-00000109"
+    ),
+    "PreconditionFailed": ErrorRow(
+        412, "At least one of the pre-conditions you specified did not hold."
     ),
     "RequestTimeTooSkewed": ErrorRow(
         403,

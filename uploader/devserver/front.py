@@ -18,11 +18,15 @@ from .backend import Backend
 from .delivery import deliver
 from .exchange import BodyTimeout, Dropped, Exchange
 from .misbehaviour import alter, arrive, ordered_refusal
+from .oss_headers import TRAFFIC_LIMIT
 from .stats import RequestRecord
 from .throttle import Throttle
 
 AdminHandler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 ADMIN_PREFIX = "/_vodup/"
+
+
+_TRAFFIC_LIMIT = "x-oss-traffic-limit"
 
 
 class Service(Protocol):
@@ -138,8 +142,8 @@ class Front:
         options = self._backend.options
         own = self._connections.throttle(request.transport, options.connection_bandwidth)
         throttles = [self._backend.throttle, own]
-        limit_bits = request.headers.get("x-oss-traffic-limit", "")
-        if limit_bits.isdecimal():
+        limit_bits = request.headers.get(_TRAFFIC_LIMIT, request.query.get(_TRAFFIC_LIMIT, ""))
+        if limit_bits.isdecimal() and int(limit_bits) in TRAFFIC_LIMIT:
             throttles.append(Throttle(int(limit_bits) / 8))
         return tuple(throttles)
 

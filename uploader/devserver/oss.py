@@ -13,6 +13,7 @@ from .exchange import BodyTimeout, Exchange
 from .oss_access import OssTarget, check_access
 from .oss_call import OssCall, parse_call
 from .oss_documents import xml
+from .oss_headers import check_headers, is_performed
 from .oss_multipart import Multipart
 from .oss_objects import Objects
 from .signatures import parse_oss_authorization
@@ -70,9 +71,11 @@ class OssService:
         call = parse_call(exchange.request)
         target = OssTarget(call.operation, call.bucket, call.object_key)
         credential = check_access(self._backend, target, call.signed)
-        operation = self._operations.get(call.operation)
-        if operation is None:
-            raise Refusal("MethodNotAllowed", fields={"Method": call.method})
+        if not is_performed(call):
+            # The policy of upload credentials names what this server performs, and no more.
+            raise Refusal("AccessDenied")
+        check_headers(call)
+        operation = self._operations[call.operation]
         try:
             return await operation(exchange, call, credential)
         except BodyTimeout:

@@ -18,6 +18,7 @@ from .exchange import Exchange
 from .listing import page_of_parts
 from .oss_call import OssCall
 from .oss_documents import body_headers, crc_header, document, encoding_node, listed_key
+from .oss_headers import kept_headers
 from .oss_part_list import matching_part, multipart_etag, parse_part_list
 from .oss_rules import (
     check_body,
@@ -52,6 +53,7 @@ class Multipart:
             initiated_at=self._backend.now(),
             content_type=call.headers.get("content-type", "application/octet-stream"),
             is_sequential=call.has("sequential"),
+            kept_headers=kept_headers(call),
         )
         self._storage.save_upload(upload)
         self._backend.stats.initiates += 1
@@ -194,6 +196,7 @@ class Multipart:
             content_type=upload.content_type,
             modified_at=self._backend.now(),
             files=tuple((part.path, part.size) for part in parts),
+            kept_headers=upload.kept_headers,
         )
 
     async def abort(self, exchange: Exchange, call: OssCall, credential: Credential) -> Answer:

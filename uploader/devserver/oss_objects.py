@@ -8,6 +8,7 @@ from .bodies import receive_body
 from .exchange import Exchange
 from .oss_call import OssCall
 from .oss_documents import body_headers, crc_header
+from .oss_headers import kept_headers, replaced_headers, unmet_condition
 from .oss_rules import check_body, check_length, check_overwrite
 from .storage import Credential, StoredObject
 
@@ -42,6 +43,7 @@ class Objects:
                 content_type=call.headers.get("content-type", "application/octet-stream"),
                 modified_at=self._backend.now(),
                 files=((name, body.size),),
+                kept_headers=kept_headers(call),
             )
         )
         self._backend.stats.puts += 1
@@ -51,6 +53,8 @@ class Objects:
     async def head(self, exchange: Exchange, call: OssCall, credential: Credential) -> Answer:
         """Headers of an object."""
         stored = self._existing_object(call)
+        if (unmet := unmet_condition(call, stored)) is not None:
+            return unmet
         headers = self._object_headers(stored)
         headers["Content-Length"] = str(stored.size)
         return Answer(200, headers=headers, content_type=stored.content_type)
@@ -58,17 +62,21 @@ class Objects:
     async def get(self, exchange: Exchange, call: OssCall, credential: Credential) -> Answer:
         """An object, or a range of it."""
         stored = self._existing_object(call)
-        headers = self._object_headers(stored)
+        if (unmet := unmet_condition(call, stored)) is not None:
+            return unmet
+        headers = self._object_headers(stored) | replaced_headers(call)
         start, stop = 0, stored.size
         wanted = _parse_range(call.headers.get("range", ""), stored.size)
         if wanted is not None:
             start, stop = wanted
             headers["Content-Range"] = f"bytes {start}-{stop - 1}/{stored.size}"
+        elif "range" in call.headers and call.headers.get("x-oss-range-behavior") == "standard":
+            raise Refusal("InvalidRange", fields={"ActualObjectSize": str(stored.size)})
         headers["Content-Length"] = str(stop - start)
         return Answer(
             206 if wanted else 200,
             headers=headers,
-            content_type=stored.content_type,
+            content_type=headers.pop("Content-Type", stored.content_type),
             slices=self._slices(stored, start, stop),
         )
 
@@ -96,6 +104,7 @@ class Objects:
             "x-oss-object-type": stored.kind,
             "x-oss-storage-class": "Standard",
             **crc_header(self._backend, stored.crc64),
+            **dict(stored.kept_headers),
         }
 
 

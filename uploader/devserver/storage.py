@@ -26,13 +26,14 @@ CREATE TABLE IF NOT EXISTS credentials(
     scopes TEXT, issued_at REAL, expires_at REAL);
 CREATE TABLE IF NOT EXISTS uploads(
     upload_id TEXT PRIMARY KEY, bucket TEXT, object_key TEXT, initiated_at REAL,
-    content_type TEXT, is_sequential INTEGER);
+    content_type TEXT, is_sequential INTEGER, kept_headers TEXT);
 CREATE TABLE IF NOT EXISTS parts(
     upload_id TEXT, part_number INTEGER, path TEXT, size INTEGER, etag TEXT, crc64 TEXT,
     modified_at REAL, PRIMARY KEY(upload_id, part_number)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS objects(
     bucket TEXT, object_key TEXT, size INTEGER, etag TEXT, crc64 TEXT, kind TEXT,
-    content_type TEXT, modified_at REAL, files TEXT, PRIMARY KEY(bucket, object_key));
+    content_type TEXT, modified_at REAL, files TEXT, kept_headers TEXT,
+    PRIMARY KEY(bucket, object_key));
 """
 
 
@@ -91,6 +92,8 @@ class Upload:
     initiated_at: float
     content_type: str
     is_sequential: bool
+    kept_headers: tuple[tuple[str, str], ...] = ()
+    """Names in lower case and values, for the object."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +122,8 @@ class StoredObject:
     content_type: str
     modified_at: float
     files: tuple[tuple[str, int], ...]
+    kept_headers: tuple[tuple[str, str], ...] = ()
+    """Names in lower case and values."""
 
 
 class Storage:
@@ -241,20 +246,21 @@ class Storage:
 
     def save_upload(self, upload: Upload) -> None:
         """Store an open upload."""
-        values = tuple(getattr(upload, name) for name in Upload.__slots__)
-        self._db.execute(_upsert("uploads", values), values)
+        *values, kept_headers = (getattr(upload, name) for name in Upload.__slots__)
+        row = (*values, json.dumps(kept_headers))
+        self._db.execute(_upsert("uploads", row), row)
 
     def upload(self, upload_id: str) -> Upload | None:
         """The open upload of this id."""
         row = self._db.execute("SELECT * FROM uploads WHERE upload_id=?", (upload_id,)).fetchone()
-        return Upload(*row) if row else None
+        return _upload(row) if row else None
 
     def uploads(self, bucket: str) -> tuple[Upload, ...]:
         """The open uploads of a bucket in the order ListMultipartUploads names them."""
         rows = self._db.execute(
             "SELECT * FROM uploads WHERE bucket=? ORDER BY object_key, upload_id", (bucket,)
         )
-        return tuple(Upload(*row) for row in rows)
+        return tuple(map(_upload, rows))
 
     def open_upload_count(self) -> int:
         """How many multipart uploads are open."""
@@ -340,6 +346,7 @@ class Storage:
             stored.content_type,
             stored.modified_at,
             json.dumps(stored.files),
+            json.dumps(stored.kept_headers),
         )
         self._db.execute(_upsert("objects", values), values)
 
@@ -371,6 +378,12 @@ def _credential(row: tuple[object, ...]) -> Credential:
     return Credential(*values)  # type: ignore[arg-type]  # the table's columns are the fields
 
 
+def _upload(row: tuple[object, ...]) -> Upload:
+    *values, kept_headers = row
+    values.append(_pairs(kept_headers))
+    return Upload(*values)  # type: ignore[arg-type]
+
+
 def _part(row: tuple[object, ...]) -> Part:
     values = list(row)
     values[5] = _unsigned(row[5])
@@ -381,7 +394,12 @@ def _object(row: tuple[object, ...]) -> StoredObject:
     values = list(row)
     values[4] = _unsigned(row[4])
     values[8] = tuple((str(path), int(size)) for path, size in json.loads(str(row[8])))
+    values[9] = _pairs(row[9])
     return StoredObject(*values)  # type: ignore[arg-type]
+
+
+def _pairs(text: object) -> tuple[tuple[str, str], ...]:
+    return tuple((str(name), str(value)) for name, value in json.loads(str(text)))
 
 
 def _unsigned(value: object) -> int:
