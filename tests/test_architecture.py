@@ -104,6 +104,7 @@ LINES = (
     _hand("sources"),
     _hand("state.*", "platformdirs", "psycopg"),
     _hand("session"),
+    _hand("endpoints"),
     _hand("credentials.contract"),
     _hand("credentials.live"),
     _hand("credentials.caller", "alibabacloud_credentials"),

@@ -338,6 +338,7 @@ async def test_a_proxy_that_is_not_used_is_named_where_there_is_no_connection(
         ("", "https://[::1]:8443", True),
         ("", "https://localhost", True),
         ("", "https://oss.localhost", True),
+        ("", "http://100.100.100.200", True),
     ],
 )
 def test_no_proxy_lists_what_is_reached_directly(

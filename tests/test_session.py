@@ -78,6 +78,7 @@ class FakeSigner:
     accepted_generations: list[int] = field(default_factory=list)
     offsets_s: list[float] = field(default_factory=list)
     signed_for: list[Operation[Any]] = field(default_factory=list)
+    regions: list[str | None] = field(default_factory=list)
     refused: list[SignedRequest] = field(default_factory=list)
     unready_count: int = 0
     prepare_count: int = 0
@@ -91,10 +92,13 @@ class FakeSigner:
         self.unready_count -= 1
         return self.unready_count < 0
 
-    def sign(self, operation: Operation[Any], *, clock_offset_s: float) -> SignedRequest:
+    def sign(
+        self, operation: Operation[Any], *, clock_offset_s: float, region: str | None = None
+    ) -> SignedRequest:
         assert self.slots.held == 1
         self.offsets_s.append(clock_offset_s)
         self.signed_for.append(operation)
+        self.regions.append(region)
         return SignedRequest("PUT", f"https://h/{len(self.offsets_s)}", {}, None, self.generation)
 
     def is_aged(self, signed: SignedRequest) -> bool:
@@ -349,6 +353,44 @@ async def test_no_probe_is_signed_with_credentials_that_were_refused_meanwhile(
     assert await rig.call(PROBED) == "done"
     assert rig.signer.signed_for == [PROBED, PROBED, PROBED]
     assert rig.signer.prepare_count == 4
+
+
+def of_region(region: str | None) -> Response:
+    headers = {"x-region": region} if region else {}
+    return Response(400, headers, b"")
+
+
+def parse_region(response: Response) -> str:
+    if response.status == 200:
+        return "done"
+    raise ServiceError(
+        "Invalid signing region.",
+        operation="X",
+        status=400,
+        code="InvalidArgument",
+        ec="0002-00000226",
+        oss_region=response.headers.get("x-region"),
+    )
+
+
+REGIONAL = replace(OPERATION, parse=parse_region)
+
+
+async def test_the_region_that_an_answer_names_is_signed_from_then_on() -> None:
+    rig = Rig([of_region("cn-beijing"), OK, OK])
+    for _ in range(2):
+        await rig.session.call(REGIONAL)
+    assert rig.signer.regions == [None, "cn-beijing", "cn-beijing"]
+    assert rig.meanings() == [Meaning.FIX_REGION]
+    assert rig.clock.pauses == []
+
+
+@pytest.mark.parametrize("answers", [[None], ["cn-beijing", "cn-shenzhen"]])
+async def test_a_region_is_learned_once_a_call(answers: list[str | None]) -> None:
+    rig = Rig([of_region(region) for region in answers])
+    error = await rig.fails(PermissionDenied, REGIONAL)
+    assert "--oss-region" in error.next_step
+    assert len(rig.signer.regions) == len(answers)
 
 
 async def test_a_clock_that_a_broken_body_hides_is_corrected() -> None:

@@ -199,6 +199,7 @@ class ServiceError(TransferError):
         server_epoch_s: the service's clock according to the answer, in seconds since 1970.
         retry_after_s: how long the service asks to wait, in seconds.
         is_repeat: whether an earlier attempt of the same call may have been carried out.
+        oss_region: the bucket's region as OSS's answer names it.
     """
 
     is_repeat: bool = False
@@ -219,6 +220,7 @@ class ServiceError(TransferError):
         ec: str = "",
         server_epoch_s: float | None = None,
         retry_after_s: float | None = None,
+        oss_region: str | None = None,
         next_step: str | None = None,
     ) -> None:
         super().__init__(message, next_step=next_step, code=code, request_id=request_id)
@@ -227,6 +229,7 @@ class ServiceError(TransferError):
         self.ec = ec
         self.server_epoch_s = server_epoch_s
         self.retry_after_s = retry_after_s
+        self.oss_region = oss_region
 
 
 class UploadTargetChanged(TransferError):

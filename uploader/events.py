@@ -30,6 +30,7 @@ class UploadResult:
             "crc64-head", "crc64-url" or "etag".
         seconds: what this run took.
         is_earlier_result: an earlier run had finished the upload; nothing was sent.
+        endpoint: the OSS endpoint that it was sent to, "" in results of other versions.
         congestion: the TCP congestion control that carried it ("bbr", "cubic"), "" if unknown.
         hook_failures: hooks that failed after it was verified (`Hooks.after_verify`), a sentence
             each; only in what `upload` returns, because they run after `UploadFinished`.
@@ -51,6 +52,7 @@ class UploadResult:
     verified_by: str
     seconds: float
     is_earlier_result: bool = False
+    endpoint: str = ""
     congestion: str = ""
     hook_failures: tuple[str, ...] = ()
 
@@ -152,7 +154,8 @@ class RequestRetried(Event):
     """A request failed and will be sent again after `pause_s` seconds.
 
     `action` is what comes first: RETRY (nothing), SLOW_DOWN (send fewer requests at a time), RENEW
-    (get new credentials) or FIX_CLOCK (sign for the service's clock).
+    (get new credentials) FIX_CLOCK (sign for the
+    service's clock) or FIX_REGION (sign for the region that OSS names).
     """
 
     type: ClassVar[str] = "request.retried"

@@ -9,6 +9,7 @@ from typing import Literal
 
 from uploader.hooks import Hooks
 from uploader.pace import Bandwidth
+from uploader.protocol.signing import OssDialect
 from uploader.session import RetryPolicy
 
 
@@ -25,7 +26,10 @@ class UploadOptions:
             open (`ulimit -n`).
         bandwidth: limit over all connections; None for none.
         signature, oss_region, is_cname: how OSS wants requests signed and addressed
-            (see `OssDialect`).
+            (see `OssDialect`). `is_cname` is about endpoints that an address names.
+        oss_endpoint: "public", "internal", "accelerate", "dualstack" or "auto", of the
+            bucket's region, or a URL (see `OssEndpoints`); None: as the address says.
+        metadata_url: where "auto" finds the region of an ECS instance; None: where ECS has it.
         retry: how long and how often failed requests are retried.
         stall_timeout_s: how long a peer may neither take nor send a byte.
         on_target_change: when VOD moves an upload to another bucket or key and the first
@@ -51,6 +55,8 @@ class UploadOptions:
     signature: Literal["v4", "v1"] = "v4"
     oss_region: str | None = None
     is_cname: bool = False
+    oss_endpoint: str | None = None
+    metadata_url: str | None = None
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     stall_timeout_s: float = 30.0
     on_target_change: Literal["fail", "restart"] = "fail"
@@ -60,3 +66,8 @@ class UploadOptions:
     submitted: int = 32
     hooks: Sequence[Hooks] = ()
     vod_calls_per_s: float = 20.0
+
+    @property
+    def dialect(self) -> OssDialect:
+        """How requests to the endpoint of an address are signed."""
+        return OssDialect(self.oss_region, self.signature, self.is_cname)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 from uploader.clock import Clock
@@ -43,7 +43,7 @@ _RESETS_BEFORE_PROBE = 2
 
 _SECRET_NAME = re.compile("authorization|token|signature$", re.I)
 
-_PROBED_FOR = frozenset({Meaning.RENEW, Meaning.FIX_CLOCK, Meaning.VANISHED})
+_PROBED_FOR = frozenset({Meaning.RENEW, Meaning.FIX_CLOCK, Meaning.FIX_REGION, Meaning.VANISHED})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +85,8 @@ class Retried:
 class Session:
     """Calls one service with one signer.
 
-    Mutable state: the clock's offset to the service, and whether it has ever answered.
+    Mutable state: the clock's offset to the service, the region that it wants signed, and whether
+    it has ever answered.
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class Session:
         self._retry = retry or RetryPolicy()
         self._on_retry, self._draw = on_retry, draw
         self._clock_offset_s = 0.0
+        self._region: str | None = None
         self._has_answered = False
 
     async def call(self, operation: Operation[T]) -> T:
@@ -129,7 +131,7 @@ class Session:
             async with self._slot():
                 if not self._signer.is_ready():
                     continue  # the credentials were refused while this call waited for its slot
-                signed = self._signer.sign(operation, clock_offset_s=self._clock_offset_s)
+                signed = self._sign(operation)
                 try:
                     answer = await self._send(operation, signed)
                 except (ServiceError, TransportError, IntegrityError, InvalidGrant) as error:
@@ -138,6 +140,11 @@ class Session:
                     self._signer.accepted(signed)
                     return answer
             await self._prepare_retry(operation, signed, failure, attempts)
+
+    def _sign(self, operation: Operation[Any]) -> SignedRequest:
+        return self._signer.sign(
+            operation, clock_offset_s=self._clock_offset_s, region=self._region
+        )
 
     async def _send(self, operation: Operation[T], signed: SignedRequest) -> T:
         response = await self._transport.send(signed, answer_timeout_s=operation.answer_timeout_s)
@@ -167,6 +174,9 @@ class Session:
             case Meaning.FIX_CLOCK:
                 self._fix_clock(failure, attempts)
                 self._report(operation, failure, meaning)
+            case Meaning.FIX_REGION:
+                self._fix_region(failure, attempts)
+                self._report(operation, failure, meaning)
             case Meaning.RETRY | Meaning.SLOW_DOWN:
                 if meaning is Meaning.SLOW_DOWN:
                     self._slow_down()
@@ -191,7 +201,7 @@ class Session:
         async with self._slot():
             if not self._signer.is_ready():
                 return  # another call has found out
-            signed = self._signer.sign(probe, clock_offset_s=self._clock_offset_s)
+            signed = self._sign(probe)
             try:
                 await self._send(probe, signed)
             except ServiceError as error:
@@ -224,6 +234,14 @@ class Session:
         self._clock_offset_s = offset_s
         attempts.is_clock_fixed = True
 
+    def _fix_region(self, failure: VodupError, attempts: _Attempts) -> None:
+        """Learn the bucket's region from OSS's answer; once a call, for it must help."""
+        region = getattr(failure, "oss_region", None)
+        if region is None or attempts.is_region_fixed:
+            raise self._service.final_error(failure)
+        self._region = region
+        attempts.is_region_fixed = True
+
     def _report(
         self, operation: Operation[T], failure: VodupError, meaning: Meaning, pause_s: float = 0.0
     ) -> None:
@@ -245,6 +263,7 @@ class _Attempts:
         self.is_clock_fixed = False
         self.may_be_done = False
         """Whether a failed attempt may have been carried out nevertheless."""
+        self.is_region_fixed = False
         self.reset_count = 0
         """Connections in a row that the peer reset with the request under way."""
 

@@ -135,10 +135,10 @@ class Uploader:
         )
         shared = pace, self._clock, self._options.retry, self._trust
         if self._transport is not None:
-            return Network(self._transport, *shared)
+            return with_endpoints(Network(self._transport, *shared), self._options)
         own = await stack.enter_async_context(_transport_of(self._options, pace))
         await stack.enter_async_context(pace.steering(own))
-        return Network(own, *shared, congestion=own.congestion)
+        return with_endpoints(Network(own, *shared, congestion=own.congestion), self._options)
 
     def _close_network(self) -> None:
         self._network = None
@@ -282,7 +282,7 @@ class Uploader:
         async with self._recorded_context(opened, record) as ctx:
             if isinstance(opened, HlsPackage):
                 return await compare_package(ctx, opened)
-            return await verify.compare(ObjectUpload(ctx, live_grant(ctx, None)))
+            return await verify.compare(ObjectUpload(ctx, await live_grant(ctx, None)))
 
     async def _upload(
         self, item: UploadItem, *listeners: Listener | None, resumed: asyncio.Event | None = None
@@ -404,6 +404,27 @@ def _transport_of(options: UploadOptions, pace: Pace) -> AiohttpTransport:
 
 def _source_of(given: AnySource, options: UploadOptions) -> Source:
     return as_source(given, policy=UrlPolicy(proxy=options.proxy, ca_file=options.ca_file))
+
+
+def with_endpoints(network: Network, options: UploadOptions) -> Network:
+    """Return a network that sends to OSS as the options say.
+
+    Raises:
+        ConfigurationError, UntrustedEndpoint: `oss_endpoint` cannot be used.
+    """
+    network = replace(network, dialect=options.dialect)
+    if options.oss_endpoint is None:
+        return network
+    from uploader.endpoints import OssEndpoints
+
+    endpoints = OssEndpoints(
+        options.oss_endpoint,
+        dialect=options.dialect,
+        transport=network.transport,
+        trust=network.trust,
+        metadata_url=options.metadata_url,
+    )
+    return replace(network, endpoints=endpoints)
 
 
 def upload_sync(

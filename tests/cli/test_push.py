@@ -23,7 +23,7 @@ from .conftest import MIB, SLOWLY, Cli, Ended, interrupt, is_under_way
 
 FINISHED = (
     "type video_id upload_id bucket object_key size crc64 etag part_count resumed_part_count "
-    "renewal_count retry_count verified_by seconds key sent_bytes source congestion"
+    "renewal_count retry_count verified_by seconds key sent_bytes source congestion endpoint"
 ).split()
 FAILED = (
     "type video_id error message code request_id resumable next_step exit_code source"

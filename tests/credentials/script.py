@@ -17,9 +17,7 @@ from uploader.credentials import (
     NewVideo,
     VodProvider,
 )
-from uploader.errors import (
-    TransportError,
-)
+from uploader.errors import TransportError
 from uploader.pace import Pace
 from uploader.protocol import oss
 from uploader.protocol.grants import StsCredentials, UploadGrant, UploadTarget

@@ -540,7 +540,7 @@ async def test_after_moving_the_new_target_is_ours() -> None:
     moved = replace(TARGET, object_key="sv/b.mp4")
     desk = Desk(Issuer(a_grant(moved)), a_grant())
     await refuse(desk)
-    desk.live.move(moved)
+    desk.live.move(moved, OssDialect(region="cn-beijing"))
     assert desk.live.moved_to is None
     await refuse(desk)
     assert desk.live.moved_to is None

@@ -6,6 +6,7 @@ import ast
 import asyncio
 import json
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import pytest
 from fastcrc import crc64
 
 import uploader.devserver
+from uploader import AccessKey, TrustPolicy, Uploader, VodProvider
 from uploader.devserver import DevServer, DevServerOptions, Fault, ThreadedDevServer
 
 from .clients import PART, Oss, Reply, Vod, etag, send, start_upload
@@ -275,3 +277,22 @@ class _Endpoint:
         self.vod_endpoint = ready["vod_endpoint"]
         self.access_key_id = ready["env"]["ALIBABA_CLOUD_ACCESS_KEY_ID"]
         self.access_key_secret = ready["env"]["ALIBABA_CLOUD_ACCESS_KEY_SECRET"]
+
+
+async def test_a_server_on_ipv6_is_used_like_any_other(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_INET6) as probe:
+        try:
+            probe.bind(("::1", 0))
+        except OSError:
+            pytest.skip("this machine has no IPv6")
+    movie = tmp_path / "movie.mp4"
+    movie.write_bytes(PART)
+    async with DevServer(DevServerOptions(host="::1")) as server:
+        assert server.vod_endpoint.startswith("http://[::1]:")
+        key = AccessKey(id=server.access_key_id, secret=server.access_key_secret)
+        provider = VodProvider(key, endpoint=server.vod_endpoint)
+        trust = TrustPolicy(allow_loopback=True)
+        async with Uploader(provider, state="memory", trust=trust) as up:
+            result = await up.upload(movie)
+        assert server.object_bytes(result.video_id) == PART
+        assert result.endpoint == server.oss_endpoint

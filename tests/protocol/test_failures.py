@@ -34,6 +34,7 @@ from uploader.protocol.failures import (
 
 R, S, N, C, F = Meaning.RETRY, Meaning.SLOW_DOWN, Meaning.RENEW, Meaning.FIX_CLOCK, Meaning.FATAL
 P, B = Meaning.REPAIR, Meaning.BAD_PARAMETER
+REGIONS = ["0002-00000226", "0002-00000228"]
 SERVICES = [OSS, VOD, IMS, APP_SERVER]
 
 
@@ -55,6 +56,8 @@ OSS_CODES = [
     (403, "InvalidSecurityToken", N, N),
     (403, "AccessKeyIdAndSecurityTokenNotMatch", N, N),
     (403, "AccessDenied", F, N),
+    (400, "PublicEndpointForbidden", F, F),
+    (400, "0048-00000401", F, F),
     (403, "SignatureDoesNotMatch", F, N),
     (403, "", F, N),
     (403, "RequestTimeTooSkewed", C, C),
@@ -162,7 +165,7 @@ def test_codes_of_vod(
 
 
 def test_every_row_of_the_tables_is_tested() -> None:
-    tested = {row[1] for row in OSS_CODES} | {"0002-00000212", "0002-00000080"}
+    tested = {row[1] for row in OSS_CODES} | {"0002-00000212", "0002-00000080", *REGIONS}
     assert OSS.rows.keys() <= tested
     tested = {row[1] for row in VOD_CODES} | {f"{row[1].split('.')[0]}.*" for row in VOD_CODES}
     assert VOD.rows.keys() <= tested
@@ -181,7 +184,24 @@ def test_a_code_means_nothing_to_the_other_service() -> None:
 
 def test_a_date_v4_cannot_read_is_a_skewed_clock() -> None:
     assert OSS.meaning(refused(400, "InvalidArgument", ec="0002-00000212")) is C
-    assert OSS.meaning(refused(400, "InvalidArgument", ec="0002-00000226")) is F
+    assert OSS.meaning(refused(400, "InvalidArgument", ec="0002-00000227")) is F
+
+
+@pytest.mark.parametrize("ec", REGIONS)
+def test_a_region_that_is_not_the_buckets_is_signed_anew(ec: str) -> None:
+    assert OSS.meaning(refused(400, "InvalidArgument", ec=ec)) is Meaning.FIX_REGION
+
+
+@pytest.mark.parametrize(
+    ("code", "ec"), [("PublicEndpointForbidden", ""), ("AccessDenied", "0048-00000401")]
+)
+@pytest.mark.parametrize("is_aged", [False, True])
+def test_a_closed_public_endpoint_is_no_matter_of_credentials(
+    code: str, ec: str, is_aged: bool
+) -> None:
+    failure = refused(400, code, ec=ec)
+    assert OSS.meaning(failure, is_aged=is_aged) is F
+    assert type(OSS.final_error(failure)) is ConfigurationError
 
 
 @pytest.mark.parametrize("code", ["", "NobodyKnowsThis", "Nobody.Knows"])

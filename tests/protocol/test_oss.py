@@ -457,6 +457,24 @@ def test_initiated_without_an_upload_id(upload_id: str) -> None:
         INITIATE.parse(answer(body))
 
 
+@pytest.mark.parametrize(
+    ("header", "body", "region"),
+    [
+        ("oss-cn-beijing", "", "cn-beijing"),
+        ("cn-beijing", "<Region>cn-shenzhen</Region>", "cn-beijing"),
+        ("", "<Region>us-west-1</Region>", "us-west-1"),
+        ("", "", None),
+        ("oss-cn-beijing/x", "", None),
+        ("", "<Region>../../x</Region>", None),
+    ],
+)
+def test_the_region_that_a_refusal_names(header: str, body: str, region: str | None) -> None:
+    refused = Response(400, {"x-oss-bucket-region": header}, f"<Error>{body}</Error>".encode())
+    with pytest.raises(ServiceError) as caught:
+        UPLOAD.parse(refused)
+    assert caught.value.oss_region == region
+
+
 def test_hostile_texts_are_harmless_to_show() -> None:
     body = f"<Error><Code>A\x1b</Code><Message>{'x' * 5000}\n\u202e</Message></Error>"
     body = body.replace("\x1b", "&#155;")

@@ -11,7 +11,7 @@ from yarl import URL
 
 from uploader.errors import ConfigurationError, UntrustedEndpoint
 from uploader.protocol.grants import UploadTarget
-from uploader.protocol.trust import TrustPolicy, oss_region
+from uploader.protocol.trust import TrustPolicy, oss_host, oss_region
 
 _BUCKET = "outin-92fc3d2b8f5011e8a4a500163e1c35d5"
 _KEY = "sv/23867cb3-1739af2345b/23867cb3-1739af2345b.mp4"
@@ -46,6 +46,16 @@ def _target(
         ("https://oss-ap-southeast-1.aliyuncs.com", None, "ap-southeast-1"),
         ("https://oss-eu-central-1-internal.aliyuncs.com", None, "eu-central-1"),
         ("https://cn-hangzhou.oss.aliyuncs.com", None, "cn-hangzhou"),
+        (
+            "https://oss-cn-shanghai-finance-1-pub.aliyuncs.com",
+            None,
+            "cn-shanghai-finance-1",
+        ),
+        (
+            "https://oss-cn-shanghai-finance-1-internal.aliyuncs.com",
+            None,
+            "cn-shanghai-finance-1",
+        ),
         ("https://oss-accelerate.aliyuncs.com", None, None),
         ("https://oss-accelerate-overseas.aliyuncs.com", None, None),
         ("https://oss.aliyuncs.com", None, None),
@@ -70,6 +80,32 @@ def test_hosts_of_vod_are_trusted(endpoint: str) -> None:
     assert _STRICT.check_endpoint("VOD", endpoint) == endpoint
     with pytest.raises(UntrustedEndpoint):
         _STRICT.check_endpoint("OSS", endpoint)
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "https://ice.aliyuncs.com",
+        "https://ice.cn-shanghai.aliyuncs.com",
+        "https://ice-vpc.cn-beijing.aliyuncs.com",
+    ],
+)
+def test_hosts_of_ims_are_trusted(endpoint: str) -> None:
+    assert _STRICT.check_endpoint("IMS", endpoint) == endpoint
+    for other in ("https://ice-vpc.aliyuncs.com", "https://ice-cn-beijing.aliyuncs.com"):
+        with pytest.raises(UntrustedEndpoint):
+            _STRICT.check_endpoint("IMS", other)
+
+
+@pytest.mark.parametrize("region", ["cn-shanghai", "us-west-1", "cn-shanghai-finance-1"])
+def test_the_hosts_of_a_region_are_trusted_and_name_it(region: str) -> None:
+    for kind in ("public", "internal", "dualstack"):
+        origin = _STRICT.check_endpoint("OSS", oss_host(region, kind))
+        assert oss_region(origin) == region
+    assert oss_host("cn-shanghai-finance-1", "public") == (
+        "oss-cn-shanghai-finance-1-pub.aliyuncs.com"
+    )
+    assert oss_region(_STRICT.check_endpoint("OSS", oss_host(region, "accelerate"))) is None
 
 
 HOSTILE_ENDPOINTS = [

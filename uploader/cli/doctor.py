@@ -12,7 +12,7 @@ import ssl
 import stat
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, Literal, cast
@@ -20,14 +20,14 @@ from urllib.parse import urlsplit
 
 from uploader import UploadGrant, decode_answer, decode_grant, units
 from uploader.cli import run, settings
-from uploader.cli.flags import AccessFlags, DoctorFlags, InspectFlags, StateFlags
+from uploader.cli.flags import AccessFlags, ConnectionFlags, DoctorFlags, InspectFlags, StateFlags
 from uploader.cli.orphans import open_network
 from uploader.cli.printing import out, out_json
 from uploader.clock import SystemClock
 from uploader.credentials import GrantProvider, ImsProvider, Network, VodProvider, life_s
 from uploader.errors import ConfigurationError, PolicyError, VideoGone, VodupError
-from uploader.protocol.grants import mask
-from uploader.protocol.trust import ServiceName
+from uploader.protocol.grants import UploadTarget, mask
+from uploader.protocol.trust import ServiceName, oss_host
 from uploader.protocol.wire import Response, SignedRequest
 from uploader.state import Phase, open_state
 from uploader.state.files import refuse_network_mount
@@ -38,6 +38,7 @@ _REQUEST_S: Final = 15.0
 _MAX_OFFSET_S: Final = 300.0  # OSS and VOD refuse at 15 minutes
 _LOW_SPACE: Final = 100 * 1024 * 1024
 _NO_VIDEO: Final = "0" * 32
+_NO_BUCKET: Final = "vodup-doctor"
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +145,7 @@ async def _records(flags: StateFlags) -> Finding:
 # --- the network ----------------------------------------------------------------------
 
 
-async def _services(flags: AccessFlags, network: Network) -> list[Finding]:
+async def _services(flags: ConnectionFlags, network: Network) -> list[Finding]:
     service = flags.service.upper()
     try:
         provider = settings.make_provider(flags)
@@ -159,10 +160,20 @@ async def _services(flags: AccessFlags, network: Network) -> list[Finding]:
     return findings
 
 
-async def _reach_oss(flags: AccessFlags, origin: str, network: Network) -> Finding:
+async def _reach_oss(flags: ConnectionFlags, origin: str, network: Network) -> Finding:
     if urlsplit(origin).hostname in {"127.0.0.1", "::1"}:
         return Finding("OSS", "ok", "the development server names its endpoint with each upload")
-    return await _reach("OSS", f"https://oss-{settings.region_of(flags)}.aliyuncs.com", network)
+    address = f"https://{oss_host(flags.oss_region or settings.region_of(flags), 'public')}"
+    try:
+        dialect = await network.dialect_for(UploadTarget(address, _NO_BUCKET, "-"))
+    except VodupError as error:
+        return Finding("OSS", "failed", error.message, run.exit_code(error))
+    found = await _reach("OSS", dialect.endpoint or address, network)
+    words = [found.detail, f"--oss-endpoint {flags.oss_endpoint or 'not given'}"]
+    if network.endpoints and flags.oss_endpoint == "auto":
+        region = await network.endpoints.machine_region()
+        words.append(f"this machine is in {region}" if region else "this is no ECS instance")
+    return replace(found, detail=", ".join(words))
 
 
 async def _reach(name: str, endpoint: str, network: Network) -> Finding:

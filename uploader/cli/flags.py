@@ -99,6 +99,15 @@ class AccessFlags:
 class NetworkFlags:
     """How services and source URLs are reached."""
 
+    oss_endpoint: str | None = option(
+        "KIND|URL",
+        "OSS endpoint: public, internal, accelerate or dualstack of the bucket's region; auto "
+        "(internal on ECS in that region, else public); or the URL of a domain that is bound to "
+        "the bucket. [default: as the upload address says]",
+    )
+    oss_region: str | None = option(
+        "REGION", "Region to sign OSS requests for; only needed with hosts of your own."
+    )
     proxy: str | None = option(
         PROXY,
         "HTTP proxy for all requests; env: as HTTPS_PROXY, ALL_PROXY and NO_PROXY say. Its login "
@@ -131,9 +140,6 @@ class TransferFlags(NetworkFlags):
     bwlimit: Bandwidth | None = option(
         BANDWIDTH,
         'Bandwidth limit in bytes per second: 10M, or a timetable: "08:00,10M 20:00,off".',
-    )
-    oss_region: str | None = option(
-        "REGION", "Region to sign OSS requests for; only needed with hosts of your own."
     )
     signature: Literal["v4", "v1"] = option(
         one_of("v4", "v1"), "OSS signature version.", default="v4"

@@ -16,10 +16,10 @@ from uploader.errors import ConfigurationError, OverwriteRefused, ServiceError, 
 from uploader.pace import Pace
 from uploader.protocol import oss
 from uploader.protocol.failures import OSS, is_vanished
-from uploader.protocol.signing import OssDialect
 from uploader.session import RetryPolicy
 from uploader.state import Orphan
 from uploader.transport import AiohttpTransport
+from uploader.uploader import with_endpoints
 
 _PATIENCE_S: Final = 30.0
 
@@ -29,9 +29,12 @@ async def open_network(flags: ConnectionFlags) -> AsyncIterator[Network]:
     """Open connections for a few small requests: little patience, no bandwidth limit."""
     pace, clock = Pace(concurrency=1), SystemClock()
     retry = RetryPolicy(patience_s=_PATIENCE_S, first_contact_patience_s=_PATIENCE_S / 3)
-    ca_file, proxy = settings.ca_file(flags), settings.proxy_of(flags)
-    async with AiohttpTransport(pace=pace, ca_file=ca_file, proxy=proxy) as transport:
-        yield Network(transport, pace, clock, retry, settings.make_trust(flags))
+    options = settings.network_options(flags)
+    async with AiohttpTransport(
+        pace=pace, ca_file=options.ca_file, proxy=options.proxy
+    ) as transport:
+        network = Network(transport, pace, clock, retry, settings.make_trust(flags))
+        yield with_endpoints(network, options)
 
 
 async def abort_orphans(
@@ -65,7 +68,7 @@ async def _abort(orphan: Orphan, grants: GrantSource, network: Network) -> None:
     target = network.trust.check_target(
         UploadTarget(orphan.endpoint, orphan.bucket, orphan.object_key)
     )
-    dialect = OssDialect(None, "v4", False)
+    dialect = await network.dialect_for(target)
     live = LiveGrant(target, lambda: grants.renew(video_id), clock=network.clock, dialect=dialect)
     session = network.session(live, OSS, network.pace.slot)
     try:

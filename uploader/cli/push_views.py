@@ -77,6 +77,7 @@ def success(file: PushedFile, result: events.UploadResult, *, is_verbose: bool) 
     if is_verbose:
         facts.append(f"CRC-64 {result.crc64}, verified by {result.verified_by}")
         facts.append(units.count(result.part_count, "part"))
+        facts.append(f"sent to {result.endpoint}")
         facts.append(f"TCP congestion control {result.congestion or 'unknown'}")
     else:
         facts.append(f"{'ETag' if result.verified_by == 'etag' else 'CRC-64'} verified")

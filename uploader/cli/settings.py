@@ -68,7 +68,7 @@ def make_uploader(
     return Uploader(
         make_provider(flags) if has_grant else require_provider(flags),
         state=open_state(flags.state or None),
-        options=options or UploadOptions(ca_file=ca_file(flags), proxy=proxy_of(flags)),
+        options=options or network_options(flags),
         trust=make_trust(flags),
         on_event=on_event,
     )
@@ -194,17 +194,26 @@ def make_options(flags: TransferFlags) -> UploadOptions:
     hooks = installed_hooks() if flags.installed_hooks else ()
     if flags.on_finished:
         hooks = (*hooks, command_hooks(flags.on_finished))
-    return UploadOptions(
+    return replace(
+        network_options(flags),
         part_size=flags.part_size,
         concurrency=flags.concurrency,
         bandwidth=flags.bwlimit,
         signature=flags.signature,
-        oss_region=flags.oss_region or None,
         on_target_change=flags.on_target_change,
         retry=_retry(flags.retry_for),
+        hooks=hooks,
+    )
+
+
+def network_options(flags: NetworkFlags) -> UploadOptions:
+    """Return how services are reached, for commands that send no data."""
+    return UploadOptions(
+        oss_region=flags.oss_region or None,
+        oss_endpoint=flags.oss_endpoint or None,
+        metadata_url=os.environ.get("VODUP_METADATA_URL") or None,
         ca_file=ca_file(flags),
         proxy=proxy_of(flags),
-        hooks=hooks,
     )
 
 

@@ -159,7 +159,9 @@ class CallerSigner:
                 next_step="Fix the callable, then run again.",
             ) from error
 
-    def sign(self, operation: Operation[Any], *, clock_offset_s: float) -> SignedRequest:
+    def sign(
+        self, operation: Operation[Any], *, clock_offset_s: float, region: str | None = None
+    ) -> SignedRequest:
         """Sign with the newest key."""
         if self._key is None:  # pragma: no cover - a Session prepares before it signs
             raise RuntimeError("prepare() comes first")

@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from uploader.clock import Clock
 from uploader.errors import InvalidGrant
 from uploader.pace import Pace
 from uploader.protocol.failures import Service
-from uploader.protocol.grants import UploadGrant
+from uploader.protocol.grants import UploadGrant, UploadTarget
+from uploader.protocol.signing import OssDialect
 from uploader.protocol.trust import TrustPolicy
 from uploader.protocol.vod import VideoFacts, VideoMeta
 from uploader.protocol.wire import Signer, Transport
 from uploader.session import Retried, RetryPolicy, Session
 
 Slot = AbstractAsyncContextManager[object]
+if TYPE_CHECKING:
+    from uploader.endpoints import OssEndpoints
+
 Answer = UploadGrant | str | bytes | Mapping[str, Any]
 """A grant, or an answer of CreateUploadVideo or RefreshUploadVideo to decode."""
 
@@ -27,6 +31,8 @@ class Network:
     """What it takes to call a service.
 
     Attributes:
+        dialect: how requests to OSS are signed.
+        endpoints: chooses the host that they go to; None: the address does.
         congestion: returns the TCP congestion control of the connections, "" if unknown.
         unprotected_buckets: buckets that refuse `x-oss-forbid-overwrite`; mutable, grows.
     """
@@ -36,6 +42,8 @@ class Network:
     clock: Clock
     retry: RetryPolicy
     trust: TrustPolicy
+    dialect: OssDialect = field(default_factory=OssDialect)
+    endpoints: OssEndpoints | None = None
     on_retry: Callable[[Retried], None] = field(default=lambda _: None)
     congestion: Callable[[], str] = field(default=lambda: "")
     unprotected_buckets: set[str] = field(default_factory=set)
@@ -53,6 +61,14 @@ class Network:
             retry=self.retry,
             on_retry=self.on_retry,
         )
+
+    async def dialect_for(self, target: UploadTarget) -> OssDialect:
+        """Return how requests for a checked target are sent and signed.
+
+        Raises:
+            ConfigurationError, TransportError: the endpoint that the caller chose cannot be used.
+        """
+        return await self.endpoints.dialect(target) if self.endpoints else self.dialect
 
     @asynccontextmanager
     async def _vod_call(self) -> AsyncIterator[None]:

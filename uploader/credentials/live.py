@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Final
 
@@ -102,6 +102,11 @@ class LiveGrant:
             self._held = self._hold(grant.credentials, generation=0)
 
     @property
+    def endpoint(self) -> str:
+        """Where requests go."""
+        return self._dialect.endpoint or self._target.endpoint
+
+    @property
     def _generation(self) -> int:
         """0 until the first renewal, whether a usable grant was given or not."""
         return self._held.generation if self._held else 0
@@ -134,7 +139,9 @@ class LiveGrant:
             return False
         return self._clock.elapsed_s() >= held.deadline_s
 
-    def sign(self, operation: Operation[Any], *, clock_offset_s: float) -> SignedRequest:
+    def sign(
+        self, operation: Operation[Any], *, clock_offset_s: float, region: str | None = None
+    ) -> SignedRequest:
         """Sign with the newest credentials."""
         held = self._held
         if held is None:
@@ -144,7 +151,7 @@ class LiveGrant:
             held.credentials,
             at=self._clock.utc_now() + timedelta(seconds=clock_offset_s),
             generation=held.generation,
-            dialect=self._dialect,
+            dialect=replace(self._dialect, region=region) if region else self._dialect,
         )
 
     def is_aged(self, signed: SignedRequest) -> bool:
@@ -181,9 +188,9 @@ class LiveGrant:
         """Take into account how long a part took: slow parts need earlier renewals."""
         self._slow_part_s = max(seconds, self._slow_part_s * 0.9)
 
-    def move(self, target: UploadTarget) -> None:
+    def move(self, target: UploadTarget, dialect: OssDialect) -> None:
         """Sign for another object from now on; the credentials are for that one already."""
-        self._target, self.moved_to = target, None
+        self._target, self._dialect, self.moved_to = target, dialect, None
 
     async def keep_fresh(self) -> None:
         """Renew ahead of the deadline for as long as this runs; parts are sent meanwhile.
@@ -263,7 +270,9 @@ class PlainSigner:
         """Always."""
         return True
 
-    def sign(self, operation: Operation[Any], *, clock_offset_s: float) -> SignedRequest:
+    def sign(
+        self, operation: Operation[Any], *, clock_offset_s: float, region: str | None = None
+    ) -> SignedRequest:
         """Return the request unchanged: `endpoint` is the whole URL."""
         request = operation.request
         return SignedRequest(request.method, request.endpoint, request.headers, request.body)

@@ -112,6 +112,11 @@ OSS_ERRORS: Mapping[str, ErrorRow] = {
     "InvalidSecurityToken": ErrorRow(
         403, "The security token you provided is invalid.", "0002-00000006"
     ),
+    "PublicEndpointForbidden": ErrorRow(
+        400,
+        "Not allowed using the OSS public endpoint, please use CNAME instead.",
+        "0048-00000401",
+    ),
     "MalformedXML": ErrorRow(
         400,
         "The XML you provided was not well-formed or did not validate against our published "

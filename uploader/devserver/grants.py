@@ -27,7 +27,7 @@ def grant(backend: Backend, video: Video) -> tuple[str, str]:
 
 def _address(backend: Backend, video: Video) -> tuple[Address, tuple[str, ...]]:
     address = {
-        "Endpoint": backend.oss_endpoint,
+        "Endpoint": backend.options.address_endpoint or backend.oss_endpoint,
         "Bucket": video.bucket,
         "FileName": video.object_key,
     }
@@ -76,7 +76,7 @@ def _auth(backend: Backend, credential: Credential) -> dict[str, object]:
     printed = life if options.expiration_s is None else options.expiration_s
     if options.expiration != "missing":
         auth["Expiration"] = str(printed) if options.expiration == "string" else printed
-    return auth | {"Region": options.region}
+    return auth | {"Region": options.auth_region or options.region}
 
 
 def _encoded(backend: Backend, value: object) -> str:

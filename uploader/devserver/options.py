@@ -38,6 +38,18 @@ class DevServerOptions:
     caller_security_token: bool = False
     """The caller's own AccessKey is a temporary one with a SecurityToken."""
 
+    address_endpoint: str = ""
+    """Endpoint that UploadAddress names; "" is the server's own. Requests for its hosts have to
+    be brought here by the test."""
+    cname: str = ""
+    """A host that is bound to the bucket."""
+    public_endpoint: bool = True
+    """False: only internal hosts and the CNAME may be used, as for OSS accounts since 2025-03-20
+    ("OSS: Access OSS via custom domain name")."""
+    machine_region: str | None = None
+    """Region that the ECS metadata service names, at the port of VOD; ``None``: there is none."""
+    bucket_region_header: bool = False
+    """Refusals of a V4 region name the right one in ``x-oss-bucket-region``."""
     signature_versions: tuple[str, ...] = ("v1", "v4")
     """OSS signature versions that are accepted."""
     crc_headers: bool = True
@@ -88,6 +100,8 @@ class DevServerOptions:
     expiration_s: int | None = None
     """``Expiration`` in the grant; ``None`` is the true one, anything else replaces it."""
     expire_utc_time: bool = True
+    auth_region: str = ""
+    """Region that UploadAuth names, VOD's own; "" is OSS's."""
     swapped_pair: bool = False
     """UploadAddress and UploadAuth change places, as the official samples print them."""
     newline: Literal["none", "json", "base64"] = "none"

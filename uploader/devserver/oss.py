@@ -10,8 +10,8 @@ from .answers import OSS_ERRORS, Answer, Refusal
 from .backend import Backend, http_date
 from .encoding import Node, to_base64
 from .exchange import BodyTimeout, Exchange
-from .oss_access import OssTarget, check_access
-from .oss_call import OssCall, parse_call
+from .oss_access import WRONG_REGION, OssTarget, check_access
+from .oss_call import OssCall, host_name, parse_call
 from .oss_documents import xml
 from .oss_headers import check_headers, is_performed
 from .oss_multipart import Multipart
@@ -48,12 +48,16 @@ class OssService:
 
     async def describe(self, exchange: Exchange) -> None:
         """Identify a request, before anything is checked or read."""
-        call, record = parse_call(exchange.request), exchange.record
+        call, record = self._parse(exchange), exchange.record
         record.operation = call.operation
         record.subject = call.object_key
         record.part_number = call.part_number
         record.upload_id = call.upload_id
         self._describe_credential(call, record)
+
+    def _parse(self, exchange: Exchange) -> OssCall:
+        cname, bucket = self._backend.options.cname, self._backend.bucket
+        return parse_call(exchange.request, cname=cname, bound_bucket=bucket)
 
     def _describe_credential(self, call: OssCall, record: RequestRecord) -> None:
         try:
@@ -68,7 +72,8 @@ class OssService:
 
     async def perform(self, exchange: Exchange) -> Answer:
         """Check a request and perform it."""
-        call = parse_call(exchange.request)
+        call = self._parse(exchange)
+        self._check_endpoint(call)
         target = OssTarget(call.operation, call.bucket, call.object_key)
         credential = check_access(self._backend, target, call.signed)
         if not is_performed(call):
@@ -80,6 +85,11 @@ class OssService:
             return await operation(exchange, call, credential)
         except BodyTimeout:
             raise Refusal("RequestTimeout") from None
+
+    def _check_endpoint(self, call: OssCall) -> None:
+        options, name = self._backend.options, host_name(call.host)
+        if not options.public_endpoint and name != options.cname and "-internal." not in name:
+            raise Refusal("PublicEndpointForbidden")
 
     def refuse(self, exchange: Exchange, refusal: Refusal, request_id: str) -> Answer:
         """The error document of OSS; the answer to HEAD has it in ``x-oss-err``."""
@@ -98,6 +108,8 @@ class OssService:
             doc = f"https://api.aliyun.com/troubleshoot?q={row.ec}"
             nodes.append(Node("RecommendDoc", doc))
             headers["x-oss-ec"] = row.ec
+        if row.ec == WRONG_REGION and self._backend.options.bucket_region_header:
+            headers["x-oss-bucket-region"] = f"oss-{self._backend.options.region}"
         body = xml(self._backend, Node("Error", nodes))
         if request.method == "HEAD":
             headers["x-oss-err"] = to_base64(body)

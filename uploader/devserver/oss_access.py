@@ -21,6 +21,7 @@ from .signatures import (
 )
 from .storage import Credential
 
+WRONG_REGION = "0002-00000226"
 MAX_SKEW_S = 900  # "OSS: RequestTimeTooSkewed", 15 minutes
 
 
@@ -180,7 +181,7 @@ def _check_v4_scope(backend: Backend, authorization: OssAuthorization, date: str
         raise Refusal(
             "InvalidArgument",
             "Invalid signing region in Authorization header.",
-            ec="0002-00000226",
+            ec=WRONG_REGION,
         )
     if (authorization.product, authorization.request_type) != ("oss", "aliyun_v4_request"):
         raise Refusal(

@@ -50,19 +50,32 @@ class OssCall:
         return SignedRequest(self.method, resource, self.query, self.headers)
 
 
-def parse_call(request: web.BaseRequest) -> OssCall:
-    """Read the raw request target: nothing here goes through a URL library."""
+def parse_call(request: web.BaseRequest, *, cname: str, bound_bucket: str) -> OssCall:
+    """Read the raw request target: nothing here goes through a URL library.
+
+    Requests to the host ``cname`` are for ``bound_bucket``.
+    """
     raw_path, raw_query = split_target(request.raw_path)
     host = request.headers.get("Host", "")
-    bucket, object_key = _bucket_and_key(host, percent_decode(raw_path))
+    path = percent_decode(raw_path)
+    if cname and host_name(host) == cname:
+        bucket, object_key = bound_bucket, path.removeprefix("/")
+    else:
+        bucket, object_key = _bucket_and_key(host, path)
     query = parse_query(raw_query)
     headers = {name.lower(): value for name, value in request.headers.items()}
     operation = _operation(request.method, object_key, {name for name, _ in query})
     return OssCall(request.method, operation, bucket, object_key, query, headers, host)
 
 
+def host_name(host: str) -> str:
+    """A Host header without its port."""
+    name, colon, port = host.rpartition(":")
+    return (name if colon and port.isdecimal() else host).strip("[]")
+
+
 def _bucket_and_key(host: str, path: str) -> tuple[str, str]:
-    name = host.rsplit(":", 1)[0].strip("[]")
+    name = host_name(host)
     if name == "localhost" or _is_ip(name):
         bucket, _, object_key = path.removeprefix("/").partition("/")
         return bucket, object_key

@@ -77,7 +77,7 @@ class DevServer:
         scheme = "https" if context else "http"
         oss_port = await self._listen(OssService(backend), admin, self._initial.oss_port, context)
         vod_port = await self._listen(VodService(backend), admin, self._initial.port, context)
-        host = self._initial.host
+        host = f"[{self._initial.host}]" if ":" in self._initial.host else self._initial.host
         self.oss_endpoint = backend.oss_endpoint = f"{scheme}://{host}:{oss_port}"
         backend.other_oss_endpoint = f"{scheme}://localhost:{oss_port}"
         self.vod_endpoint = f"{scheme}://{host}:{vod_port}"
@@ -95,7 +95,8 @@ class DevServer:
             return None
         from .tls import server_context
 
-        context, self.ca_file = server_context(folder, self._initial.host)
+        names = filter(None, (self._initial.host, self._initial.cname))
+        context, self.ca_file = server_context(folder, *names)
         return context
 
     async def _listen(

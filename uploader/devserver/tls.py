@@ -6,8 +6,8 @@ import ssl
 from pathlib import Path
 
 
-def server_context(folder: Path, host: str) -> tuple[ssl.SSLContext, Path]:
-    """A server-side context for ``host`` and localhost, and the CA file clients must trust.
+def server_context(folder: Path, *names: str) -> tuple[ssl.SSLContext, Path]:
+    """A server-side context for these names and localhost, and the CA file clients must trust.
 
     The authority's key is never written; each start makes a new one.
 
@@ -21,7 +21,7 @@ def server_context(folder: Path, host: str) -> tuple[ssl.SSLContext, Path]:
         ) from error
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert(host, "localhost", "127.0.0.1").configure_cert(context)
+    authority.issue_cert(*names, "localhost", "127.0.0.1").configure_cert(context)
     ca_file = folder / "ca.pem"
     authority.cert_pem.write_to_path(str(ca_file))
     return context, ca_file

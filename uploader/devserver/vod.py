@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from . import metadata
 from .answers import VOD_ERRORS, Answer, Refusal
 from .backend import Backend, http_date, iso_date
 from .encoding import Node, Pairs, parse_query, render_xml, split_target
@@ -54,6 +55,7 @@ class VodService:
         self._backend = backend
         self._storage = backend.storage
         self._gateway = Gateway(backend)
+        self._metadata = metadata.Metadata()
         self._operations: Mapping[str, Callable[[VodCall], Fields]] = {
             "CreateUploadVideo": self._create,
             "RefreshUploadVideo": self._refresh,
@@ -74,12 +76,16 @@ class VodService:
         record.operation = call.operation
         names = ("VideoId", "MediaId", "ReferenceId")
         record.subject = next(filter(None, map(call.parameter, names)), "")
+        if call.signed.resource.startswith(metadata.ROOT):
+            record.operation, record.subject = "Metadata", call.signed.resource
         record.signature_version = "v3" if call.is_v3 else "v1"
         exchange.wants_json = _is_json(call)
 
     async def perform(self, exchange: Exchange) -> Answer:
         """Check a call and perform it."""
         call = _parse_call(exchange)
+        if call.signed.resource.startswith(metadata.ROOT):
+            return self._metadata.answer(call.signed, self._backend.options.machine_region)
         if call.signed.method not in ("GET", "POST") or call.signed.resource != "/":
             raise Refusal("InvalidAction.NotFound")
         self._gateway.admit(call)

@@ -22,6 +22,7 @@ class Meaning(Enum):
     SLOW_DOWN = auto()  # the same, and send fewer requests at a time
     RENEW = auto()  # get other credentials, then send it again
     FIX_CLOCK = auto()  # sign for the server's time, then send it again
+    FIX_REGION = auto()  # sign for the region that the answer names, then send it again
     VANISHED = auto()  # the multipart upload does not exist any more: start another one
     REPAIR = auto()  # OSS holds other parts than those listed: list them, send what differs
     STORED = auto()  # the object is stored nevertheless: read its headers
@@ -157,6 +158,14 @@ _NO_UPLOAD_RIGHTS = _Row(
     may_be_expiry=True,
 )
 _CHECK_SIGNATURE: Final = "Check --oss-region and --signature; report the request id if it stays."
+_OTHER_REGION = _Row(Meaning.FIX_REGION, errors.PermissionDenied, _CHECK_SIGNATURE)
+_NO_PUBLIC_ENDPOINT = _Row(
+    Meaning.FATAL,
+    errors.ConfigurationError,
+    "OSS does not let this account use its public endpoint for this bucket. Bind a domain to the "
+    "bucket and pass --oss-endpoint https://THAT-DOMAIN; on ECS in the bucket's region pass "
+    "--oss-endpoint internal. Then run the same command again.",
+)
 _OLD_SIGNATURE = _Row(
     error=errors.PermissionDenied,
     next_step="This bucket requires another signature version: pass --signature v4 (or v1 for old "
@@ -212,6 +221,12 @@ OSS: Final = Service(
         "RequestTimeTooSkewed": _OTHER_CLOCK,
         "0002-00000212": _OTHER_CLOCK,
         "InvalidArgument": _Row(error=errors.PermissionDenied, next_step=_CHECK_SIGNATURE),
+        # Signed for another region than the bucket's. OSS docs "0002-00000226" (seen with headers,
+        # too) and "0002-00000228". Where the host does not contain the region, it is a guess.
+        **_each(_OTHER_REGION, "0002-00000226 0002-00000228"),
+        # OSS doc "Access OSS via custom domain name": accounts made since 2025-03-20 may not use
+        # public endpoints of regions in the Chinese mainland. Status 400.
+        **_each(_NO_PUBLIC_ENDPOINT, "PublicEndpointForbidden 0048-00000401"),
         # V1 signatures are switched off for this bucket.
         "0002-00000080": _OLD_SIGNATURE,
         **_each(_PAY, "UserDisable InDebt InDebtOverdue"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import functools
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 LIST_PAGE_SIZE = 1000
 """The most parts in one answer (OSS API: ListParts, max-parts)."""
 _COMPLETE_TIMEOUT_S = 300.0
+_REGION = re.compile(r"(?:oss-)?([a-z]{2}-[a-z0-9-]{1,40})")
 """OSS may need long to join 10,000 parts, and continues when the client has disconnected
 (OSS API: CompleteMultipartUpload)."""
 
@@ -331,6 +333,13 @@ def _error_document(response: Response) -> Element | None:
     return root if root.tag == "Error" else None
 
 
+def _bucket_region(response: Response, root: Element | None) -> str | None:
+    """The bucket's region, without OSS's prefix. OSS documents the header for HeadBucket only."""
+    named = response.headers.get("x-oss-bucket-region") or _text(root, "Region")
+    found = _REGION.fullmatch(named)
+    return found and found[1]
+
+
 def _service_error(response: Response, name: str, root: Element | None) -> ServiceError:
     code = _text(root, "Code")
     if not code and response.status == 404 and name == "HeadObject":
@@ -342,6 +351,7 @@ def _service_error(response: Response, name: str, root: Element | None) -> Servi
         message=_text(root, "Message"),
         request_id=_request_id(response) or _text(root, "RequestId"),
         ec=_text(root, "EC") or response.headers.get("x-oss-ec", ""),
+        oss_region=_bucket_region(response, root),
     )
 
 

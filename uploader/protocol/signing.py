@@ -26,7 +26,7 @@ from uploader.protocol.trust import oss_region
 from uploader.protocol.wire import BytesBody, Operation, Request, SignedRequest
 
 if TYPE_CHECKING:
-    from uploader.protocol.grants import StsCredentials
+    from uploader.protocol.grants import StsCredentials, UploadTarget
     from uploader.protocol.vod import AccessKey
 
 # --- OSS --------------------------------------------------------------------------------
@@ -44,11 +44,14 @@ class OssDialect:
         signature: "v4", or "v1" for old private deployments. OSS refuses V1 for accounts
             made since 2025-03 and buckets made since 2025-09.
         is_cname: the endpoint is a domain bound to the bucket, which is not put before it.
+        endpoint: where requests go in place of the address's endpoint, which still says the
+            region to sign for; a checked origin. None: the address's.
     """
 
     region: str | None = None
     signature: Literal["v4", "v1"] = "v4"
     is_cname: bool = False
+    endpoint: str | None = None
 
 
 def sign_oss(
@@ -61,15 +64,16 @@ def sign_oss(
 ) -> SignedRequest:
     """Sign for the server's time `at` (aware UTC).
 
-    The region of a V4 signature is the dialect's, else the endpoint's; the region that
-    VOD names beside the credentials is its own and only used last, because an account's bucket
-    may be in another one.
+    The region of a V4 signature is the dialect's, else that of the address's endpoint, else of
+    the dialect's; the region that VOD names beside the credentials is its own and only used last,
+    because an account's bucket may be in another one.
 
     Raises:
         ConfigurationError: the region is not known.
     """
     request = operation.request
-    region = dialect.region or oss_region(request.endpoint) or credentials.region
+    region = dialect.region or oss_region(request.endpoint) or oss_region(dialect.endpoint or "")
+    region = region or credentials.region
     if region is None and dialect.signature == "v4":
         raise ConfigurationError(
             f"The region of {request.endpoint} is not known, and V4 signatures need it.",
@@ -179,7 +183,7 @@ def _imported_when_used(name: str) -> ModuleType:
 
 def _url(request: Request, dialect: OssDialect) -> str:
     """Encode exactly once, the way oss2 does it: "/" in keys becomes "%2F"."""
-    base = _bucket_url(request.endpoint, request.bucket, is_cname=dialect.is_cname)
+    base = bucket_url(request, dialect)
     query = "&".join(
         quote(name, safe="") + ("=" + quote(value, safe="") if value else "")
         for name, value in request.params.items()
@@ -188,14 +192,16 @@ def _url(request: Request, dialect: OssDialect) -> str:
     return f"{url}?{query}" if query else url
 
 
-def _bucket_url(endpoint: str, bucket: str, *, is_cname: bool) -> str:
+def bucket_url(target: Request | UploadTarget, dialect: OssDialect) -> str:
+    """Return the URL of a bucket, without a slash at its end."""
+    endpoint = dialect.endpoint or target.endpoint
     parts = urlsplit(endpoint)
     host = parts.hostname or ""
-    if is_cname:
+    if dialect.is_cname:
         return endpoint
     if host == "localhost" or host.replace(".", "").isdigit() or ":" in host:
-        return f"{endpoint}/{bucket}"  # an IP address has no subdomains
-    return f"{parts.scheme}://{bucket}.{parts.netloc}"
+        return f"{endpoint}/{target.bucket}"  # an IP address has no subdomains
+    return f"{parts.scheme}://{target.bucket}.{parts.netloc}"
 
 
 # --- VOD and IMS ------------------------------------------------------------------------

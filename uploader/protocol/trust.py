@@ -42,10 +42,11 @@ _HOSTS: dict[ServiceName, re.Pattern[str]] = {
     "OSS": re.compile(rf"(?:oss(?:-{_NAME})?|vpc100-oss-{_NAME}|{_NAME}\.oss)\.aliyuncs\.com"),
     # VOD doc and IMS doc "Endpoints".
     "VOD": re.compile(rf"(?:vod(?:\.{_NAME})?|vod-vpc\.{_NAME})\.aliyuncs\.com"),
-    "IMS": re.compile(rf"ice(?:\.{_NAME})?\.aliyuncs\.com"),
+    "IMS": re.compile(rf"(?:ice(?:\.{_NAME})?|ice-vpc\.{_NAME})\.aliyuncs\.com"),
 }
 _REGION_IN_HOST = re.compile(
-    r"(?:(?:vpc100-)?oss-(?P<plain>[a-z]{2}-[a-z0-9-]+?)(?:-internal)?"
+    # "-pub" is the public host of a region of the finance cloud.
+    r"(?:(?:vpc100-)?oss-(?P<plain>[a-z]{2}-[a-z0-9-]+?)(?:-internal|-pub)?"
     r"|(?P<dual>[a-z]{2}-[a-z0-9-]+?)\.oss)\.aliyuncs\.com"
 )
 _LOOPBACK = frozenset({"127.0.0.1", "[::1]"})
@@ -142,6 +143,26 @@ def oss_region(endpoint: str) -> str | None:
     host = endpoint.rpartition("://")[2].partition(":")[0]
     found = _REGION_IN_HOST.fullmatch(host)
     return found and (found["plain"] or found["dual"])
+
+
+def oss_host(region: str, kind: str) -> str:
+    """Return a region's "public", "internal", "accelerate" or "dualstack" host.
+
+    OSS doc "Regions and endpoints". Acceleration has one host for all regions.
+    """
+    public = f"oss-{region}-pub" if "-finance-" in region else f"oss-{region}"
+    names = {
+        "public": public,
+        "internal": f"oss-{region}-internal",
+        "accelerate": "oss-accelerate",
+        "dualstack": f"{region}.oss",
+    }
+    return f"{names[kind]}.aliyuncs.com"
+
+
+def is_oss_host(host: str) -> bool:
+    """Whether a host is one of OSS's own."""
+    return _HOSTS["OSS"].fullmatch(host) is not None
 
 
 def _parse(endpoint: str, service: str) -> _Origin:

@@ -162,6 +162,7 @@ def refusal(
     message: str = "",
     request_id: str = "",
     ec: str = "",
+    oss_region: str | None = None,
 ) -> ServiceError:
     """The error for an answer to `name` that is no success.
 
@@ -187,6 +188,7 @@ def refusal(
         ec=ec,
         server_epoch_s=response.server_epoch_s,
         retry_after_s=response.retry_after_s,
+        oss_region=oss_region,
         next_step=next_step,
     )
 
@@ -248,10 +250,13 @@ class Signer(Protocol):
         Between `prepare` and `sign` a call may have waited long for its slot.
         """
 
-    def sign(self, operation: Operation[Any], *, clock_offset_s: float) -> SignedRequest:
+    def sign(
+        self, operation: Operation[Any], *, clock_offset_s: float, region: str | None = None
+    ) -> SignedRequest:
         """Sign with the newest credentials.
 
-        `clock_offset_s` is what has to be added to the local clock to get the server's.
+        `clock_offset_s` is what has to be added to the local clock to get the server's; `region`
+        is what OSS has said to sign for.
         """
 
     def is_aged(self, signed: SignedRequest) -> bool:

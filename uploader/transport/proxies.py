@@ -19,6 +19,9 @@ from yarl import URL
 from uploader.errors import ConfigurationError
 
 _DIRECT: Final = frozenset({None, "", "none"})
+_METADATA_HOST = "100.100.100.200"
+"""Answers an ECS instance about itself; behind a proxy, it would answer about the proxy's."""
+
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
@@ -121,7 +124,7 @@ def parsed_proxy(text: str, origin: str) -> Proxy:
 
 
 def _is_this_machine(host: str) -> bool:
-    if host == "localhost" or host.endswith(".localhost"):
+    if host == _METADATA_HOST or host == "localhost" or host.endswith(".localhost"):
         return True
     try:
         return ipaddress.ip_address(host.partition("%")[0]).is_loopback

@@ -15,7 +15,6 @@ from uploader.log import get_logger
 from uploader.protocol.grants import UploadGrant, UploadTarget
 from uploader.protocol.part_sizes import Outlook, plan_file, plan_stream
 from uploader.protocol.plan import Plan
-from uploader.protocol.signing import OssDialect
 from uploader.protocol.vod import VideoFacts, unsendable_in
 from uploader.state import Phase
 from uploader.upload.request import UploadContext
@@ -158,10 +157,13 @@ def recorded_target(ctx: UploadContext) -> UploadTarget:
     return ctx.network.trust.check_target(target)
 
 
-def live_grant(ctx: UploadContext, grant: UploadGrant | None) -> LiveGrant:
+async def live_grant(ctx: UploadContext, grant: UploadGrant | None) -> LiveGrant:
     """The credentials of one upload, renewed for its video when they run out.
 
     `grant` may have run out or be missing: it is renewed when first needed.
+
+    Raises:
+        ConfigurationError, TransportError: the endpoint that the caller chose cannot be used.
     """
 
     async def renew() -> UploadGrant:
@@ -169,12 +171,12 @@ def live_grant(ctx: UploadContext, grant: UploadGrant | None) -> LiveGrant:
             raise ConfigurationError("Without a VideoId nothing can be renewed.")
         return await ctx.require_grants().renew(ctx.record.video_id)
 
-    options = ctx.options
+    target = recorded_target(ctx)
     return LiveGrant(
-        recorded_target(ctx),
+        target,
         renew if ctx.grants else None,
         clock=ctx.network.clock,
-        dialect=OssDialect(options.oss_region, options.signature, options.is_cname),
+        dialect=await ctx.network.dialect_for(target),
         grant=grant,
         on_renewed=ctx.progress.count_renewal,
     )

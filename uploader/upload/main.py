@@ -50,7 +50,7 @@ async def upload_video(ctx: UploadContext) -> UploadResult:
     is_repeat = await record_upload(ctx)  # create_record
     is_new = ctx.record.endpoint is None
     grant = await video_and_target(ctx, plan_before_grant(ctx), is_repeat=is_repeat)  # set_target
-    upload = ObjectUpload(ctx, live_grant(ctx, grant), is_new=is_new)
+    upload = ObjectUpload(ctx, await live_grant(ctx, grant), is_new=is_new)
     if (found := await settle.at_vod(upload)) is not None:
         return await verify.finish(upload, found)  # an earlier run died around Complete
     async with under_way(upload):
@@ -178,7 +178,7 @@ async def abort_upload(ctx: UploadContext) -> None:
     if ctx.record.upload_id is None:
         await ctx.journal.abort()
         return
-    upload = ObjectUpload(ctx, live_grant(ctx, None))
+    upload = ObjectUpload(ctx, await live_grant(ctx, None))
     try:
         if upload.is_completing and await finished_video(ctx) is not None:
             # An earlier Complete may have done that, and our parts still be there.

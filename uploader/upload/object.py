@@ -260,7 +260,7 @@ class ObjectUpload:
         if moved_to is not None and is_target_refused(vanished.failure):
             self.target = ctx.network.trust.check_target(moved_to)
             await ctx.journal.change_target(self.target)
-            self.live.move(self.target)
+            self.live.move(self.target, await ctx.network.dialect_for(self.target))
         else:
             await ctx.journal.restart(overwrite=vanished.is_damaged)
         self._acked = None

@@ -54,7 +54,8 @@ async def upload_package(ctx: UploadContext, package: HlsPackage) -> UploadResul
     is_repeat = await record_upload(ctx)
     is_new = ctx.record.endpoint is None
     grant = await video_and_target(ctx, None, is_repeat=is_repeat)  # the plan needs its prefix
-    upload = _PackageUpload(ctx, package, grant, is_new=is_new)
+    playlist = ObjectUpload(ctx, await live_grant(ctx, grant), is_new=is_new)
+    upload = _PackageUpload(ctx, package, grant, playlist)
     if (found := await settle.at_vod(upload.playlist)) is not None:
         return await upload.finish(found)
     async with under_way(upload.playlist):
@@ -69,7 +70,8 @@ async def compare_package(ctx: UploadContext, package: HlsPackage) -> ObjectFact
         IntegrityError: they differ.
         UnverifiedCompletion: OSS does not let us look.
     """
-    playlist = _PackageUpload(ctx, package, None, is_new=False).playlist
+    playlist = ObjectUpload(ctx, await live_grant(ctx, None))
+    _require_same_files(ctx, package)
     ctx.progress.phase = "verify"
     *files, last = playlist.acked.plan.parts
     for part in files:  # the playlist has no ack beside the result
@@ -79,6 +81,13 @@ async def compare_package(ctx: UploadContext, package: HlsPackage) -> ObjectFact
             name = package.members[part.number - 1].name
             raise IntegrityError(f"{name} is not what was sent: its CRC-64 is {crc}.")
     return await verify.compare(playlist, last)
+
+
+def _require_same_files(ctx: UploadContext, package: HlsPackage) -> None:
+    if ctx.record.plan is not None and plan_of(ctx.record.plan) != _plan_of_members(package):
+        raise SourceChanged(
+            f"{package.name} does not refer to the files that this upload was started with."
+        )
 
 
 async def forget_members(store: StateStore, key: str) -> None:
@@ -97,14 +106,14 @@ class _PackageUpload:
     """
 
     def __init__(
-        self, ctx: UploadContext, package: HlsPackage, grant: UploadGrant | None, *, is_new: bool
+        self,
+        ctx: UploadContext,
+        package: HlsPackage,
+        grant: UploadGrant | None,
+        playlist: ObjectUpload,
     ) -> None:
-        self._ctx, self._package, self._grant = ctx, package, grant
-        if ctx.record.plan is not None and plan_of(ctx.record.plan) != _plan_of_members(package):
-            raise SourceChanged(
-                f"{package.name} does not refer to the files that this upload was started with."
-            )
-        self.playlist = ObjectUpload(ctx, live_grant(ctx, grant), is_new=is_new)
+        self._ctx, self._package, self._grant, self.playlist = ctx, package, grant, playlist
+        _require_same_files(ctx, package)
 
     async def send_and_complete(self, playlist: ObjectUpload) -> FoundObject:
         """Send every file that is not acked, and then the playlist."""

@@ -106,6 +106,7 @@ def _result(upload: ObjectUpload, found: FoundObject, proof: Proof) -> UploadRes
         sent_bytes=progress.sent_bytes,
         verified_by=f"crc64{found.how}" if proof == "crc64" else proof,
         seconds=round(network.clock.elapsed_s() - upload.began_s, 3),
+        endpoint=upload.live.endpoint,
         congestion=network.congestion(),
     )
 
