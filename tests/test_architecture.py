@@ -139,7 +139,7 @@ LINES = (
     _hand("bulk.*", "aiohttp", "pyarrow"),
     _hand("cluster.*", "procrastinate", "psycopg", "psycopg_pool"),
     _hand(ROOT),
-    _hand("devserver.*", "aiohttp", "fastcrc", "trustme"),
+    _hand("devserver.*", "aiohttp", "fastcrc", "trustme", "pytest"),
     _hand("cli.*", "click", "platformdirs", "rich", "uvloop"),
     _hand("__main__"),
 )

@@ -88,6 +88,7 @@ def devserver(flags: DevserverFlags) -> int:
         "--credential-ttl": flags.credential_ttl,
         "--bandwidth": flags.bandwidth,
         "--faults": flags.faults,
+        "--record": flags.record,
         "--options": flags.options,
     }
     words = [f"{name}={value}" for name, value in given.items() if value is not None]

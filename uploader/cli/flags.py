@@ -458,6 +458,9 @@ class DevserverFlags:
     credential_ttl: float | None = option(DURATION, "Lifetime of an UploadAuth. [default: 3000]")
     bandwidth: int | None = option(SIZE, "Bandwidth in bytes per second, such as 25M.")
     faults: str | None = option("FILE", "JSON file with faults to inject.")
+    record: str | None = option(
+        "FILE", "Append a line of JSON for each request to FILE, with secrets masked."
+    )
     options: str = option("JSON", "JSON object with further options.", default="{}")
     tls: bool = switch("Serve https with a certificate of its own.", default=False)
 

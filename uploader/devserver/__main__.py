@@ -38,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--credential-ttl", type=float, help="life of an UploadAuth in seconds")
     parser.add_argument("--bandwidth", type=float, help="bytes a second over all connections")
     parser.add_argument("--faults", type=Path, help="JSON file with a fault script")
+    parser.add_argument("--record", type=Path, help="file for a line of JSON per request")
     parser.add_argument("--options", default="{}", help="JSON object with further options")
     parser.add_argument("--tls", action="store_true", help="https with a certificate of its own")
     parser.add_argument(
@@ -56,6 +57,7 @@ def _options(arguments: argparse.Namespace) -> DevServerOptions:
         "data_dir": arguments.data,
         "tls": arguments.tls,
         "bandwidth": arguments.bandwidth,
+        "record": arguments.record,
     }
     if arguments.credential_ttl is not None:
         given["credential_ttl_s"] = arguments.credential_ttl

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
@@ -44,7 +45,8 @@ class Admin:
         if path == "requests":
             return self._backend.stats.requests_snapshot()
         if path == "options":
-            return {k: str(v) if k == "data_dir" else v for k, v in self._options().items()}
+            options = self._options().items()
+            return {name: str(v) if isinstance(v, Path) else v for name, v in options}
         if path.startswith("videos/"):
             return await self.video(path.removeprefix("videos/"))
         raise LookupError(f"no such path: {path}")

@@ -19,13 +19,12 @@ from .delivery import deliver
 from .exchange import BodyTimeout, Dropped, Exchange
 from .misbehaviour import alter, arrive, ordered_refusal
 from .oss_headers import TRAFFIC_LIMIT
+from .recording import Recorder
 from .stats import RequestRecord
 from .throttle import Throttle
 
 AdminHandler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 ADMIN_PREFIX = "/_vodup/"
-
-
 _TRAFFIC_LIMIT = "x-oss-traffic-limit"
 
 
@@ -82,8 +81,15 @@ class _Connections:
 class Front:
     """Handles the requests of one port. Mutable: the running requests."""
 
-    def __init__(self, backend: Backend, service: Service, admin: AdminHandler) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        service: Service,
+        admin: AdminHandler,
+        recorder: Recorder | None,
+    ) -> None:
         self._backend = backend
+        self._recorder = recorder
         self._service = service
         self._admin = admin
         self._connections = _Connections()
@@ -123,6 +129,8 @@ class Front:
             return web.Response(status=500)  # never sent: the connection is gone
         finally:
             self._backend.stats.ended(record, time.time())
+            if self._recorder is not None:
+                self._recorder.write(exchange)
 
     def _open(self, request: web.BaseRequest) -> Exchange:
         self._backend.stats.connections += self._connections.is_new(request.transport)

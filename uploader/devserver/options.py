@@ -13,7 +13,7 @@ class DevServerOptions:
     """Every option of the server; the defaults behave as the documents say.
 
     Durations are seconds, sizes are bytes, bandwidths are bytes a second. Everything except
-    ``host``, the ports, ``data_dir`` and ``tls`` may be changed while the server runs.
+    ``host``, the ports, ``data_dir``, ``tls`` and ``record`` may be changed while the server runs.
     """
 
     host: str = "127.0.0.1"
@@ -24,6 +24,8 @@ class DevServerOptions:
     data_dir: Path | None = None
     """Folder of all data; ``None`` is a temporary folder, removed at exit."""
     tls: bool = False
+    record: Path | None = None
+    """File for a line of JSON per request, secrets masked; it is appended to."""
     region: str = "cn-shanghai"
 
     credential_ttl_s: float = 3000
@@ -115,7 +117,7 @@ class DevServerOptions:
 
         Raises: ValueError for a name that is no knob or cannot change while the server runs.
         """
-        frozen = {"host", "port", "oss_port", "data_dir", "tls"} & changes.keys()
+        frozen = {"host", "port", "oss_port", "data_dir", "tls", "record"} & changes.keys()
         unknown = changes.keys() - {field.name for field in dataclasses.fields(self)}
         if frozen or unknown:
             raise ValueError(f"not changeable: {', '.join(sorted(frozen | unknown))}")
@@ -126,8 +128,9 @@ class DevServerOptions:
 def options_from_json(values: dict[str, Any]) -> DevServerOptions:
     """Options from a JSON object whose names are the fields."""
     values = {name: _tupled(value) for name, value in values.items()}
-    if values.get("data_dir"):
-        values["data_dir"] = Path(values["data_dir"])
+    for name in ("data_dir", "record"):
+        if values.get(name):
+            values[name] = Path(values[name])
     try:
         return DevServerOptions(**values)
     except TypeError as error:

@@ -24,6 +24,7 @@ from .faults import Fault, FaultScript
 from .front import Front, Service
 from .options import DevServerOptions
 from .oss import OssService
+from .recording import Recorder
 from .stats import Stats
 from .storage import Storage, Video
 from .vod import VodService
@@ -49,6 +50,7 @@ class DevServer:
         self._initial_faults = tuple(faults)
         self._stack = AsyncExitStack()
         self._backend: Backend | None = None
+        self._recorder: Recorder | None = None
         self.vod_endpoint = ""
         self.oss_endpoint = ""
         self.ca_file: Path | None = None
@@ -72,6 +74,9 @@ class DevServer:
         storage = Storage(folder)
         self._stack.callback(storage.close)
         backend = self._backend = Backend(self._initial, storage, self._initial_faults)
+        if self._initial.record is not None:
+            self._recorder = Recorder(self._initial.record)
+            self._stack.callback(self._recorder.close)
         context = self._tls(folder)
         admin = Admin(backend)
         scheme = "https" if context else "http"
@@ -102,7 +107,7 @@ class DevServer:
     async def _listen(
         self, service: Service, admin: Admin, port: int, context: ssl.SSLContext | None
     ) -> int:
-        front = Front(self.backend, service, admin.handle)
+        front = Front(self.backend, service, admin.handle, self._recorder)
         runner = web.ServerRunner(
             web.Server(
                 front.handle,
