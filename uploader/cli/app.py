@@ -11,7 +11,7 @@ import click
 
 from uploader.cli import flags as commands
 from uploader.cli.flags import DevserverFlags, OutputFlags, VersionFlags
-from uploader.cli.options import Argument, parameters_of
+from uploader.cli.options import Argument, flag_of, parameters_of
 from uploader.cli.printing import err, out, out_json, paragraph
 from uploader.cli.run import exit_code, finish
 from uploader.errors import VodupError
@@ -80,19 +80,9 @@ def devserver(flags: DevserverFlags) -> int:
     """Run the development server until stopped."""
     from uploader.devserver.__main__ import main
 
-    given = {
-        "--host": flags.host,
-        "--port": flags.port,
-        "--oss-port": flags.oss_port,
-        "--data": flags.data,
-        "--credential-ttl": flags.credential_ttl,
-        "--bandwidth": flags.bandwidth,
-        "--faults": flags.faults,
-        "--record": flags.record,
-        "--options": flags.options,
-    }
-    words = [f"{name}={value}" for name, value in given.items() if value is not None]
-    return main([*words, "--tls"] if flags.tls else words)
+    given = {name: value for name, value in vars(flags).items() if value is not None}
+    words = ["--tls"] if given.pop("tls") else []
+    return main([*words, *(f"{flag_of(name)}={value}" for name, value in given.items())])
 
 
 def version(flags: VersionFlags) -> int:

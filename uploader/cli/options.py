@@ -202,8 +202,12 @@ def parameters_of(flags: type[Any]) -> Iterator[click.Parameter]:
         for name, declaration in vars(owner).get("_own_flags", {}).items():
             if name not in names:
                 names.add(name)
-                variable = f"VODUP_{name.upper()}"
-                yield declaration.declare(name, f"--{name.replace('_', '-')}", variable)
+                yield declaration.declare(name, flag_of(name), f"VODUP_{name.upper()}")
+
+
+def flag_of(name: str) -> str:
+    """Return the flag of a field: `part_size` is `--part-size`."""
+    return f"--{name.replace('_', '-')}"
 
 
 def option(takes: Kind | str, help: str, default: Any = None, short: str = "") -> Any:

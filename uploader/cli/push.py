@@ -12,6 +12,7 @@ from typing import Final
 from uploader import Uploader, UploadGrant, UploadItem, UploadRecord, VideoMeta, decode_answer
 from uploader.cli import run, settings
 from uploader.cli.flags import OutputFlags, PushFlags, ResumeFlags, UrlFlags
+from uploader.cli.options import flag_of
 from uploader.cli.push_views import PushedFile, interruption, make_push_view
 from uploader.cli.records import find_record
 from uploader.cli.sources import (
@@ -82,15 +83,8 @@ def _items_of(
 
 def _require_sense(names: Sequence[str], flags: PushFlags) -> None:
     """Refuse flags that do not go together with the number of files."""
-    single = {
-        "--title": flags.title,
-        "--file-name": flags.file_name,
-        "--reference-id": flags.reference_id,
-        "--key": flags.key,
-        "--video-id": flags.video_id,
-        "--grant": flags.grant,
-    }
-    given = [name for name, value in single.items() if value is not None]
+    single = ("title", "file_name", "reference_id", "key", "video_id", "grant")
+    given = [flag_of(name) for name in single if getattr(flags, name) is not None]
     if len(names) > 1 and given:
         raise ConfigurationError(
             f"{given[0]} can only be used with a single file ({len(names)} given).",

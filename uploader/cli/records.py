@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _ENDED: Final = frozenset({Phase.DONE, Phase.ABORTED})
 _WATCH_INTERVAL_S: Final = 2.0
+_SHOWN: Final = "key source size video_id upload_id bucket object_key error".split()
 _COLUMNS: Final = ("KEY", "STATE", "DONE", "PARTS", "SIZE", "VIDEO", "OWNER", "UPDATED", "SOURCE")
 
 
@@ -173,21 +174,14 @@ def _fields(one: UploadStatus) -> dict[str, Any]:
     is_done = record.phase is Phase.DONE
     return {
         "type": "upload.status",
-        "key": record.key,
+        **{name: getattr(record, name) for name in _SHOWN},
         "state": str(record.phase),
-        "source": record.source,
-        "size": record.size,
         "acked_bytes": record.size if is_done else one.acked_bytes,
         # What one request has sent has no acks of its parts.
         "acked_part_count": (is_done and part_count) or one.acked_part_count,
         "part_count": part_count,
-        "video_id": record.video_id,
-        "upload_id": record.upload_id,
-        "bucket": record.bucket,
-        "object_key": record.object_key,
         "owner": one.owner,
         "lease_expires_at": one.lease_expires_at and one.lease_expires_at.isoformat(),
-        "error": record.error,
         "created_at": record.created_at and record.created_at.isoformat(),
         "updated_at": record.updated_at and record.updated_at.isoformat(),
     }

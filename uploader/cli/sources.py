@@ -7,6 +7,7 @@ from typing import Final
 
 from uploader import CommandReader, MemoryBuffer, StreamSource, UploadRecord
 from uploader.cli.flags import PushFlags, StreamFlags, UrlFlags
+from uploader.cli.options import flag_of
 from uploader.cli.settings import make_url_policy
 from uploader.errors import ConfigurationError, SourceNotRepeatable, UnsupportedState
 from uploader.protocol.documents import MalformedDocument
@@ -104,13 +105,9 @@ def _followed(name: str, flags: StreamFlags) -> AnySource:
 
 
 def _require_follow(flags: StreamFlags) -> None:
-    given = {
-        "--until-file": flags.until_file,
-        "--until-exit": flags.until_exit,
-        "--until-idle": flags.until_idle,
-    }
-    for flag, value in given.items():
-        if value is not None and not flags.follow:
+    for name in ("until_file", "until_exit", "until_idle"):
+        flag = flag_of(name)
+        if getattr(flags, name) is not None and not flags.follow:
             raise ConfigurationError(
                 f"{flag} only works with --follow.", next_step=f"Add --follow, or leave {flag} out."
             )
