@@ -115,7 +115,7 @@ class Threads(Executor):
             settle()
 
 
-def _outcome(future: Future[T], work: Callable[[], T]) -> Callable[[], None]:
+def _outcome(future: Future[T] | asyncio.Future[T], work: Callable[[], T]) -> Callable[[], None]:
     try:
         return partial(future.set_result, work())
     except StopIteration as error:  # asyncio's futures refuse it, and would wait for ever
@@ -171,14 +171,7 @@ class Worker:
             if not future.done():
                 deliver()
 
-        def job() -> None:
-            try:
-                deliver: Callable[[], None] = partial(future.set_result, work())
-            except BaseException as error:
-                deliver = partial(future.set_exception, error)
-            self.call_soon(settle, deliver)
-
-        self.submit(job)
+        self.submit(lambda: self.call_soon(settle, _outcome(future, work)))
         return future
 
     def call_soon(self, callback: Callable[..., object], *args: object) -> None:

@@ -16,16 +16,8 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Self
 
 from uploader.errors import SourceUnreadable, UnsafePath
+from uploader.protocol import hls
 from uploader.protocol.documents import MalformedDocument
-from uploader.protocol.hls import (
-    MAX_PLAYLIST_SIZE,
-    Playlist,
-    Reference,
-    file_path,
-    flat_names,
-    parse_playlist,
-    rewritten,
-)
 from uploader.protocol.integrity import crc64, join_crc64
 from uploader.protocol.wire import Body
 from uploader.sources.bytes import BytesSource
@@ -220,7 +212,7 @@ class _Found:
     folder: str
     root: str
     main: str
-    playlists: Mapping[str, Playlist]
+    playlists: Mapping[str, hls.Playlist]
     files: Mapping[str, tuple[str, Fingerprint]]
 
     def relative(self, path: str) -> str:
@@ -230,7 +222,7 @@ class _Found:
 def _read(path: str, root: str | None) -> Iterator[Member]:
     found = _find(path, root)
     playlists = [playlist for playlist in found.playlists if playlist != found.main]
-    names = flat_names(map(found.relative, (*found.files, *playlists)))
+    names = hls.flat_names(map(found.relative, (*found.files, *playlists)))
     number = offset = 0
     for file, (real, fingerprint) in found.files.items():
         number += 1
@@ -249,10 +241,10 @@ def _read(path: str, root: str | None) -> Iterator[Member]:
 def _renamed(found: _Found, playlist: str, names: Mapping[str, str]) -> bytes:
     """Return a playlist with its references changed to the names in the upload's folder."""
 
-    def name_of(reference: Reference) -> str:
+    def name_of(reference: hls.Reference) -> str:
         return names[found.relative(_path_of(reference, playlist))]
 
-    return rewritten(found.playlists[playlist], name_of)
+    return hls.rewritten(found.playlists[playlist], name_of)
 
 
 def _find(path: str, root: str | None) -> _Found:
@@ -280,12 +272,12 @@ def _find(path: str, root: str | None) -> _Found:
     return _Found(folder, root, main, playlists, files)
 
 
-def _playlist(path: str, root: str) -> Playlist:
-    fingerprint, content = _fingerprint_and_content(path, root, MAX_PLAYLIST_SIZE + 1)
-    if fingerprint.size > MAX_PLAYLIST_SIZE:
+def _playlist(path: str, root: str) -> hls.Playlist:
+    fingerprint, content = _fingerprint_and_content(path, root, hls.MAX_PLAYLIST_SIZE + 1)
+    if fingerprint.size > hls.MAX_PLAYLIST_SIZE:
         raise _refused(path, "it is too large for a playlist")
     try:
-        return parse_playlist(content)
+        return hls.parse_playlist(content)
     except MalformedDocument as exc:
         raise _refused(path, str(exc)) from None
 
@@ -302,10 +294,10 @@ def _fingerprint_and_content(path: str, root: str, size: int = 0) -> tuple[Finge
     return Fingerprint.of_file(status), content
 
 
-def _inside(reference: Reference, playlist: str, folder: str) -> tuple[str, str]:
+def _inside(reference: hls.Reference, playlist: str, folder: str) -> tuple[str, str]:
     """Return the path of a reference, and where it leads: below the package's folder."""
     path = _path_of(reference, playlist)
-    real = _real(path, f"{playlist}, line {reference.line + 1}: {file_path(reference.uri)}")
+    real = _real(path, f"{playlist}, line {reference.line + 1}: {hls.file_path(reference.uri)}")
     if os.path.commonpath([real, folder]) != folder:
         raise UnsafePath(
             f"{playlist}, line {reference.line + 1}, refers to a file outside {folder}.",
@@ -314,8 +306,8 @@ def _inside(reference: Reference, playlist: str, folder: str) -> tuple[str, str]
     return path, real
 
 
-def _path_of(reference: Reference, playlist: str) -> str:
-    return os.path.normpath(os.path.join(os.path.dirname(playlist), file_path(reference.uri)))
+def _path_of(reference: hls.Reference, playlist: str) -> str:
+    return os.path.normpath(os.path.join(os.path.dirname(playlist), hls.file_path(reference.uri)))
 
 
 def _real(path: str, name: str) -> str:
