@@ -16,9 +16,6 @@ _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw]?)", re.IGNORECASE)
 _DURATION_UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
-# --- shown ------------------------------------------------------------------------------
-
-
 def size(byte_count: float) -> str:
     """For example "1.5 GiB"."""
     value, unit = float(byte_count), "bytes"
@@ -57,9 +54,6 @@ def duration(seconds: float) -> str:
 def count(number: int, noun: str) -> str:
     """For example "1 part", "3 parts"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-# --- read -------------------------------------------------------------------------------
 
 
 def parse_size(text: str) -> int:

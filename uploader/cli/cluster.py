@@ -97,9 +97,6 @@ def upgrade(flags: UpgradeFlags) -> int:
     return run.DONE
 
 
-# --- enqueue ----------------------------------------------------------------------------
-
-
 def enqueue(flags: EnqueueFlags) -> int:
     """Queue rows, wait for them with --wait, and return the exit code."""
     from uploader.cluster.jobs import PlacedRules, Places
@@ -168,9 +165,6 @@ def _print_counts(counts: EnqueueCounts, flags: OutputFlags) -> None:
         )
 
 
-# --- results ----------------------------------------------------------------------------
-
-
 def results(flags: ResultsFlags) -> int:
     """Write the ledger of what is queued, and return the exit code."""
     paths = {"--report": flags.report, "--failed": flags.failed}
@@ -205,9 +199,6 @@ async def _written(url: str, names: list[str] | None, flags: ResultsFlags) -> in
             f"{queued:,} not finished."
         )
     return run.common_code(codes)
-
-
-# --- worker -----------------------------------------------------------------------------
 
 
 def worker(flags: WorkerFlags) -> int:

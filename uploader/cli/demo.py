@@ -171,8 +171,6 @@ class _Demo:
             self._say(f"$ vodup push {self._file.name}      (the same command again)")
             return self._claims(sha256, first, self._push(), crash)
 
-    # --- the server --------------------------------------------------------------------
-
     @contextmanager
     def _devserver(self) -> Iterator[None]:
         bandwidth, ttl_s = int(self._size / _UPLOAD_S), round(_UPLOAD_S / _LIVES, 1)
@@ -199,8 +197,6 @@ class _Demo:
     def _get(self, path: str) -> Any:  # noqa: ANN401 - JSON
         with _request(f"{self._env['VODUP_VOD_ENDPOINT']}/_vodup/{path}") as answer:
             return json.load(answer)
-
-    # --- the uploads -------------------------------------------------------------------
 
     def _push(self, *, kill_at: float = 2.0) -> DemoPush:
         """Run `vodup push` and narrate it; SIGKILL it at that share of the file."""
@@ -249,8 +245,6 @@ class _Demo:
         size = units.size(sum(part["size"] for part in parts))
         self._say(f"kill -9: the process is gone; OSS has {len(parts)} complete parts ({size}).")
         return {"parts": len(parts), "upload_id": video["uploads"][0]["upload_id"]}
-
-    # --- what it proves ----------------------------------------------------------------
 
     def _claims(
         self, sha256: str, first: DemoPush, second: DemoPush, crash: dict[str, Any]
@@ -328,9 +322,6 @@ def _write_random(path: Path, size: int) -> str:
             digest.update(block)
             file.write(block)
     return digest.hexdigest()
-
-
-# --- processes and requests -------------------------------------------------------------
 
 
 def _clean_environment() -> dict[str, str]:

@@ -97,8 +97,6 @@ class EmbeddedPostgres:
         if in_use is not None:
             in_use.close()
 
-    # --- the folder -----------------------------------------------------------------
-
     def _prepare_folder(self) -> dict[str, Any]:
         """Make the folder; returns the account of the server, as arguments of `subprocess`."""
         try:
@@ -133,8 +131,6 @@ class EmbeddedPostgres:
             f"The PostgreSQL in {self.folder} did not start.",
             next_step=f"Read its log: {self.folder / 'log'}.",
         )
-
-    # --- the server -----------------------------------------------------------------
 
     def _start(self, package: Path, account: dict[str, Any]) -> None:
         binaries = self._binaries(package, account)

@@ -145,8 +145,6 @@ class Enqueuer:
             await connection.execute(_FORGET_ABSENT, {"manifests": manifests, "run": self._run})
         return self.counts
 
-    # --- rows into lines --------------------------------------------------------------
-
     def _lines(self, readings: Sequence[Reading]) -> Iterator[_Line | None]:
         """In a thread: read and check rows. None for a row that is done."""
         for checked in read_rows(readings, self._ledger):
@@ -170,8 +168,6 @@ class Enqueuer:
             spec=spec_of(checked, overwrite=self._overwrite),
             record=record,
         )
-
-    # --- lines into the database ------------------------------------------------------
 
     async def _queue(self, lines: Mapping[str, _Line]) -> None:
         """Write a batch in one transaction: no row is known without being queued."""

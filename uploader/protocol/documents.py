@@ -33,9 +33,6 @@ class MalformedDocument(ValueError):
     """A document is malformed; the message never quotes its content."""
 
 
-# --- text -----------------------------------------------------------------------------
-
-
 def clean_text(text: str, max_length: int = 300) -> str:
     """Return untrusted `text` as it can safely be shown in a terminal or a log.
 
@@ -81,9 +78,6 @@ def _decoded_text(data: bytes | str, max_bytes: int) -> str | None:
         return raw.decode() if len(raw) <= max_bytes else None
     except UnicodeError:
         return None
-
-
-# --- JSON -----------------------------------------------------------------------------
 
 
 def parse_json(data: bytes | str, *, max_bytes: int = 65536, max_depth: int = 8) -> dict[str, Any]:
@@ -154,9 +148,6 @@ def _check_nesting(document: dict[str, Any], max_depth: int) -> None:
 def _containers_in(container: dict[str, Any] | list[Any]) -> list[Any]:
     values = container.values() if isinstance(container, dict) else container
     return [value for value in values if isinstance(value, dict | list)]
-
-
-# --- XML ------------------------------------------------------------------------------
 
 
 def parse_xml(data: bytes, *, max_bytes: int = 1 << 20) -> Element:

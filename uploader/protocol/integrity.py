@@ -29,9 +29,6 @@ _MD5_HEX = re.compile(r"[0-9A-Fa-f]{32}")
 _Tables = tuple[tuple[int, ...], ...]
 
 
-# --- CRC-64 ---------------------------------------------------------------------------
-
-
 def crc64(data: bytes | bytearray | memoryview, crc: int = 0) -> int:
     """Return the CRC-64/XZ of `data`, continuing from the `crc` of what came before it.
 
@@ -125,9 +122,6 @@ def _look_up(tables: _Tables, number: int) -> int:
         product ^= table[number & 15]
         number >>= 4
     return product
-
-
-# --- ETags ----------------------------------------------------------------------------
 
 
 def multipart_etag(part_md5s: Iterable[str]) -> str:

@@ -144,8 +144,6 @@ class FileObjectSource(RandomAccess):
         if thread is not None:
             thread.shutdown()
 
-    # --- random access ----------------------------------------------------------------
-
     async def read(self, into: memoryview, offset: int) -> int:
         """Fill `into` in the thread."""
         return await self._in_thread(self._fill, into, offset)

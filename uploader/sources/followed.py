@@ -168,9 +168,6 @@ class _FollowedParts(PartStream):
         return min(part.size, max(0, size - part.offset))
 
 
-# --- the writing process --------------------------------------------------------------
-
-
 def _open_process(pid: int | None) -> int | None:
     """Open a descriptor of the process: its number may be reused once it has ended."""
     if pid is None:

@@ -69,8 +69,6 @@ class FsspecSource(Ranges):
         self._path = ""
         self._opened_as: Fingerprint | None = None
 
-    # --- as a source ----------------------------------------------------------------
-
     @property
     def size(self) -> int:
         """Bytes when it was opened."""
@@ -98,8 +96,6 @@ class FsspecSource(Ranges):
 
     async def __aexit__(self, kind: object, error: object, trace: object) -> None:
         self._opened_as = None
-
-    # --- reading ----------------------------------------------------------------------
 
     async def block(self, offset: int, size: int) -> bytes:
         """Read a range.

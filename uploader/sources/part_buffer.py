@@ -93,9 +93,6 @@ class BufferSpace:
         self._freed.set()
 
 
-# --- memory ---------------------------------------------------------------------------
-
-
 class MemoryBuffer(PartBuffer):
     """Holds parts in memory, in buffers that are reused. Mutable."""
 

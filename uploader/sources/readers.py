@@ -36,9 +36,6 @@ class Reader(Protocol):
         """Stop reading. May be called twice, and before the first `read`."""
 
 
-# --- an async iterator ----------------------------------------------------------------
-
-
 class IteratorReader:
     """The bytes of an async iterator. Mutable: the rest of its last piece."""
 
@@ -88,9 +85,6 @@ def _bytes_of(piece: object, name: str) -> memoryview:
             next_step="Open text in binary mode, or encode it.",
         )
     return memoryview(piece).cast("B")
-
-
-# --- a descriptor ---------------------------------------------------------------------
 
 
 def stdin_descriptor() -> int:
@@ -143,9 +137,6 @@ def _prepare(descriptor: int, name: str) -> bool:
         with suppress(AttributeError, OSError):  # Linux only
             fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
     return not (stat.S_ISREG(mode) or stat.S_ISBLK(mode))
-
-
-# --- a command ------------------------------------------------------------------------
 
 
 class CommandReader:

@@ -247,9 +247,6 @@ def _read_journal(folder: Path) -> _Journal:
     return journal
 
 
-# --- parts ----------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class _SpooledPart(RandomAccess):
     """A part in its file, which is opened and checked for each read: there may be thousands."""

@@ -58,8 +58,6 @@ class StreamSource:
         self._has_ended = False
         self._earlier_size = 0
 
-    # --- as a source ----------------------------------------------------------------
-
     @property
     def stream(self) -> Self:
         """The stream itself."""
@@ -95,8 +93,6 @@ class StreamSource:
         finally:
             self._parts.clear()
             await self._buffer.close(is_done=error is None)
-
-    # --- as a stream ---------------------------------------------------------------
 
     @property
     def resume_hint(self) -> str:

@@ -282,9 +282,6 @@ class UrlSource(Ranges):
         )
 
 
-# --- reading --------------------------------------------------------------------------
-
-
 class _Download(RandomAccess):
     """The object up to `end`, read by one body. Mutable: the response, and how far it is read.
 

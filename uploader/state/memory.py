@@ -89,8 +89,6 @@ class MemoryState:
         """Delete an orphan that was aborted."""
         self._orphans.pop(upload_id, None)
 
-    # --- for claims -----------------------------------------------------------------------
-
     def _journal(self, claim: UploadClaim) -> Journal:
         entry = self._entries.get(claim.key)
         if entry is None:

@@ -23,9 +23,6 @@ class _Damage(ValueError):
     """A stored value is not one that is written here."""
 
 
-# --- values ---------------------------------------------------------------------------------
-
-
 def stored_text(text: str) -> str:
     """Text as every database takes it: file names may hold bytes that are not UTF-8, or NUL."""
     if "\0" in text or text.startswith(_ESCAPED):
@@ -78,9 +75,6 @@ def instant(value: object) -> datetime:
         raise _Damage(f"{value!r:.40} is not a time") from error
 
 
-# --- records --------------------------------------------------------------------------------
-
-
 def fields_row(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Some fields of a record or an orphan as stored."""
     row: dict[str, Any] = {}
@@ -123,9 +117,6 @@ def _field(name: str, value: object) -> Any:  # noqa: ANN401 - each name has its
     return loaded_text(value) if name in _REQUIRED else _optional_text(value)
 
 
-# --- part acks ------------------------------------------------------------------------------
-
-
 def ack_row(upload: int, ack: PartAck, epoch: int) -> dict[str, object]:
     """A part ack as stored for row `upload` under a lease; the CRC as a signed number."""
     return {
@@ -153,9 +144,6 @@ def ack_of(number: object, size: object, etag: object, crc64: object, md5: objec
         )
     except _Damage as error:
         raise StateUnavailable(f"the ack of part {number!r:.40} is damaged: {error}.") from error
-
-
-# --- orphans --------------------------------------------------------------------------------
 
 
 def orphan_of(row: tuple[object, ...]) -> Orphan:
