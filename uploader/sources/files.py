@@ -288,11 +288,9 @@ class _UninterruptedDisks(Executor):
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Call `fn` in a thread; the returned future cannot be cancelled."""
-        self._job = promised = Future[T]()
-        promised.set_running_or_notify_cancel()
-        job = DISKS.submit(fn, *args, **kwargs)
-        job.add_done_callback(functools.partial(_copy_outcome, promised))
-        return promised
+        self._job = job = DISKS.submit(fn, *args, **kwargs)
+        job.cancel = lambda: False  # type: ignore[method-assign]  # asyncio calls it
+        return job
 
     def close_when_opened(self) -> None:
         """Close the file as soon as the thread has opened it."""
@@ -300,15 +298,8 @@ class _UninterruptedDisks(Executor):
             self._job.add_done_callback(_close_result)
 
 
-def _copy_outcome(promised: Future[T], job: Future[T]) -> None:
-    if (error := job.exception()) is not None:
-        promised.set_exception(error)
-    else:
-        promised.set_result(job.result())
-
-
 def _close_result(job: Future[FileIO]) -> None:
-    if not job.cancelled() and job.exception() is None:
+    if job.exception() is None:
         job.result().close()
 
 
