@@ -27,6 +27,7 @@ import psycopg
 from procrastinate import App, PsycopgConnector, SyncPsycopgConnector
 from procrastinate.exceptions import ConnectorException
 from procrastinate.manager import JobManager
+from psycopg.rows import dict_row
 
 from uploader.bulk.ledger import failure_record, id_of
 from uploader.bulk.rows import Row
@@ -284,25 +285,25 @@ UPDATE vodup_job SET status = 'failed', record = %s, job_id = NULL,
 WHERE id = %s
 """
 
-_COUNTS: Final = """
+_QUEUES: Final = """
+WITH taken AS (
+    SELECT queue_name, count(*) AS count FROM procrastinate_jobs WHERE status = 'doing' GROUP BY 1
+)
 SELECT coalesce(queue, '') AS queue,
-       count(*) FILTER (WHERE status = 'queued') AS queued,
+       coalesce(taken.count, 0) AS running,
+       count(*) FILTER (WHERE status = 'queued') - coalesce(taken.count, 0) AS waiting,
        count(*) FILTER (WHERE status = 'queued' AND failure_count > 0) AS failing,
        count(*) FILTER (WHERE status = 'done') AS done,
        count(*) FILTER (WHERE status = 'failed') AS failed
-FROM vodup_job GROUP BY 1 ORDER BY 1
-"""
-
-_RUNNING: Final = """
-SELECT queue_name, count(*) FROM procrastinate_jobs WHERE status = 'doing' GROUP BY 1
+FROM vodup_job LEFT JOIN taken ON taken.queue_name = queue GROUP BY 1, taken.count ORDER BY 1
 """
 
 _WORKERS: Final = """
-SELECT worker.id, extract(epoch FROM clock_timestamp() - last_heartbeat)::float8,
-       count(job.id)
+SELECT worker.id, count(job.id) AS running,
+       round(extract(epoch FROM clock_timestamp() - last_heartbeat)::numeric, 1)::float8 AS silent_s
 FROM procrastinate_workers AS worker
 LEFT JOIN procrastinate_jobs AS job ON job.worker_id = worker.id AND job.status = 'doing'
-GROUP BY 1, 2 ORDER BY 1
+GROUP BY worker.id ORDER BY 1
 """
 
 
@@ -344,26 +345,9 @@ def queue_facts(conninfo: str) -> dict[str, Any] | None:
     with connected(conninfo) as connection:
         if not has_queue(connection):
             return None
-        running = dict(connection.execute(_RUNNING).fetchall())
-        counts = connection.execute(_COUNTS).fetchall()
-        workers = connection.execute(_WORKERS).fetchall()
-    queues = [
-        {
-            "queue": queue,
-            "running": running.get(queue, 0),
-            "waiting": queued - running.get(queue, 0),
-            "failing": failing,
-            "done": done,
-            "failed": failed,
-        }
-        for queue, queued, failing, done, failed in counts
-    ]
+        cursor = connection.cursor(row_factory=dict_row)
+        queues = cursor.execute(_QUEUES).fetchall()
+        workers = cursor.execute(_WORKERS).fetchall()
     names = ("running", "waiting", "failing", "done", "failed")
-    return {
-        "queues": queues,
-        "workers": [
-            {"id": worker, "silent_s": round(silent, 1), "running": count}
-            for worker, silent, count in workers
-        ],
-        **{name: sum(queue[name] for queue in queues) for name in names},
-    }
+    totals = {name: sum(queue[name] for queue in queues) for name in names}
+    return {"queues": queues, "workers": workers, **totals}

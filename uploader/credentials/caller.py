@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import os
 import secrets
@@ -97,12 +98,10 @@ def _default_chain() -> AccessKeys:
             "install vodup[credentials] for config files and roles, or push with --grant, "
             "--auth-command or --auth-url, which need no AccessKey.",
         ) from None
-    client: list[Any] = []
+    client = functools.cache(Client)
 
     def read() -> AccessKey:
-        if not client:
-            client.append(Client())
-        found = client[0].get_credential()
+        found = client().get_credential()
         return AccessKey(
             id=found.access_key_id,
             secret=found.access_key_secret,
