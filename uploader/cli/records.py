@@ -28,6 +28,7 @@ from uploader.threads import in_thread
 
 if TYPE_CHECKING:
     from uploader import Uploader
+    from uploader.protocol.plan import Plan
 
 _ENDED: Final = frozenset({Phase.DONE, Phase.ABORTED})
 _WATCH_INTERVAL_S: Final = 2.0
@@ -170,7 +171,8 @@ async def _show(found: Sequence[UploadStatus], flags: OutputFlags) -> None:
 
 def _fields(one: UploadStatus) -> dict[str, Any]:
     """What programs may want to know. The plan and fingerprint stay internal."""
-    record, part_count = one.record, _part_count(one)
+    record, plan = one.record, recorded_plan(one.record)
+    part_count = None if plan is None or plan.is_open else plan.part_count
     is_done = record.phase is Phase.DONE
     return {
         "type": "upload.status",
@@ -202,16 +204,13 @@ def _cells(record: UploadRecord, fields: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _part_count(one: UploadStatus) -> int | None:
-    """How many parts the plan has; None before there is one, and when it is not readable."""
+def recorded_plan(record: UploadRecord) -> Plan | None:
+    """The plan of an upload; None before there is one, and when it is not readable."""
     from uploader.protocol.documents import MalformedDocument
     from uploader.protocol.plan import read_plan
 
-    if one.record.plan is None:
-        return None
     with suppress(MalformedDocument, UnsupportedState):
-        plan = read_plan(one.record.plan)
-        return None if plan.is_open else plan.part_count
+        return read_plan(record.plan) if record.plan is not None else None
     return None
 
 

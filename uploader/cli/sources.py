@@ -8,10 +8,9 @@ from typing import Final
 from uploader import CommandReader, MemoryBuffer, StreamSource, UploadRecord
 from uploader.cli.flags import PushFlags, StreamFlags, UrlFlags
 from uploader.cli.options import flag_of
+from uploader.cli.records import recorded_plan
 from uploader.cli.settings import make_url_policy
-from uploader.errors import ConfigurationError, SourceNotRepeatable, UnsupportedState
-from uploader.protocol.documents import MalformedDocument
-from uploader.protocol.plan import read_plan
+from uploader.errors import ConfigurationError, SourceNotRepeatable
 from uploader.sources import AnySource, DescriptorReader, of_url
 from uploader.sources.part_buffer import DEFAULT_MEMORY_SIZE, PartBuffer
 from uploader.sources.readers import Reader, stdin_descriptor
@@ -156,19 +155,10 @@ def recorded_source(record: UploadRecord, flags: UrlFlags) -> AnySource:
     """Return the source of a recorded upload; of a stream that came once, a stand-in."""
     if "://" in record.source:
         return of_url(record.source, policy=make_url_policy(flags))
-    if os.path.isabs(record.source) and not _is_arriving(record):
-        return record.source
+    plan = recorded_plan(record)
+    if os.path.isabs(record.source) and (plan is None or not plan.is_open):
+        return record.source  # a plan that cannot be read fails the upload itself
     return StreamSource(_Absent(record.source, record.key), record.source)
-
-
-def _is_arriving(record: UploadRecord) -> bool:
-    """Whether the end of the source was not known yet."""
-    if record.plan is None:
-        return False
-    try:
-        return read_plan(record.plan).is_open
-    except (MalformedDocument, UnsupportedState):
-        return False  # the upload itself says what is wrong with it
 
 
 class _Absent:
