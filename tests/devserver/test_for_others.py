@@ -63,3 +63,16 @@ def test_every_request_is_recorded_without_its_secrets(tmp_path: Path) -> None:
     assert ["x-oss-security-token", "***"] in [[n.lower(), v] for n, v in lines[2]["headers"]]
     assert not any(secret in text for secret in secrets)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_the_plugin_costs_other_projects_nothing() -> None:
+    code = (
+        "import sys, pytest\n"
+        "before = set(sys.modules)\n"
+        "import uploader.devserver.pytest_plugin\n"
+        "print(sorted(set(sys.modules) - before))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(
+        ["uploader", "uploader.devserver", "uploader.devserver.pytest_plugin"]
+    )
