@@ -19,6 +19,7 @@ from uploader.protocol.vod import VideoMeta
 from uploader.sources import AnySource
 from uploader.tasks import beside, cancel_count, one_error
 from uploader.threads import DISKS
+from uploader.upload.request import OnSourceChange
 
 DEFAULT_FILES: Final = 32
 """Small files are bound by round trips: as many at once as there are connections."""
@@ -41,6 +42,8 @@ class UploadItem:
     """One of many uploads; `source` and the rest are what `Uploader.upload` takes.
 
     Attributes:
+        on_source_change: if the upload is finished and its source has changed since: "fail",
+            upload it into a "new-video", or "overwrite" the content of its video.
         size: bytes, if the caller knows them. Large files start first; nothing else depends
             on it.
         tag: anything of the caller's; comes back with the outcome.
@@ -52,6 +55,7 @@ class UploadItem:
     grant: UploadGrant | None = None
     key: str | None = None
     overwrite: bool = False
+    on_source_change: OnSourceChange = "fail"
     size: int | None = None
     tag: Any = None
 

@@ -288,7 +288,9 @@ class Uploader:
         self, item: UploadItem, *listeners: Listener | None, resumed: asyncio.Event | None = None
     ) -> UploadResult:
         meta, video_id = item.meta or VideoMeta(), known_video_id(item.video_id, item.grant)
-        request = UploadRequest(meta, video_id, item.grant, item.overwrite, resumed)
+        request = UploadRequest(
+            meta, video_id, item.grant, item.overwrite, item.on_source_change, resumed
+        )
         opened = _source_of(item.source, self._options)
         progress = self._progress(item.key, request, *listeners)
         try:

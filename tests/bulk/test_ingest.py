@@ -457,7 +457,7 @@ def test_a_large_file_and_small_ones_share_the_bandwidth(quick: Quick, server: D
 def test_nothing_that_a_batch_writes_contains_a_secret(quick: Quick, server: DevServer) -> None:
     manifest(quick, [{"path": name} for name in files(quick, 4)])
     server.faults.add(
-        Fault(action="error", operation="PutObject", status=403, code="AccessDenied", count=2),
+        Fault(action="error", operation="PutObject", status=403, code="AccessDenied", count=6),
         Fault(action="error", operation="PutObject", status=403, code="SignatureDoesNotMatch"),
     )
     words = ("--report", "r.jsonl", "--failed", "f.jsonl", "--html", "report.html")

@@ -351,3 +351,40 @@ def test_a_machine_without_an_access_key_queues_the_same_uploads(cluster: Cluste
     assert cluster.run(*words).last["waiting_count"] == 3
     assert cluster.run("results", "m.csv", **no_key).code == 5
     assert cluster.run("status", **no_key).code == 0
+
+
+def test_a_file_that_changed_after_it_was_verified_is_not_called_done(cluster: Cluster) -> None:
+    cluster.files(2, size=PART)
+    cluster.enqueue("--report", "e.jsonl")
+    assert cluster.worker("--drain").ended() == 0
+    first = {r["row"]: r for r in cluster.records(code=0)}
+    path = cluster.folder / "shared" / "1.mp4"
+
+    path.write_bytes(content(5, PART))
+    ended = cluster.enqueue("--report", "e.jsonl", code=4)  # as the database knows
+    assert "--changed new-video" in ended.err
+    for report in ("e.jsonl", "other.jsonl"):  # as both know, and as the database alone knows
+        cluster.enqueue("--report", report, code=4)
+    failed = {r["row"]: r for r in cluster.records(code=4)}[3]
+    assert failed["error"] == "SourceChanged"
+    assert failed["former_video_id"] == first[3]["video_id"]
+
+    cluster.enqueue("--report", "e.jsonl", "--changed", "new-video")
+    assert cluster.worker("--drain").ended() == 0
+    second = {r["row"]: r for r in cluster.records(code=0)}
+    assert second[2]["video_id"] == first[2]["video_id"]
+    assert second[3]["video_id"] != first[3]["video_id"]
+
+    path.write_bytes(content(6, PART + 1))
+    cluster.enqueue("--changed", "overwrite")
+    assert cluster.worker("--drain").ended() == 0
+    third = {r["row"]: r for r in cluster.records(code=0)}
+    assert third[3]["video_id"] == second[3]["video_id"]
+    assert cluster.server.object_bytes(third[3]["video_id"]) == content(6, PART + 1)
+    assert cluster.enqueue("--json").last["done_count"] == 2
+    assert cluster.server.stats.creates == 3
+
+    path.write_bytes(b"")
+    cluster.enqueue(code=4)
+    path.unlink()
+    cluster.enqueue(code=4)

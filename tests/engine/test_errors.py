@@ -108,8 +108,7 @@ async def test_a_file_that_changed_since_it_was_finished(desk: Desk) -> None:
         SourceChanged,
         movie,
         result.video_id,
-        "--key",
-        "`vodup clean mine`",
+        "--changed new-video",
         "--overwrite",
     )
 

@@ -19,7 +19,13 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import IO, Any, Final, Self
 
-from uploader.errors import ConfigurationError, StateUnavailable, UploadLocked, VodupError
+from uploader.errors import (
+    ConfigurationError,
+    SourceChanged,
+    StateUnavailable,
+    UploadLocked,
+    VodupError,
+)
 from uploader.events import UploadResult
 from uploader.private_files import open_regular_file, replace_file
 
@@ -33,10 +39,12 @@ FAILED: Final = "failed"
 _RESULT: Final = tuple(field.name for field in fields(UploadResult))
 _BEGINNING: Final = b'{"id": "'
 
-# Flags of a row: this run has read it; the record that the ledger had when it was opened.
+# Flags of a row: this run has read it; the record that the ledger had when it was opened. The
+# bits above are the mark of the file that was verified.
 _READ: Final = 1
 _WAS_DONE: Final = 2
 _HAD_FAILED: Final = 4
+_FLAGS: Final = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +54,15 @@ class KnownRow:
     Attributes:
         is_done, has_failed: its record of an earlier run.
         is_repeated: this run has read the same upload before.
+        mark: of the file that was verified, as `mark_of`; 0 if there is none.
+        former: its record, if the file has changed since it was verified.
     """
 
     is_done: bool = False
     has_failed: bool = False
     is_repeated: bool = False
+    mark: int = 0
+    former: Record | None = None
 
 
 # --- records --------------------------------------------------------------------------
@@ -67,15 +79,22 @@ def success_record(row: Row, result: UploadResult) -> dict[str, Any]:
         **_begin(row, DONE),
         **{name: getattr(result, name) for name in _RESULT},
         "crc64": str(result.crc64),  # many readers of JSON keep only 53 bits of a number
+        **({"source_size": row.stamp[0], "source_mtime_ns": row.stamp[1]} if row.stamp else {}),
     }
 
 
-def failure_record(row: Row, error: VodupError, *, exit_code: int, attempts: int) -> dict[str, Any]:
-    """Return the final record of a row that failed, or was refused."""
-    video_id = error.video_id or row.video_id
+def failure_record(
+    row: Row, error: VodupError, *, exit_code: int, attempts: int, former: Record | None = None
+) -> dict[str, Any]:
+    """Return the final record of a row that failed, or was refused.
+
+    What a changed file was verified as stays known, but its video is no longer that of the row.
+    """
+    video_id = row.video_id if isinstance(error, SourceChanged) else error.video_id or row.video_id
     return {
         **_begin(row, FAILED),
         **({"video_id": video_id} if video_id else {}),
+        **(_verified(former) if former else {}),
         "error": type(error).__name__,
         "message": error.message,
         "code": error.code,
@@ -86,6 +105,30 @@ def failure_record(row: Row, error: VodupError, *, exit_code: int, attempts: int
         "exit_code": exit_code,
         "attempts": attempts,
     }
+
+
+def _verified(former: Record) -> dict[str, Any]:
+    stamp = {name: former.get(name) for name in ("source_size", "source_mtime_ns")}
+    return {**stamp, "former_video_id": former_video_id(former)}
+
+
+def former_video_id(former: Record) -> str | None:
+    """Return the video that a file was verified as before it changed."""
+    return former.get("former_video_id") or former.get("video_id")
+
+
+def mark_of(stamp: Iterable[object]) -> int:
+    """Return a number for the size and time of a file, with room for flags; never 0.
+
+    That two states of a file share one happens once in 10^18 changes.
+    """
+    return hash_of(":".join(map(str, stamp))) & ~_FLAGS or _FLAGS + 1
+
+
+def mark_in(record: Record) -> int:
+    """Return the mark of the file that was verified; 0 if the record has none."""
+    stamp = record.get("source_size"), record.get("source_mtime_ns")
+    return 0 if None in stamp else mark_of(stamp)
 
 
 def _begin(row: Row, status: str) -> dict[str, Any]:
@@ -142,6 +185,7 @@ class Ledger:
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         self._path = Path(os.path.abspath(path)) if path is not None else None
         self._known = CompactMap()
+        self._offsets: CompactMap | None = None  # made for the first row that has changed
         self._replaced_count = 0
         self._stale_count = 0
         self._file = _open_locked(self._path) if self._path else _open_temporary()
@@ -178,7 +222,8 @@ class Ledger:
                 continue
             number = int(record["id"], 16)
             self._replaced_count += self._known.get(number) != 0
-            self._known.set(number, _WAS_DONE if record["status"] == DONE else _HAD_FAILED)
+            flags = _WAS_DONE if record["status"] == DONE else _HAD_FAILED
+            self._known.set(number, flags | mark_in(record))
         if whole_size < os.fstat(self._file).st_size:
             os.ftruncate(self._file, whole_size)
 
@@ -203,7 +248,19 @@ class Ledger:
         if reference_id is not None and row.error is None and not is_repeated:
             is_repeated = self._has_read_reference(str(reference_id))
         self._known.set(number, flags | _READ)
-        return KnownRow(bool(flags & _WAS_DONE), bool(flags & _HAD_FAILED), is_repeated)
+        is_done, has_failed = bool(flags & _WAS_DONE), bool(flags & _HAD_FAILED)
+        return KnownRow(is_done, has_failed, is_repeated, flags & ~_FLAGS)
+
+    def former(self, row: Row) -> Record:
+        """Return the record that a row had when the ledger was opened."""
+        if self._offsets is None:
+            self._offsets = CompactMap()
+            for offset, _, record in self._lines():
+                if record is not None:
+                    self._offsets.set(int(record["id"], 16), offset + 1)
+        with os.fdopen(os.dup(self._file), "rb") as file:
+            file.seek(self._offsets.get(id_of(row)) - 1)
+            return _record_of(file.readline()) or {}
 
     def _has_read_reference(self, reference_id: str) -> bool:
         """VOD would give the second row the video of the first."""
@@ -246,7 +303,7 @@ class Ledger:
                 are dropped.
         """
         read = frozenset(manifests)
-        is_stale = any(flags == _HAD_FAILED for flags in self._known.values())
+        is_stale = any(flags & _FLAGS == _HAD_FAILED for flags in self._known.values())
         if self._path is None or not (self._replaced_count or self._stale_count or is_stale):
             os.fsync(self._file)
             return

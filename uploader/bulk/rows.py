@@ -14,7 +14,7 @@ from typing import Any, Final
 from uploader.errors import ConfigurationError, SourceUnreadable, UnsafePath, VodupError, unexpected
 from uploader.protocol.vod import VideoMeta, problem_of, refuses_name, title_of
 from uploader.sources.url_policy import URL, identity_of, parsed_url, shown
-from uploader.upload.request import default_key
+from uploader.upload.request import OnSourceChange, default_key
 
 _META: Final = frozenset(
     (
@@ -32,7 +32,7 @@ RESULT_COLUMNS: Final = frozenset(
     type id row manifest status at size crc64 etag bucket object_key upload_id part_count
     resumed_part_count renewal_count retry_count sent_bytes verified_by seconds is_earlier_result
     endpoint congestion hook_failures error message code request_id resumable temporary next_step
-    exit_code attempts
+    exit_code attempts source_size source_mtime_ns former_video_id
     """.split()
 )
 
@@ -69,6 +69,7 @@ class Row:
         upload_key: of the upload in the state; None: the state derives it from `video_id`.
         path: absolute, or a URL; "" where there is none.
         columns: what a corrected row would have to give again.
+        stamp: size and time of modification (ns) of the file when the row was checked.
         error: why the row is refused.
     """
 
@@ -80,6 +81,7 @@ class Row:
     video_id: str | None = None
     meta: VideoMeta | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
+    stamp: tuple[int, int] | None = None
     error: VodupError | None = None
 
     @property
@@ -196,6 +198,7 @@ class RowRules:
         defaults: for the fields a row does not give.
         outputs: the files that the batch writes; no row may be one of them.
         takes_any_type: VOD decides whether it accepts the type of a file.
+        on_source_change: what becomes of a row whose file has changed since it was verified.
     """
 
     root: Root
@@ -204,6 +207,7 @@ class RowRules:
     defaults: VideoMeta = field(default_factory=VideoMeta)
     outputs: frozenset[FileIdentity] = frozenset()
     takes_any_type: bool = False
+    on_source_change: OnSourceChange = "fail"
 
     def identify(self, raw: RawRow, manifest: str) -> Row:
         """Find out which upload a row is; enough for rows that are done already.

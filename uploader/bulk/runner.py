@@ -11,16 +11,32 @@ from itertools import islice
 from typing import Final
 
 from uploader.batch import Outcome, UploadItem
-from uploader.errors import CallerNotAuthenticated, ConfigurationError, UnsupportedState, VodupError
+from uploader.errors import (
+    CallerNotAuthenticated,
+    ConfigurationError,
+    SourceChanged,
+    UnsupportedState,
+    VodupError,
+)
 from uploader.protocol.vod import VideoMeta
 from uploader.sources import MemoryBuffer, UrlPolicy, of_path, of_url
 from uploader.sources.part_buffer import BufferSpace
 from uploader.sources.url_policy import parsed_url
 from uploader.tasks import beside
 from uploader.threads import in_thread
+from uploader.upload.request import OnSourceChange
+from uploader.upload.resume import CHANGED_CHOICES
 from uploader.uploader import Uploader
 
-from .ledger import KnownRow, Ledger, Record, failure_record, success_record
+from .ledger import (
+    KnownRow,
+    Ledger,
+    Record,
+    failure_record,
+    former_video_id,
+    mark_of,
+    success_record,
+)
 from .manifests import Stream
 from .progress import BatchProgress
 from .rows import Row, RowRules, is_url
@@ -65,6 +81,8 @@ class CheckedRow:
     Attributes:
         real_path: of the file, links resolved; "" for a URL and for a row that is not uploaded.
         root: a folder that the file must be in when it is opened; None: any folder.
+        overwrite: the row's finished video may be replaced.
+        on_source_change: as in `UploadItem`.
     """
 
     row: Row
@@ -72,6 +90,8 @@ class CheckedRow:
     real_path: str = ""
     size: int = 0
     root: str | None = None
+    overwrite: bool = False
+    on_source_change: OnSourceChange = "fail"
 
     def item(
         self, urls: UrlPolicy, *, overwrite: bool, buffer: MemoryBuffer | None = None
@@ -94,7 +114,8 @@ class CheckedRow:
             meta=self._meta(),
             video_id=row.video_id,
             key=row.upload_key,
-            overwrite=overwrite,
+            overwrite=overwrite or self.overwrite,
+            on_source_change=self.on_source_change,
             size=self.size or None,
             tag=self,
         )
@@ -246,7 +267,9 @@ class Batch:
 
     def _fail(self, checked: CheckedRow, error: VodupError, *, attempts: int) -> None:
         code = self._exit_code(error)
-        record = failure_record(checked.row, error, exit_code=code, attempts=attempts)
+        record = failure_record(
+            checked.row, error, exit_code=code, attempts=attempts, former=checked.known.former
+        )
         self._ledger.add(record, replaces=checked.known.has_failed)
         self.progress.add_failed(checked.row, error, code)
         self._on_record(record)
@@ -266,10 +289,13 @@ def _checked(row: Row, rules: RowRules, ledger: Ledger) -> CheckedRow:
     if known.is_repeated:
         row = replace(row, key="", upload_key=None, error=_repeated(row))
         known = ledger.look_up(row)
-    if not known.is_done and row.error is None:
-        row = rules.describe(row)
-    if known.is_done or row.error is not None or is_url(row.path):
+    has_nothing_to_compare = is_url(row.path) or not known.mark
+    if row.error is not None or (known.is_done and has_nothing_to_compare):
         return CheckedRow(row, known)
+    if not known.is_done:
+        row = rules.describe(row)
+    if row.error is not None or is_url(row.path):
+        return CheckedRow(row, known, on_source_change=rules.on_source_change)
     try:
         real_path, status = rules.root.resolved(row.path)
         if not rules.outputs.isdisjoint({real_path, (status.st_dev, status.st_ino)}):
@@ -278,8 +304,59 @@ def _checked(row: Row, rules: RowRules, ledger: Ledger) -> CheckedRow:
                 next_step="Leave the row out; files of a folder are left out with --exclude.",
             )
     except VodupError as error:
-        return CheckedRow(replace(row, error=error), known)
-    return CheckedRow(row, known, real_path, status.st_size, rules.root.real_folder)
+        return _unreadable(row, known, ledger, error)
+    row = replace(row, stamp=(status.st_size, status.st_mtime_ns))
+    checked = CheckedRow(
+        row,
+        known,
+        real_path,
+        status.st_size,
+        rules.root.real_folder,
+        on_source_change=rules.on_source_change,
+    )
+    if known.mark and known.mark != mark_of((status.st_size, status.st_mtime_ns)):
+        described = rules.describe(row) if known.is_done else row
+        return as_changed(replace(checked, row=described), ledger.former(row))
+    return CheckedRow(row, known) if known.is_done else checked
+
+
+def _unreadable(row: Row, known: KnownRow, ledger: Ledger, error: VodupError) -> CheckedRow:
+    """A file that was verified may be removed; anything else in its place is another one."""
+    if known.is_done and is_gone(error):
+        return CheckedRow(row, known)
+    if known.mark:
+        known = KnownRow(has_failed=True, mark=known.mark, former=ledger.former(row))
+    return CheckedRow(replace(row, error=error), known)
+
+
+def is_gone(error: VodupError) -> bool:
+    """Whether the file of a row does not exist."""
+    return isinstance(error.__cause__, FileNotFoundError)
+
+
+def as_changed(checked: CheckedRow, former: Record) -> CheckedRow:
+    """Return a row whose file has changed since `former` was recorded, as the user chose."""
+    row, choice, video_id = checked.row, checked.on_source_change, former_video_id(former)
+    known = KnownRow(has_failed=True, mark=checked.known.mark, former=former)
+    error: VodupError | None = row.error
+    if choice == "fail":
+        error = SourceChanged(
+            f"{row.path} has changed since it was verified as video {video_id}.",
+            next_step=CHANGED_CHOICES,
+        )
+    elif choice == "new-video" and row.video_id is not None:
+        error = ConfigurationError(
+            f"{row.path} has changed, and its row names the video {row.video_id}.",
+            next_step="Pass --changed overwrite, or remove the VideoId from the row.",
+        )
+    elif choice == "overwrite":
+        row = replace(row, video_id=video_id)
+    return replace(
+        checked,
+        row=replace(row, error=error),
+        known=known,
+        overwrite=choice == "overwrite",
+    )
 
 
 def _repeated(row: Row) -> ConfigurationError:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from uploader.cli.options import (
     BANDWIDTH,
+    CHANGED,
     COMMAND,
     CONCURRENCY,
     DURATION,
@@ -30,6 +31,7 @@ from uploader.units import MIB
 
 if TYPE_CHECKING:
     from uploader import Bandwidth
+    from uploader.upload.request import OnSourceChange
 
 # --- groups that several commands share -----------------------------------------------------
 
@@ -245,6 +247,13 @@ class RowFlags:
         "Folder that paths are relative to and must stay below. [default: the manifest's folder]",
     )
     follow_symlinks: bool = switch("Allow symbolic links that lead out of the root.")
+    changed: OnSourceChange = option(
+        CHANGED,
+        "What to do with a file that has changed since it was uploaded: fail, upload it into a "
+        "new video, or overwrite its video.",
+        default="fail",
+    )
+    overwrite: bool = switch("Replace the content of videos that are already finished.")
     title_template: str | None = option(
         "TEXT", "Title of rows without one; may contain {stem}, {name}, {folder} and {row}."
     )
@@ -293,6 +302,12 @@ class PushFlags(VideoFlags, StreamFlags, TransferFlags, ConnectionFlags, OutputF
         "NAME", "Name this upload so that it can be resumed. [default: derived from the path]"
     )
     overwrite: bool = switch("Replace the content of a video that is already finished.")
+    changed: OnSourceChange = option(
+        CHANGED,
+        "What to do if the file has changed since it was uploaded: fail, upload it into a new "
+        "video, or overwrite its video.",
+        default="fail",
+    )
     title: str | None = option("TEXT", "Title of the video. [default: the file name]")
     file_name: str | None = option(
         "NAME", "File name for VOD, with a video extension. [default: the file name of PATH]"
@@ -376,7 +391,6 @@ class IngestFlags(
     api_rate: int = option(
         number(1, 1000), "VOD calls per second; the quotas of accounts are 40 to 80.", default=20
     )
-    overwrite: bool = switch("Replace the content of videos that are already finished.")
 
 
 @group
@@ -393,7 +407,6 @@ class EnqueueFlags(RowFlags, ReportFlags, VideoFlags, AccessFlags, ClusterFlags,
     priority: int = option(
         number(-100, 100), "Priority from -100 to 100; higher is uploaded first.", default=0
     )
-    overwrite: bool = switch("Replace the content of videos that are already finished.")
     wait: bool = switch("Wait until every row has ended, and exit with the code of ingest.")
 
 

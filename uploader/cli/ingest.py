@@ -78,6 +78,7 @@ def make_rules(rows: RowFlags, video: VideoFlags, outputs: frozenset[FileIdentit
         title_template=require_title_template(template) if template else None,
         defaults=settings.make_meta(video),
         outputs=outputs,
+        on_source_change="overwrite" if rows.overwrite else rows.changed,
     )
 
 

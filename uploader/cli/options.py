@@ -150,6 +150,7 @@ DURATION: Final = Kind(
     "DURATION", "seconds, or a duration such as 15m, 2h or 30d", units.parse_duration_s
 )
 COMMAND: Final = Kind("CMD", "a command line with balanced quotes", _command)
+CHANGED: Final = one_of("fail", "new-video", "overwrite")
 ENCODING: Final = Kind("NAME", "an encoding of text such as utf-8, gbk or cp1252", _encoding)
 PROXY: Final = Kind("URL|env|none", "the URL of an HTTP proxy, env or none", _proxy)
 CONCURRENCY: Final = Kind(

@@ -76,6 +76,7 @@ def _items_of(
             grant=grant,
             key=flags.key,
             overwrite=flags.overwrite,
+            on_source_change=flags.changed,
         )
         for name, file in zip(names, files, strict=True)
     ]

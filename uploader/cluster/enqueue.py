@@ -13,12 +13,12 @@ from procrastinate import PsycopgConnector
 from procrastinate.jobs import Job
 from procrastinate.manager import JobManager
 
-from uploader.bulk.ledger import Ledger, failure_record, id_of
-from uploader.bulk.runner import CheckedRow, Reading, read_rows
+from uploader.bulk.ledger import Ledger, failure_record, id_of, mark_in, mark_of
+from uploader.bulk.runner import CheckedRow, Reading, as_changed, is_gone, read_rows
 from uploader.cluster.database import borrowed
 from uploader.cluster.jobs import TASK, Places, spec_of, storable
 from uploader.cluster.results import AwaitedRows, record_of
-from uploader.errors import VodupError
+from uploader.errors import SourceUnreadable, VodupError
 from uploader.threads import in_thread
 
 if TYPE_CHECKING:
@@ -52,6 +52,9 @@ ON CONFLICT (id) DO UPDATE SET
     ended_xid = CASE WHEN job.status = 'done' THEN job.ended_xid ELSE excluded.ended_xid END,
     ended_at = CASE WHEN job.status = 'done' THEN job.ended_at ELSE excluded.ended_at END
 """
+
+# What has ended before has no say in what becomes of a file that has changed since.
+_SET_CHANGED: Final = "UPDATE vodup_job SET status = 'failed' WHERE id = ANY(%(ids)s)"
 
 # A queued row without a job: it is new, or failed before, or its job was deleted.
 _JOBLESS: Final = """
@@ -98,6 +101,10 @@ class _Line(NamedTuple):
     queue: str | None
     spec: str
     record: str | None
+    checked: CheckedRow
+
+
+_COLUMNS: Final = _Line._fields[:-1]
 
 
 class Enqueuer:
@@ -159,7 +166,9 @@ class Enqueuer:
         else:
             self.counts.refused_count += 1
             code = self._exit_code(row.error)
-            record = json.dumps(failure_record(row, row.error, exit_code=code, attempts=0))
+            former = checked.known.former
+            failure = failure_record(row, row.error, exit_code=code, attempts=0, former=former)
+            record = json.dumps(failure)
         return _Line(
             id=f"{id_of(row):016x}",
             manifest=storable(row.manifest),
@@ -167,19 +176,43 @@ class Enqueuer:
             queue=queue,
             spec=spec_of(checked, overwrite=self._overwrite),
             record=record,
+            checked=checked,
         )
 
     async def _queue(self, lines: Mapping[str, _Line]) -> None:
         """Write a batch in one transaction: no row is known without being queued."""
         ids = list(lines)
         async with borrowed(self._pool) as connection, connection.transaction():
-            columns = zip(_Line._fields, map(list, zip(*lines.values(), strict=True)), strict=True)
-            await connection.execute(_UPSERT, {"run": self._run, **dict(columns)})
+            ended = await (await connection.execute(_ENDED, {"ids": ids})).fetchall()
+            changed = self._changed(lines, [record_of(*row) for row in ended])
+            if changed:
+                await connection.execute(_SET_CHANGED, {"ids": list(changed)})
+            columns = zip(*{**lines, **changed}.values(), strict=True)
+            values = dict(zip(_COLUMNS, map(list, columns), strict=False))
+            await connection.execute(_UPSERT, {"run": self._run, **values})
             jobless = await (await connection.execute(_JOBLESS, {"ids": ids})).fetchall()
             if jobless:
                 await self._defer(connection, jobless)
             ended = await (await connection.execute(_ENDED, {"ids": ids})).fetchall()
         self._count(ids, len(jobless), [record_of(*row) for row in ended])
+
+    def _changed(
+        self, lines: Mapping[str, _Line], records: Sequence[Mapping[str, Any]]
+    ) -> dict[str, _Line]:
+        """Lines for the rows whose files are not those that were verified."""
+        found: dict[str, _Line] = {}
+        for record in records:
+            line, mark = lines[record["id"]], mark_in(record)
+            row = line.checked.row
+            if row.stamp is None:
+                is_other = isinstance(row.error, SourceUnreadable) and not is_gone(row.error)
+            else:
+                is_other = mark != mark_of(row.stamp)
+            if mark and is_other:
+                is_refused = line.record is not None
+                changed = line if is_refused else self._line(as_changed(line.checked, record))
+                found[line.id] = changed
+        return found
 
     async def _defer(
         self, connection: AsyncConnection[tuple[Any, ...]], jobless: Sequence[tuple[Any, ...]]

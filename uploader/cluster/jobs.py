@@ -21,7 +21,7 @@ QUEUE: Final = "vodup"
 
 _MAX_NODE: Final = 100
 _VERSION: Final = 1
-_ROW_FIELDS: Final = ("key", "upload_key", "path", "video_id", "columns")
+_ROW_FIELDS: Final = ("key", "upload_key", "path", "video_id", "columns", "stamp")
 
 
 def queue_at(node: str) -> str:
@@ -91,7 +91,8 @@ def spec_of(checked: CheckedRow, *, overwrite: bool) -> str:
         "meta": json.loads((row.meta or VideoMeta()).to_text()),
         "real_path": checked.real_path,
         "size": checked.size,
-        "overwrite": overwrite,
+        "overwrite": overwrite or checked.overwrite,
+        "on_source_change": checked.on_source_change,
     }
     return json.dumps(spec)
 
@@ -107,13 +108,21 @@ def checked_row(spec: Mapping[str, Any], manifest: str, number: int) -> CheckedR
             "A newer vodup queued these rows.", next_step="Install that version here as well."
         )
     row = row_of(spec, manifest, number)
-    return CheckedRow(row, KnownRow(), spec["real_path"], spec["size"])
+    return CheckedRow(
+        row,
+        KnownRow(),
+        spec["real_path"],
+        spec["size"],
+        overwrite=spec["overwrite"],
+        on_source_change=spec["on_source_change"],
+    )
 
 
 def row_of(spec: Mapping[str, Any], manifest: str, number: int) -> Row:
     """Return the row of a spec of this version."""
     meta = dict(spec["meta"])
     given: dict[str, Any] = {name: spec[name] for name in _ROW_FIELDS}
+    given["stamp"] = tuple(given["stamp"]) if given["stamp"] else None
     tags = tuple(meta.pop("tags", ()))
     return Row(manifest, number, meta=VideoMeta(**meta, tags=tags), **given)
 

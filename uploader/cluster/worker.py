@@ -110,7 +110,6 @@ class _TakenRow:
     checked: CheckedRow
     failure_count: int
     is_shared: bool
-    overwrite: bool = False
 
 
 _NO_FAILURE: Final = (errors.UploadLocked, errors.LeaseLost, *STOPS_ALL)
@@ -238,7 +237,7 @@ class QueueWorker:
                 spec = json.loads(found["spec"])
                 checked = checked_row(spec, found["manifest"], found["number"])
                 is_shared, count = job.queue == QUEUE, found["failure_count"]
-                taken = _TakenRow(id, checked, count, is_shared, spec["overwrite"])
+                taken = _TakenRow(id, checked, count, is_shared)
                 ending = queue.endings[job_id] = await self._ended(taken)
                 if ending.wait_s is not None:
                     raise _GiveBack(ending.wait_s)
@@ -267,7 +266,7 @@ class QueueWorker:
     async def _uploaded(self, taken: _TakenRow) -> UploadResult:
         root = self._options.root_of(taken.checked.real_path)
         checked = replace(taken.checked, root=root)
-        item = checked.item(self._options.urls, overwrite=taken.overwrite)
+        item = checked.item(self._options.urls, overwrite=False)
         outcome = await outcome_of(self._uploader.upload_item, item)
         if outcome.result is not None:
             return outcome.result

@@ -42,7 +42,9 @@ def _needs_video(ctx: UploadContext) -> bool:
     record, request = ctx.journal.record, ctx.request
     if request.video_id is not None or request.grant is not None:
         return False
-    return record is None or record.phase is Phase.ABORTED or record.video_id is None
+    if record is None or record.phase is Phase.ABORTED or record.video_id is None:
+        return True
+    return record.phase is Phase.DONE and request.on_source_change == "new-video"
 
 
 async def video_and_target(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from dataclasses import dataclass, field
+from typing import Literal
 
 from uploader.credentials import GrantSource, Network
 from uploader.errors import ConfigurationError
@@ -14,6 +15,9 @@ from uploader.protocol.vod import VideoMeta, is_unsendable
 from uploader.sources import Source
 from uploader.state import Journal, StateStore, UploadRecord
 from uploader.upload.progress import Progress
+
+OnSourceChange = Literal["fail", "new-video", "overwrite"]
+"""What becomes of a finished upload whose source has changed since."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +30,8 @@ class UploadRequest:
             wherever there is a grant.
         grant: a decoded UploadAddress and UploadAuth to begin with.
         overwrite: whether a finished video may be replaced.
+        on_source_change: if the upload is finished and its source has changed since: fail,
+            upload it into a new video, or replace the content of its video.
         resumed: requests to OSS begin only while this is set; None: it is never paused.
     """
 
@@ -33,6 +39,7 @@ class UploadRequest:
     video_id: str | None = None
     grant: UploadGrant | None = None
     overwrite: bool = False
+    on_source_change: OnSourceChange = "fail"
     resumed: asyncio.Event | None = None
 
 

@@ -11,6 +11,7 @@ import json
 import secrets
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Final
 
 from uploader.errors import ConfigurationError, SourceChanged, UnsupportedState
 from uploader.events import UploadFinished, UploadResult
@@ -24,6 +25,11 @@ from uploader.state import PartAck, Phase, UploadRecord
 from uploader.upload.proof import AckedParts
 from uploader.upload.request import UploadContext
 
+CHANGED_CHOICES: Final = (
+    "To upload it into a new video, pass --changed new-video; to replace the content of its video, "
+    "pass --changed overwrite or --overwrite. Nothing is sent if only its times have changed."
+)
+
 
 async def earlier_result(ctx: UploadContext) -> UploadResult | None:
     """The result of an earlier run, if the source is still the one that it sent.
@@ -36,12 +42,14 @@ async def earlier_result(ctx: UploadContext) -> UploadResult | None:
         return None
     result = _result_of(record.result)
     if not await _is_source_of(ctx, record, result):
-        if ctx.request.overwrite:
+        choice, names_video = ctx.request.on_source_change, ctx.request.video_id is not None
+        if ctx.request.overwrite or choice == "overwrite":
+            return None
+        if choice == "new-video" and not names_video:
             return None
         raise SourceChanged(
             f"{ctx.source.name} has changed since it was uploaded as video {record.video_id}.",
-            next_step=f"To make a new video of it, pass --key NAME or run `vodup clean {ctx.key}` "
-            "first; to replace the video's content, pass --overwrite.",
+            next_step=CHANGED_CHOICES,
         )
     result = replace(result, is_earlier_result=True, sent_bytes=0)
     ctx.progress.video_id = record.video_id
@@ -108,8 +116,9 @@ async def record_upload(ctx: UploadContext) -> bool:
 
 
 async def _new_record(ctx: UploadContext, former: UploadRecord | None) -> UploadRecord:
-    video_id = ctx.request.video_id
-    if former is not None and former.phase is Phase.DONE:
+    video_id, choice = ctx.request.video_id, ctx.request.on_source_change
+    is_again = former is not None and former.phase is Phase.DONE
+    if former is not None and is_again and choice != "new-video":
         video_id = video_id or former.video_id  # an overwrite keeps its video
     return UploadRecord(
         key=ctx.key,
@@ -123,7 +132,7 @@ async def _new_record(ctx: UploadContext, former: UploadRecord | None) -> Upload
         reference_id=f"vodup-{secrets.token_hex(16)}",
         meta=ctx.request.meta.to_text(),
         video_id=video_id,
-        is_overwrite=ctx.request.overwrite,
+        is_overwrite=ctx.request.overwrite or (is_again and choice == "overwrite"),
     )
 
 
