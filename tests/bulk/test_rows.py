@@ -31,6 +31,8 @@ def test_a_row_becomes_the_parameters_of_create_upload_video(tmp_path: Path) -> 
         cate_id="12",
         user_data={"Extend": "x"},
         reference_id="abc-def",
+        enable_first_frame_cover=True,
+        generate_thumbnail=" False",
     )
     assert made.error is None
     assert made.path == str(tmp_path / "a/Movie.mp4")
@@ -41,6 +43,8 @@ def test_a_row_becomes_the_parameters_of_create_upload_video(tmp_path: Path) -> 
         cate_id=12,
         user_data='{"Extend": "x"}',
         reference_id="abc-def",
+        enable_first_frame_cover=True,
+        generate_thumbnail=False,
     )
 
 
@@ -71,6 +75,7 @@ def test_a_row_is_identified_by_its_key_its_video_or_its_path(tmp_path: Path) ->
         ({"path": "a.mp4", "cate_id": True}, "whole number"),
         ({"path": "a.mp4", "cate_id": "-1"}, "whole number"),
         ({"path": "a.mp4", "user_data": "[1]"}, "JSON object"),
+        ({"path": "a.mp4", "generate_thumbnail": "yes"}, "true or false"),
         ({"path": "a.mp4", "reference_id": "x y"}, "Reference_id must be"),
         ({"path": "a\0.mp4"}, "NUL"),
         ({"path": "a.mp4", "key": "k" * 201}, "key has 201"),

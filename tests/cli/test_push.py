@@ -51,6 +51,37 @@ def test_a_file_is_uploaded_and_the_sentence_names_its_video(cli: Cli) -> None:
     assert cli.server.videos[video_id].title == "A movie"
 
 
+def test_parameters_of_create_are_kept_for_a_later_run(cli: Cli) -> None:
+    """The first run reaches no VOD; the second has only the record."""
+    cli.file()
+    cli.server.faults.replace(
+        [
+            Fault(
+                action="error", operation="CreateUploadVideo", status=503, code="ServiceUnAvailable"
+            )
+        ]
+    )
+    words = "--set NewParameter=a=b --set Other=x --generate-thumbnail false".split()
+    first = cli.run("push", "movie.mp4", *words, "--enable-first-frame-cover", "TRUE",
+                    "--retry-for", "0")  # fmt: skip
+    assert first.code == 5, first.err
+
+    assert cli.run("resume", "--all").code == 0
+    created = cli.server.stats.created_with[-1]
+    assert (created["NewParameter"], created["Other"]) == ("a=b", "x")
+    assert (created["EnableFirstFrameCover"], created["GenerateThumbnail"]) == ("true", "false")
+
+
+@pytest.mark.parametrize(
+    ("text", "word"), [("Title=x", "has a field"), ("Title", "NAME=VALUE"), ("a b=c", "no name")]
+)
+def test_a_parameter_that_vodup_sets_itself_is_refused(cli: Cli, text: str, word: str) -> None:
+    cli.file()
+    video_ids = set(cli.server.videos)
+    _assert_failed(cli.run("push", "movie.mp4", "--set", text), 2, word)
+    assert set(cli.server.videos) == video_ids
+
+
 def test_a_playlist_is_uploaded_with_its_segments_as_one_video(cli: Cli) -> None:
     for number in range(3):
         cli.file(f"segment{number}.ts", size=200_000 + number)

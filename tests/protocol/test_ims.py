@@ -47,7 +47,21 @@ def test_empty_fields_are_not_sent() -> None:
     assert params.keys() == {"Action", "Version", "Format", "FileInfo", "MediaMetaData"}
 
 
-@pytest.mark.parametrize("meta", [VideoMeta(template_group_id="t"), VideoMeta(reference_id="r")])
+def test_further_parameters_are_sent_as_they_are() -> None:
+    meta = VideoMeta(extra={"EntityId": "e"})
+    operation = ims.create_upload_media(AT, meta, file_name="film.mp4", file_size=1)
+    assert operation.request.params["EntityId"] == "e"
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        VideoMeta(template_group_id="t"),
+        VideoMeta(reference_id="r"),
+        VideoMeta(generate_thumbnail=False),
+        VideoMeta(enable_first_frame_cover=True),
+    ],
+)
 def test_fields_that_ims_does_not_have_are_refused(meta: VideoMeta) -> None:
     with pytest.raises(ConfigurationError, match="IMS has no"):
         ims.create_upload_media(AT, meta, file_name="film.mp4", file_size=1)

@@ -46,6 +46,9 @@ FULL = VideoMeta(
     app_id="app-1000000",
     reference_id="mine-01",
     user_data='{"Extend": {"a": "b"}}',
+    enable_first_frame_cover=True,
+    generate_thumbnail=False,
+    extra={"NewParameter": "x y"},
 )
 
 
@@ -89,6 +92,9 @@ def test_create_sends_all_fields() -> None:
         "AppId": "app-1000000",
         "ReferenceId": "mine-01",
         "UserData": '{"Extend": {"a": "b"}}',
+        "EnableFirstFrameCover": "true",
+        "GenerateThumbnail": "false",
+        "NewParameter": "x y",
     }
     assert not operation.is_repeatable
 
@@ -119,6 +125,28 @@ def test_meta_as_text_leaves_out_empty_fields() -> None:
         "tags": ["x"],
         "cate_id": 0,
     }
+
+
+def test_meta_is_read_back_as_it_was_written() -> None:
+    for meta in (FULL, VideoMeta()):
+        assert VideoMeta.from_text(meta.to_text()) == meta
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Action", "action", "Title", "ReferenceId", "SignatureNonce", "AccessKeyId", "FileInfo",
+     "", "a b", "a&b", "a=b", "1a", "é", "A..B", "A\n"],
+)  # fmt: skip
+def test_further_parameters_do_not_replace_those_of_vodup(name: str) -> None:
+    problem = problem_of(VideoMeta(extra={name: "x"}))
+    assert problem is not None
+    assert problem.startswith("extra: ")
+    assert problem.isprintable()
+
+
+def test_further_parameters_have_names_as_the_api_has_them() -> None:
+    assert problem_of(VideoMeta(extra={"NewParameter": "x", "List.1.Name2": "é"})) is None
+    assert problem_of(VideoMeta(extra={"NewParameter": "\0"})) is not None
 
 
 # --- what VOD accepts ----------------------------------------------------------------

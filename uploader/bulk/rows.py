@@ -19,7 +19,7 @@ from uploader.upload.request import OnSourceChange, default_key
 _META: Final = frozenset(
     (
         "title description tags cate_id template_group_id workflow_id storage_location cover_url "
-        "user_data app_id reference_id file_name"
+        "user_data app_id reference_id file_name enable_first_frame_cover generate_thumbnail"
     ).split()
 )
 _NO_META: Final = VideoMeta()
@@ -366,8 +366,19 @@ def _json(columns: Mapping[str, Any], name: str) -> str | None:
     return json.dumps(value) if isinstance(value, dict) else _text(columns, name)
 
 
+def _boolean(columns: Mapping[str, Any], name: str) -> bool | None:
+    value = columns.get(name)
+    if isinstance(value, str):
+        value = {"true": True, "false": False}.get(value.strip().lower(), value)
+    if value is None or isinstance(value, bool):
+        return value
+    raise _wrong(f"{name} must be true or false.")
+
+
 _META_READERS: Final[dict[str, Callable[[Mapping[str, Any], str], Any]]] = {
     "cate_id": _number,
+    "enable_first_frame_cover": _boolean,
+    "generate_thumbnail": _boolean,
     "tags": _tags,
     "user_data": _json,
 }

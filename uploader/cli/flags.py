@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from uploader.cli.options import (
     BANDWIDTH,
+    BOOLEAN,
     CHANGED,
     COMMAND,
     CONCURRENCY,
@@ -103,13 +104,10 @@ class NetworkFlags:
 
     oss_endpoint: str | None = option(
         "KIND|URL",
-        "OSS endpoint: public, internal, accelerate or dualstack of the bucket's region; auto "
-        "(internal on ECS in that region, else public); or the URL of a domain that is bound to "
-        "the bucket. [default: as the upload address says]",
+        "OSS endpoint: public, internal, accelerate, dualstack, auto (internal on ECS in the "
+        "bucket's region), or a domain bound to the bucket. [default: as the address says]",
     )
-    oss_region: str | None = option(
-        "REGION", "Region to sign OSS requests for; only needed with hosts of your own."
-    )
+    oss_region: str | None = option("REGION", "Region of the bucket, if no host names it.")
     proxy: str | None = option(
         PROXY,
         "HTTP proxy for all requests; env: as HTTPS_PROXY, ALL_PROXY and NO_PROXY say. Its login "
@@ -182,6 +180,11 @@ class VideoFlags:
     app_id: str | None = option("ID", "VOD application ID.")
     cover_url: str | None = option("URL", "URL of a cover image.")
     user_data: str | None = option("JSON", "Callback settings and extensions of the video.")
+    enable_first_frame_cover: bool | None = option(BOOLEAN, "Use the first frame as cover.")
+    generate_thumbnail: bool | None = option(BOOLEAN, "Make a thumbnail.")
+    set: tuple[str, ...] = option(
+        "NAME=VALUE", "Another parameter of CreateUploadVideo, by its own name.", default=()
+    )
 
 
 @group

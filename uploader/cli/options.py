@@ -108,6 +108,10 @@ def _command(text: str) -> list[str]:
     return argv
 
 
+def _boolean(text: str) -> bool:
+    return {"true": True, "false": False}[text.lower()]
+
+
 def _concurrency(text: str) -> int | str:
     return text if text == "auto" else _within(_whole(text), 1, MAX_CONCURRENCY)
 
@@ -144,6 +148,7 @@ def _part_size(text: str) -> int:
     return _within(units.parse_size(text), MIN_PART_SIZE, MAX_PART_SIZE)
 
 
+BOOLEAN: Final = Kind("true|false", "true or false", _boolean)
 SIZE: Final = Kind("SIZE", "a size such as 8MiB, 8M or 8388608", units.parse_size)
 PART_SIZE: Final = Kind("SIZE", "a size from 100KiB to 5GiB, such as 8MiB", _part_size)
 DURATION: Final = Kind(

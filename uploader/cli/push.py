@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -144,13 +143,11 @@ async def _named(uploader: Uploader, names: Sequence[str]) -> list[UploadRecord]
 
 
 def _recorded_item(record: UploadRecord, flags: UrlFlags) -> UploadItem:
-    # What the first run was to send with CreateUploadVideo, for a video that was not created yet.
-    given = json.loads(record.meta or "{}")
-    known = {name: given[name] for name in VideoMeta.__slots__ if name in given}
     return UploadItem(
         tag=PushedFile(record.source, record.source),
         source=recorded_source(record, flags),
-        meta=VideoMeta(**{**known, "tags": tuple(known.get("tags", ()))}),
+        # What the first run was to send with CreateUploadVideo, if no video was created yet.
+        meta=VideoMeta.from_text(record.meta or "{}"),
         video_id=record.video_id,
         key=record.key,
         overwrite=record.is_overwrite,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote
 
 from uploader import (
@@ -231,12 +231,23 @@ def make_meta(flags: VideoFlags) -> VideoMeta:
     Raises:
         ConfigurationError: VOD would refuse them.
     """
-    given = {name: getattr(flags, name, None) for name in VideoMeta.__slots__ if name != "tags"}
+    names = set(VideoMeta.__slots__) - {"tags", "extra"}
+    given: dict[str, Any] = {name: getattr(flags, name, None) for name in names}
     tags = tuple(filter(None, map(str.strip, (flags.tags or "").split(","))))
-    meta = VideoMeta(**given, tags=tags)
+    meta = VideoMeta(**given, tags=tags, extra=dict(map(_parameter, flags.set)))
     if (problem := problem_of(meta)) is not None:
         raise ConfigurationError(f"{problem[0].upper()}{problem[1:]}.")
     return meta
+
+
+def _parameter(text: str) -> tuple[str, str]:
+    name, is_given, value = text.partition("=")
+    if not is_given or not value:
+        raise ConfigurationError(
+            f"--set: expected NAME=VALUE, got {text!r}.",
+            next_step="Correct --set (or VODUP_SET), then run again.",
+        )
+    return name, value
 
 
 def make_url_policy(flags: UrlFlags) -> UrlPolicy:

@@ -56,6 +56,8 @@ class Stats:
     """Whole bodies received for a part that had been stored before."""
     bytes_sent_twice: int = 0
     creates: int = 0
+    created_with: list[dict[str, str]] = field(default_factory=list)
+    """Parameters of each CreateUploadVideo that made a video."""
     refreshes: int = 0
     overwrite_refreshes: int = 0
     initiates: int = 0

@@ -129,6 +129,7 @@ class VodService:
                 return self._granted(known)
         video = self._new_video(call.parameter("Title"), file_name, reference_id)
         self._backend.stats.creates += 1
+        self._backend.stats.created_with.append(dict(call.parameters))
         return self._granted(video)
 
     def _duplicate(self, reference_id: str) -> Video | None:
@@ -357,6 +358,9 @@ def _checked_metadata(call: VodCall) -> str:
         _check_characters(text)
     _check_extension(file_name)
     _check_size(call.parameter("FileSize"))
+    for name in ("EnableFirstFrameCover", "GenerateThumbnail"):
+        if call.parameter(name).lower() not in ("", "true", "false"):
+            raise Refusal("InvalidParameter", f"The specified {name} is not valid.")
     return file_name
 
 

@@ -41,8 +41,7 @@ def create_upload_media(
     Raises:
         ConfigurationError: a field of `meta` is not one of IMS, or the name has no extension.
     """
-    if meta.template_group_id or meta.reference_id:
-        raise ConfigurationError("IMS has no template groups and no ReferenceIds.")
+    _require_known(meta)
     stem, dot, extension = (meta.file_name or file_name).rpartition(".")
     if not dot or not extension or not stem:
         raise ConfigurationError(
@@ -75,10 +74,18 @@ def create_upload_media(
             else {}
         ),
         "UserData": meta.user_data,
+        **meta.extra,
     }
     return rpc_operation(
         endpoint, "CreateUploadMedia", params, parse_grant, version=_VERSION, is_repeatable=False
     )
+
+
+def _require_known(meta: VideoMeta) -> None:
+    if meta.template_group_id or meta.reference_id:
+        raise ConfigurationError("IMS has no template groups and no ReferenceIds.")
+    if meta.enable_first_frame_cover is not None or meta.generate_thumbnail is not None:
+        raise ConfigurationError("IMS has no EnableFirstFrameCover and no GenerateThumbnail.")
 
 
 def _json(fields: Mapping[str, object]) -> str | None:

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from uploader.errors import InvalidGrant
 from uploader.protocol.decode import decode_answer
@@ -52,6 +52,10 @@ class VideoMeta:
         reference_id: your own id, `[A-Za-z0-9_-]{6,64}`, unique in your account. If set,
             vodup uses it instead of its own to find the video again when an answer is lost.
         user_data: JSON text (message callback, extend, acceleration).
+        enable_first_frame_cover: whether the first frame becomes the cover.
+        generate_thumbnail: whether a thumbnail is made. VOD documents no details of either.
+        extra: further parameters of the operation by their names, such as one that VOD has added
+            since; none that a field or vodup itself sets.
     """
 
     title: str | None = None
@@ -66,12 +70,22 @@ class VideoMeta:
     app_id: str | None = None
     reference_id: str | None = None
     user_data: str | None = None
+    enable_first_frame_cover: bool | None = None
+    generate_thumbnail: bool | None = None
+    extra: Mapping[str, str] = field(default_factory=dict)
 
     def to_text(self) -> str:
         """As JSON, for the checkpoint and for commands."""
         fields = {name: getattr(self, name) for name in self.__slots__}
-        given = {name: value for name, value in fields.items() if value not in (None, "", ())}
+        given = {name: value for name, value in fields.items() if value not in (None, "", (), {})}
         return json.dumps(given)
+
+    @classmethod
+    def from_text(cls, text: str) -> Self:
+        """Read what `to_text` has written."""
+        given = json.loads(text)
+        known = {name: given[name] for name in cls.__slots__ if name in given}
+        return cls(**{**known, "tags": tuple(known.get("tags", ()))})
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +141,15 @@ def create_upload_video(
         "AppId": meta.app_id,
         "ReferenceId": meta.reference_id or reference_id,
         "UserData": meta.user_data,
+        "EnableFirstFrameCover": _boolean(meta.enable_first_frame_cover),
+        "GenerateThumbnail": _boolean(meta.generate_thumbnail),
+        **meta.extra,
     }
     return rpc_operation(endpoint, "CreateUploadVideo", params, parse_grant, is_repeatable=False)
+
+
+def _boolean(value: bool | None) -> str | None:
+    return None if value is None else str(value).lower()
 
 
 def title_of(file_name: str) -> str:
@@ -196,6 +217,16 @@ _MAX_TAG_LENGTH = 32
 _REFERENCE_ID = re.compile(r"[A-Za-z0-9_-]{6,64}")
 _UNSENDABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 """Control characters, and what Python makes of bytes that are not UTF-8."""
+_PARAMETER = re.compile(r"[A-Za-z][A-Za-z0-9]*(?:\.[A-Za-z0-9]+)*")
+_OWN_PARAMETERS = frozenset(
+    # Of every call, and in lower case: a gateway may not care.
+    "action version format accesskeyid securitytoken timestamp signature signaturemethod "
+    "signaturenonce signatureversion signaturetype "
+    # Of CreateUploadVideo and CreateUploadMedia.
+    "title filename filesize description coverurl cateid tags templategroupid workflowid "
+    "storagelocation appid referenceid userdata enablefirstframecover generatethumbnail fileinfo "
+    "mediametadata postprocessconfig uploadtargetconfig".split()
+)
 _BEYOND_PLANE_0 = re.compile(r"[\U00010000-\U0010ffff]")
 _TEXTS = (
     "title description cover_url template_group_id workflow_id storage_location app_id file_name"
@@ -210,6 +241,12 @@ def refuses_name(file_name: str) -> bool:
 def unsendable_in(meta: VideoMeta) -> str | None:
     """Say which field no service can be given; None if all can."""
     texts = {name: getattr(meta, name) for name in (*_TEXTS, "reference_id", "user_data")}
+    for name in meta.extra:
+        if not _PARAMETER.fullmatch(name):
+            return f"extra: {clean_text(name, 80)!r} is no name of a parameter"
+        if name.lower() in _OWN_PARAMETERS:
+            return f"extra: {name} is set by vodup, or has a field (and a flag) of its own"
+    texts |= meta.extra
     for name, text in (*texts.items(), *(("tags", tag) for tag in meta.tags)):
         if text is not None and is_unsendable(text):
             return f"{name} has control characters or is not UTF-8 text"
