@@ -71,6 +71,12 @@ class Refusal(Exception):
 # "OSS: Error codes" and "OSS: 0002 to 0042 EC pages".
 OSS_ERRORS: Mapping[str, ErrorRow] = {
     "AccessDenied": ErrorRow(403, "Access denied by authorizer's policy.", "0003-00000001"),
+    "AccessForbidden": ErrorRow(  # the spelling is OSS's
+        403,
+        "CORSResponse: This CORS request is not allowed. This is usually because the evalution of "
+        "Origin, request method / Access-Control-Request-Method or Access-Control-Requet-Headers "
+        "are not whitelisted by the resource's CORS spec.",
+    ),
     "AccessKeyIdAndSecurityTokenNotMatch": ErrorRow(
         403, "The AccessKeyId and SecurityToken do not match.", "0002-00000004"
     ),

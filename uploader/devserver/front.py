@@ -42,7 +42,7 @@ class Service(Protocol):
     def refuse(self, exchange: Exchange, refusal: Refusal, request_id: str) -> Answer:
         """The service's error document."""
 
-    def decorate(self, request_id: str, started_at: float) -> dict[str, str]:
+    def decorate(self, exchange: Exchange, request_id: str) -> dict[str, str]:
         """Headers every answer has."""
 
     def request_id(self) -> str:
@@ -184,7 +184,7 @@ class Front:
             answer = self._service.refuse(exchange, refusal, request_id)
             await self._drain_refused(exchange)
         if not exchange.fault("html"):  # a proxy's page has none of the service's headers
-            decoration = self._service.decorate(request_id, exchange.record.started_at)
+            decoration = self._service.decorate(exchange, request_id)
             answer = dataclasses.replace(answer, headers={**decoration, **answer.headers})
         return alter(exchange, answer)
 

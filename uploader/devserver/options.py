@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from .cors import OPEN, CorsRule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +67,9 @@ class DevServerOptions:
     forbid_overwrite: Literal["honoured", "ignored", "denied", "invalid"] = "honoured"
     """What becomes of ``x-oss-forbid-overwrite``: obeyed; ignored, as where the bucket keeps
     versions; 403 AccessDenied; 400 InvalidArgument."""
+    cors: Literal["open", "none"] | tuple[Mapping[str, Any], ...] = "open"
+    """Cross-origin rules of the buckets: any origin, none, or rules with the fields of
+    ``CorsRule``."""
     drain_before_refusal: bool = True
     """Read the whole body before a refusal is answered."""
     xml_namespace: bool = False
@@ -111,6 +117,21 @@ class DevServerOptions:
 
     request_log_size: int = 200_000
     """Requests kept in the log; older ones are dropped."""
+
+    def __post_init__(self) -> None:
+        self.cors_rules()
+
+    def cors_rules(self) -> tuple[CorsRule, ...]:
+        """The rules that ``cors`` names.
+
+        Raises: ValueError for a rule with an unknown field.
+        """
+        if isinstance(self.cors, str):
+            return OPEN if self.cors == "open" else ()
+        try:
+            return tuple(CorsRule(**rule) for rule in self.cors)
+        except TypeError as error:
+            raise ValueError(f"cors: {error}") from error
 
     def changed(self, **changes: Any) -> DevServerOptions:
         """A copy with some options changed.

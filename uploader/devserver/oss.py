@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from .answers import OSS_ERRORS, Answer, Refusal
 from .backend import Backend, http_date
+from .cors import cors_headers, preflight
 from .encoding import Node, to_base64
 from .exchange import BodyTimeout, Exchange
 from .oss_access import WRONG_REGION, OssTarget, check_access
@@ -73,6 +74,8 @@ class OssService:
     async def perform(self, exchange: Exchange) -> Answer:
         """Check a request and perform it."""
         call = self._parse(exchange)
+        if call.operation == "OptionObject":
+            return preflight(self._backend.options.cors_rules(), call.headers)
         self._check_endpoint(call)
         target = OssTarget(call.operation, call.bucket, call.object_key)
         credential = check_access(self._backend, target, call.signed)
@@ -116,10 +119,12 @@ class OssService:
             body = b""
         return Answer(row.status, body, headers, code=refusal.code)
 
-    def decorate(self, request_id: str, started_at: float) -> dict[str, str]:
+    def decorate(self, exchange: Exchange, request_id: str) -> dict[str, str]:
         """Headers every answer of OSS has."""
-        elapsed_ms = max(1, round((time.time() - started_at) * 1000))
+        elapsed_ms = max(1, round((time.time() - exchange.record.started_at) * 1000))
+        request, rules = exchange.request, self._backend.options.cors_rules()
         return {
+            **cors_headers(rules, request.method, request.headers.get("Origin")),
             "Server": "AliyunOSS",
             "Date": http_date(self._backend.now()),
             "x-oss-request-id": request_id,

@@ -91,6 +91,8 @@ def _is_ip(name: str) -> bool:
 
 
 def _operation(method: str, object_key: str, names: set[str]) -> str:
+    if method == "OPTIONS":
+        return "OptionObject"
     if not object_key:
         is_listing = method == "GET" and "uploads" in names
         return "ListMultipartUploads" if is_listing else "Unsupported"

@@ -110,7 +110,7 @@ class VodService:
         answer = self._render("Error", fields, row.status, exchange.wants_json)
         return dataclasses.replace(answer, code=refusal.code)
 
-    def decorate(self, request_id: str, started_at: float) -> dict[str, str]:
+    def decorate(self, exchange: Exchange, request_id: str) -> dict[str, str]:
         """Headers every answer of the API has."""
         return {"Date": http_date(self._backend.now()), "x-acs-request-id": request_id}
 
