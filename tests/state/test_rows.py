@@ -11,6 +11,7 @@ import pytest
 
 from tests.state.conftest import record
 from uploader.errors import ConfigurationError, StateUnavailable
+from uploader.state.journal import video_taken
 from uploader.state.locations import PostgresUrl, SqliteFile, locate, state_directory
 from uploader.state.records import Orphan, UploadRecord
 from uploader.state.rows import (
@@ -23,7 +24,6 @@ from uploader.state.rows import (
     row_of,
     stored_text,
 )
-from uploader.state.store import video_taken
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 RECORD = replace(

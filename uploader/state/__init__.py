@@ -8,10 +8,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from uploader.state.journal import Journal
+from uploader.state.journal import Journal, StateStore
 from uploader.state.memory import MemoryState
 from uploader.state.records import Orphan, PartAck, Phase, UploadRecord, UploadStatus
-from uploader.state.store import StateStore
 
 if TYPE_CHECKING:
     from uploader.state.sql import SqlState

@@ -10,9 +10,8 @@ from typing import Any, Self
 
 from uploader.clock import Clock, SystemClock
 from uploader.errors import LeaseLost, UploadLocked
-from uploader.state.journal import Journal, UploadClaim
+from uploader.state.journal import Journal, UploadClaim, video_taken
 from uploader.state.records import Orphan, PartAck, Phase, UploadRecord, UploadStatus
-from uploader.state.store import video_taken
 
 
 @dataclass(slots=True)

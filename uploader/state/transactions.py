@@ -15,10 +15,10 @@ from uuid import uuid4
 from uploader.errors import StateError, StateUnavailable, UploadLocked
 from uploader.state import queries, rows
 from uploader.state.commits import AckWrite
+from uploader.state.journal import video_taken
 from uploader.state.leases import TAKEN_OVER, Lease, Owner
 from uploader.state.queries import NO_VALUES, Query
 from uploader.state.records import Orphan, PartAck, Phase, UploadRecord, UploadStatus
-from uploader.state.store import video_taken
 
 T = TypeVar("T")
 Values: TypeAlias = Mapping[str, Any]
