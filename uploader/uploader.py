@@ -39,14 +39,7 @@ from uploader.protocol.oss import ObjectFacts
 from uploader.protocol.trust import TrustPolicy
 from uploader.protocol.vod import VideoMeta
 from uploader.protocol.wire import Transport
-from uploader.sources import (
-    AnySource,
-    BytesSource,
-    HlsPackage,
-    Source,
-    UrlPolicy,
-    as_source,
-)
+from uploader.sources import AnySource, BytesSource, HlsPackage, Source, UrlPolicy, as_source
 from uploader.state import Phase, StateStore, UploadRecord, open_state
 from uploader.transport import AiohttpTransport
 from uploader.upload import verify

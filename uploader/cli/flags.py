@@ -117,8 +117,7 @@ class NetworkFlags:
         "FILE", "File with the login for --proxy, as USER:PASSWORD."
     )
     ca_file: str | None = option(
-        "FILE",
-        "Additional CA certificates to trust, such as those of a proxy that inspects TLS.",
+        "FILE", "Additional CA certificates to trust, such as those of a proxy that inspects TLS."
     )
 
 

@@ -60,11 +60,8 @@ class Kind:
 
 def number(least: int, most: int, metavar: str = "N") -> Kind:
     """A whole number within bounds, both included."""
-    return Kind(
-        metavar,
-        f"a whole number from {least:,} to {most:,}",
-        lambda text: _within(_whole(text), least, most),
-    )
+    expected = f"a whole number from {least:,} to {most:,}"
+    return Kind(metavar, expected, lambda text: _within(_whole(text), least, most))
 
 
 def one_of(*choices: str) -> Kind:
@@ -80,11 +77,8 @@ def one_of(*choices: str) -> Kind:
 
 def size_from(least: int) -> Kind:
     """A size with a lower bound."""
-    return Kind(
-        "SIZE",
-        f"a size of at least {units.size(least)}",
-        lambda text: _within(units.parse_size(text), least),
-    )
+    expected = f"a size of at least {units.size(least)}"
+    return Kind("SIZE", expected, lambda text: _within(units.parse_size(text), least))
 
 
 def _whole(text: str) -> int:

@@ -92,13 +92,10 @@ def require_provider(flags: AccessFlags) -> GrantProvider:
         return CommandProvider(flags.auth_command)
     if flags.auth_url:
         return UrlProvider(flags.auth_url, os.environ.get("VODUP_AUTH_URL_TOKEN") or None)
-    if flags.service == "ims":
-        return ImsProvider.from_env(
-            region=flags.region, endpoint=flags.ims_endpoint, signature=flags.api_signature
-        )
-    return VodProvider.from_env(
-        region=flags.region, endpoint=flags.vod_endpoint, signature=flags.api_signature
-    )
+    is_ims = flags.service == "ims"
+    endpoint = flags.ims_endpoint if is_ims else flags.vod_endpoint
+    from_env = ImsProvider.from_env if is_ims else VodProvider.from_env
+    return from_env(region=flags.region, endpoint=endpoint, signature=flags.api_signature)
 
 
 def make_provider(flags: AccessFlags) -> GrantProvider | None:
@@ -121,13 +118,9 @@ def key_origin() -> str | None:
     """Return what names the caller's AccessKey: a variable, a file; None if nothing does."""
     if os.environ.get("ALIBABA_CLOUD_ACCESS_KEY_ID", "").strip():
         return "ALIBABA_CLOUD_ACCESS_KEY_ID"
-    for name in _CHAIN_VARIABLES:
-        if os.environ.get(name):
-            return name
-    for name in _CHAIN_FILES:
-        if os.path.exists(os.path.expanduser(name)):
-            return name
-    return None
+    variables = [name for name in _CHAIN_VARIABLES if os.environ.get(name)]
+    files = [name for name in _CHAIN_FILES if os.path.exists(os.path.expanduser(name))]
+    return next(iter(variables + files), None)
 
 
 def region_of(flags: AccessFlags) -> str:

@@ -328,8 +328,7 @@ def cancel_row(conninfo: str, key: str) -> bool:
             return False
         row = row_of(json.loads(spec), manifest, number)
         error = VodupError(
-            "The upload was aborted with `vodup abort`.",
-            next_step="To upload it, queue it again.",
+            "The upload was aborted with `vodup abort`.", next_step="To upload it, queue it again."
         )
         record = failure_record(row, error, exit_code=_FAILED_CODE, attempts=failure_count)
         connection.execute(_FAIL, [json.dumps(record), row_id])

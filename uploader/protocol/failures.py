@@ -111,10 +111,7 @@ class Service:
 
 
 def _as_error(
-    error: type[VodupError] | None,
-    message: str,
-    next_step: str | None,
-    failure: VodupError,
+    error: type[VodupError] | None, message: str, next_step: str | None, failure: VodupError
 ) -> VodupError:
     if error is None:
         return failure

@@ -17,13 +17,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import ThreadedResolver
 
 from uploader.clock import Clock
-from uploader.errors import (
-    PolicyError,
-    ProxyRefused,
-    SourceError,
-    SourceUnreadable,
-    VodupError,
-)
+from uploader.errors import PolicyError, ProxyRefused, SourceError, SourceUnreadable, VodupError
 from uploader.sources.contract import changed_source, require_open, temporary_failure
 from uploader.sources.url_policy import UrlPolicy
 from uploader.threads import in_thread
