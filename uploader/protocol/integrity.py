@@ -45,7 +45,8 @@ def join_crc64(pieces: Iterable[tuple[int, int]]) -> int:
     """
     joined = 0
     for crc, size in pieces:
-        _require_possible(size)
+        if not 0 <= size < 1 << 63:
+            raise ValueError("a size must be between 0 and 2^63 - 1")
         # Nothing before it: a single piece, and the first of many, need no tables.
         joined = _look_up(_tables_of(size), joined) ^ crc if joined else crc
     return joined
@@ -75,33 +76,17 @@ def _power_of_two_bytes(k: int) -> int:
     return _multiply(root, root)
 
 
-def _shift_by(size: int) -> int:
-    """Return x^(8 × size) modulo P: what appending `size` bytes multiplies by."""
-    _require_possible(size)
-    shift = _ONE
-    for k in range(size.bit_length()):
-        if size >> k & 1:
-            shift = _multiply(shift, _power_of_two_bytes(k))
-    return shift
-
-
 @lru_cache(maxsize=256)
 def _tables_of(size: int) -> _Tables:
-    """Return the tables of appending `size` bytes; uploads of a process share most sizes."""
-    return _multiplication_tables(_shift_by(size))
+    """Return, for each 4 bits of a number from the lowest up, its products with x^(8 × size).
 
-
-def _require_possible(size: int) -> None:
-    if not 0 <= size < 1 << 63:
-        raise ValueError("a size must be between 0 and 2^63 - 1")
-
-
-def _multiplication_tables(factor: int) -> _Tables:
-    """Return, for each 4 bits of a number from the lowest up, its products with `factor`.
-
-    4 bits rather than 8: a tapered plan has dozens of distinct sizes, and building the
-    tables would then cost more than the shorter look-up saves.
+    Uploads of a process share most sizes. 4 bits rather than 8: a tapered plan has dozens of
+    distinct sizes, and building the tables would then cost more than the shorter look-up saves.
     """
+    factor = _ONE
+    for k in range(size.bit_length()):
+        if size >> k & 1:
+            factor = _multiply(factor, _power_of_two_bytes(k))
     columns = [factor]
     for _ in range(63):
         columns.append(_times_x(columns[-1]))

@@ -244,18 +244,15 @@ class OpenFile(RandomAccess):
 
     def _fill(self, into: memoryview, offset: int) -> int:
         filled = 0
-        while filled < len(into):
-            size = self._read_some(into[filled:], offset + filled)
-            if size == 0:
-                raise changed_source(self._path, f"it ends at byte {offset + filled}")
-            filled += size
-        return filled
-
-    def _read_some(self, into: memoryview, offset: int) -> int:
         try:
-            return os.preadv(self._descriptor, [into], offset)
+            while filled < len(into):
+                size = os.preadv(self._descriptor, [into[filled:]], offset + filled)
+                if size == 0:
+                    raise changed_source(self._path, f"it ends at byte {offset + filled}")
+                filled += size
         except OSError as exc:
             raise unreadable_source(self._path, exc) from exc
+        return filled
 
 
 @dataclass(frozen=True, slots=True)
