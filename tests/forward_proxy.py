@@ -10,11 +10,12 @@ import asyncio
 import base64
 import ssl
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from tests.rawserver import Connection, Head, serving
+from uploader.devserver import DevServer
 
 Address = tuple[str, int]
 
@@ -104,8 +105,7 @@ async def tls_front(
             await relay(connection.reader, connection.writer, reader, writer)
 
     async with serving(serve, tls=tls, host=host, port=port) as server:
-        parts = urlsplit(server.url)
-        yield (parts.hostname or "", parts.port or 0)
+        yield _address(server.url)
 
 
 async def relay(
@@ -133,3 +133,35 @@ async def relay(
         for task in copies:
             task.cancel()
         await asyncio.wait(copies)
+
+
+VOD_HOST = "vod.cn-shanghai.aliyuncs.com"
+OSS_HOST = "oss-cn-shanghai.aliyuncs.com"
+SERVICE_HOSTS = (VOD_HOST, OSS_HOST, f"*.{OSS_HOST}")
+
+
+@asynccontextmanager
+async def services_at(
+    server: DevServer,
+    tls: ssl.SSLContext,
+    *,
+    hosts: tuple[str, str] = ("127.0.0.1", "127.0.0.1"),
+    port: int = 0,
+) -> AsyncIterator[dict[str, Address]]:
+    """Where the names of VOD and OSS lead, so that a development server answers for both.
+
+    With a fixed `port`, `hosts` are the addresses of VOD and OSS.
+    """
+    upstreams = [_address(url) for url in (server.vod_endpoint, server.oss_endpoint)]
+    server.backend.oss_endpoint = f"https://{OSS_HOST}"
+    async with AsyncExitStack() as stack:
+        vod, oss = [
+            await stack.enter_async_context(tls_front(upstream, tls, host=host, port=port))
+            for upstream, host in zip(upstreams, hosts, strict=True)
+        ]
+        yield {VOD_HOST: vod, OSS_HOST: oss, f".{OSS_HOST}": oss}
+
+
+def _address(url: str) -> Address:
+    parts = urlsplit(url)
+    return parts.hostname or "", parts.port or 0

@@ -58,6 +58,10 @@ def parse(response: Response) -> str:
     )
 
 
+def unusable_page(response: Response) -> str:
+    raise TransportError("The answer has no ETag.", is_sent=True)
+
+
 OPERATION = Operation(name="UploadPart", request=Request("PUT", "https://h"), parse=parse)
 ONCE = Operation(
     name="Create", request=Request("POST", "https://h"), parse=parse, is_repeatable=False
@@ -768,3 +772,19 @@ async def test_patience_that_is_just_enough_is_enough() -> None:
     )
     assert await rig.call() == "done"
     assert rig.clock.pauses == [60.0]
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        (Response(200, {"content-type": "text/html"}, b"<html>"), "WebPage"),
+        (Response(200, {"content-type": "application/xml"}, b"<x/>"), ""),
+    ],
+)
+async def test_a_login_page_is_named_and_retried(answer: Response, code: str) -> None:
+    rig = Rig([answer])
+    with pytest.raises(TransportError) as caught:
+        await rig.call(replace(OPERATION, parse=unusable_page, max_attempts=3))
+    assert (caught.value.code, len(rig.sent)) == (code, 3)
+    assert ("UploadPart was answered with a web page" in caught.value.message) == bool(code)
+    assert ("log in" in caught.value.next_step) == bool(code)

@@ -21,13 +21,13 @@ from uploader.errors import (
     without_frames,
 )
 from uploader.protocol.failures import Meaning, Service, is_outcome_known
-from uploader.protocol.wire import Operation, SignedRequest, Signer, Transport
+from uploader.protocol.wire import Operation, SignedRequest, Signer, Transport, web_page
 
 T = TypeVar("T")
 
 _Failure = ServiceError | TransportError | IntegrityError | InvalidGrant
 
-_MAX_CLOCK_OFFSET_S = 24 * 3600.0
+MAX_CLOCK_OFFSET_S = 24 * 3600.0
 """A server's clock that differs by more is not believed."""
 
 _MAX_RENEWALS_A_CALL = 5
@@ -153,6 +153,8 @@ class Session:
             return operation.parse(response)
         except VodupError as error:
             failure = error
+        if isinstance(failure, TransportError) and response.is_web_page:
+            failure = web_page(operation.name, response.status)
         raise without_frames(_without_secrets(failure, signed))
 
     async def _prepare_retry(
@@ -228,7 +230,7 @@ class Session:
         """Learn the server's clock from its answer; once a call, for it must help."""
         server_s = getattr(failure, "server_epoch_s", None)
         offset_s = (server_s or 0.0) - self._clock.utc_now().timestamp()
-        if server_s is None or attempts.is_clock_fixed or abs(offset_s) > _MAX_CLOCK_OFFSET_S:
+        if server_s is None or attempts.is_clock_fixed or abs(offset_s) > MAX_CLOCK_OFFSET_S:
             failure.next_step = "Set the clock of this machine, then run the same command again."
             raise failure
         self._clock_offset_s = offset_s

@@ -411,6 +411,18 @@ def test_redirects_are_named(status: int) -> None:
     assert "canary" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("status", "is_page"), [(200, True), (403, True), (502, False)])
+def test_a_web_page_is_told_from_an_answer_of_vod(status: int, is_page: bool) -> None:
+    page = answer(PORTAL, status, content_type="text/html; charset=utf-8")
+    assert page.is_web_page
+    with pytest.raises((ServiceError, TransportError)) as caught:
+        REFRESH.parse(page)
+    if status != 200:  # the session names it there
+        assert ("with a web page" in caught.value.message) == is_page
+        assert ("log in" in caught.value.next_step) == is_page
+    assert "canary" not in str(caught.value)
+
+
 def test_hostile_texts_are_harmless_to_show() -> None:
     body = {"Code": "A\x1b[2J", "Message": "x" * 5000 + "\n\u202e", "RequestId": "\u2028"}
     with pytest.raises(ServiceError) as caught:

@@ -28,11 +28,12 @@ from uploader.credentials import GrantProvider, ImsProvider, Network, VodProvide
 from uploader.errors import ConfigurationError, PolicyError, VideoGone, VodupError
 from uploader.protocol.grants import UploadTarget, mask
 from uploader.protocol.trust import ServiceName, oss_host
-from uploader.protocol.wire import Response, SignedRequest
+from uploader.protocol.wire import Response, SignedRequest, web_page
+from uploader.session import MAX_CLOCK_OFFSET_S
 from uploader.state import Phase, open_state
 from uploader.state.files import refuse_network_mount
 from uploader.state.locations import SqliteFile, locate
-from uploader.transport import AiohttpTransport, may_use_congestion
+from uploader.transport import AiohttpTransport, Proxies, may_use_congestion
 
 _REQUEST_S: Final = 15.0
 _MAX_OFFSET_S: Final = 300.0  # OSS and VOD refuse at 15 minutes
@@ -40,15 +41,31 @@ _LOW_SPACE: Final = 100 * 1024 * 1024
 _NO_VIDEO: Final = "0" * 32
 _NO_BUCKET: Final = "vodup-doctor"
 
+Status = Literal["ok", "warning", "failed"]
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The result of one check. `code` is the exit code if it failed."""
+    """The result of one check.
+
+    Attributes:
+        code: the exit code if it failed.
+        cause: one word for programs, for example "NameNotResolved".
+        next_step: what to do about it.
+    """
 
     name: str
-    status: Literal["ok", "warning", "failed"]
+    status: Status
     detail: str
     code: int = run.FAILED
+    cause: str = ""
+    next_step: str = ""
+
+    @classmethod
+    def of(cls, name: str, error: VodupError, about: str = "") -> Finding:
+        """A check that failed with this error."""
+        detail = f"{about}: {error.message}" if about else error.message
+        return cls(name, "failed", detail, run.exit_code(error), error.code, error.next_step)
 
 
 def doctor(flags: DoctorFlags) -> int:
@@ -60,18 +77,24 @@ def doctor(flags: DoctorFlags) -> int:
             out_json({"type": "doctor.finding", **line})
         else:
             out(f"{finding.status:<8} {finding.name:<12} {finding.detail}")
+            if finding.next_step:
+                out(f"{'':<8} {'next:':<12} {finding.next_step}")
     return run.common_code(f.code for f in findings if f.status == "failed")
 
 
 def _findings(flags: DoctorFlags) -> list[Finding]:
     """Run all checks, of the network too."""
     findings: list[Finding] = [*_versions(), _credentials(flags), *_state_path(flags)]
+    findings.append(_proxy(flags))
 
     async def work() -> int:
         findings.append(await _records(flags))
-        async with open_network(flags) as network:
-            findings.extend(await _services(flags, network))
-            findings.append(_congestion(network))
+        try:
+            async with open_network(flags) as network:
+                findings.extend(await _services(flags, network))
+                findings.append(_congestion(network))
+        except VodupError as error:  # a flag
+            findings.append(Finding.of("network", error))
         return run.DONE
 
     run.run_async(work())
@@ -101,6 +124,17 @@ def _credentials(flags: AccessFlags) -> Finding:
         detail = "no AccessKey: set ALIBABA_CLOUD_ACCESS_KEY_ID and _SECRET, or push with a --grant"
         return Finding("credentials", "failed", detail, run.CREDENTIALS)
     return Finding("credentials", "ok", f"AccessKey from {origin}")
+
+
+def _proxy(flags: DoctorFlags) -> Finding:
+    try:
+        proxies = Proxies(settings.proxy_of(flags))
+    except VodupError as error:
+        return Finding.of("proxy", error)
+    if variable := proxies.unused_variable(settings.api_origin(flags)):
+        detail = f"none; {variable} names one that is used only with --proxy env"
+        return Finding("proxy", "ok", detail, cause="ProxyNotUsed")
+    return Finding("proxy", "ok", str(proxies))
 
 
 def _state_path(flags: StateFlags) -> Iterator[Finding]:
@@ -134,7 +168,7 @@ async def _records(flags: StateFlags) -> Finding:
             phases = [found.record.phase async for found in state.uploads()]
             orphans = await state.orphans()
     except VodupError as error:
-        return Finding("uploads", "failed", error.message, run.exit_code(error))
+        return Finding.of("uploads", error)
     open_count = sum(phase not in {Phase.DONE, Phase.ABORTED} for phase in phases)
     detail = f"{units.count(len(phases), 'upload')} recorded, {open_count} unfinished"
     if orphans:
@@ -152,7 +186,7 @@ async def _services(flags: ConnectionFlags, network: Network) -> list[Finding]:
         name: ServiceName = "IMS" if flags.service == "ims" else "VOD"
         endpoint = network.trust.check_endpoint(name, settings.api_origin(flags))
     except VodupError as error:
-        return [Finding(service, "failed", error.message, run.exit_code(error))]
+        return [Finding.of(service, error)]
     findings = [await _reach(service, endpoint, network)]
     if isinstance(provider, VodProvider | ImsProvider) and findings[0].status != "failed":
         findings.append(await _access_key(provider, network))
@@ -167,7 +201,7 @@ async def _reach_oss(flags: ConnectionFlags, origin: str, network: Network) -> F
     try:
         dialect = await network.dialect_for(UploadTarget(address, _NO_BUCKET, "-"))
     except VodupError as error:
-        return Finding("OSS", "failed", error.message, run.exit_code(error))
+        return Finding.of("OSS", error)
     found = await _reach("OSS", dialect.endpoint or address, network)
     words = [found.detail, f"--oss-endpoint {flags.oss_endpoint or 'not given'}"]
     if network.endpoints and flags.oss_endpoint == "auto":
@@ -183,9 +217,12 @@ async def _reach(name: str, endpoint: str, network: Network) -> Finding:
     try:
         async with asyncio.timeout(2 * _REQUEST_S):
             answer = await network.transport.send(request, answer_timeout_s=_REQUEST_S)
-    except (VodupError, TimeoutError) as error:
-        words = error.message if isinstance(error, VodupError) else "no answer"
-        return Finding(name, "failed", f"{endpoint}: {words}", run.TEMPORARY)
+    except TimeoutError:
+        return Finding(name, "failed", f"{endpoint}: no answer", run.TEMPORARY, "NoAnswer")
+    except VodupError as error:
+        return Finding.of(name, error, endpoint)
+    if answer.is_web_page:
+        return Finding.of(name, web_page(f"{endpoint}/", answer.status))
     return _reached(name, endpoint, answer, time.monotonic() - began)
 
 
@@ -193,12 +230,15 @@ def _reached(name: str, endpoint: str, answer: Response, took_s: float) -> Findi
     words = [f"{endpoint} answers in {1000 * took_s:.0f} ms"]
     if urlsplit(endpoint).scheme != "https":
         words.append("without TLS")
-    is_off = False
+    offset_s = 0.0
     if (server_s := answer.server_epoch_s) is not None:
         offset_s = server_s - time.time()
         words.append(f"clock offset {offset_s:+.0f} s")
-        is_off = abs(offset_s) > _MAX_OFFSET_S
-    return Finding(name, "warning" if is_off else "ok", ", ".join(words))
+    detail = ", ".join(words)
+    if abs(offset_s) <= _MAX_OFFSET_S:
+        return Finding(name, "ok", detail)
+    status: Status = "warning" if abs(offset_s) <= MAX_CLOCK_OFFSET_S else "failed"
+    return Finding(name, status, detail, cause="Clock", next_step="Set this machine's clock.")
 
 
 async def _access_key(provider: GrantProvider, network: Network) -> Finding:
@@ -211,7 +251,7 @@ async def _access_key(provider: GrantProvider, network: Network) -> Finding:
     except TimeoutError:
         return Finding("AccessKey", "failed", "no answer in time", run.TEMPORARY)
     except VodupError as error:
-        return Finding("AccessKey", "failed", error.message, run.exit_code(error))
+        return Finding.of("AccessKey", error)
     return Finding("AccessKey", "ok", "accepted")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from uploader.errors import ServiceError, TransportError
 from uploader.protocol.documents import clean_text
@@ -143,10 +143,32 @@ class Response:
             return None
 
     @property
+    def is_web_page(self) -> bool:
+        """Whether it is a page for people or a redirect, as a login page of a network sends.
+
+        OSS and VOD answer with XML and JSON.
+        """
+        content_type = self.headers.get("content-type", "").partition(";")[0].strip().lower()
+        return 300 <= self.status < 400 or content_type in {"text/html", "application/xhtml+xml"}
+
+    @property
     def retry_after_s(self) -> float | None:
         """How long the server asks to wait; only whole seconds are read."""
         value = self.headers.get("retry-after", "")
         return float(value) if value.isascii() and value.isdigit() and len(value) < 6 else None
+
+
+LOG_IN: Final = (
+    "A login page of this network or a proxy answers in place of the service: open a web page in a "
+    "browser to log in, or check the endpoint and the proxy, then run the same command again to "
+    "resume."
+)
+
+
+def web_page(name: str, status: int) -> TransportError:
+    """The error for a web page that answers `name` with success."""
+    message = f"{name} was answered with a web page ({status})."
+    return TransportError(message, is_sent=True, code="WebPage", next_step=LOG_IN)
 
 
 def unusable(name: str, why: str) -> TransportError:
@@ -178,7 +200,9 @@ def refusal(
     if 300 <= status < 400:
         code = "Redirected"
         text = f"{name} was redirected ({status}); redirects are never followed."
-        next_step = "Check the endpoint and the network (a proxy or login page?)."
+        next_step = LOG_IN
+    elif response.is_web_page and not code and status < 500:
+        text, next_step = f"{name} was answered with a web page ({status}).", LOG_IN
     return ServiceError(
         text,
         operation=name,

@@ -74,8 +74,9 @@ class Proxies:
         found = self._by_scheme.get(url.scheme)
         return None if found is None or self._is_direct(url) else found
 
-    def unused_variable(self, url: URL) -> str:
+    def unused_variable(self, url: URL | str) -> str:
         """Return the variable that names a proxy for this URL, where nothing chose one; or ""."""
+        url = URL(url)
         is_chosen = not self._is_default or self._is_direct(url)
         return "" if is_chosen else self._variable(url.scheme)
 

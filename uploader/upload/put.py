@@ -78,8 +78,7 @@ async def put_part(
     while True:
         body = ctx.source.body(part.offset, part.size, ctx.progress.watch_part(part.number))
         operation = oss.put_object(target, body, headers, needs_md5=upload.needs_md5)
-        if not is_last:
-            operation = replace(operation, part_number=part.number)
+        operation = replace(operation, part_number=None if is_last else part.number)
         is_protected = not may_replace and target.bucket not in ctx.network.unprotected_buckets
         try:
             send = _send_protected if is_protected else _send

@@ -138,8 +138,6 @@ async def _new_record(ctx: UploadContext, former: UploadRecord | None) -> Upload
 
 def _recorded_source(source: Source) -> str:
     """Its name, from which it can be resumed; the path itself where the name has lost bytes."""
-    if "?" not in source.name:  # what stands for a lost byte
-        return source.name
     identity = source.identity
     return identity if is_unsendable(identity) else source.name
 
