@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
+import alibabacloud_oss_v2 as v2
 import oss2
 import pytest
 
 from uploader.devserver import DevServer
 
 from .clients import PART, Oss, Reply, Vod, etag, send
+from .test_calibration import bucket, v2_config
 
 
 def file_url(vod: Vod, oss: Oss) -> str:
@@ -79,3 +81,89 @@ def test_there_is_none_before_there_is_a_file_or_where_it_is_switched_off(
     stored(oss)
     server.set_options(file_url=False)
     assert "FileURL" not in vod.ok("GetMezzanineInfo", VideoId=oss.video_id)["Mezzanine"]
+
+
+# --- URLs that upload credentials sign -----------------------------------------------------
+
+
+def by_url(
+    oss: Oss, url: str, method: str = "GET", body: bytes | None = None, **headers: str
+) -> Reply:
+    parts = urlsplit(url)
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return send(oss.endpoint, method, f"{parts.path}?{parts.query}", named, body)
+
+
+@pytest.mark.parametrize("version", ["v1", "v4"])
+def test_oss2_signs_urls_with_a_token(oss: Oss, server: DevServer, version: str) -> None:
+    client = bucket(oss, version)
+    put = client.sign_url("PUT", oss.key, 60, headers={"Content-Type": "video/mp4"})
+    assert by_url(oss, put, "PUT", PART).code == "SignatureDoesNotMatch"  # without that header
+    assert by_url(oss, put, "PUT", PART, content_type="video/mp4").status == 200
+    assert by_url(oss, client.sign_url("GET", oss.key, 60)).body == PART
+    upload_id = oss.initiate()
+    numbered = {"uploadId": upload_id, "partNumber": "1"}
+    part = client.sign_url("PUT", oss.key, 60, params=numbered)
+    assert by_url(oss, part, "PUT", PART).headers["etag"] == etag()
+
+
+def test_alibabacloud_oss_v2_signs_urls_with_a_token(oss: Oss) -> None:
+    client = v2.Client(v2_config(oss))
+    put = client.presign(v2.PutObjectRequest(bucket=oss.bucket, key=oss.key))
+    assert by_url(oss, put.url or "", "PUT", PART).status == 200
+    get = client.presign(v2.GetObjectRequest(bucket=oss.bucket, key=oss.key))
+    assert by_url(oss, get.url or "").body == PART
+
+
+@pytest.mark.parametrize("version", ["v1", "v4"])
+def test_a_url_reaches_no_further_than_its_credentials(
+    oss: Oss, server: DevServer, version: str
+) -> None:
+    client = bucket(oss, version)
+    oss.call("PUT", body=PART)
+    other = client.sign_url("GET", "another.mp4", 60)
+    assert by_url(oss, other).code == "AccessDenied"
+    good = client.sign_url("GET", oss.key, 60)
+    server.set_options(denied_operations=["GetObject"])
+    assert by_url(oss, good).code == "AccessDenied"
+    server.set_options(denied_operations=[])
+    server.expire_credentials()
+    assert by_url(oss, good).code == "SecurityTokenExpired"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "code", "ec"),
+    [
+        ("x-oss-signature=", "x-oss-signature=0", "SignatureDoesNotMatch", "0002-00000040"),
+        ("x-oss-expires=60", "x-oss-expires=61", "SignatureDoesNotMatch", "0002-00000040"),
+        ("x-oss-expires=60", "x-oss-expires=604801", "InvalidArgument", "0002-00000232"),
+        ("x-oss-expires=60", "x-oss-expires=", "InvalidArgument", "0002-00000215"),
+        ("x-oss-credential=", "x-oss-credential=A", "InvalidAccessKeyId", "0002-00000902"),
+        ("x-oss-credential=", "x-oss-other=", "InvalidArgument", "0002-00000217"),
+        ("cn-shanghai", "cn-beijing", "InvalidArgument", "0002-00000226"),
+        ("OSS4-HMAC-SHA256", "OSS5", "InvalidArgument", "0042-00000101"),
+        ("x-oss-security-token=", "x-oss-security-token=A", "InvalidSecurityToken", ""),
+    ],
+)
+def test_a_changed_v4_url_is_refused(oss: Oss, old: str, new: str, code: str, ec: str) -> None:
+    url = bucket(oss, "v4").sign_url("GET", oss.key, 60)
+    assert old in url
+    reply = by_url(oss, url.replace(old, new))
+    assert reply.code == code
+    assert not ec or reply.element("EC") == ec
+
+
+def test_a_v4_url_ends_in_time(oss: Oss, server: DevServer) -> None:
+    url = bucket(oss, "v4").sign_url("GET", oss.key, 60)
+    server.set_options(clock_offset_s=61)
+    assert (by_url(oss, url).code, by_url(oss, url).element("EC")) == (
+        "AccessDenied",
+        "0002-00000069",
+    )
+
+
+def test_a_request_is_signed_in_one_way(oss: Oss) -> None:
+    url = bucket(oss, "v4").sign_url("GET", oss.key, 60)
+    _, headers = oss.signed("GET", {}, {})
+    reply = by_url(oss, url, authorization=headers["authorization"])
+    assert reply.code == "InvalidArgument"

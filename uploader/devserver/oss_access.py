@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from .answers import Refusal
 from .backend import Backend, iso_date
-from .oss_signed_url import check_signed_url, is_signed_url
+from .oss_keys import check_expiry, known_credential
+from .oss_signed_url import check_signed_url, is_signed_url, query_value
 from .signatures import (
     OssAuthorization,
     SignedRequest,
@@ -21,7 +22,7 @@ from .signatures import (
 )
 from .storage import Credential
 
-WRONG_REGION = "0002-00000226"
+WRONG_REGION = "0002-00000228"  # "OSS: EC 0002-00000228"; in a URL 0002-00000226
 MAX_SKEW_S = 900  # "OSS: RequestTimeTooSkewed", 15 minutes
 
 
@@ -40,12 +41,15 @@ def check_access(backend: Backend, target: OssTarget, request: SignedRequest) ->
     Raises: Refusal as OSS words it.
     """
     if is_signed_url(request):
+        if "authorization" in request.headers:
+            raise Refusal("InvalidArgument", "Only one way of signing is allowed.")
         credential = check_signed_url(backend, request)
         _check_bucket(backend, target)
         _check_policy(backend, target, credential)
         return credential
     authorization = _parse_authorization(request)
-    credential = _known_credential(backend, authorization, request)
+    token = request.headers.get("x-oss-security-token") or query_value(request, "security-token")
+    credential = known_credential(backend, authorization.access_key_id, token)
     check_expiry(backend, credential)
     _check_date(backend, authorization, request)
     _check_version(backend, authorization)
@@ -71,45 +75,6 @@ def _parse_authorization(request: SignedRequest) -> OssAuthorization:
         raise Refusal(
             "InvalidArgument", "Authorization header is invalid.", ec="0002-00000225"
         ) from None
-
-
-def _known_credential(
-    backend: Backend, authorization: OssAuthorization, request: SignedRequest
-) -> Credential:
-    credential = backend.storage.credential(authorization.access_key_id)
-    if credential is None:
-        raise _unknown_key(authorization.access_key_id, "0002-00000902")
-    token = _token_of(request)
-    if not token:
-        raise _unknown_key(authorization.access_key_id, "0002-00000902")
-    if token != credential.token:
-        raise _wrong_token(backend, token)
-    return credential
-
-
-def _token_of(request: SignedRequest) -> str:
-    in_query = next((v for k, v in request.query if k == "security-token"), "")
-    return request.headers.get("x-oss-security-token", in_query)
-
-
-def _wrong_token(backend: Backend, token: str) -> Refusal:
-    if any(known.token == token for known in backend.storage.credentials()):
-        return Refusal("AccessKeyIdAndSecurityTokenNotMatch")
-    return Refusal("InvalidSecurityToken")
-
-
-def _unknown_key(access_key_id: str, ec: str) -> Refusal:
-    return Refusal("InvalidAccessKeyId", ec=ec, fields={"OSSAccessKeyId": access_key_id})
-
-
-def check_expiry(backend: Backend, credential: Credential) -> None:
-    """Refuse credentials that have expired; the answer echoes the token, as OSS's does."""
-    age = backend.seconds_since_expiry(credential)
-    if age < 0:
-        return
-    if age < backend.options.expired_grace_s:
-        raise Refusal("SecurityTokenExpired", fields={"SecurityToken": credential.token})
-    raise _unknown_key(credential.access_key_id, "0002-00000002")
 
 
 def _check_date(backend: Backend, authorization: OssAuthorization, request: SignedRequest) -> None:
@@ -157,7 +122,7 @@ def _check_version(backend: Backend, authorization: OssAuthorization) -> None:
             "The bucket does not support the V1 signature. Use the V4 signature.",
             ec="0002-00000080",
         )
-    raise Refusal("InvalidArgument", "Unsupported Authorization type.", ec="0002-00000226")
+    raise Refusal("InvalidArgument", "Unsupported Authorization type.")
 
 
 def _check_signature(
@@ -167,7 +132,7 @@ def _check_signature(
         text = oss_v1_string_to_sign(request)
         expected = oss_v1_signature(credential.secret, text)
     else:
-        text = oss_v4_string_to_sign(request, authorization)
+        text = oss_v4_string_to_sign(request, authorization, oss_v4_date(request.headers))
         expected = oss_v4_signature(credential.secret, authorization, text)
     if not hmac.compare_digest(expected.encode(), authorization.signature.encode()):
         raise _signature_mismatch(authorization, text)

@@ -8,8 +8,8 @@ from __future__ import annotations
 from .answers import Refusal
 from .backend import Backend
 from .bodies import ReceivedBody
-from .oss_access import check_expiry
 from .oss_call import OssCall
+from .oss_keys import check_expiry
 from .storage import Credential, Part, Upload
 
 MAX_PART_NUMBER = 10_000

@@ -129,10 +129,11 @@ def oss_v1_signature(secret: str, string_to_sign: str) -> str:
     return _hmac_sha1(secret, string_to_sign)
 
 
-def oss_v4_string_to_sign(request: SignedRequest, authorization: OssAuthorization) -> str:
-    """The text OSS V4 signs."""
+def oss_v4_string_to_sign(
+    request: SignedRequest, authorization: OssAuthorization, date: str
+) -> str:
+    """The text OSS V4 signs; ``date`` as ``20261122T090354Z``."""
     canonical = _v4_canonical_request(request, authorization.additional_headers)
-    date = oss_v4_date(request.headers)
     digest = hashlib.sha256(canonical.encode()).hexdigest()
     return f"{OSS_V4}\n{date}\n{authorization.scope}\n{digest}"
 
