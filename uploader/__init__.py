@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from uploader.errors import PermissionDenied as PermissionDenied
     from uploader.errors import PolicyError as PolicyError
     from uploader.errors import ProxyRefused as ProxyRefused
+    from uploader.errors import ResourceUnavailable as ResourceUnavailable
     from uploader.errors import ServiceError as ServiceError
     from uploader.errors import SourceChanged as SourceChanged
     from uploader.errors import SourceError as SourceError
@@ -114,8 +115,9 @@ _HOMES = {
     "handles": "UploadHandle",
     "errors": "CallerNotAuthenticated ConfigurationError CredentialError CredentialsRejected "
     "HookError IntegrityError InvalidGrant LeaseLost OverwriteRefused PermissionDenied PolicyError "
-    "ProxyRefused ServiceError SourceChanged SourceError SourceNotRepeatable SourceUnreadable "
-    "StateError StateUnavailable TransferError TransportError UnsafePath UnsupportedState "
+    "ProxyRefused ResourceUnavailable ServiceError SourceChanged SourceError SourceNotRepeatable "
+    "SourceUnreadable StateError StateUnavailable TransferError TransportError UnsafePath "
+    "UnsupportedState "
     "UntrustedCertificate UntrustedEndpoint UnverifiedCompletion UploadLocked UploadTargetChanged "
     "VideoError VideoGone VodupError",
     "events": "CredentialsRenewed Event HookFailed PartStored PartsAdopted RequestRetried "

@@ -25,6 +25,7 @@ VodupError
 │   ├── UnsupportedState          written by a newer vodup
 │   ├── UploadLocked              another process is sending this upload
 │   └── LeaseLost                 another process took this upload over
+├── ResourceUnavailable           this machine lacks memory, descriptors, threads or space
 ├── HookError                     a hook failed before the video was created
 └── PolicyError                   refused for security reasons; nothing was sent
     ├── UntrustedEndpoint         credentials would go to a host that is not OSS or VOD
@@ -39,6 +40,7 @@ resume later (`is_resumable`), and what to do next (`next_step`).
 
 from __future__ import annotations
 
+import errno
 from typing import ClassVar, Self
 
 
@@ -323,6 +325,13 @@ class LeaseLost(StateError):
     default_next_step = "Let the other process finish; `vodup status` shows it."
 
 
+class ResourceUnavailable(VodupError):
+    """This machine lacks memory, descriptors, threads or space, or refuses an operation."""
+
+    is_temporary = True
+    default_next_step = "Check this machine and its limits, then run the same command again."
+
+
 class HookError(VodupError):
     """A hook, code of the caller, failed."""
 
@@ -382,9 +391,46 @@ def unexpected(error: BaseException) -> VodupError:
 
     Only its class is shown: a foreign message may quote anything.
     """
-    failure = VodupError(
+    failure = _refusal_of_the_machine(error) or VodupError(
         f"Internal error ({type(error).__name__}).",
         next_step="Report it: this is a bug in vodup. Progress is saved; run the command again.",
     )
     failure.__cause__ = error
     return failure
+
+
+def is_bug(error: BaseException) -> bool:
+    """Whether an error is ours to repair, not one of the machine that `unexpected` explains."""
+    return not isinstance(error, VodupError) and _refusal_of_the_machine(error) is None
+
+
+_OUT_OF_MEMORY = ("start new thread", "map segment", "allocate memory")
+"""What Python (threads), the dynamic linker (modules) and the C library say of it."""
+
+
+def _refusal_of_the_machine(error: BaseException) -> VodupError | None:
+    """Return what the operating system refuses, if the error is about that."""
+    if isinstance(error, BaseExceptionGroup):
+        refusals = [_refusal_of_the_machine(inner) for inner in error.exceptions]
+        return refusals[0] if all(refusals) else None
+    if isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY):
+        return ResourceUnavailable(
+            "There is not enough memory.",
+            next_step="Raise the limit (ulimit -v, ulimit -u, or that of the container), or lower "
+            "--concurrency, then run the same command again.",
+        )
+    if not isinstance(error, OSError) or error.errno not in errno.errorcode:
+        return None
+    if error.errno == errno.ENOENT and error.filename is None:  # os.getcwd() names no file
+        return ConfigurationError(
+            "The current folder does not exist any more.",
+            next_step="Change to a folder that exists, then run the same command again.",
+        )
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return ResourceUnavailable(
+            "Too many files are open.",
+            next_step="Raise the limit (ulimit -n), or lower --concurrency and --files, then run "
+            "the same command again.",
+        )
+    where = f": {error.filename}" if error.filename else ""
+    return ResourceUnavailable(f"The system refuses an operation: {error.strerror}{where}.")

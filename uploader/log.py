@@ -135,6 +135,7 @@ def configure(level: str, *, is_json: bool, stream: TextIO) -> None:
 
     If structlog is not loaded yet, it is configured for the first event that is logged.
     """
+    logging.lastResort = logging.NullHandler()  # or other packages print their tracebacks
     number = logging.getLevelNamesMapping()[level.upper()]
     _pending[:] = [partial(_configure, level=number, is_json=is_json, stream=stream)]
     if "structlog" in sys.modules:

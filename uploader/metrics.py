@@ -109,9 +109,10 @@ class Metrics:
         host, port = _host_and_port(address)
         try:
             server, thread = start_http_server(port, addr=host, registry=self.registry)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # a host name may have no form for the DNS
+            reason = getattr(error, "strerror", None) or "this is no host name"
             raise ConfigurationError(
-                f"Cannot serve metrics at {host}:{port}: {error.strerror}.",
+                f"Cannot serve metrics at {host}:{port}: {reason}.",
                 next_step="Choose another port, or 0 for any free one.",
             ) from error
         try:

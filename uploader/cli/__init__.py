@@ -15,17 +15,21 @@ def main() -> None:
     _end_at_signals()
     # Imports make many objects and no garbage: looking for it takes a fifth of the start.
     gc.disable()
-    from uploader.cli.printing import Outputs
-
-    is_completing = "_VODUP_COMPLETE" in os.environ  # then click writes bytes, for a shell
-    outputs = None if is_completing else Outputs()
-    from uploader.cli.app import run
-
     try:
-        run()
-    except SystemExit as end:
-        code = int(end.code or 0)
-        raise SystemExit(outputs.close(code) if outputs else code) from None
+        from uploader.cli.printing import Outputs
+
+        is_completing = "_VODUP_COMPLETE" in os.environ  # then click writes bytes, for a shell
+        outputs = None if is_completing else Outputs()
+        from uploader.cli.app import run
+
+        try:
+            run()
+        except SystemExit as end:
+            code = int(end.code or 0)
+            raise SystemExit(outputs.close(code) if outputs else code) from None
+    except (MemoryError, ImportError, OSError, RuntimeError) as error:  # no thread, no module
+        os.write(2, f"vodup: cannot start: {str(error) or 'not enough memory'}.\n".encode())
+        raise SystemExit(5) from None
 
 
 def _end_at_signals() -> None:

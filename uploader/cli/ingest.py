@@ -36,13 +36,14 @@ def ingest(flags: IngestFlags) -> int:
     if flags.dry_run:
         readings = make_readings(streams, flags, rules, settings.scope_of(flags))
         return _dry_run(readings, options, view)
-    uploader = settings.make_uploader(flags, options)
-    readings = make_readings(streams, flags, rules, uploader.scope)
-    try:
-        return run.run_async(_perform(uploader, readings, flags, view))
-    except run.Interrupted:
-        view.stopped("interrupted", flags)
-        raise
+    with settings.serve_metrics(flags.metrics_port) as listener:
+        uploader = settings.make_uploader(flags, options, on_event=listener)
+        readings = make_readings(streams, flags, rules, uploader.scope)
+        try:
+            return run.run_async(_perform(uploader, readings, flags, view))
+        except run.Interrupted:
+            view.stopped("interrupted", flags)
+            raise
 
 
 # --- what is to be done -----------------------------------------------------------------

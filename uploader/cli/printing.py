@@ -98,7 +98,8 @@ class Output(io.TextIOBase):
         self, descriptor: int, stream: TextIO | None, on_lost: Callable[[str], None]
     ) -> None:
         self._descriptor, self._stream, self._on_lost = descriptor, stream, on_lost
-        self.encoding = stream.encoding if stream else self.encoding
+        if stream and _can_replace(stream.encoding):
+            self.encoding = stream.encoding
         self._encoder = codecs.getincrementalencoder(self.encoding)(self.errors)
         self._changed = threading.Condition()
         self._waiting = bytearray()
@@ -160,6 +161,14 @@ class Output(io.TextIOBase):
                 pass
         if self._waiting:
             self._lose("nobody reads it")
+
+
+def _can_replace(encoding: str) -> bool:
+    """Whether an encoding is for text of any kind; that of domain names (IDNA) is not."""
+    try:
+        return bool("\ud800 and more\n".encode(encoding, "replace"))
+    except (LookupError, UnicodeError):
+        return False
 
 
 class Outputs:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Final, TextIO, cast
 
 from uploader import errors
 from uploader.cli.printing import Outputs, err, paragraph
-from uploader.errors import ServiceError, SourceError, VodupError
+from uploader.errors import ServiceError, SourceError, VodupError, is_bug, unexpected
 
 if TYPE_CHECKING:
     import asyncio
@@ -62,6 +62,7 @@ EXIT_CODES: Final[dict[type[VodupError], int]] = {
     # Two uploads under one key, or one VideoId under two keys.
     errors.StateError: USAGE,
     errors.StateUnavailable: TEMPORARY,
+    errors.ResourceUnavailable: TEMPORARY,
     errors.UploadLocked: HELD,
     errors.LeaseLost: HELD,
     errors.PolicyError: POLICY,
@@ -76,10 +77,11 @@ def code_of(kind: type[VodupError]) -> int:
 
 def exit_code(error: VodupError) -> int:
     """Return the exit code of an error."""
-    from uploader.protocol.failures import is_temporary
+    if isinstance(error, ServiceError):
+        from uploader.protocol.failures import is_temporary
 
-    if isinstance(error, ServiceError) and is_temporary(error):
-        return TEMPORARY
+        if is_temporary(error):
+            return TEMPORARY
     if isinstance(error, SourceError) and error.is_temporary:
         return TEMPORARY
     return code_of(type(error))
@@ -120,13 +122,19 @@ def finish(work: Callable[[], int], output: OutputFlags | None = None) -> int:
         return exit_code(error)
     except Interrupted as interrupted:
         return interrupted.code
-    except Exception as error:  # the boundary: whatever arrives here is a bug of ours
-        explain_bug(error)
-        return FAILED
+    except Exception as error:  # the boundary: what arrives here is the machine's, or a bug of ours
+        failure = unexpected(error)
+        if is_bug(error):
+            explain_bug(error)
+        else:
+            err(*paragraph(failure))
+        return exit_code(failure)
 
 
 def explain_bug(error: BaseException) -> None:
     """Print an unexpected error: a sentence, and where it happened, without any values."""
+    if not is_bug(error):
+        return
     err(
         f"vodup: Internal error ({type(error).__name__}): this is a bug in vodup.",
         "next: Report it with the lines below. Progress is saved; you can run the command again.",

@@ -44,10 +44,20 @@ class PostgresUrl:
 
 
 def state_directory() -> Path:
-    """This user's folder for what programs remember."""
+    """This user's folder for what programs remember.
+
+    Raises:
+        ConfigurationError: the user has no home, as in a container with a uid of its own.
+    """
     import platformdirs
 
-    return Path(platformdirs.user_state_dir("vodup"))
+    try:
+        return Path(platformdirs.user_state_dir("vodup"))
+    except RuntimeError as error:
+        raise ConfigurationError(
+            "There is no home folder to record uploads in.",
+            next_step="Set HOME, or name a file with --state (or VODUP_STATE), then run again.",
+        ) from error
 
 
 def locate(url: str | os.PathLike[str] | None) -> SqliteFile | PostgresUrl:

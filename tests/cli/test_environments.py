@@ -1,0 +1,209 @@
+"""Machines that lack something: a home, the current folder, memory, descriptors, a locale."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from uploader import errors
+from uploader.devserver import DevServerOptions, ThreadedDevServer
+from uploader.errors import ConfigurationError, ResourceUnavailable, is_bug, unexpected
+from uploader.metrics import Metrics
+from uploader.state import locations
+
+from .conftest import VODUP, Cli, Ended
+
+
+def shell(cli: Cli, script: str, *words: str, **env: str) -> Ended:
+    """Run a command after a line of shell."""
+    done = subprocess.run(
+        ["bash", "-c", f"{script}; exec {shlex.join([*VODUP, *words])}"],
+        cwd=cli.folder,
+        env=cli.env | env,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    return Ended(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def one_sentence(ended: Ended) -> bool:
+    """Whether standard error is a sentence and what to do next, and no traceback."""
+    lines = [line for line in ended.err.splitlines() if not line.startswith("Kept:")]
+    return len(lines) <= 2 and "Traceback" not in ended.err and "bug in vodup" not in ended.err
+
+
+def no_home() -> str:
+    raise RuntimeError("Could not determine home directory.")
+
+
+def test_a_user_without_a_home_is_told_to_name_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platformdirs.user_state_dir", lambda _: no_home())
+
+    with pytest.raises(ConfigurationError, match="no home folder") as caught:
+        locations.locate(None)
+    assert "HOME" in caught.value.next_step
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may take another uid")
+def test_a_uid_without_a_passwd_entry_uses_the_state_that_is_named(cli: Cli) -> None:
+    code = "import os; os.setuid(54321); from uploader.cli import main; main()"
+    env = {k: v for k, v in cli.env.items() if k not in ("HOME", "VODUP_STATE", "XDG_STATE_HOME")}
+    for words, expected in ((["status"], 2), (["status", "--state", "memory"], 0)):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words],
+            cwd="/",
+            env=env,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if "Permission denied" in done.stderr or "No module" in done.stderr:
+            pytest.skip("another user cannot read this Python")
+        assert done.returncode == expected, done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("push", "movie.mp4"),
+        ("ingest", "-r", "."),
+        ("verify", "movie.mp4"),
+        pytest.param(("ingest", "a.csv"), marks=pytest.mark.slow),
+        pytest.param(("enqueue", "a.csv", "--state", "postgresql://x"), marks=pytest.mark.slow),
+    ],
+)
+def test_a_working_directory_that_was_removed_is_named(cli: Cli, words: tuple[str, ...]) -> None:
+    ended = shell(cli, "mkdir gone; cd gone; rmdir ../gone", *words)
+
+    assert ended.code == 2
+    assert "The current folder does not exist any more." in ended.err
+    assert one_sentence(ended)
+
+
+def test_without_a_working_directory_absolute_paths_work(cli: Cli) -> None:
+    movie = str(cli.file("movie.mp4", 40_000))
+
+    assert shell(cli, "mkdir gone; cd gone; rmdir ../gone", "push", movie).code == 0
+
+
+@pytest.mark.parametrize("size_kib", [22_000, 45_000, 65_000])
+def test_too_little_memory_is_a_sentence(cli: Cli, size_kib: int) -> None:
+    cli.file("movie.mp4", 40_000)
+    ended = shell(cli, f"ulimit -v {size_kib}", "push", "movie.mp4")
+
+    assert ended.code in {0, 5}
+    assert ended.code == 0 or "memory" in ended.err or "thread" in ended.err
+    assert ended.code == 0 or one_sentence(ended), ended.err
+
+
+@pytest.mark.parametrize("number", [6, 9, 14])
+def test_too_few_descriptors_are_a_sentence(cli: Cli, number: int) -> None:
+    cli.file("movie.mp4", 40_000)
+    ended = shell(cli, f"ulimit -n {number}", "push", "movie.mp4", "-q")
+
+    assert ended.code in {0, 4, 5}
+    assert ended.code == 0 or one_sentence(ended), ended.err
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        {"LANG": "xx_YY.bad", "LC_ALL": "nonsense", "TZ": "Mars/Olympus"},
+        {"PYTHONIOENCODING": "idna"},
+        {"PYTHONIOENCODING": "utf-7"},
+        {"TMPDIR": "/nonexistent"},
+        {"TERM": "", "COLUMNS": "-5", "LINES": "x", "NO_COLOR": "", "HTTPS_PROXY": "::::"},
+    ],
+)
+def test_odd_environments_change_nothing(cli: Cli, env: dict[str, str]) -> None:
+    cli.file("movie.mp4", 40_000)
+    ended = shell(cli, "true", "push", "movie.mp4", "--json", **env)
+
+    assert ended.code == 0, ended.err
+    assert ended.last["type"] == "upload.finished"
+
+
+@pytest.mark.parametrize("home", ["/proc", "/dev/null"])
+def test_a_home_that_cannot_be_written_is_a_sentence(cli: Cli, home: str) -> None:
+    cli.file("movie.mp4", 40_000)
+    ended = shell(cli, "unset VODUP_STATE", "push", "movie.mp4", HOME=home)
+
+    assert ended.code == 5
+    assert one_sentence(ended)
+
+
+# --- what the machine refuses is no bug ---------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError(), "not enough memory"),
+        (RuntimeError("can't start new thread"), "not enough memory"),
+        (ImportError("x.so: failed to map segment from shared object"), "not enough memory"),
+        (OSError(24, "Too many open files"), "Too many files are open"),
+        (OSError(28, "No space left on device", "/var/x"), "No space left on device: /var/x"),
+        (ExceptionGroup("two", [MemoryError(), MemoryError()]), "not enough memory"),
+    ],
+)
+def test_what_the_machine_refuses_is_said(error: Exception, words: str) -> None:
+    assert words in unexpected(error).message
+    assert isinstance(unexpected(error), ResourceUnavailable)
+    assert not is_bug(error)
+
+
+def test_the_current_folder_is_recognized() -> None:
+    assert isinstance(unexpected(FileNotFoundError(2, "No such file")), ConfigurationError)
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("x"), OSError("x"), ExceptionGroup("x", [MemoryError(), KeyError()])]
+)
+def test_a_bug_is_still_called_one(error: Exception) -> None:
+    assert is_bug(error)
+    assert "this is a bug in vodup" in unexpected(error).next_step
+    assert type(unexpected(error)) is errors.VodupError
+
+
+# --- addresses ----------------------------------------------------------------------------
+
+
+def test_the_devserver_listens_on_ipv6(tmp_path: Path) -> None:
+    options = DevServerOptions(host="::1")
+    with ThreadedDevServer(options) as threaded:
+        assert threaded.server.vod_endpoint.startswith("http://[::1]:")
+        cli = Cli(threaded.server, tmp_path)
+        cli.file("movie.mp4", 40_000)
+
+        assert cli.run("push", "movie.mp4").code == 0
+
+
+def test_ingest_serves_metrics_while_it_runs(cli: Cli) -> None:
+    cli.file("movie.mp4", 40_000)
+    ended = cli.run("ingest", "-r", ".", "--metrics-port", "0")
+
+    assert ended.code == 0
+    assert "vodup: metrics are at http://127.0.0.1:" in ended.err
+
+
+@pytest.mark.parametrize("host", ["\udcff", "a" * 70 + ".example", "..", "no such host"])
+def test_metrics_at_no_address_are_refused(host: str) -> None:
+    with pytest.raises(ConfigurationError), Metrics().served(f"{host}:0"):
+        pass
+
+
+def test_other_packages_print_no_log() -> None:
+    code = (
+        "import logging, sys; from uploader import log; "
+        "log.configure('critical', is_json=False, stream=sys.stderr); "
+        "logging.getLogger('other').error('x')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+
+    assert done.stderr == b""
