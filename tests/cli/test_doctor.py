@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from urllib.parse import urlsplit
 
 import pytest
@@ -11,6 +12,7 @@ from uploader.cli import doctor, run
 from uploader.cli.doctor import Finding
 from uploader.cli.flags import DoctorFlags
 from uploader.credentials import Network
+from uploader.devserver import Fault
 from uploader.errors import TransportError
 from uploader.options import UploadOptions
 from uploader.pace import Pace
@@ -18,6 +20,8 @@ from uploader.protocol.trust import TrustPolicy
 from uploader.protocol.wire import Response, SignedRequest
 from uploader.session import RetryPolicy
 from uploader.uploader import with_endpoints
+
+from .conftest import Cli
 
 ORIGIN = "https://vod.cn-shanghai.aliyuncs.com"
 
@@ -73,3 +77,48 @@ async def test_doctor_reports_a_chosen_endpoint_that_does_not_answer() -> None:
     found = await found_at_oss("internal", Hosts(None, PUBLIC))
     assert (found.status, found.code) == ("failed", run.TEMPORARY)
     assert found.detail == f"https://vodup-doctor.{INTERNAL} does not answer."
+
+
+# --- permissions ------------------------------------------------------------------------
+
+UPLOAD_POLICY = ["CreateUploadVideo", "RefreshUploadVideo", "CreateUploadImage"]
+IMS_POLICY = ["CreateUploadMedia", "RefreshUploadMedia"]
+
+
+@pytest.mark.parametrize(
+    ("service", "policy", "code", "statuses"),
+    [
+        ("vod", None, 0, ["ok", "ok", "ok"]),
+        ("vod", UPLOAD_POLICY, 0, ["ok", "ok", "warning"]),
+        ("vod", ["CreateUploadVideo"], 3, ["ok", "failed", "warning"]),
+        ("ims", IMS_POLICY, 0, ["ok", "ok", "warning"]),
+    ],
+)
+def test_doctor_lists_each_permission(
+    cli: Cli, service: str, policy: list[str] | None, code: int, statuses: list[str]
+) -> None:
+    cli.server.set_options(allowed_vod_operations=policy)
+    try:
+        env = {"VODUP_IMS_ENDPOINT": cli.server.vod_endpoint}
+        ended = cli.run("doctor", "--json", "--service", service, env=env)
+    finally:
+        cli.server.set_options(allowed_vod_operations=None)
+
+    found = {line["name"]: line for line in ended.lines}
+    assert ended.code == code, ended.out
+    assert found["AccessKey"]["status"] == "ok"
+    prefix = {"vod": "vod:", "ims": "ice:"}[service]
+    permissions = [line for name, line in found.items() if name.startswith(prefix)]
+    assert [line["status"] for line in permissions] == statuses
+    assert permissions[0]["detail"].startswith("not checked")
+    assert len(cli.server.stats.created_with) == 0
+
+
+def test_doctor_distinguishes_a_key_from_an_account_without_vod(cli: Cli) -> None:
+    refused = Fault(action="error", operation="RefreshUploadVideo", code="OperationDenied")
+    cli.server.faults.replace([dataclasses.replace(refused, status=403)])
+
+    ended = cli.run("doctor")
+
+    assert ended.code == 3
+    assert "VOD is not activated" in ended.out

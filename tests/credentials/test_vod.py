@@ -81,6 +81,31 @@ async def test_a_video_of_an_earlier_run_is_looked_up_first() -> None:
     assert "CreateUploadVideo" not in transport.actions
 
 
+@pytest.mark.parametrize("video", [NEW, AGAIN])
+async def test_without_permission_to_query_videos_ours_is_found_by_our_own_id(
+    video: NewVideo,
+) -> None:
+    transport = Vod(
+        CreateUploadVideo=[BROKEN],
+        RefreshUploadVideo=[granted()],
+        GetMezzanineInfo=[denied("Forbidden.RAM", 403)],
+    )
+    assert (await at_vod(transport).create(video)).video_id == VIDEO_ID
+
+    theirs = replace(video, meta=VideoMeta(reference_id="their-id"))
+    with pytest.raises(PermissionDenied) as caught:
+        await at_vod(transport).create(theirs)
+    assert "vod:GetMezzanineInfo" in caught.value.next_step
+
+
+async def test_another_refusal_of_the_query_is_no_matter_of_permissions() -> None:
+    transport = Vod(
+        RefreshUploadVideo=[granted()], GetMezzanineInfo=[denied("OperationDenied.Suspended", 403)]
+    )
+    with pytest.raises(PermissionDenied, match="OperationDenied"):
+        await at_vod(transport).create(AGAIN)
+
+
 async def test_a_duplicate_of_what_an_earlier_run_made_is_found() -> None:
     transport = Vod(
         CreateUploadVideo=[denied("InvalidParameter")],

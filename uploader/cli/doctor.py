@@ -24,8 +24,9 @@ from uploader.cli.flags import AccessFlags, ConnectionFlags, DoctorFlags, Inspec
 from uploader.cli.orphans import open_network
 from uploader.cli.printing import out, out_json
 from uploader.clock import SystemClock
-from uploader.credentials import GrantProvider, ImsProvider, Network, VodProvider, life_s
+from uploader.credentials import ImsProvider, Network, VodProvider, life_s
 from uploader.errors import ConfigurationError, PolicyError, VideoGone, VodupError
+from uploader.protocol.failures import IMS, VOD
 from uploader.protocol.grants import UploadTarget, mask
 from uploader.protocol.trust import ServiceName, oss_host
 from uploader.protocol.wire import Response, SignedRequest, web_page
@@ -42,6 +43,18 @@ _NO_VIDEO: Final = "0" * 32
 _NO_BUCKET: Final = "vodup-doctor"
 
 Status = Literal["ok", "warning", "failed"]
+
+
+_ACTIONS: Final = {
+    "VOD": ("CreateUploadVideo", "RefreshUploadVideo", "GetMezzanineInfo"),
+    "IMS": ("CreateUploadMedia", "RefreshUploadMedia", "GetMediaInfo"),
+}
+"""The operations that vodup calls: to create a video, to renew credentials, to read its facts."""
+_WITHOUT_FACTS: Final[dict[str, Any]] = {
+    "status": "warning",
+    "detail": "not allowed: push works; verify, --video-id without --overwrite, clean --orphans, "
+    "and resuming a run that died while it completed the object do not",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +202,7 @@ async def _services(flags: ConnectionFlags, network: Network) -> list[Finding]:
         return [Finding.of(service, error)]
     findings = [await _reach(service, endpoint, network)]
     if isinstance(provider, VodProvider | ImsProvider) and findings[0].status != "failed":
-        findings.append(await _access_key(provider, network))
+        findings += await _permissions(provider, network)
     findings.append(await _reach_oss(flags, endpoint, network))
     return findings
 
@@ -241,18 +254,26 @@ def _reached(name: str, endpoint: str, answer: Response, took_s: float) -> Findi
     return Finding(name, status, detail, cause="Clock", next_step="Set this machine's clock.")
 
 
-async def _access_key(provider: GrantProvider, network: Network) -> Finding:
-    """Send a cheap signed request: with access, a video that cannot exist is not found."""
-    try:
-        async with asyncio.timeout(2 * _REQUEST_S):
-            await provider.connect(network).facts(_NO_VIDEO)
-    except VideoGone:
-        pass
-    except TimeoutError:
-        return Finding("AccessKey", "failed", "no answer in time", run.TEMPORARY)
-    except VodupError as error:
-        return Finding.of("AccessKey", error)
-    return Finding("AccessKey", "ok", "accepted")
+async def _permissions(provider: VodProvider | ImsProvider, network: Network) -> list[Finding]:
+    """Send signed requests about a video that cannot exist: with permission, it is not found."""
+    service = VOD if isinstance(provider, VodProvider) else IMS
+    source = provider.connect(network)
+    create, renew, facts = (f"{service.ram_prefix}:{name}" for name in _ACTIONS[service.name])
+    findings = [Finding(create, "ok", "not checked: it would create a video")]
+    for call, name in ((source.renew, renew), (source.facts, facts)):
+        try:
+            async with asyncio.timeout(2 * _REQUEST_S):
+                await call(_NO_VIDEO)
+        except VideoGone:
+            findings.append(Finding(name, "ok", "allowed"))
+        except TimeoutError:
+            return [Finding("AccessKey", "failed", "no answer in time", run.TEMPORARY)]
+        except VodupError as error:
+            if not service.lacks_permission(error):
+                return [Finding.of("AccessKey", error)]
+            denied = Finding.of(name, error)
+            findings.append(denied if name == renew else replace(denied, **_WITHOUT_FACTS))
+    return [Finding("AccessKey", "ok", "accepted"), *findings]
 
 
 def _congestion(network: Network) -> Finding:

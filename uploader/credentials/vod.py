@@ -7,7 +7,13 @@ from typing import Final
 
 from uploader.credentials.caller import CallerProvider, CallerSigner
 from uploader.credentials.contract import GrantSource, Network, NewVideo, of_video
-from uploader.errors import OverwriteRefused, TransportError, VideoGone, VodupError
+from uploader.errors import (
+    OverwriteRefused,
+    PermissionDenied,
+    TransportError,
+    VideoGone,
+    VodupError,
+)
 from uploader.protocol import vod
 from uploader.protocol.failures import VOD, is_outcome_known
 from uploader.protocol.grants import UploadGrant
@@ -51,7 +57,8 @@ class _VodSource:
             reference_id=video.reference_id,
         )
         reference_id = operation.request.params["ReferenceId"]
-        if video.is_repeat and (found := await self._find(reference_id)):
+        is_ours = video.meta.reference_id is None
+        if video.is_repeat and (found := await self._find(reference_id, is_ours=is_ours)):
             return found
         may_exist = video.is_repeat
         for _ in range(_CREATE_ATTEMPTS):
@@ -62,16 +69,17 @@ class _VodSource:
                 if not may_exist:
                     raise
                 # It may have been created, or this was a duplicate: never a second video.
-                if found := await self._find(reference_id):
+                if found := await self._find(reference_id, is_ours=is_ours):
                     return found
                 last = failure
         raise last
 
-    async def _find(self, reference_id: str) -> UploadGrant | None:
+    async def _find(self, reference_id: str, *, is_ours: bool) -> UploadGrant | None:
         """Return a grant for the video of this ReferenceId; None if there is none.
 
         Raises where that cannot be found out, as in a region that does not know
-        ReferenceId yet: the video may exist, and a second one must not be created.
+        ReferenceId yet: the video may exist, and a second one must not be created. `is_ours`:
+        vodup has drawn the ReferenceId, so nothing was sent to that video yet.
         """
         operation = vod.refresh_upload_video(self._endpoint, reference_id=reference_id)
         try:
@@ -84,7 +92,12 @@ class _VodSource:
             raise
         if grant.video_id is None:
             raise TransportError("RefreshUploadVideo did not return the VideoId.", is_sent=True)
-        facts = await self.facts(grant.video_id)
+        try:
+            facts = await self.facts(grant.video_id)
+        except PermissionDenied as error:
+            if not is_ours or not VOD.lacks_permission(error):
+                raise
+            return grant
         if facts is not None and facts.is_finished:
             raise OverwriteRefused(
                 f"The ReferenceId {reference_id} belongs to the finished video {grant.video_id}.",

@@ -62,6 +62,8 @@ class DevServerOptions:
     """ListParts names the CRC-64 of each part."""
     denied_operations: tuple[str, ...] = ()
     """OSS operations the STS policy does not allow, for example ``("ListParts",)``."""
+    allowed_vod_operations: tuple[str, ...] | None = None
+    """The only VOD operations the caller's RAM policy allows; ``None``: all."""
     denied_vod_operations: tuple[str, ...] = ()
     """VOD operations the caller's RAM policy does not allow."""
     forbid_overwrite: Literal["honoured", "ignored", "denied", "invalid"] = "honoured"

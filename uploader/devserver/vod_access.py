@@ -84,7 +84,9 @@ class Gateway:
             self._admit_v3(call)
         else:
             self._admit_v1(call)
-        if call.operation in self._backend.options.denied_vod_operations:
+        options, allowed = self._backend.options, self._backend.options.allowed_vod_operations
+        is_allowed = allowed is None or call.operation in allowed
+        if call.operation in options.denied_vod_operations or not is_allowed:
             raise Refusal("Forbidden.RAM")
         self._check_rate(call.operation)
 

@@ -29,6 +29,7 @@ class Meaning(Enum):
     ABSENT = auto()  # there is no such object
     EXISTS = auto()  # there is an object already, and this request was not to replace it
     NO_TARGET = auto()  # there is no such bucket
+    NOT_ALLOWED = auto()  # the caller's RAM policy does not contain the operation
     BAD_PARAMETER = auto()  # the service does not know a parameter or its value
     FATAL = auto()  # retrying does not help
 
@@ -40,7 +41,7 @@ class _Row:
     Attributes:
         meaning: None: decided by the HTTP status.
         error: raised in place of the `ServiceError` once nothing helps.
-        next_step: advice for that error.
+        next_step: advice for that error; {service} and {action} (of RAM) are filled in.
         may_be_expiry: with credentials that were near their end, a 403 means RENEW.
     """
 
@@ -57,12 +58,14 @@ class Service:
     Attributes:
         rows: by code, by OSS's EC number, which is more exact, or by the first word of a dotted
             code ("Throttling.*").
+        ram_prefix: of its actions in RAM policies.
         rejected_next_step: advice where ever newer credentials are refused; None: the row's.
     """
 
     name: str
     rows: Mapping[str, _Row]
     rejected_next_step: str | None = None
+    ram_prefix: str = ""
 
     def meaning(self, failure: VodupError, *, is_aged: bool = False) -> Meaning:
         """Return what a failure of a call means.
@@ -87,7 +90,10 @@ class Service:
         if not isinstance(failure, ServiceError):
             return failure
         row = self._row(failure.code, failure.ec)
-        return _as_error(row.error, failure.message, row.next_step, failure)
+        next_step = row.next_step and row.next_step.format(
+            service=self.name, action=f"{self.ram_prefix}:{failure.operation}"
+        )
+        return _as_error(row.error, failure.message, next_step, failure)
 
     def rejected_error(self, failure: VodupError, *, renewal_count: int) -> VodupError:
         """Return the error to raise when one call is refused with ever newer credentials."""
@@ -103,6 +109,10 @@ class Service:
     def is_bad_parameter(self, error: VodupError) -> bool:
         """Whether a parameter was refused, also where `final_error` made this of the failure."""
         return self._row(error.code).meaning is Meaning.BAD_PARAMETER
+
+    def lacks_permission(self, error: VodupError) -> bool:
+        """Whether the key is valid, and a RAM policy does not contain the operation."""
+        return self._row(error.code).meaning is Meaning.NOT_ALLOWED
 
     def _row(self, code: str, ec: str = "") -> _Row:
         first_word = code.partition(".")[0]
@@ -184,9 +194,15 @@ _CHECK_KEY: Final = (
 _KEY_REFUSED = _Row(error=errors.CallerNotAuthenticated, next_step=_CHECK_KEY)
 _KEY_EXPIRED = _Row(Meaning.RENEW, errors.CallerNotAuthenticated, _CHECK_KEY)
 _NO_RAM_RIGHTS = _Row(
+    Meaning.NOT_ALLOWED,
+    errors.PermissionDenied,
+    "Allow the action {action} in a RAM policy of this user or role, then run the same command "
+    "again. AliyunVODUploadAuth contains CreateUploadVideo and RefreshUploadVideo only.",
+)
+_NOT_ACTIVATED = _Row(
     error=errors.PermissionDenied,
-    next_step="Give this RAM user or role the VOD action named above (system policy "
-    "AliyunVODFullAccess or AliyunVodUploadAuth), then run the same command again.",
+    next_step="{service} is not activated for this account: activate it in its console, then run "
+    "the same command again.",
 )
 _CORRECT_META: Final = (
     "Correct the parameters of CreateUploadVideo (--title, --file-name with a video's extension, "
@@ -266,7 +282,9 @@ VOD: Final = Service(
         **_each(_KEY_REFUSED, "SignatureDoesNotMatch IncompleteSignature"),
         "InvalidAccessKeyId.Inactive": _KEY_REFUSED,
         **_each(_NO_RAM_RIGHTS, "Forbidden Forbidden.RAM Forbidden.InitFailed NoPermission"),
-        **_each(_PAY, "OperationDenied OperationDenied.Suspended"),
+        # VOD API: error codes, "Your account does not open VOD service yet."; in arrears.
+        "OperationDenied": _NOT_ACTIVATED,
+        "OperationDenied.Suspended": _PAY,
         **_each(_NO_VIDEO, "InvalidVideo.NotFound InvalidVideo.Damaged"),
         **_each(_BAD_META, "InvalidFileName.Extension IllegalCharacters LengthExceededMax"),
         **_each(_BAD_META, "TagsExceededMax InvalidTemplateGroupId.NotFound"),
@@ -274,9 +292,10 @@ VOD: Final = Service(
         **_each(_BAD_PARAMETER, "MissingParameter InvalidParameter InvalidParameter.FileName"),
         **_each(_Row(Meaning.BAD_PARAMETER), "InvalidParameter.* MissingParameter.*"),
     },
+    ram_prefix="vod",
 )
 
-IMS: Final = Service("IMS", VOD.rows)
+IMS: Final = Service("IMS", VOD.rows, ram_prefix="ice")
 """Intelligent Media Services answer with the codes of VOD."""
 
 APP_SERVER: Final = Service(

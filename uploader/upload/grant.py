@@ -9,7 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from uploader.credentials import DOCUMENTED_LIFE_S, LiveGrant, NewVideo, life_s
-from uploader.errors import ConfigurationError, OverwriteRefused, VideoGone, VodupError
+from uploader.errors import (
+    ConfigurationError,
+    OverwriteRefused,
+    PermissionDenied,
+    VideoGone,
+    VodupError,
+)
 from uploader.hooks import PlannedVideo, run_before_create
 from uploader.log import get_logger
 from uploader.protocol.grants import UploadGrant, UploadTarget
@@ -109,7 +115,14 @@ async def finished_video(ctx: UploadContext, video_id: str | None = None) -> Vid
     video_id = video_id or ctx.record.video_id
     if ctx.grants is None or video_id is None:
         return None
-    facts = await ctx.grants.facts(video_id)
+    try:
+        facts = await ctx.grants.facts(video_id)
+    except PermissionDenied as error:
+        error.next_step += (
+            " vodup needs the answer to leave a finished video as it is; with --overwrite it does "
+            "not ask."
+        )
+        raise
     return facts if facts is not None and facts.is_finished else None
 
 
