@@ -65,7 +65,7 @@ async def test_stop_iteration_does_not_wait_for_ever() -> None:
             await in_thread(next, iter(()))
 
 
-async def test_begun_work_goes_on_when_its_task_is_cancelled_and_queued_work_is_dropped() -> None:
+async def test_begun_work_continues_when_its_task_is_cancelled_and_queued_work_is_dropped() -> None:
     one, gate, done = Threads("test-one", 1), threading.Event(), list[str]()
 
     def begin() -> None:

@@ -53,7 +53,7 @@ class RetryPolicy:
     `Operation.max_attempts` limits the requests of one API.
 
     Attributes:
-        patience_s: for how long one request may go on failing, in seconds from its
+        patience_s: for how long one request may keep failing, in seconds from its
             first failure. Too small: an outage at night ends the upload (it resumes, but
             a person has to run it). Too large: a real breakdown is reported late.
         first_contact_patience_s: the same while the service has never answered: a

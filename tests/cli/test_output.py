@@ -142,7 +142,7 @@ def test_other_commands_report_it_too(movies: Cli, words: tuple[str, ...]) -> No
     assert "cannot write to standard output" in ended.err
 
 
-def test_ingest_goes_on_without_output(movies: Cli) -> None:
+def test_ingest_continues_without_output(movies: Cli) -> None:
     ended = shell(movies, ("ingest", "-r", ".", "--report", "r.jsonl", "--json"), ">/dev/full")
 
     assert ended.code == LOST

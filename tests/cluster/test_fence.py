@@ -134,7 +134,7 @@ async def test_a_lost_job_of_a_live_worker_is_given_back(desk: Desk) -> None:
     assert await desk.right.held_jobs(desk.new.worker_id or 0) == []
 
 
-async def test_a_worker_whose_registration_was_deleted_goes_on(desk: Desk) -> None:
+async def test_a_worker_whose_registration_was_deleted_continues(desk: Desk) -> None:
     """Whoever starts removes silent workers; one that was frozen takes jobs again."""
     worker = desk.old.worker_id or 0
     desk.cluster.execute("DELETE FROM procrastinate_workers WHERE id = %s", worker)

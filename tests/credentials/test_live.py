@@ -422,7 +422,7 @@ async def test_slow_parts_move_renewal_forward(start: Begin) -> None:
     assert fresh.issuer.count == 2
 
 
-async def test_uploading_goes_on_while_credentials_are_renewed_ahead(start: Begin) -> None:
+async def test_uploading_continues_while_credentials_are_renewed_ahead(start: Begin) -> None:
     fresh = await start(Issuer(is_open=False))
     await fresh.clock.advance(2701)
     assert fresh.issuer.count == 1

@@ -232,7 +232,7 @@ async def test_what_nobody_may_read_is_sent_again_when_allowed(
     assert result.verified_by == "crc64"
 
 
-async def test_a_replacement_of_what_nobody_may_read_goes_on_after_a_kill(desk: Desk) -> None:
+async def test_a_replacement_of_what_nobody_may_read_resumes_after_a_kill(desk: Desk) -> None:
     desk.server.set_options(file_url=False)
     deny(desk, "HeadObject")
     movie = desk.file(4 * PART)

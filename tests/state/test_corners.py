@@ -274,7 +274,7 @@ async def test_a_damaged_orphan_is_left_out(path: Path) -> None:
 AT_OSS = {"video_id": "v-1", "endpoint": "https://e", "bucket": "b", "object_key": "k"}
 
 
-async def test_an_upload_that_is_an_orphan_already_is_noted_once(sql_place: Place) -> None:
+async def test_an_upload_that_is_an_orphan_already_is_recorded_once(sql_place: Place) -> None:
     async with sql_place.open() as store:
         async with store.claim("movie") as journal:
             await journal.create_record(record(phase=Phase.UPLOADING, upload_id="u-1", **AT_OSS))
@@ -563,6 +563,6 @@ def test_an_error_without_a_code_is_judged_by_its_kind(
     assert files.is_damage(error) is is_damage
 
 
-def test_suspicion_that_cannot_be_noted_is_no_error(tmp_path: Path) -> None:
+def test_suspicion_that_cannot_be_recorded_is_no_error(tmp_path: Path) -> None:
     files.suspect(tmp_path / "missing" / "state.db")
     assert not files.is_suspect(tmp_path / "missing" / "state.db")

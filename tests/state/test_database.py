@@ -115,7 +115,7 @@ def test_what_sqlite_refuses(opened: SqliteDatabase, path: Path, code: int) -> N
 @pytest.mark.parametrize(
     "code", [sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_CORRUPT_VTAB, sqlite3.SQLITE_NOTADB]
 )
-def test_damage_that_is_met_while_working(opened: SqliteDatabase, path: Path, code: int) -> None:
+def test_damage_that_is_found_while_working(opened: SqliteDatabase, path: Path, code: int) -> None:
     assert_says(
         said(lambda: opened.transact(raising(refusal(code)))),
         StateUnavailable,

@@ -107,7 +107,7 @@ async def test_one_lost_lease_does_not_fail_the_writes_of_others(sql_place: Plac
             assert set(good.acks) == set(range(1, 11))
 
 
-async def test_a_holder_whose_time_ran_out_goes_on_if_nobody_took_over(sql_place: Place) -> None:
+async def test_a_holder_whose_time_ran_out_continues_if_nobody_took_over(sql_place: Place) -> None:
     async with sql_place.open() as store, store.claim("movie") as journal:
         await journal.create_record(record())
         sql_place.execute("UPDATE vodup_lease SET expires = 1")

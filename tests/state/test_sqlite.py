@@ -138,7 +138,7 @@ def flushes(statements: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize(("interval_s", "expected"), [(3600.0, "NORMAL"), (0.0, "FULL")])
-async def test_receipts_wait_for_the_disk_once_in_an_interval(
+async def test_acks_wait_for_the_disk_once_in_an_interval(
     path: Path, statements: list[str], interval_s: float, expected: str
 ) -> None:
     async with SqlState(path, flush_interval_s=interval_s) as store, store.claim("movie") as claim:
@@ -166,7 +166,7 @@ async def test_what_must_outlive_the_power_waits_for_the_disk_whatever_came_befo
     assert flushes(statements) == ["FULL"]  # giving the lease back
 
 
-async def test_ten_thousand_receipts_load_quickly(path: Path) -> None:
+async def test_ten_thousand_acks_load_quickly(path: Path) -> None:
     await fill(path, 10_000)
     async with SqlState(path) as store:
         begun = time.perf_counter()
@@ -254,7 +254,7 @@ def damages(whole: bytes) -> dict[str, bytes]:
     return found
 
 
-async def test_the_same_command_goes_on_after_any_damage(path: Path) -> None:
+async def test_the_same_command_works_after_any_damage(path: Path) -> None:
     for name, content in damages(await fill(path)).items():
         for old in path.parent.glob("state.db*"):
             old.unlink()
@@ -347,7 +347,7 @@ async def test_a_damaged_record_is_a_typed_error_and_can_be_forgotten(
 
 
 @pytest.mark.parametrize("change", ["crc64 = 'x'", "size = -5", "etag = x'ff'", "md5 = x'07'"])
-async def test_a_damaged_receipt_is_left_out(path: Path, change: str) -> None:
+async def test_a_damaged_ack_is_left_out(path: Path, change: str) -> None:
     await fill(path, 3)
     _execute(path, f"UPDATE vodup_part SET {change} WHERE number = 2")  # noqa: S608
     async with SqlState(path) as store:

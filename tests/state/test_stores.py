@@ -78,7 +78,7 @@ async def test_any_text_is_kept(place: Place, text: str) -> None:
 
 
 @pytest.mark.parametrize("crc64", [0, 1, 2**63 - 1, 2**63, 2**64 - 1])
-async def test_receipts_keep_unsigned_crcs(place: Place, crc64: int) -> None:
+async def test_acks_keep_unsigned_crcs(place: Place, crc64: int) -> None:
     ack = PartAck(10_000, 5 << 30, "ETAG", crc64, "MD5")
     async with place.open() as store, store.claim("movie") as journal:
         await journal.create_record(record())
@@ -88,7 +88,7 @@ async def test_receipts_keep_unsigned_crcs(place: Place, crc64: int) -> None:
         assert journal.acks == {10_000: ack}
 
 
-async def test_a_receipt_replaces_an_older_one(place: Place) -> None:
+async def test_an_ack_replaces_an_older_one(place: Place) -> None:
     async with place.open() as store, store.claim("movie") as journal:
         await journal.create_record(record())
         await journal.add_part(part(1, etag="old"))
@@ -97,7 +97,7 @@ async def test_a_receipt_replaces_an_older_one(place: Place) -> None:
         assert journal.acks == {1: part(1, etag="new")}
 
 
-async def test_receipts_of_many_uploads_at_once_stay_apart(place: Place) -> None:
+async def test_acks_of_many_uploads_at_once_stay_apart(place: Place) -> None:
     async def send(key: str) -> None:
         async with store.claim(key) as journal:
             await journal.create_record(record(key))

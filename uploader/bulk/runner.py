@@ -160,7 +160,7 @@ class Batch:
         """Bring every row to its end, then compact the ledger.
 
         Raises:
-            VodupError: the batch as a whole cannot go on. What ended is in the ledger.
+            VodupError: the batch as a whole cannot continue. What ended is in the ledger.
         """
         progress = self.progress
         async with beside(self._sample()):

@@ -60,7 +60,7 @@ async def show_progress(
     if sys.stderr.isatty():
         try:
             await _Bars(tracker, total, note).draw()
-        except Exception as error:  # whatever is wrong with the terminal, uploads go on
+        except Exception as error:  # whatever is wrong with the terminal, uploads continue
             err(f"vodup: the progress display has failed ({type(error).__name__}).")
     while True:
         await asyncio.sleep(_LINE_INTERVAL_S)

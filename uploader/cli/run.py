@@ -225,7 +225,7 @@ def _signals_cancelling(task: asyncio.Future[int]) -> Iterator[list[signal.Signa
     before = {number: signal.getsignal(number) for number in (*_SIGNALS, signal.SIGHUP)}
     for number in _SIGNALS:
         loop.add_signal_handler(number, stop, number)
-    # The terminal is closed: nothing can be printed any more, and uploads go on.
+    # The terminal is closed: nothing can be printed any more, and uploads continue.
     if before[signal.SIGHUP] == signal.SIG_DFL:
         loop.add_signal_handler(signal.SIGHUP, lambda: None)  # commands do not inherit this
     try:

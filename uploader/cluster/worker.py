@@ -56,7 +56,7 @@ class WorkerOptions:
         heartbeat_s: how often the worker records that it is alive; the same for all workers.
             A worker that is silent for three of these loses its rows to others. Too small: a
             short freeze is taken for a death. Too large: rows of a machine that died wait.
-        grace_s: how long uploads may go on when the worker is to stop. Rows that have not
+        grace_s: how long uploads may continue when the worker is to stop. Rows that have not
             ended by then are given back; their parts are kept.
         tries: after how many temporary failures a row has failed.
         is_draining: end when no row is left that this worker could take.
