@@ -187,9 +187,6 @@ async def _answer_of(function: Callable[[Any], object], value: object) -> object
         raise _NoAnswer(f"it called sys.exit({error.code})") from None
 
 
-# --- of installed packages ----------------------------------------------------------------
-
-
 def installed_hooks() -> tuple[Hooks, ...]:
     """Return the hooks that installed packages name as entry points, sorted by name.
 
@@ -217,9 +214,6 @@ def _loaded(point: EntryPoint) -> Hooks:
             next_step="Fix or uninstall that package, or pass --no-installed-hooks.",
         ) from error
     return replace(hooks, name=point.name)
-
-
-# --- a command ----------------------------------------------------------------------------
 
 
 def command_hooks(command: str | Sequence[str], *, timeout_s: float = 600.0) -> Hooks:

@@ -289,9 +289,6 @@ def _congestion(network: Network) -> Finding:
     )
 
 
-# --- inspect ----------------------------------------------------------------------------
-
-
 def inspect(flags: InspectFlags) -> int:
     """Show what a grant holds, secrets masked; the exit code says whether it is trusted."""
     grant = _decoded(settings.read_input(flags.where, "inspect"))

@@ -35,9 +35,6 @@ Finder = Callable[[Uploader], Awaitable[Sequence[UploadItem]]]
 """Returns what is to be uploaded; `tag` is its `PushedFile`."""
 
 
-# --- push -------------------------------------------------------------------------------
-
-
 def push(flags: PushFlags) -> int:
     """Upload files and return the exit code."""
     names = names_of(flags)
@@ -101,9 +98,6 @@ def _require_sense(names: Sequence[str], flags: PushFlags) -> None:
         )
 
 
-# --- resume -----------------------------------------------------------------------------
-
-
 def resume(flags: ResumeFlags) -> int:
     """Resume recorded uploads and return the exit code."""
     if bool(flags.names) == flags.all:
@@ -152,9 +146,6 @@ def _recorded_item(record: UploadRecord, flags: UrlFlags) -> UploadItem:
         key=record.key,
         overwrite=record.is_overwrite,
     )
-
-
-# --- both -------------------------------------------------------------------------------
 
 
 class _Push:

@@ -61,9 +61,6 @@ def _age_s(record: UploadRecord) -> float:
     return max(0.0, (datetime.now(UTC) - since).total_seconds()) if since else 0.0
 
 
-# --- status -----------------------------------------------------------------------------
-
-
 def status(flags: StatusFlags) -> int:
     """Show what is recorded, once or until interrupted."""
     if flags.embedded is None:
@@ -214,9 +211,6 @@ def recorded_plan(record: UploadRecord) -> Plan | None:
     return None
 
 
-# --- abort ------------------------------------------------------------------------------
-
-
 def abort(flags: AbortFlags) -> int:
     """Abort uploads: their parts are removed at OSS, the videos stay."""
     from uploader.cli.settings import make_uploader
@@ -275,9 +269,6 @@ def _print_failure(flags: OutputFlags, name: str, error: VodupError) -> None:
         out_json(line)
     else:
         err(*paragraph(error, about=name))
-
-
-# --- clean ------------------------------------------------------------------------------
 
 
 def clean(flags: CleanFlags) -> int:
@@ -359,9 +350,6 @@ def _mention(orphans: Sequence[Orphan], flags: CleanFlags) -> None:
         out(f"Would abort {uploads} left behind at OSS.")
     else:
         err(f"{uploads} left behind at OSS; `vodup clean --orphans` aborts them.")
-
-
-# --- verify -----------------------------------------------------------------------------
 
 
 def verify(flags: VerifyFlags) -> int:

@@ -20,9 +20,6 @@ _STDIN: Final = "-"
 _DEFAULT_IDLE_S: Final = 30.0
 
 
-# --- names ------------------------------------------------------------------------------
-
-
 def names_of(flags: PushFlags) -> tuple[str, ...]:
     """Return what is to be uploaded, as the user calls it.
 
@@ -59,9 +56,6 @@ def label_of(name: str, flags: PushFlags) -> str:
 
 def _is_http(name: str) -> bool:
     return name.startswith(("http://", "https://"))
-
-
-# --- sources ----------------------------------------------------------------------------
 
 
 def source_of(name: str, flags: PushFlags, *, has_video: bool) -> AnySource:
@@ -141,9 +135,6 @@ def _buffer(flags: StreamFlags, name: str) -> PartBuffer:
     return Spool(
         flags.spool, name, DEFAULT_SPOOL_SIZE if flags.spool_size is None else flags.spool_size
     )
-
-
-# --- of records -------------------------------------------------------------------------
 
 
 def is_repeatable(record: UploadRecord) -> bool:

@@ -173,7 +173,7 @@ class Queue(JobManager):
         fence = {"job": job.id, "worker": job.worker_id, "attempts": job.attempts}
         return bool(await self.connector.execute_query_all_async(query, **fence, **values))
 
-    # --- what workers ask besides -----------------------------------------------------
+    # --- what workers need besides ----------------------------------------------------
 
     async def row(self, row_id: str, job_id: int) -> dict[str, Any] | None:
         """Return the row of a job; None if another job is for that row by now."""

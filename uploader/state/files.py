@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from uploader.errors import ConfigurationError, StateUnavailable, UnsafePath, UnsupportedState
-from uploader.private_files import make_private_folder
+from uploader.private_files import make_private_folder, open_private_file
 
 APPLICATION_ID: Final = 0x766F6475  # "vodu": what `file` and we recognise a state file by
 _COMPANIONS: Final = ("-wal", "-shm", "-journal")
@@ -102,10 +102,7 @@ def create_private(path: Path) -> None:
         StateUnavailable: it cannot be created.
     """
     try:
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(path, flags, 0o600)
-        os.fchmod(fd, 0o600)  # whatever the umask
-        os.close(fd)
+        os.close(open_private_file(path, os.O_RDWR | os.O_CREAT | os.O_EXCL))
         _sync_directory(path.parent)  # SQLite does, and does not look at how that went
     except FileExistsError:
         pass

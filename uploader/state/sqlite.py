@@ -198,9 +198,6 @@ def _create(connection: Connection) -> str:
     return store_id
 
 
-# --- opening --------------------------------------------------------------------------------
-
-
 def open_file(
     location: SqliteFile, notice: Callable[[str], None], *, wait_s: float = _OPENING_WAIT_S
 ) -> SqliteDatabase:
