@@ -30,6 +30,7 @@ from uploader.cli.run import exit_code
 from uploader.errors import TransportError, UntrustedCertificate, VodupError
 from uploader.protocol.wire import BytesBody, SignedRequest
 from uploader.transport import AiohttpTransport
+from uploader.transport.tls import issuer_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -117,6 +118,15 @@ async def test_an_old_version_of_tls_is_refused(
 
     assert isinstance(error, TransportError)
     assert not error.is_sent
+
+
+def test_the_issuer_is_read_from_a_certificate_of_any_length(authority: Authority) -> None:
+    pem = authority.ca.issue_cert("example.com").cert_chain_pems[0].bytes().decode()
+    der = ssl.PEM_cert_to_DER_cert(pem)
+    assert issuer_of(der).startswith("trustme v")
+    for end in range(len(der)):
+        assert issuer_of(der[:end]) == "" or issuer_of(der).startswith(issuer_of(der[:end])[:4])
+    assert issuer_of(b"\x30\x84\xff\xff\xff\xff" * 9) == ""
 
 
 # --- the environment --------------------------------------------------------------------

@@ -27,7 +27,7 @@ from uploader.transport.errors import (
 )
 from uploader.transport.proxies import Proxies, Proxy
 from uploader.transport.sockets import Sockets, congestion_of, link_sample
-from uploader.transport.tls import issuer_of, tls_context
+from uploader.transport.tls import presented_issuer, tls_context
 from uploader.transport.watchdog import Watchdog
 
 ANSWER_SIZE_LIMIT: Final = 1024 * 1024
@@ -197,17 +197,9 @@ class AiohttpTransport:
         )
 
     async def _issuer_at(self, url: URL, proxy: Proxy | None) -> str:
-        """Connect once more, only to read who issued the certificate; no request is sent."""
-        loop = asyncio.get_running_loop()
-        address, headers = (proxy.url, proxy.headers) if proxy else (None, None)
-        request = aiohttp.ClientRequest("GET", url, loop=loop, proxy=address, proxy_headers=headers)
-        with suppress(*FOREIGN_ERRORS):
-            async with aiohttp.TCPConnector(ssl=False) as connector:
-                timeout = aiohttp.ClientTimeout(connect=self._connect_s)
-                connection = await connector.connect(request, [], timeout)
-                found = connection.transport and connection.transport.get_extra_info("ssl_object")
-                connection.close()
-                return issuer_of(found.getpeercert(binary_form=True)) if found else ""
+        with suppress(*FOREIGN_ERRORS, EOFError, asyncio.LimitOverrunError):
+            async with asyncio.timeout(self._connect_s):
+                return await presented_issuer(url.host or "", url.port or 443, proxy)
         return ""
 
     def _writer_of(self, request: SignedRequest) -> BodyWriter | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from contextlib import suppress
 from pathlib import Path
 
 from uploader.errors import ConfigurationError
 from uploader.protocol.documents import clean_text
+from uploader.transport.proxies import Proxy
 
 
 def tls_context(ca_file: Path | None) -> ssl.SSLContext:
@@ -40,6 +42,35 @@ def _trust_system_authorities(context: ssl.SSLContext) -> None:
     for name, path in (("cafile", paths.openssl_cafile), ("capath", paths.openssl_capath)):
         with suppress(OSError):  # usually one of the two exists; ssl.SSLError is an OSError
             context.load_verify_locations(**{name: path})
+
+
+async def presented_issuer(host: str, port: int, proxy: Proxy | None) -> str:
+    """Connect only to read who issued the certificate of a server that is not trusted.
+
+    Nothing is verified and no request is sent. "" if the proxy does not connect, or is itself
+    reached over TLS: it is verified with the server's connections only.
+
+    Raises:
+        OSError, EOFError, asyncio.LimitOverrunError: there is no connection.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    if proxy is not None and proxy.url.scheme == "https":
+        return ""
+    address = (proxy.url.host, proxy.url.port) if proxy else (host, port)
+    reader, writer = await asyncio.open_connection(*address)
+    try:
+        if proxy is not None:
+            target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            lines = [f"CONNECT {target} HTTP/1.1", f"Host: {target}"]
+            lines += [f"{name}: {value}" for name, value in proxy.headers.items()]
+            writer.write("\r\n".join([*lines, "", ""]).encode())
+            if b" 200 " not in (await reader.readuntil(b"\r\n\r\n")).partition(b"\r\n")[0]:
+                return ""
+        await writer.start_tls(context, server_hostname=host)
+        return issuer_of(writer.get_extra_info("ssl_object").getpeercert(binary_form=True))
+    finally:
+        writer.transport.abort()
 
 
 _COMMON_NAME, _ORGANIZATION = b"\x55\x04\x03", b"\x55\x04\x0a"  # OIDs 2.5.4.3 and 2.5.4.10
