@@ -182,7 +182,9 @@ OSS_ERRORS: Mapping[str, ErrorRow] = {
 # "VOD API: error codes" of each operation, "Alibaba Cloud: common error codes".
 VOD_ERRORS: Mapping[str, ErrorRow] = {
     "AddVideoFailed": ErrorRow(503, "Adding video failed."),
+    "ErrorMatchSyntax": ErrorRow(400, "The parameter Match has an error syntax."),
     "Forbidden": ErrorRow(403, "User not authorized to operate on the specified resource."),
+    "Forbidden.IllegalStatus": ErrorRow(403, "Status of the video is illegal."),
     "Forbidden.InitFailed": ErrorRow(403, "Initialization of your account has failed."),
     "Forbidden.RAM": ErrorRow(
         403,
@@ -199,6 +201,7 @@ VOD_ERRORS: Mapping[str, ErrorRow] = {
         404, "Specified api is not found, please check your url and method."
     ),
     "InvalidFileName.Extension": ErrorRow(400, "The specified FileName's extension is illegal."),
+    "InvalidImage.NotFound": ErrorRow(404, "The image not exist."),
     "InvalidParameter": ErrorRow(400, "The specified parameter is not valid."),
     "InvalidSecurityToken.Expired": ErrorRow(400, "Specified SecurityToken is expired."),
     "InvalidSecurityToken.MismatchWithAccessKey": ErrorRow(
@@ -212,10 +215,14 @@ VOD_ERRORS: Mapping[str, ErrorRow] = {
     ),
     "InvalidVersion": ErrorRow(400, "Specified parameter Version is not valid."),
     "InvalidVideo.Damaged": ErrorRow(400, "The video has been Damaged."),
+    "InvalidVideo.NoneStream": ErrorRow(
+        404, "The video has no stream to play for the request parameter."
+    ),
     "InvalidVideo.NotFound": ErrorRow(404, "The video not exist."),
     "LengthExceededMax": ErrorRow(
         400, "The specified parameter length has exceeded the maximum allowed length."
     ),
+    "LimitExceeded.MediaIds": ErrorRow(400, "The MediaIds exceed maximum."),
     "MissingParameter": ErrorRow(400, "The input parameter is missing."),
     "MissingSecurityToken": ErrorRow(400, "SecurityToken is mandatory for this action."),
     "NoSuchResource": ErrorRow(404, "The specified resource does not exist."),
@@ -231,4 +238,5 @@ VOD_ERRORS: Mapping[str, ErrorRow] = {
     "TagsExceededMax": ErrorRow(400, "The specified Tags count has exceeded the maximum."),
     "Throttling.Api": ErrorRow(400, "Request was denied due to api flow control."),
     "Throttling.User": ErrorRow(400, "Request was denied due to user flow control."),
+    "VideoIdsExceededMax": ErrorRow(400, "The VideoIds exceed maximum."),
 }

@@ -116,7 +116,7 @@ class Backend:
         if video.status != "Uploaded":
             return video.status
         age, processing = time.time() - video.finished_at, self.options.processing_s
-        if age >= processing:
+        if age >= processing or video.detail("TemplateGroupId") == "VOD_NO_TRANSCODE":
             return self.options.status_after_upload
         return "UploadSucc" if age < processing / 2 else "Transcoding"
 

@@ -20,7 +20,7 @@ CREATE TABLE IF NOT EXISTS meta(name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS videos(
     video_id TEXT PRIMARY KEY, title TEXT, file_name TEXT, bucket TEXT, object_key TEXT,
     object_prefix TEXT, reference_id TEXT UNIQUE, status TEXT, created_at REAL,
-    finished_at REAL, generation INTEGER, refresh_count INTEGER);
+    finished_at REAL, generation INTEGER, refresh_count INTEGER, details TEXT);
 CREATE TABLE IF NOT EXISTS credentials(
     access_key_id TEXT PRIMARY KEY, secret TEXT, token TEXT, video_id TEXT, generation INTEGER,
     scopes TEXT, issued_at REAL, expires_at REAL);
@@ -53,6 +53,12 @@ class Video:
     finished_at: float
     generation: int
     refresh_count: int
+    details: tuple[tuple[str, str], ...] = ()
+    """Further parameters of Create and Update that are shown again, such as Tags."""
+
+    def detail(self, name: str) -> str:
+        """One of them, or an empty string."""
+        return dict(self.details).get(name, "")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -187,8 +193,9 @@ class Storage:
 
     def save_video(self, video: Video) -> None:
         """Insert or replace a video."""
-        values = tuple(getattr(video, name) for name in Video.__slots__)
-        self._db.execute(_upsert("videos", values), values)
+        *values, details = (getattr(video, name) for name in Video.__slots__)
+        row = (*values, json.dumps(details))
+        self._db.execute(_upsert("videos", row), row)
 
     def video(self, video_id: str) -> Video | None:
         """The video of this id."""
@@ -201,11 +208,11 @@ class Storage:
     def videos(self) -> tuple[Video, ...]:
         """All videos, oldest first."""
         rows = self._db.execute("SELECT * FROM videos ORDER BY created_at")
-        return tuple(Video(*row) for row in rows)
+        return tuple(map(_video, rows))
 
     def _one_video(self, query: str, *values: str) -> Video | None:
         row = self._db.execute(query, values).fetchone()
-        return Video(*row) if row else None
+        return _video(row) if row else None
 
     # credentials
 
@@ -357,6 +364,14 @@ class Storage:
         ).fetchone()
         return _object(row) if row else None
 
+    def remove_object(self, bucket: str, object_key: str) -> None:
+        """Delete an object, if it is there."""
+        names = self._bodies_at(bucket, object_key)
+        self._db.execute(
+            "DELETE FROM objects WHERE bucket=? AND object_key=?", (bucket, object_key)
+        )
+        self.drop_bodies(names)
+
     def objects(self, bucket: str) -> tuple[StoredObject, ...]:
         """All objects of a bucket."""
         rows = self._db.execute("SELECT * FROM objects WHERE bucket=?", (bucket,))
@@ -376,6 +391,11 @@ def _credential(row: tuple[object, ...]) -> Credential:
     values = list(row)
     values[5] = tuple(json.loads(str(row[5])))
     return Credential(*values)  # type: ignore[arg-type]  # the table's columns are the fields
+
+
+def _video(row: tuple[object, ...]) -> Video:
+    values = [*row[:-1], _pairs(row[-1])]
+    return Video(*values)  # type: ignore[arg-type]
 
 
 def _upload(row: tuple[object, ...]) -> Upload:

@@ -25,22 +25,11 @@ from .oss_signed_url import signed_url
 from .signatures import SignedRequest
 from .storage import Video
 from .vod_access import IMS_OPERATIONS, Gateway, VodCall
+from .vod_checks import MAX_TITLE_LENGTH, Fields, check_extension, check_tags, checked_metadata
+from .vod_library import SHOWN_DETAILS, Library, video_fields
 
-# "VOD: Overview of media upload", the formats of audio and video files.
-EXTENSIONS = frozenset(
-    """
-    3gp asf avi dat dv flv f4v gif m2t m3u8 m4v mj2 mjpeg mkv mov mp4 mpe mpg mpeg mts ogg qt rm
-    rmvb swf ts vob wmv webm aac ac3 acm amr ape caf flac m4a mp3 ra wav wma aiff
-    """.split()
-)
-MAX_TITLE_LENGTH = 128
-MAX_DESCRIPTION_LENGTH = 1024
-MAX_TAG_COUNT = 16
-MAX_TAG_LENGTH = 32
 _REFERENCE_ID = re.compile(r"[A-Za-z0-9_-]{6,64}")
 _VIDEO_ID = re.compile(r"[0-9a-f]{32}")
-
-Fields = dict[str, "str | int | Fields | list[Fields]"]
 
 _VOD_HOME, _IMS_HOME = "sv", "ims"
 """Where the files of each service are stored; neither accepts the other's ids."""
@@ -65,6 +54,7 @@ class VodService:
             "CreateUploadMedia": self._create_media,
             "RefreshUploadMedia": self._refresh_media,
             "GetMediaInfo": self._media_info,
+            **Library(backend).operations,
         }
 
     # what `front` calls
@@ -121,13 +111,15 @@ class VodService:
     # operations
 
     def _create(self, call: VodCall) -> Fields:
-        file_name = _checked_metadata(call)
+        file_name = checked_metadata(call)
         reference_id = call.parameter("ReferenceId") or None
         if reference_id is not None:
             known = self._duplicate(reference_id)
             if known is not None:
                 return self._granted(known)
         video = self._new_video(call.parameter("Title"), file_name, reference_id)
+        given = ((name, call.parameter(name)) for name in SHOWN_DETAILS)
+        video = dataclasses.replace(video, details=tuple(pair for pair in given if pair[1]))
         self._backend.stats.creates += 1
         self._backend.stats.created_with.append(dict(call.parameters))
         return self._granted(video)
@@ -207,21 +199,7 @@ class VodService:
         return {"Mezzanine": mezzanine}
 
     def _video_info(self, call: VodCall) -> Fields:
-        video = self._existing_video(call)
-        stored = self._storage.object(video.bucket, video.object_key)
-        shown: Fields = {
-            "VideoId": video.video_id,
-            "Title": video.title,
-            "Status": self._backend.status_of(video),
-            "Size": stored.size if stored else 0,
-            "CreationTime": iso_date(video.created_at),
-            "CreateTime": iso_date(video.created_at),
-            "StorageLocation": f"{video.bucket}.oss-{self._backend.options.region}.aliyuncs.com",
-            "AppId": "app-1000000",
-        }
-        if video.reference_id:
-            shown["ReferenceId"] = video.reference_id
-        return {"Video": shown}
+        return {"Video": video_fields(self._backend, self._existing_video(call))}
 
     def _delete_multipart(self, call: VodCall) -> Fields:
         if call.parameter("MediaType") != "video":
@@ -244,9 +222,9 @@ class VodService:
             raise Refusal("MissingParameter", "MediaMetaData needs Title and BusinessType.")
         if file["Type"] not in ("video", "audio") or len(described["Title"]) > MAX_TITLE_LENGTH:
             raise Refusal("InvalidParameter", "FileInfo or MediaMetaData is not valid.")
-        _check_tags(str(described.get("Tags", "")))
+        check_tags(str(described.get("Tags", "")))
         file_name = f"{file['Name']}.{file['Ext']}"
-        _check_extension(file_name)
+        check_extension(file_name)
         media = self._new_video(described["Title"], file_name, home=_IMS_HOME)
         self._backend.stats.creates += 1
         return _as_media(self._granted(media))
@@ -266,7 +244,8 @@ class VodService:
             file: Fields = {"FileName": media.file_name, "FileSize": str(stored.size)}
             if self._backend.options.file_url:
                 file["FileUrl"] = signed_url(self._backend, stored.bucket, stored.object_key)
-            info["FileInfoList"] = [{"FileBasicInfo": file}]
+            files: list[Fields] = [{"FileBasicInfo": file}]
+            info["FileInfoList"] = files
         return {"MediaInfo": info}
 
     def _existing_video(self, call: VodCall) -> Video:
@@ -303,9 +282,13 @@ def _nodes(fields: Fields) -> list[Node]:
     return [Node(name, _content(value)) for name, value in fields.items()]
 
 
-def _content(value: str | int | Fields | list[Fields]) -> list[Node] | str | int:
+def _content(
+    value: str | int | Fields | list[Fields] | list[str],
+) -> list[Node] | str | int:
     if isinstance(value, list):
-        return [Node("Item", _nodes(item)) for item in value]
+        return [Node("Item", _content(item)) for item in value]
+    if isinstance(value, bool):
+        return "true" if value else "false"
     return _nodes(value) if isinstance(value, dict) else value
 
 
@@ -342,48 +325,3 @@ def _json_parameter(call: VodCall, name: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise Refusal("InvalidParameter", f"The specified {name} is not valid.")
     return found
-
-
-def _checked_metadata(call: VodCall) -> str:
-    """Check the parameters of Create and return the file name."""
-    title, file_name = call.parameter("Title"), call.parameter("FileName")
-    for name, value in (("Title", title), ("FileName", file_name)):
-        if not value:
-            raise Refusal("MissingParameter", f"{name} is mandatory for this action.")
-    description = call.parameter("Description")
-    if len(title) > MAX_TITLE_LENGTH or len(description) > MAX_DESCRIPTION_LENGTH:
-        raise Refusal("LengthExceededMax")
-    _check_tags(call.parameter("Tags"))
-    for text in (title, description, call.parameter("Tags")):
-        _check_characters(text)
-    _check_extension(file_name)
-    _check_size(call.parameter("FileSize"))
-    for name in ("EnableFirstFrameCover", "GenerateThumbnail"):
-        if call.parameter(name).lower() not in ("", "true", "false"):
-            raise Refusal("InvalidParameter", f"The specified {name} is not valid.")
-    return file_name
-
-
-def _check_tags(tags: str) -> None:
-    names = tags.split(",") if tags else []
-    if len(names) > MAX_TAG_COUNT:
-        raise Refusal("TagsExceededMax")
-    if any(len(name) > MAX_TAG_LENGTH for name in names):
-        raise Refusal("LengthExceededMax")
-
-
-def _check_characters(text: str) -> None:
-    """Characters of four UTF-8 bytes (emoji) and control characters are refused."""
-    if any(ord(char) > 0xFFFF or (ord(char) < 32 and char not in "\r\n\t") for char in text):
-        raise Refusal("IllegalCharacters")
-
-
-def _check_extension(file_name: str) -> None:
-    _, dot, extension = file_name.rpartition(".")
-    if not dot or extension.lower() not in EXTENSIONS:
-        raise Refusal("InvalidFileName.Extension")
-
-
-def _check_size(text: str) -> None:
-    if text and not (text.isdecimal() and text.isascii()):
-        raise Refusal("InvalidParameter", "The specified FileSize is not valid.")
