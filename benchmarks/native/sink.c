@@ -204,7 +204,7 @@ static int transmit(Peer *p, const char *data, size_t size) {
 /* --- requests ------------------------------------------------------------------------ */
 
 typedef struct {
-    char method[8], *path, *query;
+    char method[8], *path, *query, *action;
     uint64_t left; /* of the body, or of its current chunk */
     int is_chunked, is_over, waits, closes;
 } Request;
@@ -270,6 +270,7 @@ static int read_head(Peer *p, Request *r) {
     decode(r->path);
     while ((line = strtok_r(NULL, "\r\n", &save))) {
         if (!strncasecmp(line, "content-length:", 15)) r->left = strtoull(line + 15, NULL, 10);
+        if (!strncasecmp(line, "x-acs-action:", 13)) r->action = line + 13 + strspn(line + 13, " ");
         if (!strncasecmp(line, "expect:", 7)) r->waits = 1;
         if (!strncasecmp(line, "connection: close", 17)) r->closes = 1;
         if (!strncasecmp(line, "transfer-encoding:", 18)) r->is_chunked = 1;
@@ -650,6 +651,7 @@ static int serve_one(Peer *p, Request *r) {
     pthread_mutex_lock(&lock);
     seen.requests++;
     pthread_mutex_unlock(&lock);
+    if (r->action) return call_vod(p, r, r->action);
     if (parameter(r->query, "Action", text, sizeof text)) return call_vod(p, r, text);
     if (!strcmp(r->method, "PUT")) return put(p, r);
     if (!strcmp(r->method, "HEAD")) return head(p, r);
