@@ -43,6 +43,8 @@ from __future__ import annotations
 import errno
 from typing import ClassVar, Self
 
+from uploader.redaction import redacted
+
 
 class VodupError(Exception):
     """The base of every error this package raises.
@@ -73,13 +75,13 @@ class VodupError(Exception):
         code: str = "",
         request_id: str = "",
     ) -> None:
-        super().__init__(message)
-        self.message = message
-        self.next_step = next_step or self.default_next_step
+        self.message = redacted(message)
+        super().__init__(self.message)
+        self.next_step = redacted(next_step) if next_step else self.default_next_step
         self.video_id = video_id
         self.phase = phase
-        self.code = code
-        self.request_id = request_id
+        self.code = redacted(code)
+        self.request_id = redacted(request_id)
 
     def located(self, *, video_id: str | None, phase: str | None) -> Self:
         """Fill in where it happened, as far as it is not known yet, and return self."""

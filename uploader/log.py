@@ -21,6 +21,8 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, TextIO, cast
 
+from uploader.redaction import REDACTED, redacted
+
 if TYPE_CHECKING:
     from structlog.stdlib import BoundLogger
     from structlog.typing import EventDict, Processor
@@ -29,10 +31,7 @@ _NAME = "vodup"
 logging.getLogger(_NAME).addHandler(logging.NullHandler())
 
 _SECRET_KEY = re.compile(r"authorization|token|secret|signature|upload_?auth|password", re.I)
-# A token may be percent-encoded: it also travels in URLs.
-_SECRET_VALUE = re.compile(r"STS\.[A-Za-z0-9]{8,}|CAIS[A-Za-z0-9+/=%]{20,}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-_REDACTED = "[redacted]"
 
 _RESERVED = (vars(logging.makeLogRecord({})).keys() | {"message", "asctime"}) - {
     "exc_info",
@@ -52,11 +51,11 @@ def redact(logger: object, method: str, event: EventDict) -> EventDict:
 
 def _clean(key: str, value: object) -> object:
     if value is not None and _SECRET_KEY.search(key):
-        return _REDACTED
+        return REDACTED
     if key == "exc_info":
         return value  # for the renderer of tracebacks
     if isinstance(value, str):
-        return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", _SECRET_VALUE.sub(_REDACTED, value))
+        return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", redacted(value))
     if isinstance(value, Mapping):
         return {inner: _clean(str(inner), item) for inner, item in value.items()}
     if isinstance(value, list | tuple):

@@ -22,6 +22,7 @@ from uploader.errors import (
 )
 from uploader.protocol.failures import Meaning, Service, is_outcome_known
 from uploader.protocol.wire import Operation, SignedRequest, Signer, Transport, web_page
+from uploader.redaction import redacted
 
 T = TypeVar("T")
 
@@ -308,12 +309,12 @@ class _Attempts:
 
 def _without_secrets(error: VodupError, signed: SignedRequest) -> VodupError:
     """The error without what the answer echoed of the request's credentials, even if cut off."""
-    query = parse_qsl(urlsplit(signed.url).query)
-    for name, value in (*signed.headers.items(), *query):
-        if _SECRET_NAME.search(name) and (secret := re.split(":|Signature=", value)[-1]):
-            echo = re.compile(f"{re.escape(secret[:12])}[A-Za-z0-9+/=%_.~-]*")
-            for field, text in vars(error).items():
-                if isinstance(text, str):
-                    setattr(error, field, echo.sub("[redacted]", text))
+    given = (*signed.headers.items(), *parse_qsl(urlsplit(signed.url).query))
+    secrets = [
+        re.split(":|Signature=", value)[-1] for name, value in given if _SECRET_NAME.search(name)
+    ]
+    for field, text in vars(error).items():
+        if isinstance(text, str):
+            setattr(error, field, redacted(text, secrets))
     error.args = (error.message,)
     return error

@@ -124,8 +124,21 @@ async def test_an_unknown_kind_of_url() -> None:
 
 def test_names_and_passwords_are_shown_nowhere() -> None:
     source = FsspecSource("sftp://me:SECRET@host/films/movie.mp4?key=SECRET")
-    assert source.name == source.identity == "sftp://host/films/movie.mp4"
+    assert source.name == "sftp://host/films/movie.mp4"
     assert "SECRET" not in repr(source)
+
+
+def test_two_objects_are_two_uploads() -> None:
+    urls = [
+        "s3://bucket/a.mp4",
+        "s3://bucket/a.mp4?versionId=1",
+        "s3://bucket/a.mp4?versionId=2",
+        "sftp://alice@host/a.mp4",
+        "sftp://bob@host/a.mp4",
+    ]
+    assert len({FsspecSource(url).identity for url in urls}) == len(urls)
+    former, later = "sftp://alice:old@host/a.mp4", "sftp://alice:new@host/a.mp4"
+    assert FsspecSource(former).identity == FsspecSource(later).identity
 
 
 def test_other_urls_are_sources_of_fsspec() -> None:

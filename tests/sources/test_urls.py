@@ -356,6 +356,52 @@ def test_a_new_signature_resumes_the_same_upload() -> None:
     assert identity_of(one) == identity_of(other) == base
 
 
+SIGNED = {
+    "OSS V1": "OSSAccessKeyId=k{}&Expires=1{}&Signature=s{}",
+    "OSS V4": "x-oss-credential=k{}&x-oss-date=d{}&x-oss-expires=6{}&x-oss-signature=s{}"
+    "&x-oss-signature-version=OSS4-HMAC-SHA256&x-oss-security-token=t{}",
+    "S3 V2": "AWSAccessKeyId=k{}&Expires=1{}&Signature=s{}",
+    "S3 V4": "X-Amz-Algorithm=a&X-Amz-Credential=k{}&X-Amz-Date=d{}&X-Amz-Expires=6{}"
+    "&X-Amz-SignedHeaders=host&X-Amz-Signature=s{}&X-Amz-Security-Token=t{}",
+    "GCS V2": "GoogleAccessId=g{}&Expires=1{}&Signature=s{}",
+    "GCS V4": "X-Goog-Algorithm=a&X-Goog-Credential=c{}&X-Goog-Date=d{}&X-Goog-Expires=1{}"
+    "&X-Goog-SignedHeaders=host&X-Goog-Signature=s{}",
+    "Azure": "sv=2024-01-0{}&st=1{}&se=2{}&sr=b&sp=r&sig=s{}",
+    "CloudFront": "Expires=1{}&Signature=s{}&Key-Pair-Id=K{}",
+    "COS": "q-sign-algorithm=sha1&q-ak=k{}&q-sign-time=1;{}&q-key-time=1;{}&q-signature=s{}",
+    "CDN": "auth_key=170000000{}-0-0-0123456789abcdef0123456789abcdef",
+}
+
+
+@pytest.mark.parametrize("way", SIGNED)
+def test_a_url_that_is_signed_anew_names_the_same_object(way: str) -> None:
+    base = "https://host.example/a.mp4?id=7"
+    urls = [f"{base}&{SIGNED[way].replace('{}', digit)}" for digit in "12"]
+    assert {identity_of(URL(url)) for url in urls} == {base}
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "st={}",
+        "sp={}",
+        "sig={}",
+        "expires={}",
+        "signature={}",
+        "policy={}",
+        "sv={}&st=0",
+        "auth_key={}",
+        "x-amz-date={}",
+        "Expires=1&Signature={}",
+        "sr={}&ss=1",
+    ],
+)
+def test_parameters_that_no_signature_explains_tell_two_objects_apart(query: str) -> None:
+    base = "https://host.example/download?"
+    one, other = (URL(base + query.format(value)) for value in ("1", "2"))
+    assert identity_of(one) != identity_of(other)
+
+
 def test_a_url_is_a_source() -> None:
     assert isinstance(as_source("https://example.com/movie.mp4"), UrlSource)
 

@@ -295,6 +295,12 @@ def shown_path(path: str) -> str:
         return f"{path.partition('://')[0]}://…"
 
 
+def shown_record(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record for people and programs that do not need to read its URLs again."""
+    urls = {name: shown_path(str(record[name])) for name in ("path", "cover_url") if name in record}
+    return {**record, **urls}
+
+
 def _path_within(path: str) -> str:
     """A path, or the path of a URL."""
     return parsed_url(path).path if is_url(path) else path

@@ -11,7 +11,7 @@ from typing import Any, Final
 from uploader import units
 from uploader.bulk.estimate import Estimate
 from uploader.bulk.progress import BatchProgress
-from uploader.bulk.rows import Row, shown_path
+from uploader.bulk.rows import Row, shown_path, shown_record
 from uploader.cli.flags import OutputFlags, ReportFlags
 from uploader.cli.printing import err, out, out_json
 from uploader.cli.progress import Total, show_progress
@@ -42,8 +42,8 @@ class JsonBatchView:
     """One JSON object per line: `row.done` and `row.failed`, `batch.progress`, `batch.ended`."""
 
     def record(self, record: Mapping[str, Any]) -> None:
-        """Print the record as the ledger has it."""
-        self._print(f"row.{record['status']}", record)
+        """Print the record as the ledger has it, but nothing secret of its URLs."""
+        self._print(f"row.{record['status']}", shown_record(record))
 
     def refused(self, row: Row, error: VodupError, code: int) -> None:
         """Print the mistake."""

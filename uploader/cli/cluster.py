@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from uploader import GrantProvider, Uploader, UploadOptions
 from uploader.bulk.ledger import Ledger
 from uploader.bulk.outputs import require_outputs
-from uploader.bulk.rows import Row, shown_path
+from uploader.bulk.rows import Row
 from uploader.bulk.runner import Reading
 from uploader.cli import run, settings
 from uploader.cli.batch_views import make_batch_view
@@ -235,9 +235,6 @@ async def _work(
         if listener is not None:
             listener(event)
 
-    def on_record(record: Mapping[str, Any]) -> None:
-        view.record({**record, "path": shown_path(str(record.get("path", "")))})
-
     def on_given_back(row: Row, why: str) -> None:
         say(f"{row.source_name or row.where}: {why} It returns to the queue.")
 
@@ -257,7 +254,7 @@ async def _work(
                 pool,
                 options,
                 exit_code=run.exit_code,
-                on_record=on_record,
+                on_record=view.record,
                 on_given_back=on_given_back,
             ).run()
     return run.DONE

@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, TextIO, cast
 
 from uploader.errors import VodupError
+from uploader.redaction import redacted
 
 LOST: Final = 74
 _MAX_WAITING: Final = 32 * 2**20
@@ -33,7 +34,6 @@ _INTERRUPTED_STALL_S: Final = 0.5
 
 # Line ends too: a file name must not forge a line.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-_SECRET = re.compile(r"STS\.[A-Za-z0-9]{8,}|CAIS[A-Za-z0-9+/=_-]{20,}")
 
 
 def printable(text: str) -> str:
@@ -41,7 +41,7 @@ def printable(text: str) -> str:
 
     File names and messages of servers come from others.
     """
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", _SECRET.sub("[redacted]", text))
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", redacted(text))
 
 
 def paragraph(error: VodupError, *, about: str | None = None) -> tuple[str, str]:

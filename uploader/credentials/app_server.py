@@ -31,6 +31,7 @@ from uploader.protocol.grants import UploadGrant
 from uploader.protocol.trust import TrustPolicy
 from uploader.protocol.vod import VideoFacts
 from uploader.protocol.wire import BytesBody, Operation, Request, Response
+from uploader.redaction import remember
 from uploader.session import Session
 from uploader.tasks import in_own_task
 
@@ -209,6 +210,9 @@ class UrlProvider:
 
     url: str = field(repr=False)
     bearer_token: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        remember(self.bearer_token)
 
     @property
     def scope(self) -> str:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import NoReturn
 
+from uploader.redaction import remember
+
 # 32 hexadecimal digits in practice; the form that the API allows for ReferenceId bounds it.
 _VIDEO_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -50,6 +52,9 @@ class StsCredentials:
     expires_at: datetime | None = None
     life_s: float | None = None
     region: str | None = None
+
+    def __post_init__(self) -> None:
+        remember(self.access_key_secret, self.security_token)
 
     def __repr__(self) -> str:
         return "StsCredentials(***)"

@@ -20,6 +20,7 @@ from uploader.protocol.documents import (
 )
 from uploader.protocol.grants import UploadGrant
 from uploader.protocol.wire import Operation, Request, Response, refusal, unusable
+from uploader.redaction import remember
 
 T = TypeVar("T")
 
@@ -33,6 +34,9 @@ class AccessKey:
     id: str = field(repr=False)
     secret: str = field(repr=False)
     security_token: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        remember(self.secret, self.security_token)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

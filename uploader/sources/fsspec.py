@@ -60,9 +60,9 @@ class FsspecSource(Ranges):
         read_timeout_s: float = 120.0,
     ) -> None:
         self._url = url
-        # Without user names, passwords and queries.
-        self.identity = re.sub(r"\?[^:]*", "", re.sub(r"//[^/@]*@", "//", url))
-        self.name = name or self.identity
+        # What names the object, without passwords; and what is shown of it.
+        self.identity = re.sub(r"//([^/@:]*)(:[^/@]*)?@", r"//\1@", url)
+        self.name = name or re.sub(r"\?[^:]*", "", re.sub(r"//[^/@]*@", "//", url))
         self._options = dict(storage_options or {})
         self._read_timeout_s = read_timeout_s
         self._fs: Any = None

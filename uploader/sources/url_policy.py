@@ -7,6 +7,7 @@ network or to a cloud's metadata service and upload the response (SSRF).
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -20,17 +21,36 @@ __all__ = ["URL", "UrlPolicy", "identity_of", "is_public", "parsed_url", "shown"
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052
 _V4_COMPATIBLE: Final = ipaddress.ip_network("::/96")  # RFC 4291, deprecated
 
-_SIGNED: Final = frozenset(
-    # Parameters of presigned URLs that do not name the object; each new URL has other values.
-    """
-    ossaccesskeyid signature expires security-token x-oss-signature x-oss-signature-version
-    x-oss-credential x-oss-date x-oss-expires x-oss-security-token x-amz-algorithm
-    x-amz-credential x-amz-date x-amz-expires x-amz-security-token x-amz-signature
-    x-amz-signedheaders awsaccesskeyid x-goog-algorithm x-goog-credential x-goog-date
-    x-goog-expires x-goog-signature x-goog-signedheaders googleaccessid sig se sp sr sv st skoid
-    sktid skt ske sks skv spr auth_key
-    """.split()
+_SIGNED: Final = tuple(
+    # Each way to sign a URL: parameters that only occur together, and further ones of it. They do
+    # not name the object, and each new URL has other values.
+    (frozenset(all_of.split()), frozenset((all_of + " " + others).split()))
+    for all_of, others in (
+        ("ossaccesskeyid expires signature", "security-token"),
+        (
+            "x-oss-credential x-oss-date x-oss-signature",
+            "x-oss-expires x-oss-signature-version x-oss-security-token x-oss-additional-headers",
+        ),
+        ("awsaccesskeyid expires signature", "x-amz-security-token"),
+        (
+            "x-amz-credential x-amz-date x-amz-signature",
+            "x-amz-algorithm x-amz-expires x-amz-security-token x-amz-signedheaders",
+        ),
+        ("googleaccessid expires signature", ""),
+        (
+            "x-goog-credential x-goog-date x-goog-signature",
+            "x-goog-algorithm x-goog-expires x-goog-signedheaders",
+        ),
+        ("sv sig se", "sp sr st ss srt sip spr skoid sktid skt ske sks skv"),  # Azure
+        ("key-pair-id signature", "expires policy"),  # CloudFront
+        (
+            "q-ak q-sign-time q-signature",
+            "q-sign-algorithm q-key-time q-header-list q-url-param-list x-cos-security-token",
+        ),
+    )
 )
+_CDN_KEY: Final = re.compile(r"\d{10}-[0-9A-Za-z]+-\d+-[0-9a-f]{32}")
+"""`auth_key` of Alibaba Cloud's CDN: time, random text, user, MD5."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,6 +184,13 @@ def shown(url: URL) -> str:
 
 
 def identity_of(url: URL) -> str:
-    """The URL without the parameters of a presigned one: what names the object."""
-    query = [(name, value) for name, value in url.query.items() if name.lower() not in _SIGNED]
+    """The URL without the parameters of a presigned one: what names the object.
+
+    A parameter that no known way of signing explains may name another object: it is kept.
+    """
+    names = {name.lower() for name in url.query}
+    signed = {name for all_of, every in _SIGNED if all_of <= names for name in every}
+    if _CDN_KEY.fullmatch(url.query.get("auth_key", "")):
+        signed.add("auth_key")
+    query = [(name, value) for name, value in url.query.items() if name.lower() not in signed]
     return str(url.with_query(query))

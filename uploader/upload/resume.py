@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import secrets
 from collections.abc import Iterable
 from dataclasses import replace
@@ -139,7 +140,8 @@ async def _new_record(ctx: UploadContext, former: UploadRecord | None) -> Upload
 def _recorded_source(source: Source) -> str:
     """Its name, from which it can be resumed; the path itself where the name has lost bytes."""
     identity = source.identity
-    return identity if is_unsendable(identity) else source.name
+    has_lost_bytes = os.path.isabs(identity) and is_unsendable(identity)
+    return identity if has_lost_bytes else source.name
 
 
 async def _require_same_source(ctx: UploadContext, record: UploadRecord) -> None:
