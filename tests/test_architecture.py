@@ -126,6 +126,7 @@ LINES = (
     _hand("upload.parts"),
     _hand("upload.streaming"),
     _hand("upload.verify"),
+    _hand("upload.former"),
     _hand("upload.settle"),
     _hand("upload.main"),
     _hand("upload.package"),

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from uploader.errors import VideoGone as VideoGone
     from uploader.errors import VodupError as VodupError
     from uploader.events import CredentialsRenewed as CredentialsRenewed
+    from uploader.events import EarlierVideoFound as EarlierVideoFound
     from uploader.events import Event as Event
     from uploader.events import HookFailed as HookFailed
     from uploader.events import PartsAdopted as PartsAdopted
@@ -120,9 +121,9 @@ _HOMES = {
     "UnsupportedState "
     "UntrustedCertificate UntrustedEndpoint UnverifiedCompletion UploadLocked UploadTargetChanged "
     "VideoError VideoGone VodupError",
-    "events": "CredentialsRenewed Event HookFailed PartStored PartsAdopted RequestRetried "
-    "UploadCancelled UploadFailed UploadFinished UploadProgress UploadRestarted UploadResult "
-    "UploadStarted",
+    "events": "CredentialsRenewed EarlierVideoFound Event HookFailed PartStored PartsAdopted "
+    "RequestRetried UploadCancelled UploadFailed UploadFinished UploadProgress "
+    "UploadRestarted UploadResult UploadStarted",
     "hooks": "EndedUpload Hooks PlannedVideo command_hooks installed_hooks",
     "batch": "Outcome UploadItem",
     "options": "UploadOptions",

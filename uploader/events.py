@@ -31,6 +31,8 @@ class UploadResult:
         seconds: what this run took.
         is_earlier_result: an earlier run had finished the upload; nothing was sent.
         endpoint: the OSS endpoint that it was sent to, "" in results of other versions.
+        earlier_video_id: a finished video of this source from a run whose checkpoint is lost;
+            it holds other content, so this video was created beside it.
         congestion: the TCP congestion control that carried it ("bbr", "cubic"), "" if unknown.
         hook_failures: hooks that failed after it was verified (`Hooks.after_verify`), a sentence
             each; only in what `upload` returns, because they run after `UploadFinished`.
@@ -53,6 +55,7 @@ class UploadResult:
     seconds: float
     is_earlier_result: bool = False
     endpoint: str = ""
+    earlier_video_id: str | None = None
     congestion: str = ""
     hook_failures: tuple[str, ...] = ()
 
@@ -69,6 +72,19 @@ class Event:
     type: ClassVar[str] = "event"
     key: str
     video_id: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EarlierVideoFound(Event):
+    """A run whose checkpoint is lost has created a video of this source.
+
+    `is_same`: it is finished and holds the source, so nothing is sent. Otherwise it holds
+    something else, or is gone (`earlier_video_id` is None), and a new video is created.
+    """
+
+    type: ClassVar[str] = "video.found"
+    earlier_video_id: str | None
+    is_same: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -250,3 +250,58 @@ def _within(seconds: float, holds: Callable[[], bool]) -> bool:
             return False
         time.sleep(0.05)
     return True
+
+
+def test_a_state_that_was_put_aside_is_reported_at_the_end_and_by_doctor(cli: Cli) -> None:
+    movie = cli.file(size=1000)
+    first = cli.run("push", movie.name, "--json")
+    state = cli.folder / "state.db"
+    state.write_bytes(b"garbage" * 1000)
+
+    ended = cli.run("push", movie.name, "--json")
+
+    assert ended.code == 0, ended.err
+    assert ended.last["video_id"] == first.last["video_id"]
+    *_, last = ended.err.splitlines()
+    assert last.startswith("vodup: state file ")
+    assert "state.db.corrupt-1" in last
+    found = [line for line in cli.run("doctor", "--json").lines if line["status"] == "warning"]
+    assert any("put aside" in line["detail"] for line in found if line["name"] == "state")
+    state.write_bytes(b"garbage" * 1000)
+    found = [line for line in cli.run("doctor", "--json").lines if line["name"] == "uploads"]
+    assert "state.db.corrupt-2" in found[0]["detail"]
+    (cli.folder / "m.csv").write_text(f"path\n{movie.name}\n")
+    state.write_bytes(b"garbage" * 1000)
+    batch = cli.run("ingest", "m.csv", "-q")
+    assert batch.code == 0, batch.err
+    assert "state.db.corrupt-3" in batch.err.splitlines()[-1]
+
+
+def test_a_new_video_beside_an_earlier_one_is_reported(cli: Cli) -> None:
+    movie = cli.file(size=1000)
+    first = cli.run("push", movie.name, "--json").last["video_id"]
+    status = movie.stat()
+    movie.write_bytes(b"x" * 1000)
+    os.utime(movie, ns=(status.st_atime_ns, status.st_mtime_ns))
+    (cli.folder / "state.db").unlink()
+
+    ended = cli.run("push", movie.name)
+
+    assert f"is video {first}, with other content; creating a new video" in ended.err
+    (cli.folder / "state.db").unlink()
+    movie.write_bytes(b"y" * 1000)
+    os.utime(movie, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert cli.run("push", movie.name, "--json").last["earlier_video_id"]
+
+
+def test_the_video_of_a_lost_checkpoint_is_reported(cli: Cli) -> None:
+    movie = cli.file(size=1000)
+    first = cli.run("push", movie.name, "--json").last["video_id"]
+    (cli.folder / "state.db").unlink()
+
+    ended = cli.run("push", movie.name)
+
+    assert f"a run whose checkpoint is lost has uploaded it as video {first}" in ended.err
+    cli.server.delete_video(first)
+    (cli.folder / "state.db").unlink()
+    assert "the video of a run whose checkpoint is lost is gone" in cli.run("push", movie.name).err

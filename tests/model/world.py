@@ -456,7 +456,13 @@ class World:
             return "AccessDenied"
         return None
 
+    def _is_protected(self, call: Call) -> bool:
+        forbids = call.headers.get("x-oss-forbid-overwrite") == "true"
+        return forbids and (call.bucket, call.key) in self.objects
+
     def _initiate(self, call: Call) -> Response:
+        if self._is_protected(call):
+            return self._refuse(call, "FileAlreadyExists", 409)
         upload_id = self._next("{:032X}")
         self.uploads[upload_id] = Upload(call.bucket, call.key)
         return self._xml(
@@ -473,8 +479,7 @@ class World:
         return self._response(200, b"", **self._figures(part.md5, part.crc64))
 
     def _put(self, call: Call) -> Response:
-        is_protected = call.headers.get("x-oss-forbid-overwrite") == "true"
-        if is_protected and (call.bucket, call.key) in self.objects:
+        if self._is_protected(call):
             return self._refuse(call, "FileAlreadyExists", 409)
         part = stored(call.body)
         self._store(call, Object((part,), part.md5, part.crc64))

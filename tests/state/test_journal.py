@@ -42,6 +42,7 @@ def record(phase: Phase = NEW) -> UploadRecord:
 
 STEPS: dict[str, Step] = {
     "create_record": lambda j: j.create_record(record()),
+    "set_reference_id": lambda j: j.set_reference_id("vodup-2"),
     "set_target": lambda j: j.set_target(
         "v", TARGET, region="cn-shanghai", plan="p", one_request=False
     ),
@@ -63,6 +64,7 @@ STEPS: dict[str, Step] = {
 
 NO_PARTS = {"upload_id": None, "plan": None}
 LEAVES: dict[str, dict[str, Any]] = {
+    "set_reference_id": {"reference_id": "vodup-2"},
     "set_target": {
         "phase": UPLOADING,
         "video_id": "v",
@@ -97,6 +99,7 @@ LEAVES: dict[str, dict[str, Any]] = {
 
 ALLOWED: dict[str, set[Phase | None]] = {
     "create_record": {None, DONE, ABORTED},
+    "set_reference_id": {NEW},
     "set_target": {NEW},
     "set_plan": {UPLOADING},
     "set_upload_id": {UPLOADING},

@@ -31,8 +31,8 @@ RESULT_COLUMNS: Final = frozenset(
     """
     type id row manifest status at size crc64 etag bucket object_key upload_id part_count
     resumed_part_count renewal_count retry_count sent_bytes verified_by seconds is_earlier_result
-    endpoint congestion hook_failures error message code request_id resumable temporary next_step
-    exit_code attempts source_size source_mtime_ns former_video_id
+    earlier_video_id endpoint congestion hook_failures error message code request_id resumable
+    temporary next_step exit_code attempts source_size source_mtime_ns former_video_id
     """.split()
 )
 

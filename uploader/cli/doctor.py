@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import glob
 import importlib.metadata
 import os
 import platform
@@ -160,6 +161,10 @@ def _state_path(flags: StateFlags) -> Iterator[Finding]:
         return
     folder = next(p for p in (location.path.parent, *location.path.parents) if p.exists())
     yield _state_folder(location.path, folder)
+    found = location.path.parent.glob(f"{glob.escape(location.path.name)}.corrupt-*")
+    if aside := sorted(path.name for path in found if path.name.rpartition("-")[2].isdecimal()):
+        detail = f"was damaged and put aside, with what it recorded: {', '.join(aside)}"
+        yield Finding("state", "warning", detail)
 
 
 def _state_folder(path: Path, folder: Path) -> Finding:
@@ -180,10 +185,13 @@ async def _records(flags: StateFlags) -> Finding:
         async with open_state(flags.state or None) as state:
             phases = [found.record.phase async for found in state.uploads()]
             orphans = await state.orphans()
+            notices = getattr(state, "notices", ())
     except VodupError as error:
         return Finding.of("uploads", error)
     open_count = sum(phase not in {Phase.DONE, Phase.ABORTED} for phase in phases)
     detail = f"{units.count(len(phases), 'upload')} recorded, {open_count} unfinished"
+    if notices:
+        return Finding("uploads", "warning", "; ".join((detail, *notices)))
     if orphans:
         return Finding("uploads", "warning", f"{detail}; run `vodup clean --orphans`")
     return Finding("uploads", "ok", detail)

@@ -18,7 +18,7 @@ from uploader.bulk.runner import Batch, BatchOptions, Reading, read_rows
 from uploader.cli import run, settings
 from uploader.cli.batch_views import BatchView, make_batch_view
 from uploader.cli.flags import IngestFlags, RowFlags, VideoFlags
-from uploader.cli.printing import err
+from uploader.cli.printing import err, report_notices
 from uploader.errors import ConfigurationError, VodupError
 from uploader.options import UploadOptions
 from uploader.tasks import beside
@@ -132,6 +132,7 @@ async def _perform(
             # Interrupted or not, what ended is reported.
             _write_files(ledger, progress, flags)
             view.summary(progress, flags)
+            report_notices(uploader.state)
     if progress.stopped is not None:
         view.stopped(progress.stopped, flags)
     return _code_of(progress)

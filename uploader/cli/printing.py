@@ -69,6 +69,11 @@ def err(*lines: str) -> None:
     _write(sys.stderr, lines)
 
 
+def report_notices(state: object) -> None:
+    """Print, at the end of a run, what the state store has repaired, put aside or left out."""
+    err(*(f"vodup: {sentence}" for sentence in getattr(state, "notices", ())))
+
+
 def _write(stream: TextIO, lines: tuple[str, ...]) -> None:
     stream.write("".join(f"{printable(line)}\n" for line in lines))
     stream.flush()

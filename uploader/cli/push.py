@@ -12,6 +12,7 @@ from uploader import Uploader, UploadGrant, UploadItem, UploadRecord, VideoMeta,
 from uploader.cli import run, settings
 from uploader.cli.flags import OutputFlags, PushFlags, ResumeFlags, UrlFlags
 from uploader.cli.options import flag_of
+from uploader.cli.printing import report_notices
 from uploader.cli.push_views import PushedFile, interruption, make_push_view
 from uploader.cli.records import find_record
 from uploader.cli.sources import (
@@ -187,6 +188,7 @@ class _Push:
             watching = self._view.watch(self._files, self._tracker)
             async with beside(watching), one_error() as group:
                 tasks = [group.create_task(self._upload(uploader, one, gate)) for one in items]
+        report_notices(uploader.state)
         if len(items) > 1:
             self._view.total(self._files)
         return run.common_code(task.result() for task in tasks)

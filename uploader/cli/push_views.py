@@ -118,6 +118,17 @@ def incident(file: PushedFile, event: events.Event) -> str | None:
         case events.PartsAdopted():
             parts = units.count(event.part_count, "part")
             return f"{file.label}: OSS already has {parts} that were not recorded; verified."
+        case events.EarlierVideoFound(earlier_video_id=video_id, is_same=True):
+            return (
+                f"{file.label}: a run whose checkpoint is lost has uploaded it as video "
+                f"{video_id}; verified."
+            )
+        case events.EarlierVideoFound(earlier_video_id=video_id):
+            state = f"is video {video_id}, with other content" if video_id else "is gone"
+            return (
+                f"{file.label}: the video of a run whose checkpoint is lost {state}; "
+                "creating a new video."
+            )
         case events.HookFailed():
             return f"{file.label}: {event.message}"
         case _:

@@ -2,7 +2,13 @@
 
 from uploader.credentials.app_server import CallbackProvider, CommandProvider, UrlProvider
 from uploader.credentials.caller import AccessKeys
-from uploader.credentials.contract import GrantProvider, GrantSource, Network, NewVideo
+from uploader.credentials.contract import (
+    GrantProvider,
+    GrantSource,
+    Network,
+    NewVideo,
+    ReferenceUsed,
+)
 from uploader.credentials.ims import ImsProvider
 from uploader.credentials.live import DOCUMENTED_LIFE_S, LiveGrant, PlainSigner, life_s
 from uploader.credentials.vod import VodProvider
@@ -19,6 +25,7 @@ __all__ = [
     "Network",
     "NewVideo",
     "PlainSigner",
+    "ReferenceUsed",
     "UrlProvider",
     "VodProvider",
     "life_s",

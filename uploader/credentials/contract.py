@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from uploader.clock import Clock
-from uploader.errors import InvalidGrant
+from uploader.errors import InvalidGrant, OverwriteRefused
 from uploader.pace import Pace
 from uploader.protocol.failures import Service
 from uploader.protocol.grants import UploadGrant, UploadTarget
@@ -98,11 +98,28 @@ class NewVideo:
         }
 
 
+class ReferenceUsed(OverwriteRefused):
+    """The ReferenceId belongs to a video that nothing more can be sent to.
+
+    Attributes:
+        facts: of that video, which is finished; None: it is gone.
+    """
+
+    def __init__(self, reference_id: str, video_id: str | None, facts: VideoFacts | None) -> None:
+        state = f"the finished video {video_id}" if facts is not None else "a video that is gone"
+        super().__init__(f"The ReferenceId {reference_id} belongs to {state}.", video_id=video_id)
+        self.facts = facts
+
+
 class GrantSource(Protocol):
     """Issues grants over an open network."""
 
     async def create(self, video: NewVideo) -> UploadGrant:
-        """Create a video. Called again after a crash it must not create a second one."""
+        """Create a video. Called again after a crash it must not create a second one.
+
+        Raises:
+            ReferenceUsed: `video.reference_id` is that of an earlier video.
+        """
 
     async def renew(self, video_id: str) -> UploadGrant:
         """Return a grant with new credentials for the same video."""

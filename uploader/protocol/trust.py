@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from typing import Literal, NoReturn
+from urllib.parse import unquote, urlsplit
 
 from uploader.errors import ConfigurationError, UntrustedEndpoint
 from uploader.protocol.grants import UploadTarget
@@ -132,6 +133,23 @@ class TrustPolicy:
                 f"The address names bucket {bucket}, but only {self.expected_bucket} is expected.",
                 next_step="Check who issued this address, or correct the expected bucket.",
             )
+
+
+def target_of_url(url: str) -> UploadTarget | None:
+    """Return the object behind a URL that VOD has signed, unchecked; None if it is no such URL.
+
+    The bucket is the first label of the host; on this machine, the first folder of the path.
+    """
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return None
+    object_key = unquote(parts.path).removeprefix("/")
+    if f"{parts.netloc}:".startswith(tuple(f"{name}:" for name in _LOOPBACK)):
+        bucket, _, object_key = object_key.partition("/")
+        return UploadTarget(f"{parts.scheme}://{parts.netloc}", bucket, object_key)
+    bucket, _, host = parts.netloc.partition(".")
+    return UploadTarget(f"https://{host}", bucket, object_key) if host else None
 
 
 def oss_region(endpoint: str) -> str | None:

@@ -6,7 +6,7 @@ import functools
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self, TypeVar
 
 from uploader.errors import InvalidGrant
@@ -102,11 +102,13 @@ class VideoFacts:
             "Init", "Preparing", "PrepareFail" and "Normal" (IMS API: GetMediaInfo).
         size: bytes; 0 or None while there is no file.
         file_url: a signed URL of the source file, when VOD gives one.
+        video_id: None where the answer does not name it.
     """
 
     status: str
     size: int | None
     file_url: str | None = field(default=None, repr=False)
+    video_id: str | None = None
 
     @property
     def is_finished(self) -> bool:
@@ -174,9 +176,11 @@ def refresh_upload_video(
     return rpc_operation(endpoint, "RefreshUploadVideo", params, parse_grant)
 
 
-def get_mezzanine_info(endpoint: str, video_id: str) -> Operation[VideoFacts]:
+def get_mezzanine_info(
+    endpoint: str, video_id: str | None = None, *, reference_id: str | None = None
+) -> Operation[VideoFacts]:
     """Read VOD's record of the source file."""
-    params = {"VideoId": video_id, "OutputType": "oss"}
+    params = {"VideoId": video_id, "ReferenceId": reference_id, "OutputType": "oss"}
     return rpc_operation(endpoint, "GetMezzanineInfo", params, _parse_mezzanine)
 
 
@@ -336,7 +340,9 @@ def parse_grant(action: str, response: Response) -> UploadGrant:
 def _parse_mezzanine(action: str, response: Response) -> VideoFacts:
     require_success(action, response)
     fields = _fields(response.body, "Mezzanine")
-    return facts_of(action, *(fields.get(name) for name in ("Status", "Size", "FileURL")))
+    facts = facts_of(action, *(fields.get(name) for name in ("Status", "Size", "FileURL")))
+    video_id = fields.get("VideoId")
+    return replace(facts, video_id=video_id) if isinstance(video_id, str) and video_id else facts
 
 
 def facts_of(action: str, status: object, size: object, file_url: object) -> VideoFacts:

@@ -9,6 +9,8 @@ the end of the process (`UploadClaim.add_ack`).
     ------------------  -----------  ----------------------------  -------------------------------
     create_record       NEW (1)      CreateUploadVideo may follow  finds the video by ReferenceId,
                                                                    or creates it
+    set_reference_id    NEW          CreateUploadVideo follows     finds the video by the new
+                                     with another ReferenceId      ReferenceId, or creates it
     set_target          UPLOADING    credentials were issued for   renews them and starts
                                      this video and this object
       (one_request)     COMPLETING   and PutObject may follow      reads the object and compares
@@ -61,6 +63,7 @@ _STARTED: Final = frozenset({Phase.UPLOADING, Phase.COMPLETING})
 
 _PHASES_BEFORE: Final[Mapping[str, frozenset[Phase | None]]] = {
     "create_record": frozenset({None, Phase.DONE, Phase.ABORTED}),
+    "set_reference_id": frozenset({Phase.NEW}),
     "set_target": frozenset({Phase.NEW}),
     "set_plan": frozenset({Phase.UPLOADING}),
     "set_upload_id": frozenset({Phase.UPLOADING}),
@@ -193,6 +196,10 @@ class Journal:
         self._record = replace(record, created_at=now, updated_at=now)
         self._acks.clear()
         return self._record
+
+    async def set_reference_id(self, reference_id: str) -> None:
+        """Replace a ReferenceId that belongs to an earlier video."""
+        await self._update("set_reference_id", reference_id=reference_id)
 
     async def set_target(
         self,

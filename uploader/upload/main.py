@@ -17,13 +17,13 @@ from uploader.protocol.failures import OSS, Meaning, is_vanished
 from uploader.protocol.plan import Plan
 from uploader.tasks import beside
 from uploader.upload import settle, verify
+from uploader.upload.former import video_or_result
 from uploader.upload.grant import (
     finished_video,
     live_grant,
     meta_from_hooks,
     new_plan,
     plan_before_grant,
-    video_and_target,
 )
 from uploader.upload.object import ObjectUpload, Vanished
 from uploader.upload.parts import reconcile, send_missing_parts
@@ -49,7 +49,9 @@ async def upload_video(ctx: UploadContext) -> UploadResult:
     ctx = await meta_from_hooks(ctx)
     is_repeat = await record_upload(ctx)  # create_record
     is_new = ctx.record.endpoint is None
-    grant = await video_and_target(ctx, plan_before_grant(ctx), is_repeat=is_repeat)  # set_target
+    grant = await video_or_result(ctx, plan_before_grant(ctx), is_repeat=is_repeat)  # set_target
+    if isinstance(grant, UploadResult):
+        return grant  # a finished video holds the source, though its checkpoint is lost
     upload = ObjectUpload(ctx, await live_grant(ctx, grant), is_new=is_new)
     if (found := await settle.at_vod(upload)) is not None:
         return await verify.finish(upload, found)  # an earlier run died around Complete
@@ -77,7 +79,12 @@ async def until_stored(
 
 async def send_and_complete(upload: ObjectUpload) -> FoundObject:
     """Send what is missing and make the object."""
-    await start_or_resume(upload)  # set_plan, set_upload_id
+    try:
+        await start_or_resume(upload)  # set_plan, set_upload_id
+    except ServiceError as error:
+        if OSS.meaning(error) is not Meaning.EXISTS:
+            raise
+        return await settle.after_exists(upload)  # start_completing
     await send_stream(upload)  # add_part, close_stream
     await send_missing_parts(upload)  # add_part
     return await complete(upload)  # start_completing

@@ -9,11 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
+from typing import Final, TypeVar
 from urllib.parse import urlsplit
 
 from uploader.credentials import LiveGrant, PlainSigner
 from uploader.errors import (
+    OverwriteRefused,
     PermissionDenied,
     ServiceError,
     StateError,
@@ -28,13 +31,20 @@ from uploader.protocol.grants import UploadTarget
 from uploader.protocol.integrity import same_etag
 from uploader.protocol.oss import PartAnswer
 from uploader.protocol.plan import Part, Plan
-from uploader.protocol.wire import Signer
+from uploader.protocol.wire import Operation, Signer
 from uploader.session import Session
 from uploader.state import Journal, PartAck, Phase
 from uploader.upload.grant import recorded_target
 from uploader.upload.proof import ABSENT, AckedParts, FoundObject
 from uploader.upload.request import UploadContext
 from uploader.upload.resume import plan_of
+
+T = TypeVar("T")
+
+_PROTECTION: Final = {"x-oss-forbid-overwrite": "true"}
+
+_HEADER_REFUSALS: Final = frozenset({"AccessDenied", "InvalidArgument"})
+"""Codes that a policy or a bucket may answer to the header. What it answers is not documented."""
 
 
 class Vanished(Exception):
@@ -72,6 +82,44 @@ class _FencedSigner:
         return self._journal.is_certainly_ours and self._signer.is_ready()
 
 
+def another_object(ctx: UploadContext, target: UploadTarget) -> OverwriteRefused:
+    """The error for an object that another upload has stored."""
+    return OverwriteRefused(
+        f"Another upload has stored {target.object_key}, and it is not {ctx.source.name}.",
+        video_id=ctx.record.video_id,
+    )
+
+
+def _session(ctx: UploadContext, signer: Signer) -> Session:
+    network = ctx.network
+    return Session(
+        network.transport,
+        signer,
+        clock=network.clock,
+        service=OSS,
+        slot=partial(network.pace.slot, ctx.key, resumed=ctx.request.resumed),
+        slow_down=network.pace.slow_down,
+        retry=network.retry,
+        on_retry=network.on_retry,
+    )
+
+
+async def look_by_url(ctx: UploadContext, bucket: str, url: str) -> FoundObject | None:
+    """Read an object's facts through a URL signed by VOD; None if that does not work."""
+    trust = ctx.network.trust
+    try:
+        if not trust.allow_loopback:
+            url = re.sub("^http:", "https:", url)  # VOD's URLs are plain; OSS takes both
+        parts = urlsplit(url)
+        host = parts.netloc.removeprefix(f"{bucket}.")
+        trust.check_endpoint("OSS", f"{parts.scheme}://{host}")
+        session = _session(ctx, PlainSigner())
+        return FoundObject(await session.call(oss.read_signed_url(url)), "-url")
+    except (VodupError, ValueError) as error:  # ValueError: it is no URL at all
+        get_logger(key=ctx.key).info("object.not_readable", reason=str(error))
+        return None
+
+
 class ObjectUpload:
     """One object on its way to OSS, under the record of its context.
 
@@ -92,27 +140,14 @@ class ObjectUpload:
         self.ctx, self.live, self.is_new = ctx, live, is_new
         self.began_s = ctx.network.clock.elapsed_s()
         self.target = recorded_target(ctx)
-        self.call = self._session_with(live).call
-        self.call_final = self._session_with(_FencedSigner(live, ctx.journal)).call
+        self.call = _session(ctx, live).call
+        self.call_final = _session(ctx, _FencedSigner(live, ctx.journal)).call
         self._acked = self._recorded_parts()
         self.has_started = False
         self.resumed_part_count = 0
         self.needs_md5 = False
         self.is_listed: bool | None = None
         self.replaces = False
-
-    def _session_with(self, signer: Signer) -> Session:
-        ctx, network = self.ctx, self.ctx.network
-        return Session(
-            network.transport,
-            signer,
-            clock=network.clock,
-            service=OSS,
-            slot=partial(network.pace.slot, ctx.key, resumed=ctx.request.resumed),
-            slow_down=network.pace.slow_down,
-            retry=network.retry,
-            on_retry=network.on_retry,
-        )
 
     def _recorded_parts(self) -> AckedParts | None:
         record = self.ctx.record
@@ -156,11 +191,44 @@ class ObjectUpload:
         await self.ctx.journal.close_stream(plan.to_text(), size=plan.size, fingerprint=fingerprint)
         self._acked = self.acked.with_plan(plan)
 
+    async def call_protected(self, operation: Operation[T]) -> T:
+        """Send what replaces an object so that it replaces none; see `put`.
+
+        Where the header that says so is refused, without it: which bucket does is remembered.
+        """
+        request, unprotected = operation.request, self.ctx.network.unprotected_buckets
+        if request.bucket in unprotected:
+            return await self.call_final(operation)
+        protected = replace(request, headers={**request.headers, **_PROTECTION})
+        try:
+            return await self.call_final(replace(operation, request=protected))
+        except (PermissionDenied, ServiceError) as error:
+            if error.code not in _HEADER_REFUSALS:
+                raise
+            refusal = error
+        answer = await self.call_final(operation)
+        if request.bucket not in unprotected:
+            unprotected.add(request.bucket)
+            get_logger(key=self.ctx.key).warning(
+                "object.not_protected",
+                bucket=request.bucket,
+                code=refusal.code,
+                request_id=refusal.request_id,
+            )
+        return answer
+
     async def start(self) -> None:
-        """Initiate the multipart upload; its UploadId is durable before the first part is sent."""
+        """Initiate the multipart upload; its UploadId is durable before the first part is sent.
+
+        Raises:
+            ServiceError: also (FileAlreadyExists) where there is an object before anything was
+                sent, and overwriting was not requested.
+        """
         operation = oss.initiate_multipart_upload(self.target, self.headers())
+        is_protected = self.is_new and not self.ctx.may_overwrite
         with self.watching_target():
-            upload_id = await self.call(operation)
+            call = self.call_protected if is_protected else self.call
+            upload_id = await call(operation)
         try:
             await self.ctx.journal.set_upload_id(upload_id)
         except StateError:
@@ -210,6 +278,11 @@ class ObjectUpload:
         if self.acked.is_put and part.number not in self.acked:
             self.acked.add(await self.read_ack(part))
 
+    async def read_missing_acks(self) -> None:
+        """As `read_ack`, for all parts without an ack: to compare an object with the source."""
+        for part in self.acked.missing():
+            self.acked.add(await self.read_ack(part))
+
     async def look(self, target: UploadTarget | None = None) -> FoundObject | None:
         """HEAD the object, or another one of the video; None where we may not."""
         try:
@@ -223,18 +296,7 @@ class ObjectUpload:
 
     async def look_by_url(self, url: str) -> FoundObject | None:
         """Read the object's facts through a URL signed by VOD; None if that does not work."""
-        trust = self.ctx.network.trust
-        try:
-            if not trust.allow_loopback:
-                url = re.sub("^http:", "https:", url)  # VOD's URLs are plain; OSS takes both
-            parts = urlsplit(url)
-            host = parts.netloc.removeprefix(f"{self.target.bucket}.")
-            trust.check_endpoint("OSS", f"{parts.scheme}://{host}")
-            session = self._session_with(PlainSigner())
-            return FoundObject(await session.call(oss.read_signed_url(url)), "-url")
-        except (VodupError, ValueError) as error:  # ValueError: it is no URL at all
-            get_logger(key=self.ctx.key).info("object.not_readable", reason=str(error))
-            return None
+        return await look_by_url(self.ctx, self.target.bucket, url)
 
     @contextmanager
     def watching_target(self) -> Iterator[None]:

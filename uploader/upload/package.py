@@ -24,7 +24,8 @@ from uploader.sources.hls import Member
 from uploader.state import Journal, PartAck, Phase, StateStore, UploadRecord
 from uploader.tasks import beside
 from uploader.upload import settle, verify
-from uploader.upload.grant import live_grant, meta_from_hooks, video_and_target
+from uploader.upload.former import video_or_result
+from uploader.upload.grant import live_grant, meta_from_hooks
 from uploader.upload.main import (
     complete,
     report_progress,
@@ -53,7 +54,8 @@ async def upload_package(ctx: UploadContext, package: HlsPackage) -> UploadResul
     ctx = await meta_from_hooks(ctx)
     is_repeat = await record_upload(ctx)
     is_new = ctx.record.endpoint is None
-    grant = await video_and_target(ctx, None, is_repeat=is_repeat)  # the plan needs its prefix
+    grant = await video_or_result(ctx, None, is_repeat=is_repeat)  # the plan needs its prefix
+    assert not isinstance(grant, UploadResult)  # noqa: S101 - no package is compared as a whole
     playlist = ObjectUpload(ctx, await live_grant(ctx, grant), is_new=is_new)
     upload = _PackageUpload(ctx, package, grant, playlist)
     if (found := await settle.at_vod(upload.playlist)) is not None:

@@ -13,6 +13,7 @@ from typing import Any
 from uploader.errors import ConfigurationError, VodupError
 from uploader.events import (
     CredentialsRenewed,
+    EarlierVideoFound,
     Event,
     HookFailed,
     Listener,
@@ -32,8 +33,8 @@ from uploader.upload.proof import AckedParts
 class Progress:
     """What one run has done so far.
 
-    Mutable: counters, the VideoId once it is known, and `phase`, the step that is being done
-    (in the words of `VodupError.phase`).
+    Mutable: counters, the VideoId once it is known, `UploadResult.earlier_video_id`, and
+    `phase`, the step that is being done (in the words of `VodupError.phase`).
     """
 
     def __init__(self, key: str, video_id: str | None, listeners: Sequence[Listener]) -> None:
@@ -43,6 +44,7 @@ class Progress:
         self.sent_bytes = 0
         self.retry_count = 0
         self.renewal_count = 0
+        self.earlier_video_id: str | None = None
         self._positions: dict[int, int] = {}
 
     def emit(self, kind: Callable[..., Event], **fields: object) -> None:
@@ -186,6 +188,8 @@ def _log(event: Event) -> None:
 def _level_of(event: Event) -> int:
     match event:
         case UploadFailed() | RequestRetried() | UploadRestarted() | HookFailed():
+            return logging.WARNING
+        case EarlierVideoFound():
             return logging.WARNING
         case PartStored():  # a large file has thousands
             return logging.DEBUG

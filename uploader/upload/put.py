@@ -8,30 +8,20 @@ is there is an older or damaged object of this upload.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Final
 
 from uploader.errors import (
     IntegrityError,
-    OverwriteRefused,
-    PermissionDenied,
     ServiceError,
 )
-from uploader.log import get_logger
 from uploader.protocol import oss
 from uploader.protocol.failures import OSS, Meaning
 from uploader.protocol.grants import UploadTarget
 from uploader.protocol.integrity import same_etag
-from uploader.protocol.oss import ObjectFacts, PartAnswer
+from uploader.protocol.oss import ObjectFacts
 from uploader.protocol.plan import Part
-from uploader.protocol.wire import Operation
 from uploader.state import PartAck
-from uploader.upload.object import ObjectUpload
+from uploader.upload.object import ObjectUpload, another_object
 from uploader.upload.proof import ABSENT, UNKNOWN, FoundObject
-
-_PROTECTION: Final = {"x-oss-forbid-overwrite": "true"}
-
-_HEADER_REFUSALS: Final = frozenset({"AccessDenied", "InvalidArgument"})
-"""Codes that a policy or a bucket may answer to the header. What it answers is not documented."""
 
 
 async def put_object(upload: ObjectUpload) -> FoundObject:
@@ -81,8 +71,8 @@ async def put_part(
         operation = replace(operation, part_number=None if is_last else part.number)
         is_protected = not may_replace and target.bucket not in ctx.network.unprotected_buckets
         try:
-            send = _send_protected if is_protected else _send
-            answer = await send(upload, operation)
+            call = upload.call_protected if is_protected else upload.call_final
+            answer = await call(operation)
         except ServiceError as error:
             if not is_protected or OSS.meaning(error) is not Meaning.EXISTS:
                 raise
@@ -94,33 +84,6 @@ async def put_part(
                 facts = ObjectFacts(answer.etag, answer.crc64, part.size, answer.request_id)
                 return ack, FoundObject(facts)
         may_replace = True
-
-
-async def _send(upload: ObjectUpload, operation: Operation[PartAnswer]) -> PartAnswer:
-    return await upload.call_final(operation)
-
-
-async def _send_protected(upload: ObjectUpload, operation: Operation[PartAnswer]) -> PartAnswer:
-    """Send it so that it replaces nothing; where the header itself is refused, without it."""
-    request = operation.request
-    headers = {**request.headers, **_PROTECTION}
-    try:
-        return await _send(upload, replace(operation, request=replace(request, headers=headers)))
-    except (PermissionDenied, ServiceError) as error:
-        if error.code not in _HEADER_REFUSALS:
-            raise
-        refusal = error
-    answer = await _send(upload, operation)
-    unprotected = upload.ctx.network.unprotected_buckets
-    if request.bucket not in unprotected:
-        unprotected.add(request.bucket)
-        get_logger(key=upload.ctx.key).warning(
-            "object.not_protected",
-            bucket=request.bucket,
-            code=refusal.code,
-            request_id=refusal.request_id,
-        )
-    return answer
 
 
 async def _compare(
@@ -138,10 +101,7 @@ async def _compare(
             return replace(ack, etag=found.facts.etag or ack.etag), found
     if is_repeat or not upload.is_new or (found is not None and found.facts == ABSENT):
         return None
-    raise OverwriteRefused(
-        f"Another upload has stored {target.object_key}, and it is not {upload.ctx.source.name}.",
-        video_id=upload.ctx.record.video_id,
-    )
+    raise another_object(upload.ctx, target)
 
 
 def _is_stored(ack: PartAck, facts: ObjectFacts) -> bool:

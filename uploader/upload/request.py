@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from dataclasses import dataclass, field
-from typing import Literal
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Final, Literal
 
 from uploader.credentials import GrantSource, Network
 from uploader.errors import ConfigurationError
 from uploader.options import UploadOptions
 from uploader.protocol.grants import UploadGrant
 from uploader.protocol.vod import VideoMeta, is_unsendable
-from uploader.sources import Source
+from uploader.sources import Fingerprint, Source
 from uploader.state import Journal, StateStore, UploadRecord
 from uploader.upload.progress import Progress
 
 OnSourceChange = Literal["fail", "new-video", "overwrite"]
 """What becomes of a finished upload whose source has changed since."""
+
+MAX_LIVES: Final = 100
+"""How many videos of one source are told apart."""
+
+_MACHINE_ID: Final = Path("/etc/machine-id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +118,39 @@ class UploadContext:
                 next_step="Pass a provider, or a fresh grant (--grant).",
             )
         return self.grants
+
+
+def reference_ids(ctx: UploadContext, fingerprint: Fingerprint) -> Iterator[str]:
+    """The ReferenceIds of the source's first video, of the next one, and so on.
+
+    The first is derived from what tells the source on this machine from every other, so that a
+    video is found again when the state is lost: the fingerprint without what may change while
+    the file stays the same, its change time and the number of its device.
+    """
+    lasting = replace(fingerprint, ctime_ns=0, device=0).to_text()
+    found = _derived("\0".join((ctx.scope, ctx.key, _host_identity(), lasting)))
+    for _ in range(MAX_LIVES):
+        yield found
+        found = following_reference_id(found)
+
+
+def following_reference_id(reference_id: str) -> str:
+    """The ReferenceId of the next video of a source."""
+    return _derived(reference_id)
+
+
+def _derived(text: str) -> str:
+    return f"vodup-{hashlib.sha256(text.encode(errors='backslashreplace')).hexdigest()[:32]}"
+
+
+@cache
+def _host_identity() -> str:
+    """What stays the same when this machine is started again."""
+    try:
+        found = _MACHINE_ID.read_text("ascii").strip()
+    except (OSError, ValueError):
+        found = ""
+    return found or socket.gethostname()
 
 
 def default_key(scope: str, identity: str) -> str:

@@ -24,7 +24,7 @@ from uploader.protocol.vod import is_unsendable
 from uploader.sources import Fingerprint, PartStream, Source
 from uploader.state import PartAck, Phase, UploadRecord
 from uploader.upload.proof import AckedParts
-from uploader.upload.request import UploadContext
+from uploader.upload.request import UploadContext, following_reference_id, reference_ids
 
 CHANGED_CHOICES: Final = (
     "To upload it into a new video, pass --changed new-video; to replace the content of its video, "
@@ -121,16 +121,15 @@ async def _new_record(ctx: UploadContext, former: UploadRecord | None) -> Upload
     is_again = former is not None and former.phase is Phase.DONE
     if former is not None and is_again and choice != "new-video":
         video_id = video_id or former.video_id  # an overwrite keeps its video
+    fingerprint = await ctx.source.fingerprint()
     return UploadRecord(
         key=ctx.key,
         phase=Phase.NEW,
         source=_recorded_source(ctx.source),
-        fingerprint=(await ctx.source.fingerprint()).to_text(),
+        fingerprint=fingerprint.to_text(),
         size=ctx.source.size,
         scope=ctx.scope,
-        # Drawn, not derived from the key: a key may be used again after its record was
-        # removed, and must not lead to the video of its former life.
-        reference_id=f"vodup-{secrets.token_hex(16)}",
+        reference_id=_reference_id(ctx, fingerprint, former),
         meta=ctx.request.meta.to_text(),
         video_id=video_id,
         is_overwrite=ctx.request.overwrite or (is_again and choice == "overwrite"),
@@ -142,6 +141,16 @@ def _recorded_source(source: Source) -> str:
     identity = source.identity
     has_lost_bytes = os.path.isabs(identity) and is_unsendable(identity)
     return identity if has_lost_bytes else source.name
+
+
+def _reference_id(ctx: UploadContext, fingerprint: Fingerprint, former: UploadRecord | None) -> str:
+    """Nothing but its key tells a stream from the next one, so its ReferenceId is drawn."""
+    if ctx.source.stream is not None:
+        return f"vodup-{secrets.token_hex(16)}"
+    ids = [*reference_ids(ctx, fingerprint)] if former else []
+    if former is not None and former.reference_id in ids:
+        return following_reference_id(former.reference_id)
+    return next(reference_ids(ctx, fingerprint))
 
 
 async def _require_same_source(ctx: UploadContext, record: UploadRecord) -> None:

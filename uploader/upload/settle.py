@@ -8,7 +8,7 @@ from __future__ import annotations
 from uploader.errors import IntegrityError, UnverifiedCompletion, VodupError
 from uploader.protocol.vod import VideoFacts
 from uploader.upload.grant import finished_video, refuse_finished
-from uploader.upload.object import ObjectUpload, Vanished
+from uploader.upload.object import ObjectUpload, Vanished, another_object
 from uploader.upload.proof import ABSENT, UNKNOWN, FoundObject
 from uploader.upload.verify import with_figures
 
@@ -61,6 +61,24 @@ async def after_put(upload: ObjectUpload) -> None:
         upload.replaces = found is not None and found.facts != ABSENT
 
 
+async def after_exists(upload: ObjectUpload) -> FoundObject:
+    """There is an object before anything was sent: VOD may name the video of a lost checkpoint.
+
+    Raises:
+        OverwriteRefused: it is not the source.
+    """
+    ctx = upload.ctx
+    ctx.progress.phase = "settle"
+    found = await upload.look() if ctx.source.stream is None else None
+    if found is not None:
+        await upload.read_missing_acks()
+        if upload.acked.is_proved_by(found.facts):
+            upload.resumed_part_count = len(upload.acked)
+            await ctx.journal.start_completing()
+            return found
+    raise another_object(ctx, upload.target)
+
+
 async def after_vanished(upload: ObjectUpload, failure: VodupError) -> FoundObject:
     """NoSuchUpload at Complete: completed, or gone? Decided by what the object is, if any.
 
@@ -107,7 +125,10 @@ async def _look_by_facts(upload: ObjectUpload, facts: VideoFacts) -> FoundObject
     """The object behind VOD's URL, with figures to compare; None where it has none."""
     if facts.file_url is None:
         return None
-    await upload.read_put_ack()
+    if upload.acked.is_put or upload.ctx.source.stream is not None:
+        await upload.read_put_ack()
+    else:
+        await upload.read_missing_acks()
     found = await upload.look_by_url(facts.file_url)
     if found is None or (found.facts.crc64 is None and found.facts.etag is None):
         return None

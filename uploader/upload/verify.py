@@ -21,13 +21,23 @@ async def finish(upload: ObjectUpload, found: FoundObject) -> UploadResult:
         IntegrityError: it is not. The next run sends everything again.
         UnverifiedCompletion: OSS returns nothing that would prove it.
     """
+    result = await record_result(upload, found)
+    upload.ctx.progress.emit(UploadFinished, result=result)
+    return result
+
+
+async def record_result(upload: ObjectUpload, found: FoundObject) -> UploadResult:
+    """As `finish`, without reporting it.
+
+    Raises:
+        IntegrityError, UnverifiedCompletion: as `finish`.
+    """
     upload.ctx.progress.phase = "verify"
     found, proof = await prove(upload, found)
     result = _result(upload, found, proof)
     recorded = asdict(result)
     del recorded["hook_failures"]  # of a run, not of the object
     await upload.ctx.journal.finish(json.dumps(recorded))
-    upload.ctx.progress.emit(UploadFinished, result=result)
     return result
 
 
@@ -107,6 +117,7 @@ def _result(upload: ObjectUpload, found: FoundObject, proof: Proof) -> UploadRes
         verified_by=f"crc64{found.how}" if proof == "crc64" else proof,
         seconds=round(network.clock.elapsed_s() - upload.began_s, 3),
         endpoint=upload.live.endpoint,
+        earlier_video_id=progress.earlier_video_id,
         congestion=network.congestion(),
     )
 

@@ -1,0 +1,107 @@
+"""Videos of a source from runs whose checkpoint is lost: found again by their ReferenceId.
+
+The ReferenceId of a new video is derived (`request.reference_ids`), and VOD creates no second video
+with it. An unfinished one is continued. A finished one is compared with the source: it is the
+result, or it is left alone, and a new video is created under the next ReferenceId.
+"""
+
+from __future__ import annotations
+
+from uploader.credentials import ReferenceUsed
+from uploader.errors import OverwriteRefused
+from uploader.events import EarlierVideoFound, UploadResult
+from uploader.protocol.grants import UploadGrant, UploadTarget
+from uploader.protocol.plan import Plan
+from uploader.protocol.trust import target_of_url
+from uploader.protocol.vod import VideoFacts
+from uploader.sources import HlsPackage
+from uploader.state import PartAck
+from uploader.upload import verify
+from uploader.upload.grant import live_grant, new_plan, video_and_target
+from uploader.upload.object import ObjectUpload, look_by_url
+from uploader.upload.proof import AckedParts, FoundObject
+from uploader.upload.request import MAX_LIVES, UploadContext, following_reference_id
+from uploader.upload.resume import earlier_result
+
+
+async def video_or_result(
+    ctx: UploadContext, plan: Plan | None, *, is_repeat: bool
+) -> UploadGrant | UploadResult | None:
+    """As `video_and_target`; the result where a finished video holds the source already."""
+    for _ in range(MAX_LIVES):
+        try:
+            return await video_and_target(ctx, plan, is_repeat=is_repeat)
+        except ReferenceUsed as used:
+            last = used
+            if (result := await _result_of_earlier(ctx, used)) is not None:
+                return result
+            is_repeat = False
+    raise last
+
+
+async def _result_of_earlier(ctx: UploadContext, used: ReferenceUsed) -> UploadResult | None:
+    """The result, if the finished video holds the source; None: create another one.
+
+    Raises:
+        ReferenceUsed: the ReferenceId is the caller's own.
+        OverwriteRefused: the video cannot be compared.
+    """
+    if ctx.source.stream is not None:
+        raise used
+    if used.facts is not None and (result := await _same(ctx, used, used.facts)) is not None:
+        return result
+    if ctx.request.meta.reference_id is not None:
+        raise used
+    await ctx.journal.set_reference_id(following_reference_id(ctx.record.reference_id or ""))
+    ctx.progress.earlier_video_id = used.video_id
+    ctx.progress.emit(EarlierVideoFound, earlier_video_id=used.video_id, is_same=False)
+    return None
+
+
+async def _same(ctx: UploadContext, used: ReferenceUsed, facts: VideoFacts) -> UploadResult | None:
+    """Compare the finished video with the source; None if it holds other bytes."""
+    is_package = isinstance(ctx.source, HlsPackage)
+    if facts.size not in {None, ctx.record.size} and not is_package:
+        return None
+    url = facts.file_url or ""
+    target = target_of_url(url)
+    found = await look_by_url(ctx, target.bucket, url) if target and not is_package else None
+    if target is None or found is None or found.facts.crc64 is None:
+        raise OverwriteRefused(
+            f"{ctx.source.name} was uploaded as video {used.video_id} by a run whose checkpoint is "
+            "lost, and what the video holds cannot be compared.",
+            next_step="Pass --key NAME to upload it as another video, or --video-id "
+            f"{used.video_id} --overwrite to replace the content of that one.",
+            video_id=used.video_id,
+        )
+    ctx.progress.phase = "verify"
+    plan, acks = new_plan(ctx), []
+    for part in plan.parts:
+        crc64, _ = await ctx.source.read_crc(part.offset, part.size)
+        acks.append(PartAck(part.number, part.size, "", crc64))
+    if not AckedParts(plan, acks, is_put=False).is_proved_by(found.facts):
+        return None
+    return await _adopt(ctx, used.video_id, target, plan, acks, found)
+
+
+async def _adopt(
+    ctx: UploadContext,
+    video_id: str | None,
+    target: UploadTarget,
+    plan: Plan,
+    acks: list[PartAck],
+    found: FoundObject,
+) -> UploadResult | None:
+    """Record the finished video as the upload's own: a run that ends here compares it again."""
+    checked = ctx.network.trust.check_target(target)
+    await ctx.journal.set_target(
+        video_id, checked, region=None, plan=plan.to_text(), one_request=True
+    )
+    ctx.progress.video_id = video_id
+    ctx.progress.emit(EarlierVideoFound, earlier_video_id=video_id, is_same=True)
+    upload = ObjectUpload(ctx, await live_grant(ctx, None))
+    for ack in acks:
+        upload.acked.add(ack)
+    upload.resumed_part_count = len(acks)
+    await verify.record_result(upload, found)
+    return await earlier_result(ctx)
