@@ -72,6 +72,12 @@ def sql_place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     return _place(request, tmp_path)
 
 
+@pytest.fixture(params=["sqlite"])
+def sqlite_place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """SQLite alone."""
+    return _place(request, tmp_path)
+
+
 @pytest.fixture(params=["postgres"])
 def pg(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     """PostgreSQL alone."""

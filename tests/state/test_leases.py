@@ -6,15 +6,17 @@ import asyncio
 import os
 import signal
 import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.state.conftest import Place, SqlitePlace, record
-from uploader.errors import ConfigurationError, LeaseLost, UploadLocked
-from uploader.state import Journal, PartAck, SqlState, StateStore
-from uploader.state.leases import Owner
+from uploader.errors import ConfigurationError, LeaseLost, StateUnavailable, UploadLocked
+from uploader.state import Journal, PartAck, SqlState, StateStore, leases
+from uploader.state.leases import Owner, lock_holder, shared_clock
 
 Children = Callable[..., subprocess.Popen[str]]
 
@@ -112,6 +114,97 @@ async def test_a_holder_whose_time_ran_out_continues_if_nobody_took_over(sql_pla
         await journal.create_record(record())
         sql_place.execute("UPDATE vodup_lease SET expires = 1")
         await journal.add_part(PartAck(1, 1, "E", 1))
+
+
+@pytest.mark.parametrize("jump_s", [3600, -3600])
+async def test_a_clock_that_is_set_takes_no_lease_of_a_living_process(
+    sqlite_place: SqlitePlace, monkeypatch: pytest.MonkeyPatch, jump_s: int
+) -> None:
+    now = time.time
+    async with sqlite_place.open() as one, one.claim("movie") as journal:
+        await journal.create_record(record())
+        monkeypatch.setattr(time, "time", lambda: now() + jump_s)
+        async with sqlite_place.open() as other:
+            assert not await claimed(other)
+            [status] = [status async for status in other.uploads()]
+            assert status.lease_expires_at is not None
+            assert abs(status.lease_expires_at.timestamp() - time.time()) < 60
+        await journal.add_part(PartAck(1, 1, "E", 1))
+
+
+async def test_a_clock_that_was_set_back_keeps_no_lease_longer(
+    sqlite_place: SqlitePlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its owner hangs: it neither renews nor ends."""
+    now = time.time
+    async with sqlite_place.open() as store:
+        owner = Owner.this_process().to_text()
+        expires = time.time() + 0.3
+        sqlite_place.execute(
+            f"INSERT INTO vodup_lease (epoch, key, owner, expires) "  # noqa: S608
+            f"VALUES (777, 'movie', '{owner}', {expires})"
+        )
+        monkeypatch.setattr(time, "time", lambda: now() - 3600)
+        assert not await claimed(store)
+        await asyncio.sleep(0.35)
+        assert await claimed(store)
+
+
+async def test_a_clock_file_that_cannot_be_read_is_replaced(sqlite_place: SqlitePlace) -> None:
+    async with sqlite_place.open():
+        [clock] = Path(sqlite_place.url).parent.glob("locks/*.clock")
+        assert clock.stat().st_mode & 0o777 == 0o600
+    clock.write_text("broken")
+    async with sqlite_place.open() as store:
+        assert await claimed(store)
+    assert float(clock.read_text()) > 0
+
+
+def test_without_a_boot_id_the_wall_clock_decides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "_BOOT_ID", tmp_path / "absent")
+    assert shared_clock(tmp_path) is time.time
+
+
+async def test_a_process_that_is_frozen_while_it_writes_is_named(
+    sqlite_place: SqlitePlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("uploader.state.sqlite._BUSY_TIMEOUT_S", 0.1)
+    async with sqlite_place.open() as store:
+        program = (
+            "import sqlite3, sys; driver = sqlite3.connect(sys.argv[1], isolation_level=None); "
+            "driver.execute('BEGIN IMMEDIATE'); print('frozen', flush=True); sys.stdin.read()"
+        )
+        with subprocess.Popen(  # noqa: ASYNC220 - it is started at once
+            [sys.executable, "-c", program, sqlite_place.url],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        ) as child:  # fmt: skip
+            assert lines(child, 1) == ["frozen"]
+            with pytest.raises(StateUnavailable, match=f"locked by process {child.pid} ") as caught:
+                await claimed(store)
+            assert f"kill -CONT {child.pid}" in caught.value.next_step
+            child.kill()
+
+
+def test_a_process_that_is_frozen_while_it_opens_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "locked"
+    program = (
+        "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.flock(file, fcntl.LOCK_EX); "
+        "print('frozen', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(path)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as child:  # fmt: skip
+        assert lines(child, 1) == ["frozen"]
+        assert lock_holder(path)[0] == f"process {child.pid}"
+        child.kill()
+    assert lock_holder(path) == ("another process", None)
+    monkeypatch.setattr(leases, "_LOCKS", tmp_path / "absent")
+    assert lock_holder(path) == ("another process", None)
 
 
 async def test_a_lease_of_an_unknown_machine_is_waited_for(sql_place: Place) -> None:

@@ -25,7 +25,13 @@ from uploader.errors import LeaseLost, StateUnavailable
 from uploader.tasks import one_error
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+_LOCKS: Final = Path("/proc/locks")
+_END_HOLDER: Final = (
+    "If that process is stopped, continue it (`kill -CONT {0}`) or end it; then run the same "
+    "command again."
+)
 _LOCK_SUFFIX: Final = ".owner"
+_CLOCK_SUFFIX: Final = ".clock"
 _POLL_S: Final = 0.02
 _CLOCK: Final = SystemClock()
 TAKEN_OVER: Final = "another process took it over"
@@ -123,6 +129,48 @@ def _boot_id(path: Path) -> str:
         return ""
 
 
+def lock_holder(*paths: Path) -> tuple[str, str | None]:
+    """Name the process that has locked one of these files, and what to do about it, for people.
+
+    Read from /proc: asking through a descriptor of our own would release our locks on the file
+    when that is closed (POSIX: close).
+    """
+    try:
+        inodes = {str(path.stat().st_ino) for path in paths if path.exists()}
+        lines = [line.split() for line in _LOCKS.read_text("ascii").splitlines()]
+    except OSError:
+        lines, inodes = [], set()
+    for words in lines:
+        # "1: POSIX  ADVISORY  WRITE 4711 08:01:131 120 120"; "->" begins one that waits.
+        is_here = len(words) > 5 and words[5].rpartition(":")[2] in inodes
+        if is_here and words[3] == "WRITE" and words[4] not in {"0", "-1", str(os.getpid())}:
+            return f"process {words[4]}", _END_HOLDER.format(words[4])
+    return "another process", None
+
+
+def shared_clock(folder: Path) -> Callable[[], float]:
+    """Return a clock for leases that all processes of this machine share, and that nobody sets.
+
+    It counts seconds since 1970, and like the time since boot it goes on while the machine sleeps.
+    A file says what the wall clock showed at boot, when the first of them came here. Where the boot
+    cannot be told from others, it is the wall clock. Call it while no other process does.
+    """
+    boot = _boot_id(_BOOT_ID)
+    if not boot:
+        return time.time
+    path = folder / f"{boot}{_CLOCK_SUFFIX}"
+    try:
+        booted_at = float(path.read_text("ascii"))
+    except (OSError, ValueError):
+        booted_at = time.time() - _CLOCK.elapsed_s()
+        fresh = path.with_suffix(".new")
+        with suppress(OSError):
+            fresh.write_text(f"{booted_at!r}\n", "ascii")
+            fresh.chmod(0o600)
+            fresh.rename(path)
+    return lambda: booted_at + _CLOCK.elapsed_s()
+
+
 class OwnerLock:
     """The flock that says "this owner lives", and the judgement of others by theirs.
 
@@ -163,9 +211,11 @@ class OwnerLock:
     def remove_old_files(self) -> None:
         """Remove what other boots, other stores and broken openings left behind long ago."""
         oldest = time.time() - _OLD_S
-        for pattern in (f"*{_LOCK_SUFFIX}", "*.new"):
+        here = f"{self._owner.boot}{_CLOCK_SUFFIX}"
+        for pattern in (f"*{_LOCK_SUFFIX}", f"*{_CLOCK_SUFFIX}", "*.new"):
             for path in self._directory.glob(pattern):
-                if path.lstat().st_mtime < oldest and self._is_free(path):
+                is_old = path.lstat().st_mtime < oldest and path.name != here
+                if is_old and self._is_free(path):
                     path.unlink(missing_ok=True)
 
     def leave_file(self) -> None:

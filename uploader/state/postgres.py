@@ -57,6 +57,7 @@ class _PostgresConnection(Connection):
         cursor = self.driver.execute(_BEGIN, prepare=False)
         cursor.nextset()
         [(self.now,)] = cursor.fetchall()
+        self.lease_now = self.now
 
     def text(self, query: Query) -> bytes:
         return query.postgres

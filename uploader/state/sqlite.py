@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 
 from uploader.errors import ConfigurationError, StateUnavailable
 from uploader.state import files, queries
-from uploader.state.leases import FileLock
+from uploader.state.leases import FileLock, lock_holder, shared_clock
 from uploader.state.locations import SqliteFile
 from uploader.state.queries import SCHEMA_VERSION, Query
 from uploader.state.transactions import Connection, Values, cannot_be_used, create_tables
@@ -25,7 +25,7 @@ _BUSY_TIMEOUT_S: Final = 5.0
 _OPENING_WAIT_S: Final = 15.0
 _MARK_AS_OURS: Final = Query(f"PRAGMA application_id={files.APPLICATION_ID}")
 
-_LOCKED = "{where} is locked by another process for more than 5 s."
+_LOCKED = "{where} is locked by {holder} for more than 5 s."
 _READ_ONLY = "{where} may not be written."
 _SENTENCES: Final = {
     sqlite3.SQLITE_FULL: "there is no space left at {where}.",
@@ -97,6 +97,7 @@ class SqliteDatabase:
         self._has_lost_a_write = False
         self.store_id = ""
         self.locks = path.parent / "locks"
+        self._lease_clock = shared_clock(self.locks)
 
     def transact(self, work: Callable[[Connection], T], *, is_flushed: bool = True) -> T:
         """As `Database.transact`."""
@@ -148,6 +149,7 @@ class SqliteDatabase:
         connection.driver.execute("BEGIN IMMEDIATE")
         try:
             connection.now = time.time()
+            connection.lease_now = self._lease_clock()
             outcome = work(connection)
             connection.driver.commit()
         except BaseException:
@@ -179,7 +181,12 @@ class SqliteDatabase:
                 next_step="Run the same command again: the damaged file is put aside then.",
             )
         if code in _SENTENCES:
-            return StateUnavailable(_SENTENCES[code].format(where=self._where))
+            holder, next_step = "", None
+            if _SENTENCES[code] is _LOCKED:
+                shared = self._path.with_name(f"{self._path.name}-shm")
+                holder, next_step = lock_holder(self._path, shared)
+            sentence = _SENTENCES[code].format(where=self._where, holder=holder)
+            return StateUnavailable(sentence, next_step=next_step)
         return cannot_be_used(self._where, error)
 
     def _lost_a_write(self) -> StateUnavailable:
@@ -218,7 +225,10 @@ def open_file(
     with closing(_lock_file(locks / f"{path.name}.opening")) as opening, ExitStack() as undo:
         # One process at a time looks, repairs and creates.
         if not opening.take(wait_s=wait_s):
-            raise StateUnavailable(f"{location} is being opened by another process for too long.")
+            holder, next_step = lock_holder(locks / f"{path.name}.opening")
+            raise StateUnavailable(
+                f"{location} is being opened by {holder} for too long.", next_step=next_step
+            )
         files.create_private(path)
         if not is_ours:
             _refuse_damaged(path)

@@ -247,7 +247,7 @@ class _Renewal:
     ttl_s: float
 
     def __call__(self, connection: Connection) -> bool:
-        values = {"epoch": self.epoch, "expires": connection.now + self.ttl_s}
+        values = {"epoch": self.epoch, "expires": connection.lease_now + self.ttl_s}
         return connection.run(queries.RENEW_LEASE, values) == 1
 
 

@@ -36,11 +36,13 @@ class Connection(ABC):
         driver: a connection of sqlite3 or psycopg. Both have `execute` and `cursor`.
         now: seconds since 1970 when the transaction began, on the clock that all users of
             the database share.
+        lease_now: the same on a clock that nobody sets, for the ends of leases.
     """
 
     def __init__(self, driver: Any) -> None:  # noqa: ANN401 - two drivers share no type
         self.driver = driver
         self.now = 0.0
+        self.lease_now = 0.0
 
     @abstractmethod
     def text(self, query: Query) -> str | bytes:
@@ -122,7 +124,7 @@ def take(connection: Connection, key: str, owner: str, ttl_s: float, is_dead: Is
     Raises:
         UploadLocked: an owner that lives holds it.
     """
-    lease = {"key": rows.stored_text(key), "owner": owner, "expires": connection.now + ttl_s}
+    lease = {"key": rows.stored_text(key), "owner": owner, "expires": connection.lease_now + ttl_s}
     epoch = connection.insert(queries.TAKE_LEASE, lease)
     if epoch is None:
         _remove_lapsed(connection, key, is_dead)
@@ -135,7 +137,7 @@ def take(connection: Connection, key: str, owner: str, ttl_s: float, is_dead: Is
 def _remove_lapsed(connection: Connection, key: str, is_dead: IsDead) -> None:
     held = connection.rows(queries.LEASE_OF_KEY, {"key": rows.stored_text(key)})
     for epoch, owner, expires in held:  # none if it was released a moment ago
-        if not _has_lapsed(expires, connection.now) and not is_dead(epoch, owner):
+        if not _has_lapsed(expires, connection.lease_now) and not is_dead(epoch, owner):
             raise _locked(key, owner)
         if not connection.run(queries.DROP_LAPSED_LEASE, {"epoch": epoch, "expires": expires}):
             raise _locked(key, owner)  # its owner lives and has renewed it
@@ -219,21 +221,24 @@ def page(
     statuses = []
     for row in found:
         try:
-            statuses.append(_status(row, connection.now, is_dead))
+            statuses.append(_status(row, connection, is_dead))
         except StateUnavailable as error:
             notice(str(error))
     return statuses, found[-1][0] if len(found) == size else None
 
 
-def _status(row: tuple[Any, ...], now: float, is_dead: IsDead) -> UploadStatus:
+def _status(row: tuple[Any, ...], connection: Connection, is_dead: IsDead) -> UploadStatus:
     *columns, count, size, epoch, owner, expires = row
-    is_held = epoch is not None and not _has_lapsed(expires, now) and not is_dead(epoch, owner)
+    is_lapsed = epoch is None or _has_lapsed(expires, connection.lease_now)
+    is_held = not is_lapsed and not is_dead(epoch, owner)
     return UploadStatus(
         record=rows.record_of(dict(zip(_UPLOAD_COLUMNS, columns, strict=True))),
         acked_part_count=count,
         acked_bytes=int(size or 0),
         owner=str(Owner.parse(owner) or owner) if is_held else None,
-        lease_expires_at=rows.instant(expires) if is_held else None,
+        lease_expires_at=rows.instant(connection.now + expires - connection.lease_now)
+        if is_held
+        else None,
     )
 
 
