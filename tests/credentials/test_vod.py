@@ -22,6 +22,7 @@ from tests.credentials.script import (
     VOD,
     Answer,
     Vod,
+    answer,
     at_vod,
     denied,
     granted,
@@ -31,6 +32,7 @@ from tests.credentials.script import (
 from uploader.credentials import (
     AccessKeys,
     NewVideo,
+    ReferenceUsed,
     VodProvider,
 )
 from uploader.errors import (
@@ -39,6 +41,7 @@ from uploader.errors import (
     InvalidGrant,
     OverwriteRefused,
     PermissionDenied,
+    ServiceError,
     TransportError,
     UntrustedEndpoint,
     VodupError,
@@ -121,6 +124,42 @@ async def test_a_plain_refusal_is_raised_without_looking_further() -> None:
     with pytest.raises(ConfigurationError, match="LengthExceededMax"):
         await at_vod(transport).create(NEW)
     assert transport.actions == ["CreateUploadVideo"]
+
+
+async def test_a_used_reference_id_of_a_finished_video_is_reported_with_its_facts() -> None:
+    transport = Vod(
+        CreateUploadVideo=[denied("Odd")],
+        GetMezzanineInfo=[answer(Mezzanine={"Status": "Normal", "Size": 9, "VideoId": VIDEO_ID})],
+    )
+    with pytest.raises(ReferenceUsed) as caught:
+        await at_vod(transport).create(NEW)
+    assert caught.value.video_id == VIDEO_ID
+    assert caught.value.facts is not None
+    assert transport.actions == ["CreateUploadVideo", "GetMezzanineInfo"]
+    assert transport.calls[1]["ReferenceId"] == "vodup-1"
+
+
+async def test_a_finished_video_without_its_id_leaves_the_refusal() -> None:
+    transport = Vod(CreateUploadVideo=[denied("Odd")], GetMezzanineInfo=[mezzanine("Normal")])
+    with pytest.raises(ServiceError, match="Odd"):
+        await at_vod(transport).create(NEW)
+
+
+@pytest.mark.parametrize("code", ["InvalidReferenceId.Duplicate", "InvalidParameter.ReferenceId"])
+async def test_a_used_reference_id_of_a_video_that_is_gone_is_reported(code: str) -> None:
+    transport = Vod(
+        CreateUploadVideo=[denied(code)], GetMezzanineInfo=[GONE], RefreshUploadVideo=[GONE]
+    )
+    with pytest.raises(ReferenceUsed, match="a video that is gone") as caught:
+        await at_vod(transport).create(NEW)
+    assert (caught.value.video_id, caught.value.facts) == (None, None)
+
+
+async def test_a_busy_service_is_no_duplicate() -> None:
+    transport = Vod(CreateUploadVideo=[denied("Throttling.User")])
+    with pytest.raises(ServiceError):
+        await at_vod(transport).create(NEW)
+    assert set(transport.actions) == {"CreateUploadVideo"}
 
 
 async def test_making_a_video_in_doubt_has_an_end() -> None:

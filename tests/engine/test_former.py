@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import socket
+from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from uploader import EarlierVideoFound, OverwriteRefused, VideoMeta
+from uploader import EarlierVideoFound, OverwriteRefused, UnverifiedCompletion, VideoMeta
 from uploader.devserver import Fault
 from uploader.errors import ServiceError
-from uploader.sources import BytesSource
+from uploader.sources import BytesSource, StreamSource
 from uploader.state import Phase
+from uploader.upload import request
 
 from .harness import PART, Desk, content
 from .test_packages import hls
@@ -207,12 +211,31 @@ async def test_a_finished_video_that_cannot_be_compared_is_an_error(desk: Desk) 
 
     error = await desk.fail(movie)
 
-    assert isinstance(error, OverwriteRefused)
+    assert isinstance(error, UnverifiedCompletion)
     assert error.video_id == first.video_id
     assert f"--video-id {first.video_id} --overwrite" in error.next_step
     assert desk.server.stats.creates == 1
     result = await desk.push(movie, key="other")
     assert result.video_id != first.video_id
+    over = await desk.push(movie, video_id=first.video_id, overwrite=True)
+    await desk.assert_stored(over, movie)
+
+
+@SIZES
+async def test_without_a_crc_the_etag_is_compared(desk: Desk, size: int) -> None:
+    desk.server.set_options(crc_headers=False)
+    movie = desk.file(size)
+    first = await desk.push(movie)
+    lose_state(desk)
+
+    result = await desk.push(movie)
+
+    assert (result.video_id, result.verified_by) == (first.video_id, "etag")
+    assert result.is_earlier_result
+    if size > PART:
+        lose_state(desk)
+        error = await desk.fail(movie, part_size=2 * PART)
+        assert isinstance(error, UnverifiedCompletion), "the ETag is that of other parts"
 
 
 async def test_a_package_is_not_uploaded_twice(desk: Desk) -> None:
@@ -220,7 +243,7 @@ async def test_a_package_is_not_uploaded_twice(desk: Desk) -> None:
     await desk.push(main)
     lose_state(desk)
 
-    assert isinstance(await desk.fail(main), OverwriteRefused)
+    assert isinstance(await desk.fail(main), UnverifiedCompletion)
     assert desk.server.stats.creates == 1
 
 
@@ -286,3 +309,38 @@ async def test_lives_have_an_end(desk: Desk) -> None:
 async def test_a_new_upload_costs_no_further_call(desk: Desk) -> None:
     await desk.push(desk.file(PART))
     assert dict(desk.server.stats.requests) == {CREATE: 1, "PutObject": 1}
+
+
+async def test_a_stream_under_an_own_reference_id_is_refused(desk: Desk) -> None:
+    """It cannot be compared without being consumed."""
+    meta = VideoMeta(reference_id="mine-0001")
+    await desk.push(desk.file(PART), meta=meta)
+    lose_state(desk)
+
+    error = await desk.fail(StreamSource(pieces(), "a.mp4"), key="stream", meta=meta)
+
+    assert isinstance(error, OverwriteRefused)
+    assert desk.server.stats.creates == 1
+
+
+async def pieces() -> AsyncIterator[bytes]:
+    yield content(PART)
+
+
+async def test_streams_of_one_key_are_videos_of_their_own(desk: Desk) -> None:
+    videos = set()
+    for _ in range(2):
+        result = await desk.push(StreamSource(pieces(), "a.mp4"), key="stream")
+        videos.add(result.video_id)
+        lose_state(desk)
+    assert len(videos) == 2
+
+
+async def test_without_a_machine_id_the_host_name_tells_machines_apart(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(request, "_MACHINE_ID", tmp_path / "absent")
+    request._host_identity.cache_clear()
+    assert request._host_identity() == socket.gethostname()
+    monkeypatch.undo()
+    request._host_identity.cache_clear()

@@ -11,7 +11,7 @@ from yarl import URL
 
 from uploader.errors import ConfigurationError, UntrustedEndpoint
 from uploader.protocol.grants import UploadTarget
-from uploader.protocol.trust import TrustPolicy, oss_host, oss_region
+from uploader.protocol.trust import TrustPolicy, oss_host, oss_region, target_of_url
 
 _BUCKET = "outin-92fc3d2b8f5011e8a4a500163e1c35d5"
 _KEY = "sv/23867cb3-1739af2345b/23867cb3-1739af2345b.mp4"
@@ -413,3 +413,24 @@ def test_a_region_is_read_with_and_without_scheme_and_port(endpoint: str) -> Non
 def test_a_key_may_begin_with_anything_but_a_slash(first: str) -> None:
     target = UploadTarget("https://oss-cn-shanghai.aliyuncs.com", "outin-1", f"{first}.mp4")
     assert TrustPolicy().check_target(target) == target
+
+
+@pytest.mark.parametrize(
+    ("url", "target"),
+    [
+        (
+            "http://outin-1.oss-cn-shanghai.aliyuncs.com/sv/a%20b.mp4?Expires=1",
+            UploadTarget("https://oss-cn-shanghai.aliyuncs.com", "outin-1", "sv/a b.mp4"),
+        ),
+        (
+            "http://127.0.0.1:8080/outin-1/sv/a.mp4?Signature=x",
+            UploadTarget("http://127.0.0.1:8080", "outin-1", "sv/a.mp4"),
+        ),
+        ("http://[::1]/outin-1/a", UploadTarget("http://[::1]", "outin-1", "a")),
+        ("", None),
+        ("a.mp4", None),
+        ("http://[", None),
+    ],
+)
+def test_a_signed_url_names_its_object(url: str, target: UploadTarget | None) -> None:
+    assert target_of_url(url) == target

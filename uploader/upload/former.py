@@ -8,7 +8,7 @@ result, or it is left alone, and a new video is created under the next Reference
 from __future__ import annotations
 
 from uploader.credentials import ReferenceUsed
-from uploader.errors import OverwriteRefused
+from uploader.errors import UnverifiedCompletion
 from uploader.events import EarlierVideoFound, UploadResult
 from uploader.protocol.grants import UploadGrant, UploadTarget
 from uploader.protocol.plan import Plan
@@ -44,7 +44,7 @@ async def _result_of_earlier(ctx: UploadContext, used: ReferenceUsed) -> UploadR
 
     Raises:
         ReferenceUsed: the ReferenceId is the caller's own.
-        OverwriteRefused: the video cannot be compared.
+        UnverifiedCompletion: the video cannot be compared.
     """
     if ctx.source.stream is not None:
         raise used
@@ -66,22 +66,29 @@ async def _same(ctx: UploadContext, used: ReferenceUsed, facts: VideoFacts) -> U
     url = facts.file_url or ""
     target = target_of_url(url)
     found = await look_by_url(ctx, target.bucket, url) if target and not is_package else None
-    if target is None or found is None or found.facts.crc64 is None:
-        raise OverwriteRefused(
-            f"{ctx.source.name} was uploaded as video {used.video_id} by a run whose checkpoint is "
-            "lost, and what the video holds cannot be compared.",
-            next_step="Pass --key NAME to upload it as another video, or --video-id "
-            f"{used.video_id} --overwrite to replace the content of that one.",
-            video_id=used.video_id,
-        )
+    if target is None or found is None:
+        raise _not_comparable(ctx, used)
     ctx.progress.phase = "verify"
     plan, acks = new_plan(ctx), []
     for part in plan.parts:
-        crc64, _ = await ctx.source.read_crc(part.offset, part.size)
-        acks.append(PartAck(part.number, part.size, "", crc64))
-    if not AckedParts(plan, acks, is_put=False).is_proved_by(found.facts):
-        return None
-    return await _adopt(ctx, used.video_id, target, plan, acks, found)
+        has_crc = found.facts.crc64 is not None
+        crc64, md5 = await ctx.source.read_crc(part.offset, part.size, with_md5=not has_crc)
+        acks.append(PartAck(part.number, part.size, "", crc64, md5))
+    if AckedParts(plan, acks, is_put=plan.is_single).is_proved_by(found.facts):
+        return await _adopt(ctx, used.video_id, target, plan, acks, found)
+    if found.facts.crc64 is None:  # the ETag depends on how the object was cut into parts
+        raise _not_comparable(ctx, used)
+    return None
+
+
+def _not_comparable(ctx: UploadContext, used: ReferenceUsed) -> UnverifiedCompletion:
+    return UnverifiedCompletion(
+        f"{ctx.source.name} was uploaded as video {used.video_id} by a run whose checkpoint is "
+        "lost, and what the video holds cannot be compared.",
+        next_step="Pass --key NAME to upload it as another video, or --video-id "
+        f"{used.video_id} --overwrite to replace the content of that one.",
+        video_id=used.video_id,
+    )
 
 
 async def _adopt(
