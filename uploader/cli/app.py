@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from typing import Any, cast
 
 import click
 
 from uploader.cli import flags as commands
-from uploader.cli.flags import DevserverFlags, OutputFlags, VersionFlags
-from uploader.cli.options import Argument, flag_of, parameters_of
+from uploader.cli.flags import (
+    AccessFlags,
+    DevserverFlags,
+    OutputFlags,
+    StateFlags,
+    VersionFlags,
+)
+from uploader.cli.options import Argument, config_path, flag_of, group, parameters_of
 from uploader.cli.printing import err, out, out_json, paragraph
 from uploader.cli.run import exit_code, finish
 from uploader.errors import VodupError
@@ -39,8 +46,22 @@ class _Command(click.Command):
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """Declare the flags, once."""
-        self.params = self.params or list(parameters_of(self._flags_type))
+        self.params = self.params or list(self.declared())
         return super().get_params(ctx)
+
+    def declared(self) -> Iterator[click.Parameter]:
+        """Yield the flags; settings of services come from profiles as well."""
+        if issubclass(self._flags_type, AccessFlags | StateFlags):
+            yield click.Option(
+                ["--profile"],
+                help="Profile of the config file (`vodup config path`). [default: default]",
+                metavar="NAME",
+                envvar="VODUP_PROFILE",
+                callback=_use_profile,
+                expose_value=False,
+                is_eager=True,
+            )
+        yield from parameters_of(self._flags_type)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the arguments above the options."""
@@ -74,6 +95,28 @@ class _Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """In the order of the table, not by name."""
         return list(self.commands)
+
+
+@group
+class ConfigPathFlags(OutputFlags):
+    """Print where the config file is, or would be."""
+
+
+@group
+class ConfigShowFlags(OutputFlags):
+    """Print the profiles of the config file."""
+
+
+def _use_profile(ctx: click.Context, parameter: click.Parameter, name: str | None) -> None:
+    """Take defaults from the profile `name`, or from the default one if there is any."""
+    where = config_path()
+    is_there = where.is_absolute() and where.exists()  # without a home, it is not absolute
+    if ctx.resilient_parsing or not (name or os.environ.get("VODUP_CONFIG") or is_there):
+        return
+    from uploader.cli import config
+
+    ctx.default_map = config.profile(where, name, config.known_flags(ctx))
+    ctx.meta[config.__name__] = name or config.DEFAULT
 
 
 def devserver(flags: DevserverFlags) -> int:
@@ -127,6 +170,12 @@ app = _Commands(
     _Command("devserver", "app", commands.DevserverFlags),
     _Command("demo", "demo", commands.DemoFlags),
     _Command("version", "app", commands.VersionFlags),
+    _Commands(
+        "config",
+        "Show the config file, whose profiles set flags.",
+        _Command("show", "config", ConfigShowFlags),
+        _Command("path", "config", ConfigPathFlags),
+    ),
     _Commands(
         "db",
         "Manage the database of a cluster.",

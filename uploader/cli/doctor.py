@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any, Final, Literal, cast
 from urllib.parse import urlsplit
 
+import click
+
 from uploader import UploadGrant, decode_answer, decode_grant, units
 from uploader.cli import run, settings
 from uploader.cli.flags import AccessFlags, ConnectionFlags, DoctorFlags, InspectFlags, StateFlags
@@ -98,7 +100,7 @@ def doctor(flags: DoctorFlags) -> int:
 
 def _findings(flags: DoctorFlags) -> list[Finding]:
     """Run all checks, of the network too."""
-    findings: list[Finding] = [*_versions(), _credentials(flags), *_state_path(flags)]
+    findings: list[Finding] = [*_settings(), *_versions(), _credentials(flags), *_state_path(flags)]
     findings.append(_proxy(flags))
 
     async def work() -> int:
@@ -128,6 +130,16 @@ def _versions() -> Iterator[Finding]:
     ]
     yield Finding("versions", "ok", ", ".join(words))
     yield Finding("system", "ok", f"{platform.system()} {platform.release()}")
+
+
+def _settings() -> Iterator[Finding]:
+    """Say where each setting comes from."""
+    if (ctx := click.get_current_context(silent=True)) is None:
+        return
+    from uploader.cli.config import origins
+
+    words = [f"{flag} from {origin}" for flag, origin, _ in origins(ctx)]
+    yield Finding("settings", "ok", ", ".join(words) or "defaults only")
 
 
 def _credentials(flags: AccessFlags) -> Finding:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, TypeVar, dataclass_transform
 
 import click
@@ -271,3 +273,17 @@ def argument(metavar: str, help: str = "", default: Any = ..., many: bool = Fals
         return Argument(name, help, metavar, nargs=-1 if many else 1, **settings)
 
     return Declaration(default, declare)
+
+
+# --- profiles -------------------------------------------------------------------------------
+
+
+def config_path() -> Path:
+    """Return the config file of this user. It need not exist."""
+    if chosen := os.environ.get("VODUP_CONFIG"):
+        return Path(chosen)
+    folder = os.environ.get("XDG_CONFIG_HOME", "")
+    if not os.path.isabs(folder):
+        is_mac = sys.platform == "darwin"
+        folder = os.path.expanduser("~/Library/Application Support" if is_mac else "~/.config")
+    return Path(folder, "vodup", "config.toml")
