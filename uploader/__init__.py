@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from uploader.batch import UploadItem as UploadItem
     from uploader.blocking import BlockingHandle as BlockingHandle
     from uploader.blocking import BlockingUploader as BlockingUploader
-    from uploader.credentials import CallbackProvider as CallbackProvider
-    from uploader.credentials import CommandProvider as CommandProvider
     from uploader.credentials import GrantProvider as GrantProvider
     from uploader.credentials import GrantSource as GrantSource
-    from uploader.credentials import ImsProvider as ImsProvider
     from uploader.credentials import NewVideo as NewVideo
-    from uploader.credentials import UrlProvider as UrlProvider
     from uploader.credentials import VodProvider as VodProvider
+    from uploader.credentials.app_server import CallbackProvider as CallbackProvider
+    from uploader.credentials.app_server import CommandProvider as CommandProvider
+    from uploader.credentials.app_server import UrlProvider as UrlProvider
+    from uploader.credentials.ims import ImsProvider as ImsProvider
     from uploader.errors import CallerNotAuthenticated as CallerNotAuthenticated
     from uploader.errors import ConfigurationError as ConfigurationError
     from uploader.errors import CredentialError as CredentialError
@@ -109,8 +109,9 @@ if TYPE_CHECKING:
     from uploader.uploader import upload_sync as upload_sync
 
 _HOMES = {
-    "credentials": "CallbackProvider CommandProvider GrantProvider GrantSource ImsProvider "
-    "NewVideo UrlProvider VodProvider",
+    "credentials": "GrantProvider GrantSource NewVideo VodProvider",
+    "credentials.app_server": "CallbackProvider CommandProvider UrlProvider",
+    "credentials.ims": "ImsProvider",
     "blocking": "BlockingHandle BlockingUploader",
     "uploader": "Uploader upload_sync",
     "handles": "UploadHandle",

@@ -21,7 +21,7 @@ from typing import Any, Self
 
 from uploader.batch import Items, Outcome, UploadItem, descriptor_share, require_files, upload_batch
 from uploader.clock import Clock, SystemClock
-from uploader.credentials import CallbackProvider, GrantProvider, GrantSource, Network
+from uploader.credentials import GrantProvider, GrantSource, Network
 from uploader.errors import (
     ConfigurationError,
     CredentialError,
@@ -91,7 +91,7 @@ class Uploader:
                 processes use as well.
         """
         if provider is not None and not isinstance(provider, GrantProvider):
-            provider = CallbackProvider(provider)
+            provider = _of_callback(provider)
         if state is None or isinstance(state, str | Path):
             state = open_state(state)
         self._provider, self.state = provider, state
@@ -369,6 +369,12 @@ async def _recording_error(ctx: UploadContext) -> AsyncIterator[None]:
             with suppress(StateError):
                 await ctx.journal.record_error(text)
         raise
+
+
+def _of_callback(callback: Callable[[str], Awaitable[Any]]) -> GrantProvider:
+    from uploader.credentials.app_server import CallbackProvider
+
+    return CallbackProvider(callback)
 
 
 async def _notify_hooks(

@@ -22,12 +22,8 @@ from tests.credentials.script import (
     granted,
     network,
 )
-from uploader.credentials import (
-    CallbackProvider,
-    CommandProvider,
-    NewVideo,
-    UrlProvider,
-)
+from uploader.credentials import NewVideo
+from uploader.credentials.app_server import CallbackProvider, CommandProvider, UrlProvider
 from uploader.errors import (
     CallerNotAuthenticated,
     ConfigurationError,

@@ -27,7 +27,8 @@ from uploader.cli.flags import AccessFlags, ConnectionFlags, DoctorFlags, Inspec
 from uploader.cli.orphans import open_network
 from uploader.cli.printing import out, out_json
 from uploader.clock import SystemClock
-from uploader.credentials import ImsProvider, Network, VodProvider, life_s
+from uploader.credentials import Network, VodProvider, life_s
+from uploader.credentials.ims import ImsProvider
 from uploader.errors import ConfigurationError, PolicyError, VideoGone, VodupError
 from uploader.protocol.failures import IMS, VOD
 from uploader.protocol.grants import UploadTarget, mask

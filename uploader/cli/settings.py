@@ -11,14 +11,11 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from uploader import (
-    CommandProvider,
     GrantProvider,
-    ImsProvider,
     RetryPolicy,
     TrustPolicy,
     Uploader,
     UploadOptions,
-    UrlProvider,
     VideoMeta,
     VodProvider,
     command_hooks,
@@ -89,13 +86,22 @@ def require_provider(flags: AccessFlags) -> GrantProvider:
             next_step="Leave one of them out.",
         )
     if flags.auth_command:
+        from uploader import CommandProvider
+
         return CommandProvider(flags.auth_command)
     if flags.auth_url:
+        from uploader import UrlProvider
+
         return UrlProvider(flags.auth_url, os.environ.get("VODUP_AUTH_URL_TOKEN") or None)
-    is_ims = flags.service == "ims"
-    endpoint = flags.ims_endpoint if is_ims else flags.vod_endpoint
-    from_env = ImsProvider.from_env if is_ims else VodProvider.from_env
-    return from_env(region=flags.region, endpoint=endpoint, signature=flags.api_signature)
+    if flags.service == "ims":
+        from uploader import ImsProvider
+
+        return ImsProvider.from_env(
+            region=flags.region, endpoint=flags.ims_endpoint, signature=flags.api_signature
+        )
+    return VodProvider.from_env(
+        region=flags.region, endpoint=flags.vod_endpoint, signature=flags.api_signature
+    )
 
 
 def make_provider(flags: AccessFlags) -> GrantProvider | None:
