@@ -122,7 +122,6 @@ LINES = (
     _hand("upload.resume"),
     _hand("upload.grant"),
     _hand("upload.object"),
-    _hand("upload.put"),
     _hand("upload.parts"),
     _hand("upload.streaming"),
     _hand("upload.verify"),

@@ -303,7 +303,7 @@ async def test_lives_have_an_end(desk: Desk) -> None:
     error = await desk.fail(desk.file(PART))
 
     assert isinstance(error, OverwriteRefused)
-    assert desk.count(CREATE) == 100
+    assert desk.count(CREATE) == 101
 
 
 async def test_a_new_upload_costs_no_further_call(desk: Desk) -> None:

@@ -136,7 +136,7 @@ class _VodSource:
         Raises where that cannot be found out, as in a region that does not know
         ReferenceId yet: the video may exist, and a second one must not be created. `is_ours`:
         vodup has made the ReferenceId; should the video be finished after all, its object is
-        compared and not replaced (`upload.put`).
+        compared and not replaced (`upload.parts`).
         """
         try:
             grant = await self._refresh(reference_id)

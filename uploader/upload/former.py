@@ -24,19 +24,23 @@ from uploader.upload.request import MAX_LIVES, UploadContext, following_referenc
 from uploader.upload.resume import earlier_result
 
 
-async def video_or_result(
-    ctx: UploadContext, plan: Plan | None, *, is_repeat: bool
+async def result_or_next_video(
+    ctx: UploadContext, plan: Plan | None, used: ReferenceUsed
 ) -> UploadGrant | UploadResult | None:
-    """As `video_and_target`; the result where a finished video holds the source already."""
+    """The result where a finished video holds the source; else a new video, as `video_and_target`.
+
+    Raises:
+        ReferenceUsed: the ReferenceId is the caller's own, or too many others are used as well.
+        UnverifiedCompletion: a finished video cannot be compared.
+    """
     for _ in range(MAX_LIVES):
+        if (result := await _result_of_earlier(ctx, used)) is not None:
+            return result
         try:
-            return await video_and_target(ctx, plan, is_repeat=is_repeat)
-        except ReferenceUsed as used:
-            last = used
-            if (result := await _result_of_earlier(ctx, used)) is not None:
-                return result
-            is_repeat = False
-    raise last
+            return await video_and_target(ctx, plan, is_repeat=False)
+        except ReferenceUsed as error:
+            used = error
+    raise used
 
 
 async def _result_of_earlier(ctx: UploadContext, used: ReferenceUsed) -> UploadResult | None:

@@ -10,25 +10,26 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
+from uploader.credentials import ReferenceUsed
 from uploader.errors import ServiceError, VideoGone
 from uploader.events import UploadResult, UploadStarted
 from uploader.log import get_logger
 from uploader.protocol.failures import OSS, Meaning, is_vanished
+from uploader.protocol.grants import UploadGrant
 from uploader.protocol.plan import Plan
 from uploader.tasks import beside
 from uploader.upload import settle, verify
-from uploader.upload.former import video_or_result
 from uploader.upload.grant import (
     finished_video,
     live_grant,
     meta_from_hooks,
     new_plan,
     plan_before_grant,
+    video_and_target,
 )
 from uploader.upload.object import ObjectUpload, Vanished
-from uploader.upload.parts import reconcile, send_missing_parts
+from uploader.upload.parts import put_object, reconcile, send_missing_parts
 from uploader.upload.proof import UNKNOWN, FoundObject
-from uploader.upload.put import put_object
 from uploader.upload.request import UploadContext
 from uploader.upload.resume import earlier_result, record_upload, require_unchanged
 from uploader.upload.streaming import send_stream
@@ -58,6 +59,18 @@ async def upload_video(ctx: UploadContext) -> UploadResult:
     async with under_way(upload):
         found = await until_stored(upload, send_and_complete)
         return await verify.finish(upload, found)  # finish
+
+
+async def video_or_result(
+    ctx: UploadContext, plan: Plan | None, *, is_repeat: bool
+) -> UploadGrant | UploadResult | None:
+    """As `video_and_target`; the result where a finished video holds the source already."""
+    try:
+        return await video_and_target(ctx, plan, is_repeat=is_repeat)
+    except ReferenceUsed as used:
+        from uploader.upload.former import result_or_next_video  # few uploads need it
+
+        return await result_or_next_video(ctx, plan, used)
 
 
 async def until_stored(

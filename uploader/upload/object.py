@@ -192,7 +192,7 @@ class ObjectUpload:
         self._acked = self.acked.with_plan(plan)
 
     async def call_protected(self, operation: Operation[T]) -> T:
-        """Send what replaces an object so that it replaces none; see `put`.
+        """Send what replaces an object so that it replaces none; see `parts`.
 
         Where the header that says so is refused, without it: which bucket does is remembered.
         """

@@ -24,7 +24,6 @@ from uploader.sources.hls import Member
 from uploader.state import Journal, PartAck, Phase, StateStore, UploadRecord
 from uploader.tasks import beside
 from uploader.upload import settle, verify
-from uploader.upload.former import video_or_result
 from uploader.upload.grant import live_grant, meta_from_hooks
 from uploader.upload.main import (
     complete,
@@ -33,12 +32,12 @@ from uploader.upload.main import (
     start_or_resume,
     under_way,
     until_stored,
+    video_or_result,
 )
 from uploader.upload.object import ObjectUpload
-from uploader.upload.parts import SentPart, add_ack, add_sent, send_all
+from uploader.upload.parts import SentPart, add_ack, add_sent, put_part, send_all
 from uploader.upload.progress import Progress
 from uploader.upload.proof import FoundObject
-from uploader.upload.put import put_part
 from uploader.upload.request import UploadContext
 from uploader.upload.resume import earlier_result, plan_of, record_upload
 
