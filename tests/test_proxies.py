@@ -16,6 +16,7 @@ from yarl import URL
 
 from tests.forward_proxy import ForwardProxy, forwarding
 from tests.rawserver import Authority, Connection, RawServer, echo_checksums, serving
+from uploader import Uploader, UploadOptions
 from uploader.errors import (
     ConfigurationError,
     PolicyError,
@@ -155,6 +156,33 @@ async def test_a_server_that_takes_nothing_is_noticed_through_a_proxy(authority:
         ):
             with pytest.raises(TransportError, match="took no byte"):
                 await put(transport, bytes(100 * 2**20))
+
+
+async def test_an_answer_may_take_longer_behind_a_proxy_that_buffers(authority: Authority) -> None:
+    async def late(connection: Connection) -> None:
+        await connection.read_body(await connection.read_head())
+        await asyncio.sleep(0.4)
+        await connection.answer()
+
+    request = SignedRequest("PUT", f"https://{HOST}/key", {}, BytesBody(b"abc"))
+    async with serving(late, tls=authority.server(HOST)) as oss, serving(late) as near:
+        routes = {HOST: ("127.0.0.1", URL(oss.url).port or 0)}
+        async with (
+            forwarding(routes) as proxy,
+            AiohttpTransport(proxy=proxy.url, ca_file=authority.ca_file) as transport,
+        ):
+            assert (await transport.send(request, answer_timeout_s=0.1)).status == 200
+            direct = SignedRequest("PUT", f"{near.url}/key", {}, BytesBody(b"abc"))
+            with pytest.raises(TransportError, match="no complete answer within"):
+                await transport.send(direct, answer_timeout_s=0.1)
+
+
+async def test_an_uploader_refuses_a_setting_that_is_no_proxy(tmp_path: Path) -> None:
+    wrong = UploadOptions(proxy="ftp://user:password@proxy:21")
+    with pytest.raises(ConfigurationError) as caught:
+        async with Uploader(state=tmp_path / "state.db", options=wrong):
+            pass
+    assert "password" not in str(caught.value) + repr(wrong)
 
 
 async def test_this_machine_is_never_reached_through_a_proxy(authority: Authority) -> None:

@@ -20,6 +20,7 @@ from tests.forward_proxy import (
     services_at,
 )
 from tests.rawserver import Authority, Connection, serving
+from uploader.cli import flags
 
 from .conftest import Cli, Ended
 
@@ -106,6 +107,12 @@ async def test_what_cannot_be_a_proxy_is_a_usage_error(
 
     assert ended.code == 2
     assert message in ended.err
+
+
+@pytest.mark.parametrize("command", "push ingest resume worker abort clean verify doctor".split())
+def test_every_command_that_uses_the_network_has_the_flags(command: str) -> None:
+    kind = getattr(flags, f"{command.capitalize()}Flags")
+    assert {"proxy", "proxy_login_file", "ca_file"} <= set(dir(kind))
 
 
 # --- doctor -----------------------------------------------------------------------------
