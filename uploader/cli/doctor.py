@@ -38,7 +38,8 @@ from uploader.session import MAX_CLOCK_OFFSET_S
 from uploader.state import Phase, open_state
 from uploader.state.files import refuse_network_mount
 from uploader.state.locations import SqliteFile, locate
-from uploader.transport import AiohttpTransport, Proxies, may_use_congestion
+from uploader.transport import AiohttpTransport, may_use_congestion
+from uploader.transport.proxies import Proxies
 
 _REQUEST_S: Final = 15.0
 _MAX_OFFSET_S: Final = 300.0  # OSS and VOD refuse at 15 minutes

@@ -7,7 +7,7 @@ import ssl
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import aiohttp
 from yarl import URL
@@ -25,10 +25,12 @@ from uploader.transport.errors import (
     transport_error,
     without_hidden_retry,
 )
-from uploader.transport.proxies import Proxies, Proxy
 from uploader.transport.sockets import Sockets, congestion_of, link_sample
 from uploader.transport.tls import presented_issuer, tls_context
 from uploader.transport.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from uploader.transport.proxies import Proxies, Proxy
 
 ANSWER_SIZE_LIMIT: Final = 1024 * 1024
 """Bytes. Answers are XML or JSON of a few KiB; a page of ListParts has 0.3 MiB."""
@@ -92,7 +94,8 @@ class AiohttpTransport:
         self._connect_s, self._stall_s = connect_timeout_s, stall_timeout_s
         self._ca_file = ca_file
         self._keepalive_s = keepalive_s
-        self._proxies = Proxies(proxy)
+        self._is_proxy_chosen = proxy is not None
+        self._proxies = None if proxy in (None, "", "none") else _proxies(proxy)
         self._buffers = Buffers(unit_size)
         lowat = None if notsent_lowat is None else max(notsent_lowat, unit_size)
         self._sockets = Sockets(congestion, near_rtt_s, lowat, stall_timeout_s)
@@ -163,7 +166,7 @@ class AiohttpTransport:
         raise await self._error_of(failure, request, proxy, watchdog.reason())
 
     def _proxy_for(self, request: SignedRequest) -> Proxy | None:
-        if not self._proxies:
+        if self._proxies is None:
             return None
         try:
             url = URL(request.url, encoded=True)
@@ -184,7 +187,7 @@ class AiohttpTransport:
         issuer = unused = ""
         with suppress(ValueError):
             url = URL(request.url, encoded=True)
-            unused = self._proxies.unused_variable(url)
+            unused = "" if self._is_proxy_chosen else _proxies(None).unused_variable(url)
             if isinstance(failure, UNTRUSTED) and not is_of_proxy(failure, proxy):
                 issuer = await self._issuer_at(url, proxy)
         return transport_error(
@@ -264,6 +267,13 @@ class AiohttpTransport:
             max_line_size=HEADER_SIZE_LIMIT,
             max_field_size=HEADER_SIZE_LIMIT,
         )
+
+
+def _proxies(setting: str | None) -> Proxies:
+    """Most uploads load no module for this."""
+    from uploader.transport.proxies import Proxies
+
+    return Proxies(setting)
 
 
 async def _read_answer(answer: aiohttp.ClientResponse) -> bytes:

@@ -11,7 +11,7 @@ import os
 import socket
 import ssl
 from datetime import UTC, datetime
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import aiohttp
 from yarl import URL
@@ -19,7 +19,9 @@ from yarl import URL
 from uploader.errors import PolicyError, ProxyRefused, TransportError, UntrustedCertificate
 from uploader.protocol.documents import clean_text
 from uploader.protocol.wire import SignedRequest
-from uploader.transport.proxies import Proxy
+
+if TYPE_CHECKING:
+    from uploader.transport.proxies import Proxy
 
 FOREIGN_ERRORS: Final = (aiohttp.ClientError, OSError, ValueError)
 """What aiohttp, ssl and sockets raise; TimeoutError and ssl.SSLError are OSErrors."""

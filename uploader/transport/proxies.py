@@ -66,9 +66,6 @@ class Proxies:
             only = parsed_proxy(str(setting), "--proxy (proxy= in code)")
             self._by_scheme, self._rules = dict.fromkeys(_DEFAULT_PORTS, only), []
 
-    def __bool__(self) -> bool:
-        return bool(self._by_scheme)
-
     def proxy_for(self, url: URL) -> Proxy | None:
         """Return the proxy of a request; None to connect directly."""
         found = self._by_scheme.get(url.scheme)

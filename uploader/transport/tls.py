@@ -6,10 +6,13 @@ import asyncio
 import ssl
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from uploader.errors import ConfigurationError
 from uploader.protocol.documents import clean_text
-from uploader.transport.proxies import Proxy
+
+if TYPE_CHECKING:
+    from uploader.transport.proxies import Proxy
 
 
 def tls_context(ca_file: Path | None) -> ssl.SSLContext:
