@@ -49,7 +49,6 @@ ROOT = "__init__"
 LINES = (
     # values: pure, no I/O, no clock, no asyncio
     _value("units"),
-    _value("redaction"),
     _value("errors"),
     _value("protocol.documents", "defusedxml"),
     _value("protocol.grants"),

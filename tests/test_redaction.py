@@ -25,11 +25,11 @@ from uploader import (
     VodupError,
     decode_answer,
     decode_grant,
-    redaction,
+    errors,
 )
 from uploader.devserver import DevServer, ThreadedDevServer
+from uploader.errors import redacted, remember
 from uploader.log import redact
-from uploader.redaction import redacted, remember
 
 SECRET = "Zx81+kQ/qlQ77aNbVdq0c2Lw9sT5aa"
 
@@ -88,10 +88,10 @@ def test_ordinary_words_stay() -> None:
 
 
 def test_only_so_many_secrets_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redaction, "_live", {})
+    monkeypatch.setattr(errors, "_live", {})
     for number in range(5000):
         remember(f"secret-number-{number}")
-    assert len(redaction._live) == 4096
+    assert len(errors._live) == 4096
     AccessKey(id="id", secret="newest-of-all-secrets", security_token="its-security-token")
     assert redacted("newest-of-all-secrets its-security-token") == "[redacted] [redacted]"
 

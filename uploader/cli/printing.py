@@ -20,8 +20,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TextIO, cast
 
-from uploader.errors import VodupError
-from uploader.redaction import redacted
+from uploader.errors import VodupError, redacted
 
 LOST: Final = 74
 _MAX_WAITING: Final = 32 * 2**20
