@@ -40,15 +40,19 @@ def make_private_folder(folder: Path) -> None:
     folder.chmod(0o700)  # the umask may have taken even our own rights
 
 
-def require_private_folder(folder: Path, *, next_step: str) -> None:
+def require_private_folder(folder: Path, *, next_step: str, owner: int | None = None) -> None:
     """Make sure that `folder` is ours, that others cannot read it, and cannot replace it.
+
+    `owner`: the user it has to belong to; None: the one who runs this.
 
     Raises:
         UnsafePath: it is a link, or belongs to another user, or others may write into it or
             into the folder above it.
     """
     found, above = folder.lstat(), folder.parent.stat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != (
+        os.geteuid() if owner is None else owner
+    ):
         raise UnsafePath(
             f"{folder} is a link, not a folder, or belongs to another user.", next_step=next_step
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import signal
 import socket
 import struct
@@ -20,7 +21,7 @@ import pytest
 from tests.postgres import is_removed, temporary_postgres
 from tests.waiting import wait_until
 from uploader.cluster.embedded import EmbeddedPostgres
-from uploader.errors import ConfigurationError
+from uploader.errors import ConfigurationError, StateUnavailable, UnsafePath
 
 USE = """
 import sys
@@ -163,6 +164,50 @@ def test_a_temporary_server_removes_its_folder() -> None:
 def test_a_folder_with_too_long_a_path_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="too long for the path of a socket"):
         EmbeddedPostgres(tmp_path / ("x" * 100))
+
+
+def test_a_folder_that_others_may_write_to_or_that_is_in_use_is_refused(folder: Path) -> None:
+    folder.mkdir()
+    folder.chmod(0o777)
+    with pytest.raises(UnsafePath):
+        EmbeddedPostgres(folder).__enter__()
+    folder.chmod(0o700)
+    (folder / "letter.txt").write_text("mine")
+    (folder.parent / "link").symlink_to(folder)
+    owner = folder.stat().st_uid
+    for name in (folder, folder.parent / "link"):
+        with pytest.raises(ConfigurationError, match="is not empty"):
+            EmbeddedPostgres(name, is_temporary=True).__enter__()
+    assert (folder / "letter.txt").read_text() == "mine"
+    assert folder.stat().st_uid == owner
+    shutil.rmtree(folder.parent)
+
+
+def test_links_in_the_place_of_its_files_are_not_followed(folder: Path) -> None:
+    with EmbeddedPostgres(folder, settings=["fsync=off"]):
+        pass
+    wait_until(lambda: server_pid(folder) is None)
+    precious = folder.parent / "precious"
+    precious.write_text("mine")
+    for name, error in (("users.lock", UnsafePath), ("log", StateUnavailable)):
+        wait_until(lambda: not is_held(folder / "users.lock"))
+        (folder / name).unlink()
+        (folder / name).symlink_to(precious)
+        with pytest.raises(error):
+            EmbeddedPostgres(folder, settings=["fsync=off"]).__enter__()
+        (folder / name).unlink()
+        (folder / name).touch()
+    assert precious.read_text() == "mine"
+    shutil.rmtree(folder.parent)
+
+
+def is_held(lock: Path) -> bool:
+    with lock.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def test_a_missing_package_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,13 @@ import pytest
 
 from tests.state.conftest import Place, SqlitePlace, record
 from uploader.clock import SystemClock
-from uploader.errors import ConfigurationError, LeaseLost, StateUnavailable, UploadLocked
+from uploader.errors import (
+    ConfigurationError,
+    LeaseLost,
+    StateUnavailable,
+    UnsafePath,
+    UploadLocked,
+)
 from uploader.protocol.grants import UploadTarget
 from uploader.state import Journal, MemoryState, PartAck, Phase, SqlState, StateStore, files
 from uploader.state import transactions as tx
@@ -101,7 +107,7 @@ async def test_a_planted_lock_file_is_not_followed(path: Path) -> None:
     lock = path.parent / "locks" / "state.db.opening"
     lock.unlink()
     lock.symlink_to(path.parent / "elsewhere")
-    with pytest.raises(StateUnavailable, match=r"state\.db\.opening cannot be opened"):
+    with pytest.raises(UnsafePath, match=r"state\.db\.opening is a link"):
         async with SqlState(path):
             pass
     assert not (path.parent / "elsewhere").exists()
@@ -326,6 +332,15 @@ async def test_epochs_are_never_used_again(sql_place: Place) -> None:
 
 
 # --- leases -----------------------------------------------------------------------------
+
+
+def test_a_lock_is_a_regular_file_and_not_a_link(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    for name in ("pipe", "link"):
+        with pytest.raises(UnsafePath):
+            FileLock(tmp_path / name)
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_a_closed_lock_is_not_taken(tmp_path: Path) -> None:

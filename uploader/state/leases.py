@@ -21,7 +21,8 @@ from uuid import uuid4
 from weakref import WeakSet
 
 from uploader.clock import SystemClock
-from uploader.errors import LeaseLost, StateUnavailable
+from uploader.errors import LeaseLost, StateUnavailable, UnsafePath
+from uploader.private_files import open_regular_file
 from uploader.tasks import one_error
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
@@ -47,8 +48,7 @@ class FileLock:
     _open: ClassVar[WeakSet[FileLock]] = WeakSet()
 
     def __init__(self, path: Path) -> None:
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._fd: int | None = os.open(path, flags, 0o600)
+        self._fd: int | None = open_regular_file(path, os.O_RDWR | os.O_CREAT)
         os.fchmod(self._fd, 0o600)  # whatever the umask
         FileLock._open.add(self)
 
@@ -235,8 +235,8 @@ class OwnerLock:
     @staticmethod
     def _is_free(path: Path) -> bool:
         try:
-            fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError:
+            fd = open_regular_file(path, os.O_RDWR)
+        except (OSError, UnsafePath):
             return False
         try:
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
