@@ -66,6 +66,7 @@ def expected(desk: Desk, movie: Path, result: UploadResult, **changes: object) -
         sent_bytes=len(data),
         verified_by="crc64",
         seconds=result.seconds,
+        endpoint=desk.server.oss_endpoint,
         congestion=result.congestion,
     )
     return replace(whole, **changes)  # type: ignore[arg-type]
