@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -195,3 +196,25 @@ def test_config_show_and_path_and_what_doctor_reports(cli: Cli) -> None:
     assert "--oss-endpoint from profile b" in settings["detail"]
     assert "--json from command line" in settings["detail"]
     assert "--vod-endpoint from VODUP_VOD_ENDPOINT" in settings["detail"]
+
+
+def test_a_profile_says_where_keys_are_from(cli: Cli) -> None:
+    path = cli.folder / "config.toml"
+    write(path, '[profiles.cli]\ncredentials = "aliyun:work"\n')
+    keys = cli.folder / ".aliyun" / "config.json"
+    keys.parent.mkdir()
+    work = {
+        "name": "work",
+        "mode": "AK",
+        "region_id": "cn-hangzhou",
+        "access_key_id": cli.server.access_key_id,
+        "access_key_secret": cli.server.access_key_secret,
+    }
+    keys.write_text(json.dumps({"current": "other", "profiles": [work]}))
+    env = {"VODUP_CONFIG": str(path), "ALIBABA_CLOUD_ACCESS_KEY_SECRET": "wrong"}
+    cli.file()
+
+    ended = cli.run("push", "movie.mp4", "--profile", "cli", env=env)
+    assert ended.code == 0, ended.err
+    assert "AccessKey from aliyun:work" in cli.run("doctor", "--profile", "cli", env=env).out
+    assert cli.run("push", "movie.mp4", "--credentials", "x", env=env).code == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -341,11 +342,11 @@ def test_half_a_key_is_an_error_before_any_request(env: pytest.MonkeyPatch, name
 
 
 ASK_THE_CHAIN = """
-import asyncio
+import asyncio, sys
 from uploader import VodProvider, VodupError
 
 async def main():
-    ask = VodProvider.from_env().access_key
+    ask = VodProvider.from_env(credentials=sys.argv[1] or None).access_key
     for _ in range(2):
         key = await ask()
         print(key.id, key.secret, key.security_token)
@@ -357,11 +358,11 @@ except VodupError as error:
 """
 
 
-def error_of_the_chain(home: Path) -> str:
+def answer_of_the_chain(home: Path, source: str = "", **variables: str) -> str:
     """In a process of its own: the chain's package reads the environment when it is imported."""
     kept = {name: value for name, value in os.environ.items() if "ALIBABA" not in name}
-    env = kept | {"HOME": str(home), "ALIBABA_CLOUD_ECS_METADATA_DISABLED": "true"}
-    argv = [sys.executable, "-c", ASK_THE_CHAIN]
+    env = kept | {"HOME": str(home), "ALIBABA_CLOUD_ECS_METADATA_DISABLED": "true"} | variables
+    argv = [sys.executable, "-c", ASK_THE_CHAIN, source]
     return subprocess.run(argv, env=env, check=True, capture_output=True, text=True).stdout
 
 
@@ -372,13 +373,93 @@ def test_the_default_chain_reads_its_file(tmp_path: Path) -> None:
         "[default]\nenable = true\ntype = access_key\n"
         "access_key_id = LTAI-file\naccess_key_secret = secret-file\n"
     )
-    assert error_of_the_chain(tmp_path) == "LTAI-file secret-file None\n" * 2
+    assert answer_of_the_chain(tmp_path) == "LTAI-file secret-file None\n" * 2
 
 
 def test_a_default_chain_that_finds_nothing_is_reported(tmp_path: Path) -> None:
-    message = error_of_the_chain(tmp_path)
+    message = answer_of_the_chain(tmp_path)
     words = "No AccessKey found in the default credential chain"
     assert message.startswith(f"CallerNotAuthenticated {words}")
+
+
+ALIYUN = {
+    "current": "work",
+    "profiles": [
+        {"name": "work", "mode": "AK", "region_id": "cn-hangzhou", "access_key_id": "LTAI-work",
+         "access_key_secret": "secret-work"},
+        {"name": "beijing", "mode": "AK", "region_id": "cn-beijing", "access_key_id": "LTAI-bj",
+         "access_key_secret": "secret-bj"},
+        {"name": "none", "mode": "AK", "region_id": "", "access_key_id": "",
+         "access_key_secret": ""},
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture
+def aliyun(tmp_path: Path, env: pytest.MonkeyPatch) -> Path:
+    """A home with a config file of the aliyun CLI."""
+    file = tmp_path / ".aliyun" / "config.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps(ALIYUN))
+    for name in ("VODUP_REGION", "ALIBABA_CLOUD_PROFILE"):
+        env.delenv(name, raising=False)
+    env.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("source", "key"), [("aliyun", "LTAI-work"), ("aliyun:beijing", "LTAI-bj")]
+)
+def test_a_source_is_the_only_one_that_is_used(aliyun: Path, source: str, key: str) -> None:
+    secret = key.replace("LTAI", "secret")
+    in_env = {"ALIBABA_CLOUD_ACCESS_KEY_ID": "other", "ALIBABA_CLOUD_ACCESS_KEY_SECRET": "x"}
+    assert answer_of_the_chain(aliyun, source, **in_env) == f"{key} {secret} None\n" * 2
+
+
+@pytest.mark.parametrize("source", ["aliyun:none", "aliyun:unknown", "oidc"])
+def test_a_source_without_a_key_is_reported(aliyun: Path, source: str) -> None:
+    kind = source.partition(":")[0]
+    message = answer_of_the_chain(aliyun, source)
+    assert message.startswith(f"CallerNotAuthenticated No AccessKey found in --credentials {kind} ")
+
+
+def test_env_is_a_source_of_its_own(env: pytest.MonkeyPatch) -> None:
+    with pytest.raises(CallerNotAuthenticated, match="is not set"):
+        VodProvider.from_env(credentials="env")
+    env.setenv("ALIBABA_CLOUD_ACCESS_KEY_ID", "id-1")
+    env.setenv("ALIBABA_CLOUD_ACCESS_KEY_SECRET", "secret-1")
+    assert isinstance(VodProvider.from_env(credentials="env").access_key, AccessKey)
+    for source in ("ecs", "ecs:role", "oidc"):  # read when the first call is signed
+        assert callable(VodProvider.from_env(credentials=source).access_key)
+
+
+@pytest.mark.parametrize("source", ["file", "env:x", "oidc:x", "ECS", "default", ":x"])
+def test_what_is_no_source_is_refused(env: pytest.MonkeyPatch, source: str) -> None:
+    with pytest.raises(ConfigurationError, match="no source") as caught:
+        VodProvider.from_env(credentials=source)
+    assert "aliyun:PROFILE" in caught.value.next_step
+
+
+def test_the_region_is_that_of_the_profile_of_the_aliyun_cli(
+    aliyun: Path, env: pytest.MonkeyPatch
+) -> None:
+    def region(source: str | None, **given: str) -> str:
+        return VodProvider.from_env(credentials=source, **given).region  # type: ignore[arg-type]
+
+    env.setenv("ALIBABA_CLOUD_ACCESS_KEY_ID", "id-1")
+    env.setenv("ALIBABA_CLOUD_ACCESS_KEY_SECRET", "secret-1")
+    assert region("aliyun:beijing") == "cn-beijing"
+    assert region("aliyun") == "cn-shanghai"  # VOD serves cn-hangzhou there
+    assert region("aliyun:none") == region("aliyun:unknown") == region("ecs") == "cn-shanghai"
+    assert region(None) == "cn-shanghai"
+    assert region("aliyun:beijing", region="us-west-1") == "us-west-1"
+    env.setenv("ALIBABA_CLOUD_PROFILE", "beijing")
+    assert region("aliyun") == "cn-beijing"
+    env.setenv("VODUP_REGION", "cn-shenzhen")
+    assert region("aliyun") == "cn-shenzhen"
+    env.delenv("VODUP_REGION")
+    (aliyun / ".aliyun" / "config.json").write_text("[]")
+    assert region("aliyun") == "cn-shanghai"
 
 
 def test_without_a_key_and_without_the_default_chain_there_is_advice(

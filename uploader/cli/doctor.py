@@ -147,7 +147,7 @@ def _settings() -> Iterator[Finding]:
 def _credentials(flags: AccessFlags) -> Finding:
     if flags.auth_command or flags.auth_url:
         return Finding("credentials", "ok", "from --auth-command or --auth-url")
-    origin = settings.key_origin()
+    origin = settings.key_origin(flags)
     if origin is None:
         detail = "no AccessKey: set ALIBABA_CLOUD_ACCESS_KEY_ID and _SECRET, or push with a --grant"
         return Finding("credentials", "failed", detail, run.CREDENTIALS)

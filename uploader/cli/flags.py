@@ -85,6 +85,9 @@ class AccessFlags:
         "How calls to VOD and IMS are signed; v2 only for gateways that do not know acs3.",
         default="acs3",
     )
+    credentials: str | None = option(
+        "SOURCE", "AccessKey only from: env, aliyun[:PROFILE], ecs[:ROLE] or oidc."
+    )
     auth_command: str | None = option(
         "CMD", "Command that prints upload credentials, for machines without an AccessKey."
     )

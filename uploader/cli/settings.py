@@ -37,7 +37,6 @@ from uploader.sources import UrlPolicy
 from uploader.sources.readers import stdin_descriptor
 from uploader.state import open_state
 
-_DEFAULT_REGION: Final = "cn-shanghai"
 _MAX_INPUT: Final = 1024 * 1024
 _CHAIN_VARIABLES: Final = (
     # What the default chain of alibabacloud-credentials looks at.
@@ -93,20 +92,21 @@ def require_provider(flags: AccessFlags) -> GrantProvider:
         from uploader import UrlProvider
 
         return UrlProvider(flags.auth_url, os.environ.get("VODUP_AUTH_URL_TOKEN") or None)
+    given: dict[str, Any] = {
+        "region": flags.region,
+        "signature": flags.api_signature,
+        "credentials": flags.credentials,
+    }
     if flags.service == "ims":
         from uploader import ImsProvider
 
-        return ImsProvider.from_env(
-            region=flags.region, endpoint=flags.ims_endpoint, signature=flags.api_signature
-        )
-    return VodProvider.from_env(
-        region=flags.region, endpoint=flags.vod_endpoint, signature=flags.api_signature
-    )
+        return ImsProvider.from_env(endpoint=flags.ims_endpoint, **given)
+    return VodProvider.from_env(endpoint=flags.vod_endpoint, **given)
 
 
 def make_provider(flags: AccessFlags) -> GrantProvider | None:
     """Return the same, or None where nothing says where credentials would come from."""
-    if flags.auth_command or flags.auth_url or key_origin() is not None:
+    if flags.auth_command or flags.auth_url or key_origin(flags) is not None:
         return require_provider(flags)
     return None
 
@@ -120,8 +120,10 @@ def scope_of(flags: AccessFlags) -> str:
     return provider.scope if provider else api_origin(flags)
 
 
-def key_origin() -> str | None:
-    """Return what names the caller's AccessKey: a variable, a file; None if nothing does."""
+def key_origin(flags: AccessFlags) -> str | None:
+    """Return what names the caller's AccessKey: a source, a variable, a file; None: nothing."""
+    if flags.credentials:
+        return flags.credentials
     if os.environ.get("ALIBABA_CLOUD_ACCESS_KEY_ID", "").strip():
         return "ALIBABA_CLOUD_ACCESS_KEY_ID"
     variables = [name for name in _CHAIN_VARIABLES if os.environ.get(name)]
@@ -131,7 +133,9 @@ def key_origin() -> str | None:
 
 def region_of(flags: AccessFlags) -> str:
     """Return the region of VOD or IMS."""
-    return flags.region or os.environ.get("VODUP_REGION") or _DEFAULT_REGION
+    from uploader.credentials.caller import default_region
+
+    return flags.region or default_region(flags.credentials)
 
 
 def api_origin(flags: AccessFlags) -> str:

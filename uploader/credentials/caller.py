@@ -5,20 +5,31 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import json
 import os
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, ClassVar, Self
+from pathlib import Path
+from typing import Any, ClassVar, Final, Self
 
 from uploader.clock import Clock
-from uploader.errors import CallerNotAuthenticated, VodupError
+from uploader.errors import CallerNotAuthenticated, ConfigurationError, VodupError
 from uploader.protocol.signing import ApiSignature, sign_rpc
 from uploader.protocol.vod import AccessKey
 from uploader.protocol.wire import Operation, SignedRequest
 from uploader.tasks import in_own_task
 from uploader.threads import in_thread
+
+_SOURCES: Final = {
+    "env": "",
+    "aliyun": "CLIProfileCredentialsProvider",
+    "ecs": "EcsRamRoleCredentialsProvider",
+    "oidc": "OIDCRoleArnCredentialsProvider",
+}
+"""By source, the class of alibabacloud-credentials."""
+_NAMED_SOURCES: Final = {"aliyun": "profile_name", "ecs": "role_name"}
 
 AccessKeys = Callable[[], AccessKey | Awaitable[AccessKey]]
 
@@ -51,19 +62,26 @@ class CallerProvider:
         region: str | None = None,
         endpoint: str | None = None,
         signature: ApiSignature = "acs3",
+        credentials: str | None = None,
     ) -> Self:
         """Take the AccessKey from ALIBABA_CLOUD_ACCESS_KEY_ID, _SECRET and _SECURITY_TOKEN.
 
         Without them, the default chain of alibabacloud-credentials is used (config files,
-        ECS role, OIDC), if that package is installed. The region defaults to VODUP_REGION,
+        ECS role, OIDC), if that package is installed. The region defaults to `default_region`,
         the endpoint to VODUP_VOD_ENDPOINT or VODUP_IMS_ENDPOINT.
 
+        Args:
+            credentials: the only source to use: "env", "aliyun" or "aliyun:PROFILE" of the aliyun
+                CLI, "ecs" or "ecs:ROLE" of an instance, "oidc" of a pod. All but the first need
+                vodup[credentials].
+
         Raises:
-            CallerNotAuthenticated: there is neither.
+            CallerNotAuthenticated: there is no AccessKey.
+            ConfigurationError: there is no such source.
         """
         return cls(
-            _access_key_from_env(),
-            region or os.environ.get("VODUP_REGION") or "cn-shanghai",
+            _access_key_of(credentials),
+            region or default_region(credentials),
             endpoint or os.environ.get(cls.ENDPOINT_VARIABLE) or None,
             signature,
         )
@@ -74,8 +92,34 @@ class CallerProvider:
         return self.endpoint or f"https://{self.HOST}.{self.region}.aliyuncs.com"
 
 
-def _access_key_from_env() -> AccessKey | AccessKeys:
+def default_region(credentials: str | None = None) -> str:
+    """Return VODUP_REGION, else that of the aliyun CLI's profile if this is the source of keys."""
+    source, _, profile = (credentials or "").partition(":")
+    of_profile = _aliyun_region(profile) if source == "aliyun" else None
+    return os.environ.get("VODUP_REGION") or of_profile or "cn-shanghai"
+
+
+def _aliyun_region(profile: str) -> str | None:
+    """VOD serves cn-hangzhou, the CLI's usual region, in cn-shanghai (VOD SDK, endpoint map)."""
+    try:
+        config = json.loads(Path("~/.aliyun/config.json").expanduser().read_text())
+        name = profile or os.environ.get("ALIBABA_CLOUD_PROFILE") or config["current"]
+        region = next(p["region_id"] for p in config["profiles"] if p["name"] == name)
+    except (OSError, RuntimeError, ValueError, LookupError, TypeError, StopIteration):
+        return None
+    return "cn-shanghai" if region == "cn-hangzhou" else region or None
+
+
+def _access_key_of(source: str | None) -> AccessKey | AccessKeys:
     """Return the caller's AccessKey as `CallerProvider.from_env` finds it."""
+    kind, _, name = (source or "env").partition(":")
+    if kind not in _SOURCES or (name and kind not in _NAMED_SOURCES):
+        raise ConfigurationError(
+            f"{source!r} is no source of AccessKeys.",
+            next_step="Write env, aliyun, aliyun:PROFILE, ecs, ecs:ROLE or oidc (--credentials).",
+        )
+    if kind != "env":
+        return _keys_from(kind, name)
     key_id = os.environ.get("ALIBABA_CLOUD_ACCESS_KEY_ID", "").strip()
     secret = os.environ.get("ALIBABA_CLOUD_ACCESS_KEY_SECRET", "").strip()
     if bool(key_id) != bool(secret):
@@ -83,13 +127,17 @@ def _access_key_from_env() -> AccessKey | AccessKeys:
             "Only one of ALIBABA_CLOUD_ACCESS_KEY_ID and ALIBABA_CLOUD_ACCESS_KEY_SECRET is set."
         )
     token = os.environ.get("ALIBABA_CLOUD_SECURITY_TOKEN", "").strip()
+    if not key_id and source == "env":
+        raise CallerNotAuthenticated("No AccessKey found: ALIBABA_CLOUD_ACCESS_KEY_ID is not set.")
     if not key_id:
-        return _default_chain()
+        return _keys_from("", "")
     return AccessKey(id=key_id, secret=secret, security_token=token or None)
 
 
-def _default_chain() -> AccessKeys:
+def _keys_from(kind: str, name: str) -> AccessKeys:
+    """The keys of a source that alibabacloud-credentials reads and renews."""
     try:
+        from alibabacloud_credentials import provider
         from alibabacloud_credentials.client import Client
     except ImportError:
         raise CallerNotAuthenticated(
@@ -98,7 +146,14 @@ def _default_chain() -> AccessKeys:
             "install vodup[credentials] for config files and roles, or push with --grant, "
             "--auth-command or --auth-url, which need no AccessKey.",
         ) from None
-    client = functools.cache(Client)
+
+    @functools.cache
+    def client() -> Any:  # noqa: ANN401 - the package has no types
+        return Client(provider=source(**arguments))
+
+    source = getattr(provider, _SOURCES.get(kind, "DefaultCredentialsProvider"))
+    arguments = {_NAMED_SOURCES[kind]: name} if name else {}
+    where = f"--credentials {kind}" if kind else "the default credential chain"
 
     def read() -> AccessKey:
         found = client().get_credential()
@@ -114,7 +169,7 @@ def _default_chain() -> AccessKeys:
             return await in_thread(read)
         except Exception as error:  # the chain raises bare exceptions of many kinds
             raise CallerNotAuthenticated(
-                f"No AccessKey found in the default credential chain ({type(error).__name__})."
+                f"No AccessKey found in {where} ({type(error).__name__})."
             ) from None
 
     return read_in_thread
