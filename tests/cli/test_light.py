@@ -110,7 +110,7 @@ main()
         ("push --help", "click", 10),
         ("version", "click", 11),
         ("status", "click", 34),
-        ("push movie.mp4", SENDS, 107),
+        ("push movie.mp4", SENDS, 108),
     ],
 )
 def test_a_command_imports_only_these_packages_and_so_many_modules_of_its_own(
