@@ -123,7 +123,7 @@ class TrustPolicy:
         _check_key(target.object_key, "object key")
         if target.object_prefix is not None:
             _check_key(target.object_prefix, "object prefix")
-        return replace(target, endpoint=endpoint)
+        return target if endpoint == target.endpoint else replace(target, endpoint=endpoint)
 
     def _check_bucket(self, bucket: str) -> None:
         if not _BUCKET.fullmatch(bucket):

@@ -6,6 +6,7 @@ import asyncio
 import socket
 import struct
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
@@ -71,12 +72,12 @@ class Sockets:
         if info.rtt_us >= self._near_rtt_us:
             self.congestion = _choose_congestion(sock, self._far_congestion)
 
-    def open_sockets(self) -> list[tuple[int, socket.socket]]:
-        """Those not closed yet, tuned, each with its number."""
-        found = [(serial, sock) for sock, serial in self._made.items() if sock.fileno() >= 0]
-        for _, sock in found:
-            self._tune(sock)
-        return found
+    def open_sockets(self) -> Iterator[tuple[int, socket.socket]]:
+        """Yield those not closed yet, tuned, each with its number."""
+        for sock, serial in self._made.items():
+            if sock.fileno() >= 0:
+                self._tune(sock)
+                yield serial, sock
 
 
 def _socket_options(

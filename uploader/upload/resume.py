@@ -138,6 +138,8 @@ async def _new_record(ctx: UploadContext, former: UploadRecord | None) -> Upload
 
 def _recorded_source(source: Source) -> str:
     """Its name, from which it can be resumed; the path itself where the name has lost bytes."""
+    if "?" not in source.name:  # what stands for a lost byte
+        return source.name
     identity = source.identity
     has_lost_bytes = os.path.isabs(identity) and is_unsendable(identity)
     return identity if has_lost_bytes else source.name

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import fields, replace
+from typing import Final
 
 from uploader.errors import IntegrityError, SourceChanged, SourceNotRepeatable, UnverifiedCompletion
 from uploader.events import UploadFinished, UploadResult
@@ -12,6 +13,9 @@ from uploader.protocol.plan import Part
 from uploader.upload.grant import finished_video
 from uploader.upload.object import ObjectUpload
 from uploader.upload.proof import FoundObject, Proof
+
+# Hooks fail in a run, which is nothing of the object. `asdict` copies each value, also a string.
+_RECORDED: Final = [f.name for f in fields(UploadResult) if f.name != "hook_failures"]
 
 
 async def finish(upload: ObjectUpload, found: FoundObject) -> UploadResult:
@@ -35,8 +39,7 @@ async def record_result(upload: ObjectUpload, found: FoundObject) -> UploadResul
     upload.ctx.progress.phase = "verify"
     found, proof = await prove(upload, found)
     result = _result(upload, found, proof)
-    recorded = asdict(result)
-    del recorded["hook_failures"]  # of a run, not of the object
+    recorded = {name: getattr(result, name) for name in _RECORDED}
     await upload.ctx.journal.finish(json.dumps(recorded))
     return result
 
