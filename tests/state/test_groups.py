@@ -72,6 +72,27 @@ async def test_uploads_that_wait_share_a_commit(tmp_path: Path) -> None:
         assert len([status async for status in store.uploads()]) == 8
 
 
+async def test_leases_of_many_uploads_share_commits_though_they_come_one_by_one(
+    tmp_path: Path,
+) -> None:
+    async def claimed(store: SqlState, key: str) -> None:
+        async with store.claim(key):
+            pass
+
+    async def one_by_one(store: SqlState) -> int:
+        sizes = commits_of(store)
+        async with asyncio.TaskGroup() as group:
+            for number in range(4):
+                group.create_task(claimed(store, f"late-{number}"))
+                await asyncio.sleep(0.004)
+        return len(sizes)
+
+    async with SqlState(tmp_path / "s" / "state.db") as store, AsyncExitStack() as stack:
+        for number in range(8):
+            await stack.enter_async_context(store.claim(f"open-{number}"))
+        assert await one_by_one(store) <= 4
+
+
 async def test_a_write_that_fails_fails_alone(tmp_path: Path) -> None:
     async with SqlState(tmp_path / "s" / "state.db") as store, AsyncExitStack() as stack:
         one = await stack.enter_async_context(store.claim("one"))

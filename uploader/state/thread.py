@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Final, TypeVar
 
 from uploader.errors import ConfigurationError, StateError, StateUnavailable
 from uploader.state import queries
@@ -21,6 +21,12 @@ from uploader.state.transactions import Connection, Database, FoundUpload
 from uploader.threads import Worker
 
 T = TypeVar("T")
+
+_MANY: Final = 8
+"""Uploads under way from which on leases wait for a commit to share."""
+
+_PATIENCE_S: Final = 0.02
+"""Too short: with a slow server hardly anything shares a commit. Too long: files wait for it."""
 
 
 class _Forks:
@@ -83,7 +89,7 @@ class StoreThread:
 
     def take(self, lease: Lease, ttl_s: float) -> asyncio.Future[FoundUpload]:
         """Take a lease, fill in its epoch, and read the upload."""
-        return self.write(_Take(self, lease, ttl_s))
+        return self.commits.write(_Take(self, lease, ttl_s), patience_s=self._patience_s())
 
     def renew(self, lease: Lease, ttl_s: float) -> asyncio.Future[bool]:
         """Extend a lease; False if another owner holds it."""
@@ -91,7 +97,15 @@ class StoreThread:
 
     def release(self, lease: Lease) -> asyncio.Future[None]:
         """End a lease, also one that a cancelled `take` takes later."""
-        return self.write(_Release(self, lease))
+        return self.commits.write(_Release(self, lease), patience_s=self._patience_s())
+
+    def _patience_s(self) -> float:
+        """How long a lease of one of many uploads waits for a commit of another one.
+
+        A fast server has one under way at any time. With a slow one, commits of their own would
+        cost a small file half as much again as all else.
+        """
+        return _PATIENCE_S if len(self.epochs) >= _MANY else 0.0
 
     def abandon(self) -> None:
         """Close without waiting, after a failed opening."""
