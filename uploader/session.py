@@ -86,8 +86,8 @@ class Retried:
 class Session:
     """Calls one service with one signer.
 
-    Mutable state: the clock's offset to the service, the region that it wants signed, and whether
-    it has ever answered.
+    Mutable state: the clock's offset to the service, a region for the signer, and whether it has
+    ever answered.
     """
 
     def __init__(
@@ -143,9 +143,8 @@ class Session:
             await self._prepare_retry(operation, signed, failure, attempts)
 
     def _sign(self, operation: Operation[Any]) -> SignedRequest:
-        return self._signer.sign(
-            operation, clock_offset_s=self._clock_offset_s, region=self._region
-        )
+        region, self._region = self._region, None  # the signer keeps it
+        return self._signer.sign(operation, clock_offset_s=self._clock_offset_s, region=region)
 
     async def _send(self, operation: Operation[T], signed: SignedRequest) -> T:
         response = await self._transport.send(signed, answer_timeout_s=operation.answer_timeout_s)

@@ -275,7 +275,7 @@ async def test_the_region_to_sign_for_is_learned_from_an_answer(desk: Desk, rela
     assert relay.scopes == {"cn-beijing", "cn-shanghai"}
     retried = desk.events_of(RequestRetried)
     assert {retry.action for retry in retried} == {"FIX_REGION"}
-    assert len(retried) <= 2  # one for each of the upload's sessions
+    assert len(retried) == 1
 
 
 async def test_a_wrong_region_that_the_answer_does_not_correct_is_explained(

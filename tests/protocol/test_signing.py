@@ -468,7 +468,7 @@ def test_pinned_v2_signature() -> None:
         "SignatureNonce": "nonce-1",
         "Timestamp": "2026-11-22T09:03:54Z",
         "SecurityToken": "CAIStOkEn4711+/=",
-        "Signature": "jgwJA59qFihrW1+OfwhPdorMzPA=",
+        "Signature": "cXyCxFNyNkUAUiNwCWLy2f2s81o=",
     }
 
 

@@ -146,12 +146,14 @@ class LiveGrant:
         held = self._held
         if held is None:
             raise RuntimeError("prepare() comes first")
+        if region is not None:
+            self._dialect = replace(self._dialect, region=region)
         return sign_oss(
             operation,
             held.credentials,
             at=self._clock.utc_now() + timedelta(seconds=clock_offset_s),
             generation=held.generation,
-            dialect=replace(self._dialect, region=region) if region else self._dialect,
+            dialect=self._dialect,
         )
 
     def is_aged(self, signed: SignedRequest) -> bool:

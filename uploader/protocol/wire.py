@@ -280,7 +280,7 @@ class Signer(Protocol):
         """Sign with the newest credentials.
 
         `clock_offset_s` is what has to be added to the local clock to get the server's; `region`
-        is what OSS has said to sign for.
+        is what OSS has said to sign for from now on.
         """
 
     def is_aged(self, signed: SignedRequest) -> bool:
