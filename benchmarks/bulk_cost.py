@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,12 +104,16 @@ def _rss_mib() -> float:
 def _measure_skipping(folder: Path, count: int) -> None:
     manifest, report = folder / "rows.csv", folder / "rows.jsonl"
     with manifest.open("w") as file:
-        file.write("path,title\n")
-        file.writelines(f"videos/{n // 1000}/{n}.mp4,Title {n}\n" for n in range(count))
+        file.write("path,key,title\n")
+        file.writelines(f"video.mp4,{n},Title {n}\n" for n in range(count))
+    video = folder / "video.mp4"
+    video.write_bytes(b"x")
+    stamp = video.stat().st_size, video.stat().st_mtime_ns
     rules = RowRules(root=Root.at(folder), scope="vod.cn-shanghai")
     with report.open("w") as file:
         for raw in manifest_stream(str(manifest), print):
-            record = success_record(rules.identify(raw, str(manifest)), _result())
+            row = replace(rules.identify(raw, str(manifest)), stamp=stamp)
+            record = success_record(row, _result())
             file.write(json.dumps(record) + "\n")
     began_s = time.process_time()
     with Ledger(report) as ledger:
