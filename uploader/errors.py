@@ -462,7 +462,9 @@ def _refusal_of_the_machine(error: BaseException) -> VodupError | None:
     if isinstance(error, BaseExceptionGroup):
         refusals = [_refusal_of_the_machine(inner) for inner in error.exceptions]
         return refusals[0] if all(refusals) else None
-    if isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY):
+    # A SystemError comes from modules in C that do not say of which allocation they had no result.
+    is_memory = isinstance(error, MemoryError | SystemError)
+    if is_memory or any(words in str(error) for words in _OUT_OF_MEMORY):
         return ResourceUnavailable(
             "There is not enough memory.",
             next_step="Raise the limit (ulimit -v, ulimit -u, or that of the container), or lower "

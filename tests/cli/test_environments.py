@@ -207,3 +207,30 @@ def test_other_packages_print_no_log() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
 
     assert done.stderr == b""
+
+
+# --- values of flags ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--part-size", "9" * 5000),
+        ("--generate-thumbnail", "perhaps"),
+        ("--retry-for", "9" * 400),
+        ("--concurrency", "9" * 5000),
+    ],
+)
+def test_a_value_out_of_all_bounds_is_a_usage_error(cli: Cli, words: tuple[str, ...]) -> None:
+    ended = cli.run("push", "movie.mp4", *words)
+
+    assert ended.code == 2
+    assert f"{words[0]}: expected" in ended.err
+    assert len(ended.err) < 500
+
+
+def test_a_usage_error_without_standard_error_leaves_json_lines_json(cli: Cli) -> None:
+    ended = shell(cli, "exec 2>&-", "push", "--part-size", "x", "--json")
+
+    assert ended.code == 2
+    assert all(line["type"] == "output.failed" for line in ended.lines)

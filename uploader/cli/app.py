@@ -19,18 +19,16 @@ from uploader.cli.flags import (
     VersionFlags,
 )
 from uploader.cli.options import Argument, config_path, flag_of, group, parameters_of
-from uploader.cli.printing import err, out, out_json, paragraph
-from uploader.cli.run import exit_code, finish
-from uploader.errors import VodupError
+from uploader.cli.printing import out, out_json
+from uploader.cli.run import explain, finish
 
 
 def run(words: Sequence[str] | None = None) -> None:
     """Run a command line, that of this process unless `words` are given, and exit."""
     try:
         app.main(words, prog_name="vodup")
-    except VodupError as error:  # from reading a flag
-        err(*paragraph(error))
-        raise SystemExit(exit_code(error)) from None
+    except Exception as error:  # from reading a flag
+        raise SystemExit(explain(error)) from None
 
 
 class _Command(click.Command):

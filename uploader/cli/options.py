@@ -51,9 +51,9 @@ class Kind:
                 return value
             try:
                 return self.read(value)
-            except ValueError:
+            except (ValueError, LookupError, ArithmeticError):
                 raise ConfigurationError(
-                    f"{flag}: expected {self.expected}, got {value!r}.",
+                    f"{flag}: expected {self.expected}, got {value[:100]!r}.",
                     next_step=f"Correct {flag} (or {variable}), then run again.",
                 ) from None
 

@@ -185,6 +185,7 @@ class Outputs:
 
     def __init__(self) -> None:
         """Take over `sys.stdout` and `sys.stderr`."""
+        Outputs.is_json = "--json" in sys.argv  # until the flags have been read
         _fill_descriptors()
         self._stdout = Output(1, sys.stdout, self._report_stdout)
         self._stderr = self._stdout  # one thread keeps the order

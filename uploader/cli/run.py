@@ -117,18 +117,23 @@ def finish(work: Callable[[], int], output: OutputFlags | None = None) -> int:
         if output is not None:
             _configure_logging(output)
         return work()
-    except VodupError as error:
-        err(*paragraph(error))
-        return exit_code(error)
     except Interrupted as interrupted:
         return interrupted.code
-    except Exception as error:  # the boundary: what arrives here is the machine's, or a bug of ours
-        failure = unexpected(error)
-        if is_bug(error):
-            explain_bug(error)
-        else:
-            err(*paragraph(failure))
-        return exit_code(failure)
+    except Exception as error:
+        return explain(error)
+
+
+def explain(error: Exception) -> int:
+    """Print why a command failed and return its exit code: the boundary of every command.
+
+    What nothing has translated is the machine's, or a bug of ours.
+    """
+    failure = error if isinstance(error, VodupError) else unexpected(error)
+    if is_bug(error):
+        explain_bug(error)
+    else:
+        err(*paragraph(failure))
+    return exit_code(failure)
 
 
 def explain_bug(error: BaseException) -> None:
