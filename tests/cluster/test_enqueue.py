@@ -212,7 +212,7 @@ def test_without_postgresql_the_error_names_what_is_needed(cluster: Cluster, com
 def test_a_url_is_read_by_any_worker_and_its_query_is_not_shown(cluster: Cluster) -> None:
     data = content(1, 5 * PART)
     with serving_apart(data) as plain_url:
-        url = f"{plain_url}?Signature=can4ry&Expires=1"
+        url = f"{plain_url}?OSSAccessKeyId=k&Signature=can4ry&Expires=1"
         (cluster.folder / "m.csv").write_text(f"path,title\n{url},Film\n")
         queued = cluster.run("enqueue", "m.csv", node="one")
         assert queued.code == 0, queued.err
