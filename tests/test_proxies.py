@@ -248,6 +248,14 @@ async def test_a_wrong_login_is_shown_nowhere(authority: Authority) -> None:
     assert "wrongword" not in str(error) + repr(error) + str(vars(error))
 
 
+async def test_a_login_that_the_proxy_echoes_is_redacted(authority: Authority) -> None:
+    async with office(authority) as at:
+        at.proxy.refusals.append((407, ("Proxy-Authenticate: Odd wrongword-x",)))
+        async with at.transport(at.proxy.url.replace("//", "//user:wrongword-x@")) as transport:
+            error = await failure(transport)
+    assert "offers only Odd [redacted]" in error.message
+
+
 @pytest.mark.parametrize("status", [429, 502, 503, 504])
 async def test_a_proxy_that_cannot_connect_is_asked_again(
     authority: Authority, status: int
@@ -382,7 +390,7 @@ def test_no_proxy_lists_what_is_reached_directly(
 
 def test_each_scheme_has_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://secure.example.net:1")
-    monkeypatch.setenv("ALL_PROXY", "http://all.example.net:2")
+    monkeypatch.setenv("ALL_PROXY", " http://all.example.net:2\n")
     proxies = Proxies("env")
     assert str(proxies) == "all.example.net:2, secure.example.net:1"
     assert str(proxies.proxy_for(URL("https://a.example"))) == "secure.example.net:1"

@@ -128,7 +128,7 @@ async def test_doctor_through_a_proxy(office: Office, how: str) -> None:
             "VODUP_PROXY_USER": LOGIN[0],
             "VODUP_PROXY_PASSWORD": LOGIN[1],
         },
-        "HTTPS_PROXY": {"VODUP_PROXY": "env", "HTTPS_PROXY": with_login},
+        "HTTPS_PROXY": {"VODUP_PROXY": "ENV", "HTTPS_PROXY": with_login},
     }[how]
     ended, found = await office.doctor(**env)
 

@@ -69,7 +69,6 @@ async def test_only_a_trusted_url_is_read_where_the_proxy_resolves_names() -> No
 async def test_a_proxy_that_cannot_connect_is_a_temporary_failure() -> None:
     async with forwarding({}) as proxy:
         error = await failure(source("https", proxy.url))
-        assert len(proxy.requests) >= 2
     assert isinstance(error, SourceUnreadable)
     assert error.is_temporary
     assert "answers 502" in error.message

@@ -129,7 +129,7 @@ def _proxy(text: str) -> str:
             next_step="Pass the URL without it, and set VODUP_PROXY_USER and VODUP_PROXY_PASSWORD "
             "(or --proxy-login-file FILE), then run again.",
         )
-    return text
+    return text.lower() if text.lower() in {"env", "none"} else text
 
 
 def _encoding(text: str) -> str:

@@ -17,6 +17,7 @@ from typing import Final
 from yarl import URL
 
 from uploader.errors import ConfigurationError
+from uploader.redaction import remember
 
 _DIRECT: Final = frozenset({None, "", "none"})
 _METADATA_HOST = "100.100.100.200"
@@ -100,6 +101,7 @@ def parsed_proxy(text: str, origin: str) -> Proxy:
         ConfigurationError: it is not the URL of an HTTP proxy.
     """
     try:
+        text = text.strip()
         url = URL(text if "://" in text else f"http://{text}")
         has_port = url.port is not None
     except ValueError:
@@ -117,7 +119,9 @@ def parsed_proxy(text: str, origin: str) -> Proxy:
     headers = {}
     if url.user is not None or url.password is not None:
         pair = f"{url.user or ''}:{url.password or ''}"
-        headers["Proxy-Authorization"] = f"Basic {base64.b64encode(pair.encode()).decode()}"
+        encoded = base64.b64encode(pair.encode()).decode()
+        headers["Proxy-Authorization"] = f"Basic {encoded}"
+        remember(url.password, encoded)
     return Proxy(url.origin(), headers)
 
 
