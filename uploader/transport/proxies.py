@@ -16,8 +16,7 @@ from typing import Final
 
 from yarl import URL
 
-from uploader.errors import ConfigurationError
-from uploader.redaction import remember
+from uploader.errors import ConfigurationError, remember
 
 _DIRECT: Final = frozenset({None, "", "none"})
 _METADATA_HOST = "100.100.100.200"
