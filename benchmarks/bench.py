@@ -31,8 +31,9 @@ class Scale:
         slow_share: contenders that cost seconds a gigabyte get files this much smaller.
         part_counts: of 100 KiB each.
         static_connections: fixed numbers that "auto" is compared with.
-        network_s: how long the link would need at its full rate.
-        network_limit_s: when a run over a link is cut.
+        network_s: how long the link would need at its full rate, where the link names no size.
+        network_scale: how many times that much is sent.
+        network_patience: a run over a link is cut after so many times the time of its full rate.
     """
 
     name: str
@@ -45,7 +46,8 @@ class Scale:
     networks: str
     static_connections: tuple[int, ...]
     network_s: float
-    network_limit_s: float
+    network_patience: float
+    network_scale: int = 1
     bulk: tuple[tuple[str, int, int], ...]
     resume_parts: int
     paced_s: float
@@ -62,7 +64,7 @@ QUICK: Final = Scale(
     networks="lossy",
     static_connections=(8,),
     network_s=1.0,
-    network_limit_s=5.0,
+    network_patience=5.0,
     bulk=(("20 × 100 KB", 20, 100_000),),
     resume_parts=50,
     paced_s=1.0,
@@ -79,7 +81,7 @@ SHORT: Final = Scale(
     networks="short",
     static_connections=(4, 16, 64),
     network_s=3.0,
-    network_limit_s=12.0,
+    network_patience=4.0,
     bulk=(("300 × 100 KB", 300, 100_000), ("50 × 5 MB", 50, 5 * MB)),
     resume_parts=10_000,
     paced_s=20.0,
@@ -101,7 +103,7 @@ ALL: Final = Scale(
     networks="all",
     static_connections=(1, 2, 4, 8, 16, 32, 64),
     network_s=5.0,
-    network_limit_s=12.0,
+    network_patience=4.0,
     bulk=(
         ("1,000 × 100 KB", 1000, 100_000),
         ("200 × 5 MB", 200, 5 * MB),

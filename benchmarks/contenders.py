@@ -80,7 +80,10 @@ def by_name(name: str) -> Contender:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What is uploaded, and how. 0 leaves a number to the contender's default."""
+    """What is uploaded, and how. 0 leaves a number to the contender's default.
+
+    `is_cold`: nothing is sent before, so that the path is not known yet.
+    """
 
     paths: tuple[Path, ...]
     scheme: str = "http"
@@ -88,6 +91,7 @@ class Task:
     part_size: int = PART_SIZE
     timeout_s: float = 300.0
     may_be_cut: bool = False
+    is_cold: bool = False
     options: dict[str, str] = field(default_factory=dict)
 
     def to(self, **changes: object) -> Task:
@@ -163,7 +167,7 @@ class Track:
                 "port": self.sink.port(task.scheme),
                 "ca_file": str(self.tools.ca_file) if self.tools.has_tls else "",
                 "paths": [str(path) for path in task.paths],
-                "warm_path": str(warm_path),
+                "warm_path": "" if task.is_cold else str(warm_path),
                 "connections": task.connections,
                 "part_size": task.part_size,
                 "folder": str(self.tools.folder),

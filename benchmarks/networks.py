@@ -51,23 +51,33 @@ _numbers = itertools.count(1)
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """A link. `changes`: what it becomes a third of the way through, for another third."""
+    """A link.
+
+    Attributes:
+        size_mb: what is sent over it; 0: as much as the scale says.
+        changes: what it becomes a third of the way through, for another third.
+    """
 
     name: str
     rate_mbit: int
     rtt_ms: float
     loss_percent: float = 0.0
+    size_mb: int = 0
     changes: tuple[int, float] | None = None
 
     @property
     def mtu(self) -> int:
         """Jumbo frames where the emulator would otherwise be the bottleneck."""
-        return 9000 if self.rate_mbit > 500 else 1500
+        return 9000 if self.rate_mbit > 1000 else 1500
 
     @property
     def queue_bytes(self) -> int:
         """One bandwidth-delay product, as a well-kept router has."""
         return max(100_000, int(self.rate_mbit * 125 * self.rtt_ms))
+
+    def full_s(self, scale: Scale) -> float:
+        """How long the file would take at the link's full rate."""
+        return scale.network_scale * (self.size_mb * 8 / self.rate_mbit or scale.network_s)
 
     @property
     def lane_count(self) -> int:
@@ -85,11 +95,17 @@ class Network:
         return title
 
 
-_LOSSY = Network("lossy", 200, 50, 0.5)
+_LOSSY = Network("lossy", 200, 50, 0.5, 125)
 _CLEAN = Network("clean", 200, 50)
-NETWORKS: Final = (
-    _CLEAN,
+_TYPICAL = (
     _LOSSY,
+    Network("fast", 1000, 100, 0.1, 500),
+    Network("slow", 20, 200, 2.0, 20),
+    Network("home", 50, 30, 0.0, 50),
+)
+NETWORKS: Final = (
+    *_TYPICAL,
+    _CLEAN,
     Network("near", 200, 20),
     Network("near and lossy", 200, 20, 0.5),
     Network("far", 200, 200),
@@ -105,7 +121,7 @@ NETWORKS: Final = (
 )
 _CASES: Final[Mapping[str, tuple[Network, ...]]] = {
     "lossy": (_LOSSY,),
-    "short": (_CLEAN, _LOSSY),
+    "short": _TYPICAL,
     "all": NETWORKS,
 }
 
@@ -275,13 +291,25 @@ def _goodput(track: Track, path: Path) -> float:
     track.sink.reset(crc=0)
     task = Task((path,), timeout_s=8, may_be_cut=True)
     track.run(by_name("floor: pread, send"), task)
-    return _arrival_rate(track)
+    return _arrival_rate(track.sink.stats())
 
 
-def _arrival_rate(track: Track) -> float:
-    stats = track.sink.stats()
+def _arrival_rate(stats: Mapping[str, Any]) -> float:
     seconds = stats["last_body_s"] - stats["first_body_s"]
     return stats["body_bytes"] * 8 / seconds / 1e6 if seconds > 0 else 0.0
+
+
+def _tail_s(timeline: Sequence[int]) -> float:
+    """Seconds from the last 100 ms that carried 70 % of the usual rate to the end.
+
+    The usual rate is the mean until nine tenths of the bytes had arrived.
+    """
+    arrived = list(itertools.accumulate(timeline))
+    if not arrived:
+        return 0.0
+    count = next(i for i, size in enumerate(arrived, 1) if size >= 0.9 * arrived[-1])
+    enough = 0.7 * arrived[count - 1] / count
+    return next(i for i, size in enumerate(reversed(timeline)) if size >= enough) / 10
 
 
 # --- measuring ------------------------------------------------------------------------
@@ -306,7 +334,13 @@ def measure(bench: Bench, section: Section) -> None:
 def present(section: Section, network: Network, found: Mapping[str, Any]) -> None:
     """Make a table and a plot of the figures of one network."""
     rows = [
-        [label, _mbit_text(one), f"{one['cpu_s']:.2f}", str(len(one["runs"]))]
+        [
+            label,
+            _mbit_text(one),
+            "–" if one["is_cut"] else f"{one['tail_s']:.1f}",
+            f"{one['cpu_s']:.2f}",
+            str(len(one["runs"])),
+        ]
         for label, one in found["senders"].items()
     ]
     notes = [_note_on(found), *found["failures"]]
@@ -316,7 +350,7 @@ def present(section: Section, network: Network, found: Mapping[str, Any]) -> Non
     )
     section.add(
         network.name,
-        Table(network.title, ["", "Mbit/s", "CPU s", "runs"], rows, notes),
+        Table(network.title, ["", "Mbit/s", "tail s", "CPU s", "runs"], rows, notes),
         found,
         {f"network-{network.name.replace(' ', '-')}.svg": plot},
     )
@@ -355,7 +389,7 @@ def _measure_network(
     network: Network,
     only: re.Pattern[str] = re.compile(""),
 ) -> dict[str, Any]:
-    size = int(network.rate_mbit / 8 * MB * bench.scale.network_s)
+    size = int(network.rate_mbit / 8 * MB * network.full_s(bench.scale))
     path = bench.make_sparse_file(size)
     tested = self_test(kits[0], network)
     senders = [one for one in _senders(bench, network) if only.search(one.label)]
@@ -451,6 +485,7 @@ class _Race:
         return {
             "mbit": self._mbit(sender),
             "cpu_s": statistics.median(run["cpu_s"] for run in runs),
+            "tail_s": statistics.median(run["tail_s"] for run in runs),
             "is_cut": any(run["is_cut"] for run in runs),
             "runs": [round(run["mbit"], 1) for run in runs],
         }
@@ -462,13 +497,25 @@ def _send(
     lane.link.become(network.rate_mbit, network.rtt_ms, network.loss_percent)
     lane.link.use_congestion(sender.route)
     lane.track.sink.reset()
-    limit_s = bench.scale.network_limit_s + 3  # for the interpreter and imports
+    full_s = network.full_s(bench.scale)
+    limit_s = full_s * bench.scale.network_patience + 3  # for the interpreter and imports
     task = Task(
-        (path,), connections=sender.connections, part_size=0, timeout_s=limit_s, may_be_cut=True
+        (path,),
+        connections=sender.connections,
+        part_size=0,
+        timeout_s=limit_s,
+        may_be_cut=True,
+        is_cold=True,
     )
-    with _changing(lane.link, network, bench.scale.network_s):
+    with _changing(lane.link, network, full_s):
         run = lane.track.run(sender.contender, task)
-    return {"mbit": _arrival_rate(lane.track), "cpu_s": run.cpu_s, "is_cut": run.is_cut}
+    stats = lane.track.sink.stats()
+    return {
+        "mbit": _arrival_rate(stats),
+        "tail_s": _tail_s(stats["timeline"]),
+        "cpu_s": run.cpu_s,
+        "is_cut": run.is_cut,
+    }
 
 
 @contextmanager
@@ -504,6 +551,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("case", nargs="*", metavar="CASE")
     parser.add_argument("--only", default="", help="regular expression of the senders' names")
     parser.add_argument("--short", action="store_true", help="fewer contenders, less data")
+    parser.add_argument("--times", type=int, default=1, help="send so many times as much")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "networks")
     parser.add_argument("--show", action="store_true", help="only print what is known")
     arguments = parser.parse_args(argv)
@@ -511,8 +559,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(reason)
     if not arguments.show:
         end_on_sigterm()
-        wanted = [n for n in NETWORKS if n.name in arguments.case or not arguments.case]
-        scale = SHORT if arguments.short else ALL
+        scale = replace(SHORT if arguments.short else ALL, network_scale=arguments.times)
+        networks = NETWORKS if arguments.case else _CASES[scale.networks]
+        wanted = [n for n in networks if n.name in arguments.case or not arguments.case]
         _measure_cases(arguments.out, scale, wanted, re.compile(arguments.only))
     print(_known_cases(arguments.out))
     return 0
@@ -527,7 +576,7 @@ def _measure_cases(
         tools = Toolbox(Path(folder))
         with tools.sink() as sink:
             track = Track(tools, sink, python, why_none)
-            bench = Bench(track, replace(scale, networks="all"), Path(folder))
+            bench = Bench(track, scale, Path(folder))
             kits = _kits(bench)
             for network in networks:
                 bench.say(f"networks: {network.name}")

@@ -13,6 +13,9 @@ __all__ = ["check"]
 
 _OURS = "vodup (library)"
 
+_WITHOUT_BBR = {"lossy": (200, 0.6, 1.5), "fast": (1000, 0.45, 1.5), "slow": (20, 0.45, 3.0)}
+"""Of these links: Mbit/s, the share of them that "auto" reaches with CUBIC, its tail in seconds."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Outcome:
@@ -113,12 +116,24 @@ def _network_outcomes(networks: Mapping[str, Any]) -> Iterator[_Outcome]:
             if fixed and senders.get(f"vodup auto{kind}"):
                 share = senders[f"vodup auto{kind}"] / max(fixed)
                 yield _Outcome(f"auto against the best fixed, {name}{kind}", share, 0.9, True)
-        # At their defaults, on a machine with the usual default: not "NAME, bbr".
-        is_peer = re.compile(r"(?!vodup).*(?<!, bbr)").fullmatch
-        peers = [v for n, v in senders.items() if is_peer(n) and v]
-        if name == "lossy" and peers and senders.get("vodup auto"):
-            share = senders["vodup auto"] / max(peers)
-            yield _Outcome("lossy link against the best peer", share, 3.0, True)
+        yield from _without_bbr(name, found["senders"])
+
+
+def _without_bbr(name: str, senders: Mapping[str, Any]) -> Iterator[_Outcome]:
+    """A user whose kernel offers CUBIC alone, against peers on the same machine."""
+    ours = senders.get("vodup auto, cubic")
+    is_peer = re.compile(r"(?!vodup).*(?<!, bbr)").fullmatch
+    peers = [figures["mbit"] for label, figures in senders.items() if is_peer(label)]
+    if ours is None:
+        return
+    if name in _WITHOUT_BBR:
+        rate, share, tail_s = _WITHOUT_BBR[name]
+        yield _Outcome(f"share of the link, {name}, cubic", ours["mbit"] / rate, share, True)
+        yield _Outcome(f"tail, {name}, cubic, s", ours.get("tail_s"), tail_s)
+    if peers and name in {*_WITHOUT_BBR, "home"}:
+        factor = 0.95 if name == "home" else 2.5
+        ratio = ours["mbit"] / max(peers)
+        yield _Outcome(f"auto against the best peer, {name}, cubic", ratio, factor, True)
 
 
 def _is_fixed(label: str, kind: str) -> bool:

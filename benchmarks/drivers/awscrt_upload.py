@@ -45,6 +45,7 @@ def upload(path: str) -> None:
     client.make_request(type=kind, request=request, send_filepath=path).finished_future.result()
 
 
-upload(job.warm_path)
+if job.warm_path:
+    upload(job.warm_path)
 with measured():
     upload_all(upload, job)

@@ -35,6 +35,7 @@ def upload(path: str) -> None:
     client.upload_file(path, "bench", f"boto3-{Path(path).name}", Config=config)
 
 
-upload(job.warm_path)
+if job.warm_path:
+    upload(job.warm_path)
 with measured():
     upload_all(upload, job)

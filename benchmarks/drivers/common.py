@@ -21,7 +21,8 @@ class Job:
     Attributes:
         paths: one file, or many for the bulk cases.
         warm_path: a tiny file that is uploaded first, so that imports at first use and
-            the reading of certificates are not taken for the cost of bytes.
+            the reading of certificates are not taken for the cost of bytes; "" for an upload
+            that begins cold, when nothing is known of the path.
         connections: how many at once; 0 leaves it to the library.
         part_size: bytes; 0 leaves it to the library.
         folder: for state and checkpoints.

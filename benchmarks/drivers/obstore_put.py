@@ -30,6 +30,7 @@ def upload(path: str) -> None:
     obstore.put(store, f"obstore-{Path(path).name}", Path(path), **given)
 
 
-upload(job.warm_path)
+if job.warm_path:
+    upload(job.warm_path)
 with measured():
     upload_all(upload, job)

@@ -25,6 +25,7 @@ def upload(path: str) -> None:
     oss2.resumable_upload(bucket, f"oss2-{Path(path).name}", path, store=store, **given)
 
 
-upload(job.warm_path)
+if job.warm_path:
+    upload(job.warm_path)
 with measured():
     upload_all(upload, job)

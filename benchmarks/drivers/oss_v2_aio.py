@@ -51,7 +51,8 @@ async def _upload(client: Any, job: Job, path: str) -> None:  # noqa: ANN401
 
 async def _main(job: Job) -> None:
     async with aio.AsyncClient(make_config(job)) as client:
-        await _upload(client, job, job.warm_path)
+        if job.warm_path:
+            await _upload(client, job, job.warm_path)
         with measured():
             for path in job.paths:
                 await _upload(client, job, path)

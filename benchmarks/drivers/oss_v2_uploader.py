@@ -23,6 +23,7 @@ def upload(path: str) -> None:
     uploader.upload_file(v2.PutObjectRequest(bucket="bench", key=f"v2-{Path(path).name}"), path)
 
 
-upload(job.warm_path)
+if job.warm_path:
+    upload(job.warm_path)
 with measured():
     upload_all(upload, job)

@@ -70,7 +70,8 @@ async def _upload_all(uploader: Uploader, job: Job) -> None:
 async def _main(job: Job) -> None:
     trust = TrustPolicy(allow_loopback=True)
     async with Uploader(state=_state(job), options=_options(job), trust=trust) as uploader:
-        await uploader.upload(job.warm_path, grant=_grant(job, 0))
+        if job.warm_path:
+            await uploader.upload(job.warm_path, grant=_grant(job, 0))
         with measured():
             await _upload_all(uploader, job)
 

@@ -39,7 +39,8 @@
 static SSL_CTX *tls;
 #endif
 
-enum { UNIT = 1 << 20, HEAD_MAX = 64 << 10, DOCUMENT_MAX = 8 << 20, BUCKETS = 4096, PARTS = 10000 };
+enum { UNIT = 1 << 20, HEAD_MAX = 64 << 10, DOCUMENT_MAX = 8 << 20, BUCKETS = 4096, PARTS = 10000,
+       STEPS = 3000 };
 
 /* --- settings and figures ------------------------------------------------------------ */
 
@@ -47,6 +48,7 @@ static struct { long crc, md5, latency_ms, fail_every, fail_part; } set;
 static struct {
     uint64_t body_bytes, bodies, requests, connections, failures;
     double first_body_s, last_body_s; /* CLOCK_MONOTONIC of bytes in bodies above 4 KiB */
+    uint64_t timeline[STEPS]; /* bytes of each 100 ms since first_body_s */
     char tls[64]; /* protocol and cipher of the last connection that has them */
 } seen;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -325,6 +327,8 @@ static void note_bytes(size_t size, int is_timed) {
     seen.body_bytes += size;
     if (is_timed && !seen.first_body_s) seen.first_body_s = now;
     if (is_timed) seen.last_body_s = now;
+    size_t step = is_timed ? (size_t)((now - seen.first_body_s) * 10) : STEPS;
+    if (step < STEPS) seen.timeline[step] += size;
     pthread_mutex_unlock(&lock);
 }
 
@@ -624,23 +628,36 @@ static void change_settings(const char *query) {
     set.fail_part = number(query, "fail_part", set.fail_part);
 }
 
+/* Bytes of each 100 ms, up to the last that had any. */
+static void add_timeline(Text *t) {
+    int last = STEPS;
+    while (last && !seen.timeline[last - 1]) last--;
+    for (int i = 0; i < last; i++)
+        add(t, "%s%llu", i ? ", " : "", (unsigned long long)seen.timeline[i]);
+}
+
 static int control(Peer *p, Request *r) {
     struct rusage cost;
     Text t = {0};
     getrusage(RUSAGE_SELF, &cost);
     pthread_mutex_lock(&lock);
     if (!strcmp(r->path, "/-/reset")) forget_everything();
-    if (!strcmp(r->path, "/-/clock")) seen.first_body_s = seen.last_body_s = 0;
+    if (!strcmp(r->path, "/-/clock")) {
+        seen.first_body_s = seen.last_body_s = 0;
+        memset(seen.timeline, 0, sizeof seen.timeline);
+    }
     if (!strcmp(r->path, "/-/set")) change_settings(r->query);
     add(&t, "{\"body_bytes\": %llu, \"bodies\": %llu, \"requests\": %llu, \"connections\": %llu, "
         "\"failures\": %llu, \"first_body_s\": %.6f, \"last_body_s\": %.6f, \"cpu_s\": %.6f, "
-        "\"rss_kib\": %ld, \"folds_crc\": %d, \"tls\": \"%s\"}", (unsigned long long)seen.body_bytes,
+        "\"rss_kib\": %ld, \"folds_crc\": %d, \"tls\": \"%s\", \"timeline\": [", (unsigned long long)seen.body_bytes,
         (unsigned long long)seen.bodies, (unsigned long long)seen.requests,
         (unsigned long long)seen.connections, (unsigned long long)seen.failures,
         seen.first_body_s, seen.last_body_s,
         (double)(cost.ru_utime.tv_sec + cost.ru_stime.tv_sec)
             + (double)(cost.ru_utime.tv_usec + cost.ru_stime.tv_usec) / 1e6,
         cost.ru_maxrss, crc64_can_fold, seen.tls);
+    add_timeline(&t);
+    add(&t, "]}");
     pthread_mutex_unlock(&lock);
     return answer_text(p, r, &t, "");
 }
