@@ -900,6 +900,17 @@ async def test_the_lowest_limit_of_the_day_is_known_to_plans() -> None:
     assert pace.expected_concurrency == 4
 
 
+@pytest.mark.parametrize("is_slowed", [True, False])
+async def test_plans_know_whether_losses_slow_connections_down(is_slowed: bool) -> None:
+    clock = VirtualClock()
+    pace = Pace(clock=clock)
+    looks = [[LinkSample(1, MIB, 0.05, 0.05, 0, known)] for known in (is_slowed, not is_slowed)]
+    async with pace.steering(FakeProbe(looks)):
+        assert (pace.rtt_s, pace.is_slowed_by_loss) == (0.05, is_slowed)
+        await clock.run(until_s=1000 + 1.1 * TICK_S)
+        assert pace.is_slowed_by_loss is not is_slowed
+
+
 async def test_closed_and_new_connections_do_not_confuse_the_meter() -> None:
     pace = Pace(clock=VirtualClock())
     meter = pace._meter

@@ -338,12 +338,8 @@ async def test_a_file_in_parts_plans_once_it_knows_the_way(desk: Desk) -> None:
 
     assert state.written[0]["phase"] is Phase.UPLOADING
     assert state.written[0]["plan"] is None
-    assert [*state.written[1]] == ["plan"]
-    assert [change.get("phase") for change in state.written[2:]] == [
-        None,
-        Phase.COMPLETING,
-        Phase.DONE,
-    ]
+    assert [*state.written[1]] == ["upload_id", "plan"]
+    assert [change.get("phase") for change in state.written[2:]] == [Phase.COMPLETING, Phase.DONE]
 
 
 async def test_a_record_says_all_there_is_to_know(desk: Desk) -> None:

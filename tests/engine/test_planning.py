@@ -11,17 +11,19 @@ from typing import Any, cast
 
 import pytest
 
-from uploader import BytesSource, UploadOptions
+from uploader import BytesSource, UploadOptions, decode_grant
 from uploader.clock import SystemClock
+from uploader.devserver import Fault
 from uploader.protocol.integrity import crc64
 from uploader.protocol.part_sizes import Outlook, plan_file, plan_stream
-from uploader.protocol.plan import MAX_PART_COUNT, Part
+from uploader.protocol.plan import MAX_PART_COUNT, Part, read_plan
 from uploader.sources import PartStream, Source
+from uploader.transport import sockets
 from uploader.upload.grant import _outlook, new_plan
 from uploader.upload.request import UploadContext, default_key
 from uploader.upload.resume import _wait_for_end, read_stream
 
-from .harness import content
+from .harness import Desk, content, created
 from .test_arguments import GRANT
 
 MIB = 2**20
@@ -39,7 +41,9 @@ class Noon(SystemClock):
 
 def context(**changes: Any) -> UploadContext:
     """As much of a context as planning reads."""
-    pace = SimpleNamespace(expected_concurrency=7, limit=5, connection_rate=2e6, rtt_s=1.0)
+    pace = SimpleNamespace(
+        expected_concurrency=7, connection_rate=2e6, rtt_s=1.0, is_slowed_by_loss=False
+    )
     plain: dict[str, Any] = {
         "options": UploadOptions(part_size=3 * MIB),
         "source": SimpleNamespace(stream=None),
@@ -69,7 +73,9 @@ def expiring(**ago: float) -> SimpleNamespace:
 def test_a_file_is_cut_by_what_the_network_and_the_credentials_tell(
     request_: SimpleNamespace, life_s: float
 ) -> None:
-    outlook = Outlook(connection_rate=2e6, rtt_s=1.0, credential_life_s=life_s)
+    outlook = Outlook(
+        connection_rate=2e6, rtt_s=1.0, is_slowed_by_loss=False, credential_life_s=life_s
+    )
     assert _outlook(context(request=request_)) == outlook
     for part_size, size in itertools.product((None, 3 * MIB), SIZES):
         whole = context(
@@ -78,26 +84,68 @@ def test_a_file_is_cut_by_what_the_network_and_the_credentials_tell(
             record=SimpleNamespace(size=size),
         )
         assert new_plan(whole) == plan_file(
-            size, part_size=part_size, concurrency=7, first_concurrency=5, outlook=outlook
+            size, part_size=part_size, concurrency=7, outlook=outlook
         )
 
 
 def test_each_of_these_changes_the_plan() -> None:
     """Or the comparison above would not notice that one is left out."""
-    outlook = Outlook(connection_rate=2e6, rtt_s=1.0, credential_life_s=3000.0)
-    arguments: dict[str, Any] = {"concurrency": 7, "first_concurrency": 5, "outlook": outlook}
+    outlook = Outlook(
+        connection_rate=2e6, rtt_s=1.0, is_slowed_by_loss=False, credential_life_s=3000.0
+    )
+    arguments: dict[str, Any] = {"concurrency": 7, "outlook": outlook}
     others: list[dict[str, Any]] = [
         {"part_size": 3 * MIB},
         {"concurrency": 8},
-        {"first_concurrency": None},
         {"outlook": replace(outlook, connection_rate=None)},
         {"outlook": replace(outlook, rtt_s=0.0)},
+        {"outlook": replace(outlook, is_slowed_by_loss=True)},
         {"outlook": replace(outlook, credential_life_s=1.0)},
     ]
     for other in others:
         assert any(plan_file(s, **arguments | other) != plan_file(s, **arguments) for s in SIZES), (
             other
         )
+
+
+@dataclass(frozen=True)
+class FarPath:
+    """What the kernel would report about a connection that has just been made."""
+
+    rtt_us: int
+    min_rtt_us: int
+    unacked_size: int = 0
+    retransmit_count: int = 0
+    acked_bytes: int = 1000
+
+
+@pytest.mark.parametrize(("rtt_s", "part_count"), [(0.0001, 5), (0.05, 36)])
+async def test_the_first_upload_is_cut_by_the_round_trip_of_the_connection_that_began_it(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, rtt_s: float, part_count: int
+) -> None:
+    """With a grant, nothing else was sent before; a later run near by has the same parts."""
+    movie = desk.file(9 * MIB)
+    answer = await created(desk.server)
+    grant = decode_grant(answer["UploadAddress"], answer["UploadAuth"], video_id=answer["VideoId"])
+    far = FarPath(int(rtt_s * 1e6), int(rtt_s * 1e6))
+    cut: dict[str, Any] = {"part_size": None, "concurrency": "auto", "grant": grant}
+    desk.order(
+        Fault(action="error", operation="UploadPart", count=None, status=400, code="AccessDenied")
+    )
+    with monkeypatch.context() as patched:
+        patched.setattr(sockets, "tcp_info", lambda _: far)
+        patched.setattr(sockets, "congestion_of", lambda _: "cubic")
+        await desk.fail(movie, **cut)
+    plan = (await desk.record()).plan
+    assert plan is not None
+    assert read_plan(plan).part_count == part_count
+    desk.order()
+
+    result = await desk.push(movie, **cut)
+
+    await desk.assert_stored(result, movie)
+    assert (await desk.record()).plan == plan
+    assert (result.part_count, desk.count("InitiateMultipartUpload")) == (part_count, 1)
 
 
 @pytest.mark.parametrize(("part_size", "expected_mib"), [(None, 300_000), (3 * MIB, 900)])

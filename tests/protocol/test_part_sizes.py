@@ -92,38 +92,63 @@ _OUTLOOKS = st.builds(
     Outlook,
     connection_rate=st.none() | st.floats(1, 1e10),
     rtt_s=st.floats(0, 2),
+    is_slowed_by_loss=st.booleans(),
     credential_life_s=st.floats(1, 43_200),
 )
 MBIT = 125_000
 
 
 @settings(max_examples=150, deadline=None)
-@given(_SIZES, _CONCURRENCIES, st.none() | st.integers(1, 256), _OUTLOOKS)
+@given(_SIZES, _CONCURRENCIES, _OUTLOOKS)
 def test_plans_are_sound_whatever_the_outlook(
-    size: int, concurrency: int, first: int | None, outlook: Outlook
+    size: int, concurrency: int, outlook: Outlook
 ) -> None:
-    plan = plan_file(size, concurrency=concurrency, first_concurrency=first, outlook=outlook)
+    plan = plan_file(size, concurrency=concurrency, outlook=outlook)
     _assert_sound(plan)
     assert plan.size == size
+    parts = list(plan.parts)
+    assert all(a.size >= b.size for a, b in pairwise(parts))
+    assert all(part.size >= 256 * KIB for part in parts[:-1])
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(9 * MIB, 100 * GIB), st.integers(2, 64), st.floats(0.01, 2), st.booleans())
+def test_parts_never_all_start_at_once_on_a_far_path(
+    size: int, concurrency: int, rtt_s: float, is_slowed_by_loss: bool
+) -> None:
+    """No part is more than its share of what remains, or of the smallest size a far path has."""
+    outlook = Outlook(rtt_s=rtt_s, is_slowed_by_loss=is_slowed_by_loss)
+    plan = plan_file(size, concurrency=concurrency, outlook=outlook)
+    shares = (4 if is_slowed_by_loss else 2) * concurrency
+    smallest = max(256 * KIB, min(MIB, size // shares // 4))
+    for part in plan.parts:
+        assert part.size <= max(smallest, (size - part.offset) // shares)
+        if part.number > 300:
+            break
+    has_small_parts = size < shares * 256 * KIB
+    assert plan.part_count >= shares or has_small_parts
 
 
 @pytest.mark.parametrize(
-    ("first", "rtt_s", "has_tail"),
-    [(8, 0.05, True), (15, 0.05, False), (None, 0.05, False), (8, 0.001, False)],
+    ("size", "concurrency", "outlook", "largest", "smallest"),
+    [
+        # Measured: 200 Mbit/s, 50 ms, 0.5 % of packets lost.
+        (125_000_000, 64, Outlook(rtt_s=0.05), 448 * KIB, 256 * KIB),
+        (125_000_000, 8, Outlook(rtt_s=0.05, is_slowed_by_loss=False), 7 * MIB, MIB),
+        # 1 Gbit/s, 100 ms, 0.1 %.
+        (500_000_000, 64, Outlook(rtt_s=0.1), 1.75 * MIB, 448 * KIB),
+        # 20 Mbit/s, 200 ms, 2 %.
+        (20_000_000, 64, Outlook(rtt_s=0.2), 256 * KIB, 256 * KIB),
+        # Near: fifteen of 8 MiB, which all start at once.
+        (125_000_000, 16, Outlook(rtt_s=0.001), 8 * MIB, 8 * MIB),
+    ],
 )
-def test_parts_that_do_not_all_start_at_once_get_a_tail_where_the_link_is_far(
-    first: int | None, rtt_s: float, has_tail: bool
+def test_a_far_path_has_several_parts_for_each_connection(
+    size: int, concurrency: int, outlook: Outlook, largest: float, smallest: float
 ) -> None:
-    """Fifteen of 8 MiB over eight connections: seven would end long after the others."""
-    plan = plan_file(
-        125_000_000, concurrency=16, first_concurrency=first, outlook=Outlook(rtt_s=rtt_s)
-    )
-
-    assert _has_tail(plan) is has_tail
-    if has_tail:
-        assert min(part.size for part in list(plan.parts)[:-1]) == 512 * KIB
-    else:
-        assert _largest(plan) == 8 * MIB
+    plan = plan_file(size, concurrency=concurrency, outlook=outlook)
+    assert _largest(plan) == largest
+    assert min(part.size for part in list(plan.parts)[:-1]) == smallest
 
 
 @pytest.mark.parametrize(
@@ -254,8 +279,8 @@ def test_the_tail_is_for_8_connections_by_default() -> None:
     assert plan_file(10 * GIB) == plan_file(10 * GIB, concurrency=8)
 
 
-# 10,000 numbers less 2 × 8 × 11 + 4 for the tail of 8 connections.
-ROOM_LEFT = 9820
+# 10,000 numbers less 2 × 8 × 12 + 4 for the tail of 8 connections.
+ROOM_LEFT = 9804
 
 
 @pytest.mark.parametrize("part_size", [8 * MIB, 9 * MIB, 100 * MIB, 5 * GIB])

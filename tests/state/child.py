@@ -60,7 +60,7 @@ async def write_after_freeze(url: str, ttl_s: str) -> None:
                     journal.add_part(part(99)),
                     journal.record_error("zombie"),
                     journal.restart(),
-                    journal.set_upload_id("zombie"),
+                    journal.set_upload_id("zombie", plan="v1 8M"),
                 ):
                     group.create_task(attempt(write))
                 await asyncio.sleep(30)

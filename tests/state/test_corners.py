@@ -285,7 +285,7 @@ async def test_an_upload_that_is_an_orphan_already_is_recorded_once(sql_place: P
         async with store.claim("movie") as journal:
             await journal.create_record(record(phase=Phase.UPLOADING, upload_id="u-1", **AT_OSS))
             await journal.restart()
-            await journal.set_upload_id("u-1")
+            await journal.set_upload_id("u-1", plan="v1 8M")
             await journal.restart()
         assert [orphan.upload_id for orphan in await store.orphans()] == ["u-1"]
 

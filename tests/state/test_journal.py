@@ -47,7 +47,7 @@ STEPS: dict[str, Step] = {
         "v", TARGET, region="cn-shanghai", plan="p", one_request=False
     ),
     "set_plan": lambda j: j.set_plan("p-2"),
-    "set_upload_id": lambda j: j.set_upload_id("u-2"),
+    "set_upload_id": lambda j: j.set_upload_id("u-2", plan="p-2"),
     "add_part": lambda j: j.add_part(ACK),
     "close_stream": lambda j: j.close_stream("p-2", size=9, fingerprint="f-2"),
     "start_completing": lambda j: j.start_completing(),
@@ -75,7 +75,7 @@ LEAVES: dict[str, dict[str, Any]] = {
         "plan": "p",
     },
     "set_plan": {"plan": "p-2"},
-    "set_upload_id": {"upload_id": "u-2"},
+    "set_upload_id": {"upload_id": "u-2", "plan": "p-2"},
     "add_part": {},
     "close_stream": {"plan": "p-2", "size": 9, "fingerprint": "f-2"},
     "start_completing": {"phase": COMPLETING},

@@ -157,7 +157,7 @@ async def test_what_must_outlive_the_power_waits_for_the_disk_whatever_came_befo
         await journal.create_record(record())
         await journal.add_part(part(1))
         statements.clear()
-        await journal.set_upload_id("u-2")
+        await journal.set_upload_id("u-2", plan="v1 8M")
         await journal.add_part(part(2))
         await journal.start_completing()
         assert flushes(statements) == ["FULL", "NORMAL", "FULL"]

@@ -213,7 +213,7 @@ async def test_restarting_keeps_the_former_upload_as_an_orphan(place: Place) -> 
         await journal.restart()
         assert journal.acks == {}
         await journal.restart()
-        await journal.set_upload_id("u-2")
+        await journal.set_upload_id("u-2", plan="v1 8M")
         await journal.restart()
     async with place.open() as store:
         first, second = await store.orphans()

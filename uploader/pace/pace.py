@@ -37,6 +37,9 @@ from uploader.tasks import beside
 class Pace:
     """The budget shared by all uploads of an `Uploader`. Mutable; one event loop.
 
+    Attributes:
+        is_slowed_by_loss: whether losses slow down any connection, as of `rtt_s`.
+
     Args:
         concurrency: connections that carry bodies at once, or "auto". Too few leave a
             long or lossy link idle; too many fill queues and are refused with 503.
@@ -74,6 +77,7 @@ class Pace:
         self._sent_bytes = 0
         self._full_rate = 0.0
         self._rtt_s = 0.0
+        self.is_slowed_by_loss = True
         self._ticked_at = self._halved_at = float("-inf")
 
     @property
@@ -119,7 +123,7 @@ class Pace:
     def rtt_s(self) -> float:
         """The shortest round trip to the peers, as of the last tick; 0 while unknown."""
         if self._rtt_s == 0.0 and self._probe is not None:
-            self._rtt_s = _shortest_rtt_s(self._probe.sample())
+            self._read_path(self._probe.sample())
         return self._rtt_s
 
     @asynccontextmanager
@@ -188,7 +192,7 @@ class Pace:
         self._ticked_at = now
         sent_bytes, self._sent_bytes = self._sent_bytes, 0
         samples = probe.sample()
-        self._rtt_s = _shortest_rtt_s(samples)
+        self._read_path(samples)
         interval = self._meter.read(samples, seconds=seconds, sent_bytes=sent_bytes)
         is_saturated = self._slots.take_peak() >= self._slots.limit
         if is_saturated and interval.has_queue:
@@ -196,6 +200,10 @@ class Pace:
         allowed_rate = self._limiter.rate()
         interval = replace(interval, is_saturated=is_saturated, allowed_rate=allowed_rate)
         self._apply(decide(self._steering, interval))
+
+    def _read_path(self, samples: list[LinkSample]) -> None:
+        self._rtt_s = _shortest_rtt_s(samples)
+        self.is_slowed_by_loss = any(sample.is_slowed_by_loss for sample in samples)
 
     def _set_first_limit(self) -> None:
         """Start with what the link suggests, as soon as a connection reports its round trip."""

@@ -40,10 +40,15 @@ CREDENTIAL_SHARE = 1 / 4
 # Between two parts a connection waits for a round trip; this many are to be filled with bytes.
 ROUND_TRIPS_A_PART = 10
 TAIL_MIN_SIZE = 1 * MIB
-# With a long round trip a connection may be so slow, and need so long to become faster when the
-# others have ended, that its last MiB takes a second or more.
-FAR_TAIL_MIN_SIZE = 512 * KIB
+# From this round trip on connections differ in speed by a factor of four and more where losses
+# slow them down: the next part is 1/(4 × concurrency) of what remains, elsewhere twice that.
 FAR_RTT_S = 0.01
+UNEVEN_SHARES = 4
+EVEN_SHARES = 2
+# Far away the smallest parts are a quarter of the first, between these. Smaller: the round trip
+# of each part shows. Larger: a slow connection needs seconds for its last one.
+FAR_TAIL_SHARE = 1 / 4
+FAR_TAIL_MIN_SIZE = 256 * KIB
 MAX_TAIL_CONCURRENCY = 256
 
 
@@ -54,12 +59,19 @@ class Outlook:
     Attributes:
         connection_rate: bytes a second of one connection; None while nothing is known.
         rtt_s: the round trip; 0 while unknown.
+        is_slowed_by_loss: whether losses slow connections down (cubic, and not bbr).
         credential_life_s: how long one credential lives.
     """
 
     connection_rate: float | None = None
     rtt_s: float = 0.0
+    is_slowed_by_loss: bool = True
     credential_life_s: float = 3000.0  # VOD doc "Upload URLs and credentials"
+
+    @property
+    def is_far(self) -> bool:
+        """Whether slow connections hold up the end of an upload."""
+        return self.rtt_s >= FAR_RTT_S
 
 
 _UNKNOWN = Outlook()
@@ -70,7 +82,6 @@ def plan_file(
     *,
     part_size: int | None = None,
     concurrency: int = 8,
-    first_concurrency: int | None = None,
     outlook: Outlook = _UNKNOWN,
 ) -> Plan:
     """Cut `size` bytes into equal parts, with smaller and smaller ones at the end.
@@ -83,10 +94,8 @@ def plan_file(
             trip of each part shows, and 10,000 parts may not suffice. Too large: an
             interruption costs up to concurrency × part size sent again.
         concurrency: how many parts are in flight; the tail is shaped for it.
-        first_concurrency: how many are in flight at first, if fewer. With a long round trip
-            a file of so few parts that `concurrency` would send all at once gets a tail as
-            well: otherwise its last parts would start when the first have ended.
-        outlook: the path to OSS and the credentials.
+        outlook: the path to OSS and the credentials. On a far path no file has so few parts
+            that all start at once: the slowest connection would send the last one alone.
 
     Raises:
         ConfigurationError: size, part size or concurrency are out of range, or the part
@@ -96,20 +105,23 @@ def plan_file(
     if concurrency < 1:
         raise ConfigurationError("The concurrency must be at least 1.")
     connections = min(concurrency, MAX_TAIL_CONCURRENCY)
-    at_once, tail_min_size = connections, TAIL_MIN_SIZE
+    is_far = outlook.is_far and part_size is None
+    divisor = (UNEVEN_SHARES if is_far and outlook.is_slowed_by_loss else EVEN_SHARES) * connections
+    tail_min_size = TAIL_MIN_SIZE
+    if is_far:
+        smallest = _four_binary_digits(int(size / divisor * FAR_TAIL_SHARE))
+        tail_min_size = max(FAR_TAIL_MIN_SIZE, min(smallest, TAIL_MIN_SIZE))
     if part_size is not None:
         _check_part_size(part_size, size)
     else:
-        if outlook.rtt_s >= FAR_RTT_S:
-            at_once, tail_min_size = first_concurrency or connections, FAR_TAIL_MIN_SIZE
         wanted = _wanted_part_size(size, connections, outlook)
-        part_size = _automatic_part_size(size, connections, wanted)
+        part_size = _automatic_part_size(size, divisor, wanted)
     # A tail cannot help a single connection, parts that all start at once, or parts that are
     # hardly larger than the smallest of the tail.
-    all_start_at_once = _ceil_div(size, part_size) <= at_once
-    if connections == 1 or all_start_at_once or part_size < 2 * tail_min_size:
+    all_start_at_once = not is_far and _ceil_div(size, part_size) <= connections
+    if connections == 1 or all_start_at_once or part_size < 2 * tail_min_size or size <= part_size:
         return Plan(_equal(size, part_size))
-    tapered = _tapered(size, part_size, 2 * connections, tail_min_size)
+    tapered = _tapered(size, part_size, divisor, tail_min_size)
     has_numbers = sum(run.count for run in tapered) <= MAX_PART_COUNT
     return Plan(tapered if has_numbers else _equal(size, part_size))
 
@@ -133,7 +145,7 @@ def _tapered(size: int, part_size: int, divisor: int, tail_min_size: int) -> tup
     parts. From there parts have m bytes: at most d + 1 more. Equal parts would have taken d
     numbers for the same bytes, so the tail costs no more than 8d/7 × ln(P/m) + 2 extra: 39
     for 8 connections (d = 16), 8 MiB and 1 MiB; at most 9.8 × d + 2 for any P up to 5 GiB
-    (10.6 × d + 2 where m is 512 KiB).
+    (11.4 × d + 2 where m is 256 KiB).
     """
     full_count = max(0, size // part_size - divisor + 1)
     runs = [Run(part_size, full_count)] if full_count else []
@@ -168,15 +180,15 @@ def _wanted_part_size(size: int, connections: int, outlook: Outlook) -> int:
     return max(LEAST_PART_SIZE, min(wanted, longest // MIB * MIB))
 
 
-def _automatic_part_size(size: int, connections: int, wanted: int) -> int:
+def _automatic_part_size(size: int, divisor: int, wanted: int) -> int:
     """Return a part size, at least `wanted`, that leaves numbers for the tail.
 
     The largest objects need every number: there is no room for a tail then.
     """
     if size <= wanted:
         return wanted
-    # 11 > ln(5 GiB / 512 KiB) × 8/7: see the bound in `_tapered`.
-    room = 2 * connections * 11 + 4
+    # 12 > ln(5 GiB / 256 KiB) × 8/7: see the bound in `_tapered`.
+    room = min(12 * divisor + 4, MAX_PART_COUNT // 2)
     with_room = max(wanted, _least_part_size(size, MAX_PART_COUNT - room))
     return with_room if with_room <= MAX_PART_SIZE else _least_part_size(size, MAX_PART_COUNT)
 

@@ -16,8 +16,9 @@ the end of the process (`UploadClaim.add_ack`).
       (one_request)     COMPLETING   and PutObject may follow      reads the object and compares
     set_plan            UPLOADING    later runs must send the      cuts the source in the same way
                                      same parts
-    set_upload_id       UPLOADING    stored parts cost money from  lists the parts, sends what is
-                                     here on                       missing
+    set_upload_id       UPLOADING    stored parts cost money from  cuts the source in the same way,
+      (with the plan)                here on                       lists the parts, sends what is
+                                                                   missing
     add_part            unchanged    it bounds what is sent twice  does not send the part again
     close_stream        UPLOADING    the end of the source is      compares the bytes as they
                                      known                         arrive
@@ -234,9 +235,9 @@ class Journal:
         """Fix how the source is cut into parts."""
         await self._update("set_plan", plan=plan)
 
-    async def set_upload_id(self, upload_id: str) -> None:
-        """Record the multipart upload that the parts will belong to."""
-        await self._update("set_upload_id", upload_id=upload_id)
+    async def set_upload_id(self, upload_id: str, *, plan: str) -> None:
+        """Record the multipart upload, and the parts that will belong to it."""
+        await self._update("set_upload_id", upload_id=upload_id, plan=plan)
 
     # --- parts ----------------------------------------------------------------------------
 

@@ -210,7 +210,6 @@ def new_plan(ctx: UploadContext) -> Plan:
         ctx.record.size,
         part_size=options.part_size,
         concurrency=pace.expected_concurrency,
-        first_concurrency=pace.limit,
         outlook=_outlook(ctx),
     )
 
@@ -221,7 +220,12 @@ def _outlook(ctx: UploadContext) -> Outlook:
     life = DOCUMENTED_LIFE_S
     if grant is not None:
         life = max(1.0, life_s(grant.credentials, clock=ctx.network.clock))
-    return Outlook(connection_rate=pace.connection_rate, rtt_s=pace.rtt_s, credential_life_s=life)
+    return Outlook(
+        connection_rate=pace.connection_rate,
+        rtt_s=pace.rtt_s,
+        is_slowed_by_loss=pace.is_slowed_by_loss,
+        credential_life_s=life,
+    )
 
 
 def plan_before_grant(ctx: UploadContext) -> Plan | None:

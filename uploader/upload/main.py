@@ -23,7 +23,6 @@ from uploader.upload.grant import (
     finished_video,
     live_grant,
     meta_from_hooks,
-    new_plan,
     plan_before_grant,
     video_and_target,
 )
@@ -93,7 +92,7 @@ async def until_stored(
 async def send_and_complete(upload: ObjectUpload) -> FoundObject:
     """Send what is missing and make the object."""
     try:
-        await start_or_resume(upload)  # set_plan, set_upload_id
+        await start_or_resume(upload)  # set_upload_id
     except ServiceError as error:
         if OSS.meaning(error) is not Meaning.EXISTS:
             raise
@@ -104,15 +103,20 @@ async def send_and_complete(upload: ObjectUpload) -> FoundObject:
 
 
 async def start_or_resume(
-    upload: ObjectUpload, plan: Callable[[UploadContext], Plan] = new_plan
+    upload: ObjectUpload, plan: Callable[[UploadContext], Plan | None] = plan_before_grant
 ) -> None:
-    """Make sure that there are a plan and an UploadId, and know which parts OSS has."""
+    """Make sure that there are a plan and an UploadId, and know which parts OSS has.
+
+    `plan` returns None where the parts are decided once OSS has answered.
+    """
     ctx = upload.ctx
     ctx.progress.phase = "start"
-    is_resumed = upload.has_plan and not upload.is_new
-    if not upload.has_plan:
-        await upload.set_plan(plan(ctx))
-    if upload.acked.is_put:
+    # A target without a plan is of an earlier run, except for a file of a package.
+    is_left = upload.has_plan or ctx.record.video_id is not None
+    is_resumed = is_left and not upload.is_new and not upload.has_started
+    if not upload.has_plan and (known := plan(ctx)) is not None:
+        await upload.set_plan(known)
+    if upload.has_plan and upload.acked.is_put:
         if is_resumed:
             await settle.after_put(upload)
     elif ctx.record.upload_id is None:

@@ -34,7 +34,7 @@ from uploader.protocol.plan import Part, Plan
 from uploader.protocol.wire import Operation, Signer
 from uploader.session import Session
 from uploader.state import Journal, PartAck, Phase
-from uploader.upload.grant import recorded_target
+from uploader.upload.grant import new_plan, recorded_target
 from uploader.upload.proof import ABSENT, AckedParts, FoundObject
 from uploader.upload.request import UploadContext
 from uploader.upload.resume import plan_of
@@ -220,6 +220,9 @@ class ObjectUpload:
     async def start(self) -> None:
         """Initiate the multipart upload; its UploadId is durable before the first part is sent.
 
+        The parts are decided now unless they were before: OSS has answered over a connection,
+        so its round trip is known.
+
         Raises:
             ServiceError: also (FileAlreadyExists) where there is an object before anything was
                 sent, and overwriting was not requested.
@@ -229,13 +232,15 @@ class ObjectUpload:
         with self.watching_target():
             call = self.call_protected if is_protected else self.call
             upload_id = await call(operation)
+        plan = self._acked.plan if self._acked is not None else new_plan(self.ctx)
         try:
-            await self.ctx.journal.set_upload_id(upload_id)
+            await self.ctx.journal.set_upload_id(upload_id, plan=plan.to_text())
         except StateError:
             # The UploadId is recorded nowhere, so no later run could abort it.
             with suppress(VodupError):
                 await self.call(oss.abort_multipart_upload(self.target, upload_id))
             raise
+        self._acked = self._recorded_parts()
 
     def headers(self) -> dict[str, str]:
         """The headers of a request that makes the object."""
@@ -318,7 +323,8 @@ class ObjectUpload:
 
     async def restart(self, vanished: Vanished) -> None:
         """Forget all parts, and the target if VOD moved it; the video stays the same."""
-        ctx, lost_bytes, moved_to = self.ctx, self.acked.size, self.live.moved_to
+        ctx, moved_to = self.ctx, self.live.moved_to
+        lost_bytes = self._acked.size if self._acked is not None else 0
         if moved_to is not None and is_target_refused(vanished.failure):
             self.target = ctx.network.trust.check_target(moved_to)
             await ctx.journal.change_target(self.target)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from uploader.errors import IntegrityError, UnverifiedCompletion, VodupError
 from uploader.protocol.vod import VideoFacts
-from uploader.upload.grant import finished_video, refuse_finished
+from uploader.upload.grant import finished_video, new_plan, refuse_finished
 from uploader.upload.object import ObjectUpload, Vanished, another_object
 from uploader.upload.proof import ABSENT, UNKNOWN, FoundObject
 from uploader.upload.verify import with_figures
@@ -71,6 +71,8 @@ async def after_exists(upload: ObjectUpload) -> FoundObject:
     ctx.progress.phase = "settle"
     found = await upload.look() if ctx.source.stream is None else None
     if found is not None:
+        if not upload.has_plan:
+            await upload.set_plan(new_plan(ctx))
         await upload.read_missing_acks()
         if upload.acked.is_proved_by(found.facts):
             upload.resumed_part_count = len(upload.acked)
