@@ -212,3 +212,13 @@ async def test_a_browser_draws_the_page_and_shows_names_as_text(
     assert b'points="80.0,15.0 630.0,15.0"' in out  # the curve is drawn
     assert b">977 KiB/s</text>" in out
     assert b"<dt>uploaded and verified</dt><dd>4</dd>" in out
+
+
+@pytest.mark.parametrize("path", ["", "events", "page.js"])
+async def test_other_sites_are_refused(
+    progress: BatchProgress, session: aiohttp.ClientSession, path: str
+) -> None:
+    async with serving(progress, 0) as url:
+        for origin, status in (("http://evil.example", 403), ("null", 403), (url[:-1], 200)):
+            async with session.get(f"{url}{path}", headers={"Origin": origin}) as response:
+                assert response.status == status

@@ -43,9 +43,11 @@ _SCRIPT: Final = files(__package__).joinpath("page.js").read_text()
 
 @web.middleware
 async def _only_loopback(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Refuse other names: a web page elsewhere may point its own name at this address."""
+    """Refuse other names and sites: a web page may point its own name at this address."""
     if request.host.rpartition(":")[0] not in _NAMES and request.host not in _NAMES:
         raise web.HTTPForbidden(text="Only 127.0.0.1 and localhost are served here.")
+    if request.headers.get("Origin", f"http://{request.host}") != f"http://{request.host}":
+        raise web.HTTPForbidden(text="Other sites are not served.")
     return await handler(request)
 
 

@@ -6,8 +6,12 @@ import asyncio
 import dataclasses
 import hashlib
 import json
+import re
+from contextlib import suppress
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from aiohttp import web
 
@@ -15,6 +19,7 @@ from .backend import Backend
 from .storage import Part, Storage, StoredObject, Video
 
 _HASH_SIZE = 1024 * 1024
+_HOST = re.compile(r"([A-Za-z0-9.-]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?")
 
 
 class Admin:
@@ -24,13 +29,25 @@ class Admin:
         self._backend = backend
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Answer one administrative request."""
+        """Answer one administrative request, but none that a page of another site made."""
+        if not self._is_from_here(request):
+            error = "only requests to this host, and from no other site, are answered here"
+            return web.json_response({"error": error}, status=403)
         try:
             return web.json_response(await self._perform(request))
         except LookupError as error:
             return web.json_response({"error": str(error)}, status=404)
         except (ValueError, TypeError) as error:
             return web.json_response({"error": str(error)}, status=400)
+
+    def _is_from_here(self, request: web.BaseRequest) -> bool:
+        """A page elsewhere may point its own name at this address, or send a form to it."""
+        host, origin = request.headers.get("Host", ""), request.headers.get("Origin")
+        name = (urlsplit(f"//{host}").hostname or "") if _HOST.fullmatch(host) else ""
+        is_ours = name in {self._backend.options.host, self._backend.options.cname, "localhost"}
+        with suppress(ValueError):
+            is_ours |= ip_address(name).is_loopback
+        return bool(name) and is_ours and origin in {None, f"http://{host}", f"https://{host}"}
 
     async def _perform(self, request: web.BaseRequest) -> object:
         path = request.raw_path.partition("?")[0].removeprefix("/_vodup/")

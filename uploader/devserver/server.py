@@ -89,7 +89,7 @@ class DevServer:
 
     def _folder(self) -> Path:
         if self._initial.data_dir is not None:
-            self._initial.data_dir.mkdir(parents=True, exist_ok=True)
+            self._initial.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             return self._initial.data_dir
         folder = Path(tempfile.mkdtemp(prefix="vodup-devserver-"))
         self._stack.callback(shutil.rmtree, folder, ignore_errors=True)

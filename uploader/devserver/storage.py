@@ -139,8 +139,12 @@ class Storage:
         self.folder = folder
         self._bodies = folder / "bodies"
         self._bodies.mkdir(parents=True, exist_ok=True)
+        self._bodies.chmod(0o700)
+        database = folder / "devserver.sqlite3"
+        database.touch(mode=0o600)
+        database.chmod(0o600)  # what SQLite writes beside it has its mode
         self._db = sqlite3.connect(
-            folder / "devserver.sqlite3",
+            database,
             isolation_level=None,
             check_same_thread=False,
             # From Python 3.13 on two threads may get the same cached statement at once, and

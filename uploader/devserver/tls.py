@@ -24,4 +24,5 @@ def server_context(folder: Path, *names: str) -> tuple[ssl.SSLContext, Path]:
     authority.issue_cert(*names, "localhost", "127.0.0.1").configure_cert(context)
     ca_file = folder / "ca.pem"
     authority.cert_pem.write_to_path(str(ca_file))
+    ca_file.chmod(0o600)
     return context, ca_file
