@@ -124,7 +124,7 @@ def _without_bbr(name: str, senders: Mapping[str, Any]) -> Iterator[_Outcome]:
     ours = senders.get("vodup auto, cubic")
     is_peer = re.compile(r"(?!vodup).*(?<!, bbr)").fullmatch
     peers = [figures["mbit"] for label, figures in senders.items() if is_peer(label)]
-    if ours is None:
+    if ours is None or "tail_s" not in ours:  # earlier results are of paths that were known
         return
     if name in _WITHOUT_BBR:
         rate, share, tail_s = _WITHOUT_BBR[name]
