@@ -71,8 +71,7 @@ async def after_exists(upload: ObjectUpload) -> FoundObject:
     ctx.progress.phase = "settle"
     found = await upload.look() if ctx.source.stream is None else None
     if found is not None:
-        if not upload.has_plan:
-            await upload.set_plan(new_plan(ctx))
+        await upload.set_plan(new_plan(ctx))  # Initiate was refused, so there is none yet
         await upload.read_missing_acks()
         if upload.acked.is_proved_by(found.facts):
             upload.resumed_part_count = len(upload.acked)
