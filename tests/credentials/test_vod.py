@@ -156,6 +156,16 @@ async def test_a_used_reference_id_of_a_video_that_is_gone_is_reported(code: str
     assert (caught.value.video_id, caught.value.facts) == (None, None)
 
 
+@pytest.mark.parametrize("code", ["MissingParameter", "Forbidden.RAM"])
+async def test_where_an_earlier_video_cannot_be_looked_up_the_refusal_is_raised(code: str) -> None:
+    transport = Vod(
+        CreateUploadVideo=[denied("InvalidReferenceId.Duplicate")], GetMezzanineInfo=[denied(code)]
+    )
+    with pytest.raises(ServiceError, match="Duplicate") as caught:
+        await at_vod(transport).create(NEW)
+    assert ("vod:GetMezzanineInfo" in caught.value.next_step) == (code == "Forbidden.RAM")
+
+
 async def test_a_busy_service_is_no_duplicate() -> None:
     transport = Vod(CreateUploadVideo=[denied("Throttling.User")])
     with pytest.raises(ServiceError):

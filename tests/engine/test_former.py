@@ -344,3 +344,15 @@ async def test_without_a_machine_id_the_host_name_tells_machines_apart(
     assert request._host_identity() == socket.gethostname()
     monkeypatch.undo()
     request._host_identity.cache_clear()
+
+
+async def test_a_stream_finds_an_object_under_the_video_that_it_is_to_fill(desk: Desk) -> None:
+    """It cannot be compared without being consumed."""
+    first = await desk.push(desk.file(PART))
+    desk.server.reopen_video(first.video_id)
+    lose_state(desk)
+
+    error = await desk.fail(StreamSource(pieces(), "a.mp4"), video_id=first.video_id)
+
+    assert isinstance(error, OverwriteRefused)
+    assert desk.server.object_bytes(first.video_id) == content(PART)
