@@ -102,12 +102,12 @@ def test_names_that_are_not_utf8_are_kept(tmp_path: Path) -> None:
 def test_unknown_columns_are_reported_once_and_ignored(tmp_path: Path) -> None:
     notices: list[str] = []
     text = "".join(
-        json.dumps({"path": f"{n}.mp4", "endpoint": "http://evil", "access_key": "x"}) + "\n"
+        json.dumps({"path": f"{n}.mp4", "oss_endpoint": "http://evil", "access_key": "x"}) + "\n"
         for n in range(50)
     )
     assert len(read(tmp_path / "m.jsonl", text, notices)) == 50
     (notice,) = notices
-    assert "access_key, endpoint" in notice
+    assert "access_key, oss_endpoint" in notice
 
 
 @pytest.mark.parametrize(
