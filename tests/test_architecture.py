@@ -49,6 +49,7 @@ ROOT = "__init__"
 LINES = (
     # values: pure, no I/O, no clock, no asyncio
     _value("units"),
+    _value("redaction"),
     _value("errors"),
     _value("protocol.documents", "defusedxml"),
     _value("protocol.grants"),
@@ -161,7 +162,7 @@ LONGEST_MODULE, LONGEST_CLASS, LONGEST_FUNCTION = 500, 300, 50
 
 # Lines of the package without the devserver. The layout was rebuilt with 25,000 in mind and came
 # to 27,900; proxies, endpoints, profiles and encodings came later. Lower it as the package shrinks.
-MOST_LINES = 30_400
+MOST_LINES = 30_420
 
 # What is longer today, and will be divided: modules, and classes as "module:Class".
 TOO_LONG: frozenset[str] = frozenset()

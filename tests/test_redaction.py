@@ -25,11 +25,11 @@ from uploader import (
     VodupError,
     decode_answer,
     decode_grant,
-    errors,
+    redaction,
 )
 from uploader.devserver import DevServer, ThreadedDevServer
-from uploader.errors import redacted, remember
 from uploader.log import redact
+from uploader.redaction import redacted, remember
 
 SECRET = "Zx81+kQ/qlQ77aNbVdq0c2Lw9sT5aa"
 
@@ -87,11 +87,30 @@ def test_ordinary_words_stay() -> None:
     assert redacted(sentence) == sentence
 
 
+def test_a_text_is_searched_once_however_many_secrets_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(redaction, "_live", {})
+    for number in range(1000):
+        remember(f"{number:012}-is-a-secret")
+    spelled: list[str] = []
+
+    def spell(text: str, *, safe: str) -> str:
+        spelled.append(text)
+        return quote(text, safe=safe)
+
+    monkeypatch.setattr(redaction, "quote", spell)
+    assert redacted("nothing to hide") == "nothing to hide"
+    assert not spelled
+    assert redacted("it said 000000000007-is-a-secret.") == "it said [redacted]."
+    assert set(spelled) == {"000000000007-is-a-secret"}
+
+
 def test_only_so_many_secrets_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(errors, "_live", {})
+    monkeypatch.setattr(redaction, "_live", {})
     for number in range(5000):
-        remember(f"secret-number-{number}")
-    assert len(errors._live) == 4096
+        remember(f"{number:012}-is-a-secret")
+    assert len(redaction._live) == 4096
     AccessKey(id="id", secret="newest-of-all-secrets", security_token="its-security-token")
     assert redacted("newest-of-all-secrets its-security-token") == "[redacted] [redacted]"
 

@@ -21,7 +21,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, TextIO, cast
 
-from uploader.errors import REDACTED, redacted
+from uploader.redaction import REDACTED, redacted
 
 if TYPE_CHECKING:
     from structlog.stdlib import BoundLogger

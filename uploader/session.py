@@ -18,11 +18,11 @@ from uploader.errors import (
     ServiceError,
     TransportError,
     VodupError,
-    redacted,
     without_frames,
 )
 from uploader.protocol.failures import Meaning, Service, is_outcome_known
 from uploader.protocol.wire import Operation, SignedRequest, Signer, Transport, web_page
+from uploader.redaction import redacted
 
 T = TypeVar("T")
 

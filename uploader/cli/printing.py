@@ -20,7 +20,8 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TextIO, cast
 
-from uploader.errors import VodupError, redacted
+from uploader.errors import VodupError
+from uploader.redaction import redacted
 
 LOST: Final = 74
 _MAX_WAITING: Final = 32 * 2**20

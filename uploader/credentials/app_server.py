@@ -23,7 +23,7 @@ from uploader.commands import (
 )
 from uploader.credentials.contract import Answer, GrantSource, Network, NewVideo, of_video
 from uploader.credentials.live import PlainSigner
-from uploader.errors import InvalidGrant, TransportError, VodupError, remember
+from uploader.errors import InvalidGrant, TransportError, VodupError
 from uploader.protocol.decode import decode_answer
 from uploader.protocol.documents import clean_text
 from uploader.protocol.failures import APP_SERVER
@@ -31,6 +31,7 @@ from uploader.protocol.grants import UploadGrant
 from uploader.protocol.trust import TrustPolicy
 from uploader.protocol.vod import VideoFacts
 from uploader.protocol.wire import BytesBody, Operation, Request, Response
+from uploader.redaction import remember
 from uploader.session import Session
 from uploader.tasks import in_own_task
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import NoReturn
 
-from uploader.errors import remember
+from uploader.redaction import remember
 
 # 32 hexadecimal digits in practice; the form that the API allows for ReferenceId bounds it.
 _VIDEO_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self, TypeVar
 
-from uploader.errors import InvalidGrant, remember
+from uploader.errors import InvalidGrant
 from uploader.protocol.decode import decode_answer
 from uploader.protocol.documents import (
     MalformedDocument,
@@ -20,6 +20,7 @@ from uploader.protocol.documents import (
 )
 from uploader.protocol.grants import UploadGrant
 from uploader.protocol.wire import Operation, Request, Response, refusal, unusable
+from uploader.redaction import remember
 
 T = TypeVar("T")
 

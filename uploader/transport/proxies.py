@@ -16,7 +16,8 @@ from typing import Final
 
 from yarl import URL
 
-from uploader.errors import ConfigurationError, remember
+from uploader.errors import ConfigurationError
+from uploader.redaction import remember
 
 _DIRECT: Final = frozenset({None, "", "none"})
 _METADATA_HOST = "100.100.100.200"
