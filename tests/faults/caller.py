@@ -83,8 +83,9 @@ class Account:
         endpoint = self.endpoint(site)
         if not site.pattern or not request.url.startswith(endpoint):
             return False
-        head = f"{request.method} {request.url.removeprefix(endpoint)} HTTP/1.1"
-        return re.search(site.pattern, head.encode()) is not None
+        lines = [f"{request.method} {request.url.removeprefix(endpoint)} HTTP/1.1"]
+        lines += [f"{name}: {value}" for name, value in request.headers.items()]
+        return re.search(site.pattern, "\r\n".join(lines).encode()) is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -248,7 +248,7 @@ def _step_of(changes: Mapping[str, Any]) -> str:
         return "done"
     if changes.get("phase") is Phase.COMPLETING:
         return "completing"
-    for name in ("endpoint", "plan", "upload_id"):
+    for name in ("endpoint", "upload_id", "plan"):
         if changes.get(name) is not None:
             return {"endpoint": "target", "upload_id": "upload-id"}.get(name, name)
     return ""

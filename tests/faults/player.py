@@ -415,8 +415,10 @@ class Player:
         return request
 
     def _sent_to(self, url: str, request: SignedRequest) -> SignedRequest:
-        path = request.url.removeprefix(self.account.endpoint(self.site))
-        return replace(request, url=url + path)
+        """Send it there under the name that it was signed for."""
+        endpoint = self.account.endpoint(self.site)
+        headers = {**request.headers, "host": urlsplit(endpoint).netloc}
+        return replace(request, url=url + request.url.removeprefix(endpoint), headers=headers)
 
     def _may_hit(self) -> bool:
         if self.failure.ends_a_run:

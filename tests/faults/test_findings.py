@@ -118,4 +118,4 @@ async def test_a_full_disk_is_reported_as_such(desk: Desk) -> None:
     error = await desk.fail(desk.file(PART), state=state)
 
     assert isinstance(error, StateUnavailable)
-    assert (error.phase, error.is_temporary) == ("open", True)
+    assert (error.phase, error.is_temporary) == ("create", True)

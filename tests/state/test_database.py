@@ -275,7 +275,8 @@ def test_text_that_is_no_utf8_is_read_all_the_same(opened: SqliteDatabase) -> No
 def test_opening_twice_keeps_the_store(path: Path) -> None:
     with closing(opening(path)) as first, closing(opening(path)) as second:
         assert first.store_id == second.store_id
-    locks = sorted(p.name for p in (path.parent / "locks").iterdir())
+    clock, *locks = sorted(p.name for p in (path.parent / "locks").iterdir())
+    assert clock.endswith(".clock")
     assert locks == ["state.db.in-use", "state.db.opening"]
 
 

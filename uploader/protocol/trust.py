@@ -216,7 +216,7 @@ def _is_dns_name(host: str) -> bool:
 def _checked_host_name(host: str) -> str:
     if not host.isascii() or not _is_dns_name(host.lower()):
         raise ConfigurationError(
-            f"{host!r} cannot be allowed as a host: it is not a plain host name.",
+            f"{host[:80]!r} cannot be allowed as a host: it is not a plain host name.",
             next_step="Write the name alone, such as media.example.com.",
         )
     return host.lower()
