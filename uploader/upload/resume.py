@@ -24,7 +24,7 @@ from uploader.protocol.vod import is_unsendable
 from uploader.sources import Fingerprint, PartStream, Source
 from uploader.state import PartAck, Phase, UploadRecord
 from uploader.upload.proof import AckedParts
-from uploader.upload.request import UploadContext, following_reference_id, reference_ids
+from uploader.upload.request import UploadContext, reference_ids
 
 CHANGED_CHOICES: Final = (
     "To upload it into a new video, pass --changed new-video; to replace the content of its video, "
@@ -146,12 +146,12 @@ def _recorded_source(source: Source) -> str:
 
 
 def _reference_id(ctx: UploadContext, fingerprint: Fingerprint, former: UploadRecord | None) -> str:
-    """Nothing but its key tells a stream from the next one, so its ReferenceId is drawn."""
-    if ctx.source.stream is not None:
+    """Derived where no record tells of an earlier video, which may exist; else drawn.
+
+    Nothing but its key tells a stream from the next one, so its ReferenceId is drawn, too.
+    """
+    if ctx.source.stream is not None or former is not None:
         return f"vodup-{secrets.token_hex(16)}"
-    ids = [*reference_ids(ctx, fingerprint)] if former else []
-    if former is not None and former.reference_id in ids:
-        return following_reference_id(former.reference_id)
     return next(reference_ids(ctx, fingerprint))
 
 
