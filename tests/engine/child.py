@@ -20,11 +20,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import oss2.auth  # noqa: F401 - loaded once, before the forks
-from aliyunsdkcore.auth.composer import rpc_signature_composer  # noqa: F401
-
-import uploader.state.sqlite  # noqa: F401
+# Loaded once, before the forks: an upload imports them when it needs them.
+import uploader.state.sqlite
+import uploader.upload.former
+import uploader.uploader  # noqa: F401
 from uploader import AccessKey, Uploader, VodProvider, VodupError
+from uploader.protocol import signing
 from uploader.sources import AnySource, StreamSource
 from uploader.state import Journal
 from uploader.transport import AiohttpTransport  # noqa: F401
@@ -93,6 +94,7 @@ def run(job: dict[str, Any], out: int) -> None:
 
 
 def main() -> None:
+    signing._oss2_auth()
     for line in iter(sys.stdin.readline, ""):
         job = json.loads(line)
         pid = os.fork()

@@ -99,7 +99,8 @@ async def killed_again_and_again(
     draw = random.Random(seed)
     size = 3 * kill_count * PART
     movie = desk.file(size)
-    desk.server.set_options(bandwidth=2e6)
+    # A run starts within 50 ms, when the parts of the killed one still take their share of this.
+    desk.server.set_options(bandwidth=3e6)
     upload_ids: set[str] = set()
     for _ in range(kill_count):
         before = desk.server.stats.requests.total()
@@ -120,7 +121,7 @@ async def killed_again_and_again(
     stats = desk.server.stats
     assert stats.creates == len(desk.server.videos) == 1
     assert stats.completes == 1
-    assert result["resumed_part_count"] >= kill_count / 4
+    assert kill_count / 4 <= result["resumed_part_count"] < 3 * kill_count
     assert stats.overwrite_refreshes == 0
     assert upload_ids == {result["upload_id"]}, "recorded once, then never changed"
     assert sum(stats.bytes_by_part.values()) <= size + kill_count * CONCURRENCY * PART
