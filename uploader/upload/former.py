@@ -1,8 +1,8 @@
 """Videos of a source from runs whose checkpoint is lost: found again by their ReferenceId.
 
-The ReferenceId of a new video is derived (`request.reference_ids`), and VOD creates no second video
-with it. An unfinished one is continued. A finished one is compared with the source: it is the
-result, or it is left alone, and a new video is created under the next ReferenceId.
+The ReferenceId of a first video is derived (`request.first_reference_id`), and VOD creates no
+second video with it. An unfinished one is continued. A finished one is compared with the source:
+it is the result, or it is left alone, and a new video is created under the next ReferenceId.
 """
 
 from __future__ import annotations

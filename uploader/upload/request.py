@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import socket
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -120,18 +119,15 @@ class UploadContext:
         return self.grants
 
 
-def reference_ids(ctx: UploadContext, fingerprint: Fingerprint) -> Iterator[str]:
-    """The ReferenceIds of the source's first video, of the next one, and so on.
+def first_reference_id(ctx: UploadContext, fingerprint: Fingerprint) -> str:
+    """The ReferenceId of the source's first video.
 
-    The first is derived from what tells the source on this machine from every other, so that a
-    video is found again when the state is lost: the fingerprint without what may change while
-    the file stays the same, its change time and the number of its device.
+    It is derived from what tells the source on this machine from every other, so that a video
+    is found again when the state is lost: the fingerprint without what may change while the
+    file stays the same, its change time and the number of its device.
     """
     lasting = replace(fingerprint, ctime_ns=0, device=0).to_text()
-    found = _derived("\0".join((ctx.scope, ctx.key, _host_identity(), lasting)))
-    for _ in range(MAX_LIVES):
-        yield found
-        found = following_reference_id(found)
+    return _derived("\0".join((ctx.scope, ctx.key, _host_identity(), lasting)))
 
 
 def following_reference_id(reference_id: str) -> str:

@@ -24,7 +24,7 @@ from uploader.protocol.vod import is_unsendable
 from uploader.sources import Fingerprint, PartStream, Source
 from uploader.state import PartAck, Phase, UploadRecord
 from uploader.upload.proof import AckedParts
-from uploader.upload.request import UploadContext, reference_ids
+from uploader.upload.request import UploadContext, first_reference_id
 
 CHANGED_CHOICES: Final = (
     "To upload it into a new video, pass --changed new-video; to replace the content of its video, "
@@ -152,7 +152,7 @@ def _reference_id(ctx: UploadContext, fingerprint: Fingerprint, former: UploadRe
     """
     if ctx.source.stream is not None or former is not None:
         return f"vodup-{secrets.token_hex(16)}"
-    return next(reference_ids(ctx, fingerprint))
+    return first_reference_id(ctx, fingerprint)
 
 
 async def _require_same_source(ctx: UploadContext, record: UploadRecord) -> None:
