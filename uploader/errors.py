@@ -41,6 +41,7 @@ resume later (`is_resumable`), and what to do next (`next_step`).
 from __future__ import annotations
 
 import errno
+import os
 from typing import ClassVar, Self
 
 from uploader.redaction import redacted
@@ -406,6 +407,7 @@ def is_bug(error: BaseException) -> bool:
     return not isinstance(error, VodupError) and _refusal_of_the_machine(error) is None
 
 
+_HERE = __file__.removesuffix("errors.py")
 _OUT_OF_MEMORY = ("start new thread", "map segment", "allocate memory")
 """What Python (threads), the dynamic linker (modules) and the C library say of it."""
 
@@ -415,9 +417,7 @@ def _refusal_of_the_machine(error: BaseException) -> VodupError | None:
     if isinstance(error, BaseExceptionGroup):
         refusals = [_refusal_of_the_machine(inner) for inner in error.exceptions]
         return refusals[0] if all(refusals) else None
-    # A SystemError comes from modules in C that do not say of which allocation they had no result.
-    is_memory = isinstance(error, MemoryError | SystemError)
-    if is_memory or any(words in str(error) for words in _OUT_OF_MEMORY):
+    if _is_out_of_memory(error):
         return ResourceUnavailable(
             "There is not enough memory.",
             next_step="Raise the limit (ulimit -v, ulimit -u, or that of the container), or lower "
@@ -425,7 +425,7 @@ def _refusal_of_the_machine(error: BaseException) -> VodupError | None:
         )
     if not isinstance(error, OSError) or error.errno not in errno.errorcode:
         return None
-    if error.errno == errno.ENOENT and error.filename is None:  # os.getcwd() names no file
+    if error.errno == errno.ENOENT and not _has_current_folder():
         return ConfigurationError(
             "The current folder does not exist any more.",
             next_step="Change to a folder that exists, then run the same command again.",
@@ -437,4 +437,38 @@ def _refusal_of_the_machine(error: BaseException) -> VodupError | None:
             "the same command again.",
         )
     where = f": {error.filename}" if error.filename else ""
-    return ResourceUnavailable(f"The system refuses an operation: {error.strerror}{where}.")
+    return ResourceUnavailable(
+        f"The system refuses an operation: {error.strerror}{where}{_place_of(error)}."
+    )
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY):
+        return True
+    # Modules in C raise it where an allocation failed that they did not check; without a limit
+    # of memory it is a bug.
+    return isinstance(error, SystemError) and _has_memory_limit()
+
+
+def _has_memory_limit() -> bool:
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return False
+    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+
+
+def _has_current_folder() -> bool:
+    try:
+        os.getcwd()
+    except OSError:
+        return False
+    return True
+
+
+def _place_of(error: BaseException) -> str:
+    """Where in this package it came from: it might have to be translated there."""
+    import traceback
+
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(_HERE)]
+    return f" ({frames[-1].filename[len(_HERE) :]}:{frames[-1].lineno})" if frames else ""

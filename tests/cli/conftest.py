@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import queue
+import shlex
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,21 @@ def interrupt(running: Running, number: signal.Signals) -> Ended:
     running.until(is_under_way)
     running.process.send_signal(number)
     return running.ended()
+
+
+def shell(
+    cli: Cli, words: Iterable[str], redirection: str = "", *, before: str = "true", **env: str
+) -> Ended:
+    """Run a command as a shell does, with its streams redirected, after a line of shell."""
+    done = subprocess.run(
+        ["bash", "-c", f"{before}; exec {shlex.join([*VODUP, *words])} {redirection}"],
+        cwd=cli.folder,
+        env=cli.env | env,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    return Ended(done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ import json
 import os
 import pty
 import select
-import shlex
 import signal
 import subprocess
 import termios
@@ -23,7 +22,7 @@ import pytest
 from uploader.cli.printing import LOST, printable
 from uploader.devserver import DevServer
 
-from .conftest import MIB, VODUP, Cli, Ended
+from .conftest import MIB, VODUP, Cli, shell
 
 FEW = 3
 PUSH = ("push", "a.mp4", "b.mp4", "c.mp4")
@@ -35,19 +34,6 @@ def movies(cli: Cli) -> Cli:
     for name in PUSH[1:]:
         cli.file(name, 40_000, seed=name.encode())
     return cli
-
-
-def shell(cli: Cli, words: tuple[str, ...], redirection: str, **env: str) -> Ended:
-    """Run a command with its streams redirected by a shell."""
-    done = subprocess.run(
-        ["bash", "-c", f"exec {shlex.join([*VODUP, *words])} {redirection}"],
-        cwd=cli.folder,
-        env=cli.env | env,
-        capture_output=True,
-        timeout=60,
-        check=False,
-    )
-    return Ended(done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
 def stored(cli: Cli) -> int:

@@ -23,7 +23,7 @@ OnSourceChange = Literal["fail", "new-video", "overwrite"]
 """What becomes of a finished upload whose source has changed since."""
 
 MAX_LIVES: Final = 100
-"""How many videos of one source are told apart."""
+"""How many earlier videos of a source are compared with it."""
 
 _MACHINE_ID: Final = Path("/etc/machine-id")
 
