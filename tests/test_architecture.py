@@ -70,6 +70,7 @@ LINES = (
     _value("pace.steering"),
     # hands: one kind of I/O each
     _hand("clock"),
+    _hand("unexpected"),
     _hand("log", "structlog"),
     _hand("tasks"),
     _hand("threads"),
@@ -143,6 +144,7 @@ LINES = (
     _hand("devserver.*", "aiohttp", "fastcrc", "trustme", "pytest"),
     _hand("cli.*", "click", "platformdirs", "rich", "uvloop"),
     _hand("__main__"),
+    _hand("pyinstaller.*", "PyInstaller"),
 )
 
 # What an upload's outcome rests on; packages whole. Tests cover every line and branch of it

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
-from uploader.errors import ConfigurationError, VodupError, unexpected
+from uploader.errors import ConfigurationError, VodupError
 from uploader.events import UploadResult
 from uploader.log import get_logger
 from uploader.protocol.grants import UploadGrant
@@ -19,6 +19,7 @@ from uploader.protocol.vod import VideoMeta
 from uploader.sources import AnySource
 from uploader.tasks import beside, cancel_count, one_error
 from uploader.threads import DISKS
+from uploader.unexpected import unexpected
 from uploader.upload.request import OnSourceChange
 
 DEFAULT_FILES: Final = 32

@@ -40,8 +40,6 @@ resume later (`is_resumable`), and what to do next (`next_step`).
 
 from __future__ import annotations
 
-import errno
-import os
 from typing import ClassVar, Self
 
 from uploader.redaction import redacted
@@ -387,88 +385,3 @@ def without_frames(error: VodupError) -> VodupError:
     """
     error.__cause__ = error.__context__ = None
     return error.with_traceback(None)
-
-
-def unexpected(error: BaseException) -> VodupError:
-    """An error that nothing translates, as the failure of one upload; the others continue.
-
-    Only its class is shown: a foreign message may quote anything.
-    """
-    failure = _refusal_of_the_machine(error) or VodupError(
-        f"Internal error ({type(error).__name__}).",
-        next_step="Report it: this is a bug in vodup. Progress is saved; run the command again.",
-    )
-    failure.__cause__ = error
-    return failure
-
-
-def is_bug(error: BaseException) -> bool:
-    """Whether an error is ours to repair, not one of the machine that `unexpected` explains."""
-    return not isinstance(error, VodupError) and _refusal_of_the_machine(error) is None
-
-
-_HERE = __file__.removesuffix("errors.py")
-_OUT_OF_MEMORY = ("start new thread", "map segment", "allocate memory")
-"""What Python (threads), the dynamic linker (modules) and the C library say of it."""
-
-
-def _refusal_of_the_machine(error: BaseException) -> VodupError | None:
-    """Return what the operating system refuses, if the error is about that."""
-    if isinstance(error, BaseExceptionGroup):
-        refusals = [_refusal_of_the_machine(inner) for inner in error.exceptions]
-        return refusals[0] if all(refusals) else None
-    if _is_out_of_memory(error):
-        return ResourceUnavailable(
-            "There is not enough memory.",
-            next_step="Raise the limit (ulimit -v, ulimit -u, or that of the container), or lower "
-            "--concurrency, then run the same command again.",
-        )
-    if not isinstance(error, OSError) or error.errno not in errno.errorcode:
-        return None
-    if error.errno == errno.ENOENT and not _has_current_folder():
-        return ConfigurationError(
-            "The current folder does not exist any more.",
-            next_step="Change to a folder that exists, then run the same command again.",
-        )
-    if error.errno in (errno.EMFILE, errno.ENFILE):
-        return ResourceUnavailable(
-            "Too many files are open.",
-            next_step="Raise the limit (ulimit -n), or lower --concurrency and --files, then run "
-            "the same command again.",
-        )
-    where = f": {error.filename}" if error.filename else ""
-    return ResourceUnavailable(
-        f"The system refuses an operation: {error.strerror}{where}{_place_of(error)}."
-    )
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY):
-        return True
-    # Modules in C raise it where an allocation failed that they did not check; without a limit
-    # of memory it is a bug.
-    return isinstance(error, SystemError) and _has_memory_limit()
-
-
-def _has_memory_limit() -> bool:
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return False
-    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
-
-
-def _has_current_folder() -> bool:
-    try:
-        os.getcwd()
-    except OSError:
-        return False
-    return True
-
-
-def _place_of(error: BaseException) -> str:
-    """Where in this package it came from: it might have to be translated there."""
-    import traceback
-
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(_HERE)]
-    return f" ({frames[-1].filename[len(_HERE) :]}:{frames[-1].lineno})" if frames else ""

@@ -7,9 +7,10 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager
 
-from uploader.errors import ConfigurationError, unexpected
+from uploader.errors import ConfigurationError
 from uploader.events import Event, Listener, UploadProgress, UploadResult
 from uploader.tasks import cancel_count, one_error
+from uploader.unexpected import unexpected
 
 Abort = Callable[[str], Awaitable[None]]
 Run = Callable[[asyncio.Event, Listener], Awaitable[UploadResult]]

@@ -12,8 +12,9 @@ import pytest
 
 from uploader import errors, private_files
 from uploader.devserver import DevServerOptions, ThreadedDevServer
-from uploader.errors import ConfigurationError, ResourceUnavailable, is_bug, unexpected
+from uploader.errors import ConfigurationError, ResourceUnavailable
 from uploader.metrics import Metrics
+from uploader.unexpected import is_bug, unexpected
 
 from .conftest import VODUP, Cli, Ended, shell
 

@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from uploader.errors import ConfigurationError, SourceUnreadable, UnsafePath, VodupError, unexpected
+from uploader.errors import ConfigurationError, SourceUnreadable, UnsafePath, VodupError
 from uploader.protocol.vod import VideoMeta, problem_of, refuses_name, title_of
 from uploader.sources.url_policy import URL, identity_of, parsed_url, shown
+from uploader.unexpected import unexpected
 from uploader.upload.request import OnSourceChange, default_key
 
 _META: Final = frozenset(

@@ -23,11 +23,12 @@ from uploader.cli.sources import (
     shown_name,
     source_of,
 )
-from uploader.errors import ConfigurationError, VodupError, unexpected
+from uploader.errors import ConfigurationError, VodupError
 from uploader.events import Event, Listener
 from uploader.state import Phase
 from uploader.tasks import beside, one_error
 from uploader.tracker import Tracker
+from uploader.unexpected import unexpected
 
 _FILES_AT_ONCE: Final = 4
 

@@ -24,7 +24,7 @@ from uploader.protocol.vod import is_unsendable
 from uploader.sources import Fingerprint, PartStream, Source
 from uploader.state import PartAck, Phase, UploadRecord
 from uploader.upload.proof import AckedParts
-from uploader.upload.request import UploadContext, first_reference_id, following_reference_id
+from uploader.upload.request import UploadContext, first_reference_id
 
 CHANGED_CHOICES: Final = (
     "To upload it into a new video, pass --changed new-video; to replace the content of its video, "
@@ -146,15 +146,12 @@ def _recorded_source(source: Source) -> str:
 
 
 def _reference_id(ctx: UploadContext, fingerprint: Fingerprint, former: UploadRecord | None) -> str:
-    """Nothing but its key distinguishes a stream from the next one, so its ReferenceId is drawn.
+    """Derived where no record names an earlier video, which may exist; else drawn.
 
-    A video after a recorded one has the ReferenceId that follows, whatever the source holds now:
-    none is used twice.
+    Nothing but its key distinguishes a stream from the next one, so its ReferenceId is drawn, too.
     """
-    if ctx.source.stream is not None:
+    if ctx.source.stream is not None or former is not None:
         return f"vodup-{secrets.token_hex(16)}"
-    if former is not None and former.reference_id is not None:
-        return following_reference_id(former.reference_id)
     return first_reference_id(ctx, fingerprint)
 
 
