@@ -116,6 +116,7 @@ LINES = (
     _hand("credentials"),
     # engine
     _hand("hooks"),
+    _hand("notifications"),
     _hand("options"),
     _hand("upload.proof"),
     _hand("upload.progress"),

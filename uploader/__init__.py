@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from uploader.hooks import PlannedVideo as PlannedVideo
     from uploader.hooks import command_hooks as command_hooks
     from uploader.hooks import installed_hooks as installed_hooks
+    from uploader.notifications import Webhook as Webhook
     from uploader.options import UploadOptions as UploadOptions
     from uploader.pace import Bandwidth as Bandwidth
     from uploader.pace import parse_bandwidth as parse_bandwidth
@@ -127,6 +128,7 @@ _HOMES = {
     "UploadRestarted UploadResult UploadStarted",
     "hooks": "EndedUpload Hooks PlannedVideo command_hooks installed_hooks",
     "batch": "Outcome UploadItem",
+    "notifications": "Webhook",
     "options": "UploadOptions",
     "pace": "Bandwidth parse_bandwidth",
     "protocol.decode": "decode_answer decode_grant encode_answer",

@@ -234,7 +234,7 @@ def command_hooks(command: str | Sequence[str], *, timeout_s: float = 600.0) -> 
     argv = split_command(command, "The command to run after uploads")
 
     async def run(ended: EndedUpload) -> None:
-        facts = _facts_of(ended)
+        facts = facts_of(ended)
         line = json.dumps(facts).encode() + b"\n"
         try:
             command = await run_command(argv, environment=_environment(facts), stdin=line)
@@ -247,7 +247,8 @@ def command_hooks(command: str | Sequence[str], *, timeout_s: float = 600.0) -> 
     return Hooks(after_verify=run, on_failure=run, name=name, timeout_s=timeout_s)
 
 
-def _facts_of(ended: EndedUpload) -> dict[str, Any]:
+def facts_of(ended: EndedUpload) -> dict[str, Any]:
+    """What commands and webhooks are given, as JSON has it."""
     facts: dict[str, Any] = {
         "status": "verified" if ended.error is None else "failed",
         "key": ended.key,

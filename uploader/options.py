@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from uploader.hooks import Hooks
 from uploader.pace import Bandwidth
 from uploader.protocol.signing import OssDialect
 from uploader.session import RetryPolicy
+
+if TYPE_CHECKING:
+    from uploader.notifications import Webhook
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +49,8 @@ class UploadOptions:
         submitted: uploads that `Uploader.submit` runs at once. Too few: small files wait for
             each other's round trips. Too many: each holds a file open.
         hooks: called before a video is made and after each upload, in this order.
+        webhooks: URLs that are sent a signed notification when an upload is verified or has
+            failed; kept in the state until delivered.
         vod_calls_per_s: calls to the VOD API a second (quotas are 40 to 80 an account).
     """
 
@@ -65,6 +70,7 @@ class UploadOptions:
     proxy: str | None = field(default=None, repr=False)
     submitted: int = 32
     hooks: Sequence[Hooks] = ()
+    webhooks: Sequence[Webhook] = ()
     vod_calls_per_s: float = 20.0
 
     @property

@@ -17,7 +17,7 @@ from contextlib import (
 )
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from uploader.batch import Items, Outcome, UploadItem, descriptor_share, require_files, upload_batch
 from uploader.clock import Clock, SystemClock
@@ -25,6 +25,7 @@ from uploader.credentials import GrantProvider, GrantSource, Network
 from uploader.errors import (
     ConfigurationError,
     CredentialError,
+    HookError,
     StateError,
     TransferError,
     VodupError,
@@ -40,7 +41,7 @@ from uploader.protocol.trust import TrustPolicy
 from uploader.protocol.vod import VideoMeta
 from uploader.protocol.wire import Transport
 from uploader.sources import AnySource, BytesSource, HlsPackage, Source, UrlPolicy, as_source
-from uploader.state import Phase, StateStore, UploadRecord, open_state
+from uploader.state import Outbox, Phase, StateStore, UploadRecord, open_state
 from uploader.transport import AiohttpTransport
 from uploader.upload import verify
 from uploader.upload.grant import live_grant
@@ -49,6 +50,9 @@ from uploader.upload.object import ObjectUpload
 from uploader.upload.package import compare_package, forget_members, upload_package
 from uploader.upload.progress import Progress, isolated
 from uploader.upload.request import UploadContext, UploadRequest, default_key, known_video_id
+
+if TYPE_CHECKING:
+    from uploader.notifications import Notifications
 
 AnyProvider = GrantProvider | Callable[[str], Awaitable[Any]]
 
@@ -62,6 +66,7 @@ class Uploader:
 
     Attributes:
         state: the checkpoint store.
+        notifications: for the webhooks of the options; None without any.
     """
 
     def __init__(
@@ -102,12 +107,14 @@ class Uploader:
         self._stack = AsyncExitStack()
         self._network: Network | None = None
         self._submissions = Submissions(self._options.submitted)
+        self.notifications: Notifications | None = None
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.state)
             self._network = await self._open_network(stack)
-            stack.callback(self._close_network)
+            stack.callback(setattr, self, "_network", None)
+            self.notifications = await _notifying(stack, self, self._options, self._network)
             await stack.enter_async_context(self._submissions.running())
             self._stack = stack.pop_all()
         return self
@@ -132,9 +139,6 @@ class Uploader:
         own = await stack.enter_async_context(_transport_of(self._options, pace))
         await stack.enter_async_context(pace.steering(own))
         return with_endpoints(Network(own, *shared, congestion=own.congestion), self._options)
-
-    def _close_network(self) -> None:
-        self._network = None
 
     @property
     def scope(self) -> str:
@@ -293,9 +297,9 @@ class Uploader:
                 else:
                     result = await upload_video(ctx)
         except VodupError as error:
-            await _notify_hooks(self._options.hooks, opened, progress, error)
+            await _notify(self._options.hooks, self.notifications, opened, progress, error)
             raise
-        failures = await _notify_hooks(self._options.hooks, opened, progress, result)
+        failures = await _notify(self._options.hooks, self.notifications, opened, progress, result)
         return replace(result, hook_failures=failures) if failures else result
 
     def _progress(
@@ -377,11 +381,33 @@ def _of_callback(callback: Callable[[str], Awaitable[Any]]) -> GrantProvider:
     return CallbackProvider(callback)
 
 
-async def _notify_hooks(
-    hooks: Sequence[Hooks], source: Source, progress: Progress, end: UploadResult | VodupError
+async def _notifying(
+    stack: AsyncExitStack, uploader: Uploader, options: UploadOptions, network: Network
+) -> Notifications | None:
+    """Begin to deliver notifications, until `stack` is closed; None without webhooks."""
+    if not options.webhooks:
+        return None
+    from uploader.notifications import Notifications  # few uploads need it
+
+    outbox, source, clock = uploader.state, f"/vodup/{uploader.scope}", network.clock
+    if not isinstance(outbox, Outbox):
+        raise ConfigurationError("This state store cannot keep notifications.")
+    notifications = Notifications(
+        options.webhooks, outbox, network.transport, source=source, clock=clock
+    )
+    await stack.enter_async_context(notifications.running())
+    return notifications
+
+
+async def _notify(
+    hooks: Sequence[Hooks],
+    notifications: Notifications | None,
+    source: Source,
+    progress: Progress,
+    end: UploadResult | VodupError,
 ) -> tuple[str, ...]:
-    """Call the hooks for the end of an upload; returns a sentence for each that failed."""
-    if not hooks:
+    """Report the end of an upload to hooks and webhooks; returns a sentence for each failure."""
+    if not hooks and notifications is None:
         return ()
     result, error = (None, end) if isinstance(end, VodupError) else (end, None)
     video_id = result.video_id if result else progress.video_id
@@ -389,6 +415,12 @@ async def _notify_hooks(
         key=progress.key, source=source.name, video_id=video_id, result=result, error=error
     )
     failures = await notify_ended(hooks, ended)
+    if notifications is not None:
+        try:
+            await notifications.post_end(ended)
+        except StateError as problem:
+            message = f"No notification was kept: {problem.message}"
+            failures.append(HookError(message, video_id=video_id))
     for failure in failures:
         progress.emit(HookFailed, message=failure.message)
     return tuple(failure.message for failure in failures)

@@ -14,6 +14,8 @@ from uploader.errors import ConfigurationError, LeaseLost, StateError, UploadLoc
 from uploader.state import (
     MemoryState,
     Orphan,
+    Outbox,
+    OutboxMessage,
     PartAck,
     Phase,
     SqlState,
@@ -414,3 +416,22 @@ async def test_a_claim_knows_whether_it_holds(store: StateStore) -> None:
 def test_the_package_has_no_other_names() -> None:
     with pytest.raises(AttributeError, match="NoSuchState"):
         _ = state.NoSuchState
+
+
+async def test_two_processes_do_not_take_one_message(place: Place) -> None:
+    message = OutboxMessage(message_id="a", receiver="r", body="one\0\udc80")
+    async with place.open() as state:
+        assert isinstance(state, Outbox)
+        await state.add_message(message)
+        await state.add_message(message)
+        assert await state.take_messages("other", count=9, for_s=60) == []
+        assert await state.take_messages("r", count=9, for_s=60) == [message]
+        assert await state.take_messages("r", count=9, for_s=60) == []
+        assert await state.count_waiting("r") == 1
+        await state.end_messages([message], is_delivered=False)
+        assert await state.take_messages("r", count=9, for_s=0.0) == [message]
+        assert await state.take_messages("r", count=9, for_s=60) == [message]
+        await state.end_messages([message], is_delivered=True)
+        await state.add_message(message)
+        assert await state.count_waiting("r") == 0
+        assert await state.take_messages("r", count=9, for_s=60) == []

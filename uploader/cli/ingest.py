@@ -132,7 +132,7 @@ async def _perform(
             # Interrupted or not, what ended is reported.
             _write_files(ledger, progress, flags)
             view.summary(progress, flags)
-            report_notices(uploader.state)
+            report_notices(uploader.state, uploader.notifications)
     if progress.stopped is not None:
         view.stopped(progress.stopped, flags)
     return _code_of(progress)

@@ -69,9 +69,13 @@ def err(*lines: str) -> None:
     _write(sys.stderr, lines)
 
 
-def report_notices(state: object) -> None:
-    """Print, at the end of a run, what the state store has repaired, put aside or left out."""
-    err(*(f"vodup: {sentence}" for sentence in getattr(state, "notices", ())))
+def report_notices(*sources: object) -> None:
+    """Print, at the end of a run, what the state store has repaired, put aside or left out.
+
+    Each source may have sentences as `notices`: the state store, the notifications.
+    """
+    notices = (sentence for source in sources for sentence in getattr(source, "notices", ()))
+    err(*(f"vodup: {sentence}" for sentence in notices))
 
 
 def _write(stream: TextIO, lines: tuple[str, ...]) -> None:

@@ -189,7 +189,7 @@ class _Push:
             watching = self._view.watch(self._files, self._tracker)
             async with beside(watching), one_error() as group:
                 tasks = [group.create_task(self._upload(uploader, one, gate)) for one in items]
-        report_notices(uploader.state)
+        report_notices(uploader.state, uploader.notifications)
         if len(items) > 1:
             self._view.total(self._files)
         return run.common_code(task.result() for task in tasks)

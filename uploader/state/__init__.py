@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from uploader.state.journal import Journal, StateStore
+from uploader.state.journal import Journal, Outbox, StateStore
 from uploader.state.memory import MemoryState
-from uploader.state.records import Orphan, PartAck, Phase, UploadRecord, UploadStatus
+from uploader.state.records import Orphan, OutboxMessage, PartAck, Phase, UploadRecord, UploadStatus
 
 if TYPE_CHECKING:
     from uploader.state.sql import SqlState
@@ -19,6 +19,8 @@ __all__ = [
     "Journal",
     "MemoryState",
     "Orphan",
+    "Outbox",
+    "OutboxMessage",
     "PartAck",
     "Phase",
     "SqlState",

@@ -49,16 +49,16 @@ An UploadId that is replaced without an abort stays in the store as an `Orphan` 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from datetime import datetime
 from types import MappingProxyType
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, Protocol, Self, runtime_checkable
 
 from uploader.errors import StateError
 from uploader.protocol.grants import UploadTarget
-from uploader.state.records import Orphan, PartAck, Phase, UploadRecord, UploadStatus
+from uploader.state.records import Orphan, OutboxMessage, PartAck, Phase, UploadRecord, UploadStatus
 
 _STARTED: Final = frozenset({Phase.UPLOADING, Phase.COMPLETING})
 
@@ -398,6 +398,29 @@ class StateStore(Protocol):
 
     async def forget_orphan(self, upload_id: str) -> None:
         """Delete an orphan that was aborted. A missing one is no error."""
+
+
+@runtime_checkable
+class Outbox(Protocol):
+    """A store that also keeps notifications until they are delivered."""
+
+    async def add_message(self, message: OutboxMessage) -> None:
+        """Keep a message until it is delivered. Durable on return.
+
+        One with the same MessageId and receiver stays as it is, also when it was delivered, for
+        90 days.
+        """
+
+    async def take_messages(
+        self, receiver: str, *, count: int, for_s: float
+    ) -> list[OutboxMessage]:
+        """Messages that nobody else delivers for so many seconds, oldest first."""
+
+    async def end_messages(self, messages: Sequence[OutboxMessage], *, is_delivered: bool) -> None:
+        """Record that messages were delivered, or return them to be delivered later."""
+
+    async def count_waiting(self, receiver: str) -> int:
+        """How many messages for a receiver are not delivered."""
 
 
 def video_taken(video_id: str, owner_key: str) -> StateError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -11,7 +11,7 @@ from typing import Any, Self
 from uploader.clock import Clock, SystemClock
 from uploader.errors import LeaseLost, UploadLocked
 from uploader.state.journal import Journal, UploadClaim, video_taken
-from uploader.state.records import Orphan, PartAck, Phase, UploadRecord, UploadStatus
+from uploader.state.records import Orphan, OutboxMessage, PartAck, Phase, UploadRecord, UploadStatus
 
 
 @dataclass(slots=True)
@@ -34,6 +34,8 @@ class MemoryState:
         self._key_of_video: dict[str, str] = {}
         self._orphans: dict[str, Orphan] = {}
         self._claims: dict[str, _MemoryClaim] = {}
+        # Until when somebody delivers a message; None once it is delivered.
+        self._outbox: dict[OutboxMessage, float | None] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -87,6 +89,34 @@ class MemoryState:
     async def forget_orphan(self, upload_id: str) -> None:
         """Delete an orphan that was aborted."""
         self._orphans.pop(upload_id, None)
+
+    async def add_message(self, message: OutboxMessage) -> None:
+        """Keep a message until it is delivered."""
+        known = {(each.message_id, each.receiver) for each in self._outbox}
+        if (message.message_id, message.receiver) not in known:
+            self._outbox[message] = 0.0
+
+    async def take_messages(
+        self, receiver: str, *, count: int, for_s: float
+    ) -> list[OutboxMessage]:
+        """Messages that nobody else delivers for so many seconds, oldest first."""
+        now = self._clock.elapsed_s()
+        free = [
+            message
+            for message, until in self._outbox.items()
+            if message.receiver == receiver and until is not None and until <= now
+        ][:count]
+        self._outbox |= dict.fromkeys(free, now + for_s)
+        return free
+
+    async def end_messages(self, messages: Sequence[OutboxMessage], *, is_delivered: bool) -> None:
+        """Record that messages were delivered, or return them to be delivered later."""
+        self._outbox |= dict.fromkeys(messages, None if is_delivered else 0.0)
+
+    async def count_waiting(self, receiver: str) -> int:
+        """How many messages for a receiver are not delivered."""
+        waiting = (each for each, until in self._outbox.items() if until is not None)
+        return sum(message.receiver == receiver for message in waiting)
 
     def _journal(self, claim: UploadClaim) -> Journal:
         entry = self._entries.get(claim.key)

@@ -1,4 +1,4 @@
-"""The five tables and the SQL texts over them, for SQLite and PostgreSQL alike.
+"""The six tables and the SQL texts over them, for SQLite and PostgreSQL alike.
 
 Texts have named parameters (`:key`). What stands in braces is filled in by `Query`: lists of
 columns, and what differs between the two dialects:
@@ -18,13 +18,14 @@ from dataclasses import fields
 from functools import lru_cache
 from typing import Any, Final
 
-from uploader.state.records import Orphan, UploadRecord
+from uploader.state.records import Orphan, OutboxMessage, UploadRecord
 
 SCHEMA_VERSION: Final = 1
 NO_VALUES: Final[Mapping[str, Any]] = {}
 
 RECORD_COLUMNS: Final = tuple(field.name for field in fields(UploadRecord))
 ORPHAN_COLUMNS: Final = tuple(field.name for field in fields(Orphan))
+MESSAGE_COLUMNS: Final = tuple(field.name for field in fields(OutboxMessage))
 _PART_COLUMNS: Final = ("upload", "number", "size", "etag", "crc64", "md5")
 
 _MARK: Final = re.compile(r"\{(\w+) ?(\w*)\}")
@@ -70,6 +71,7 @@ def _columns(names: Iterable[str], form: str = "{0}") -> str:
 _RECORD: Final = _columns(RECORD_COLUMNS)
 _ORPHAN: Final = _columns(ORPHAN_COLUMNS)
 _PART: Final = _columns(_PART_COLUMNS)
+_MESSAGE: Final = _columns(MESSAGE_COLUMNS)
 
 # --- tables ---------------------------------------------------------------------------------
 
@@ -106,6 +108,13 @@ TABLES: Final = (
             upload_id TEXT PRIMARY KEY, video_id TEXT, endpoint TEXT NOT NULL, region TEXT,
             bucket TEXT NOT NULL, object_key TEXT NOT NULL, added_at DOUBLE PRECISION NOT NULL
         )"""),
+    # A delivered message stays for a time, so that it is not added again.
+    Query("""
+        CREATE TABLE IF NOT EXISTS vodup_outbox (
+            message_id TEXT NOT NULL, receiver TEXT NOT NULL, body TEXT NOT NULL,
+            added_at DOUBLE PRECISION NOT NULL, delivered_at DOUBLE PRECISION,
+            taken_until DOUBLE PRECISION NOT NULL, PRIMARY KEY (message_id, receiver)
+        ) {clustered}"""),
 )
 
 # Reading a row of each column finds a schema that is not this one.
@@ -114,6 +123,10 @@ CHECK_COLUMNS: Final = (
     Query("SELECT id, {record} FROM vodup_upload LIMIT 1", record=_RECORD),
     Query("SELECT {part} FROM vodup_part LIMIT 1", part=_PART),
     Query("SELECT {orphan}, added_at FROM vodup_orphan LIMIT 1", orphan=_ORPHAN),
+    Query(
+        "SELECT {message}, added_at, delivered_at, taken_until FROM vodup_outbox LIMIT 1",
+        message=_MESSAGE,
+    ),
 )
 
 STORE: Final = Query("SELECT schema_version, store_id FROM vodup_store")
@@ -211,3 +224,40 @@ ADD_ORPHAN: Final = Query(
     values=_columns(ORPHAN_COLUMNS, ":{0}"),
 )
 DROP_ORPHAN: Final = Query("DELETE FROM vodup_orphan WHERE upload_id = :upload_id")
+
+# --- outbox ---------------------------------------------------------------------------------
+
+ADD_MESSAGE: Final = Query(
+    """
+    INSERT INTO vodup_outbox ({message}, added_at, taken_until) VALUES ({values}, :added_at, 0)
+    ON CONFLICT (message_id, receiver) DO NOTHING
+    """,
+    message=_MESSAGE,
+    values=_columns(MESSAGE_COLUMNS, ":{0}"),
+)
+DROP_OLD_MESSAGES: Final = Query("DELETE FROM vodup_outbox WHERE delivered_at < :before")
+_IS_WAITING: Final = "receiver = :receiver AND delivered_at IS NULL"
+WAITING_MESSAGES: Final = Query(
+    """
+    SELECT {message}, taken_until FROM vodup_outbox
+    WHERE {is_waiting} AND taken_until <= :now ORDER BY added_at LIMIT :count
+    """,
+    message=_MESSAGE,
+    is_waiting=_IS_WAITING,
+)
+# Compared again: another process may take it at the same moment.
+TAKE_MESSAGE: Final = Query("""
+    UPDATE vodup_outbox SET taken_until = :until WHERE message_id = :message_id
+    AND receiver = :receiver AND delivered_at IS NULL AND taken_until = :seen
+""")
+RETURN_MESSAGE: Final = Query(
+    "UPDATE vodup_outbox SET taken_until = 0 WHERE message_id = :message_id "
+    "AND receiver = :receiver"
+)
+END_MESSAGE: Final = Query("""
+    UPDATE vodup_outbox SET delivered_at = :now, body = ''
+    WHERE message_id = :message_id AND receiver = :receiver
+""")
+COUNT_WAITING: Final = Query(
+    "SELECT count(*) FROM vodup_outbox WHERE {is_waiting}", is_waiting=_IS_WAITING
+)

@@ -56,6 +56,21 @@ class Orphan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OutboxMessage:
+    """A notification that is to be delivered.
+
+    Attributes:
+        message_id: the same whenever it is sent again.
+        receiver: opaque; who it is for.
+        body: the text to send.
+    """
+
+    message_id: str
+    receiver: str
+    body: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UploadRecord:
     """One upload. Times are aware UTC; other modules define the texts marked opaque.
 

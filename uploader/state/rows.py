@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from uploader.errors import StateUnavailable
 from uploader.state.queries import ORPHAN_COLUMNS, RECORD_COLUMNS
-from uploader.state.records import Orphan, PartAck, Phase, UploadRecord
+from uploader.state.records import Orphan, OutboxMessage, PartAck, Phase, UploadRecord
 
 _ESCAPED: Final = "\x1bjson:"
 _STAMPS: Final = frozenset({"created_at", "updated_at"})
@@ -85,7 +85,7 @@ def fields_row(fields: Mapping[str, Any]) -> dict[str, Any]:
     return row
 
 
-def row_of(value: UploadRecord | Orphan) -> dict[str, Any]:
+def row_of(value: UploadRecord | Orphan | OutboxMessage) -> dict[str, Any]:
     """All fields as stored; the times of a record are for the database to set."""
     return fields_row({name: getattr(value, name) for name in type(value).__slots__})
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from functools import partial
@@ -20,7 +20,7 @@ from uploader.state.commits import AckWrite
 from uploader.state.journal import Journal
 from uploader.state.leases import TAKEN_OVER, Lease, kept_alive
 from uploader.state.locations import locate
-from uploader.state.records import Orphan, PartAck, UploadRecord, UploadStatus
+from uploader.state.records import Orphan, OutboxMessage, PartAck, UploadRecord, UploadStatus
 from uploader.state.rows import stored_text
 from uploader.state.thread import StoreThread
 
@@ -159,6 +159,26 @@ class SqlState:
         """Delete an orphan that was aborted."""
         values = {"upload_id": stored_text(upload_id)}
         await self._thread().write(lambda connection: connection.run(queries.DROP_ORPHAN, values))
+
+    async def add_message(self, message: OutboxMessage) -> None:
+        """Keep a message until it is delivered."""
+        await self._thread().write(partial(tx.add_message, message=message))
+
+    async def take_messages(
+        self, receiver: str, *, count: int, for_s: float
+    ) -> list[OutboxMessage]:
+        """Messages that nobody else delivers for so many seconds, oldest first."""
+        work = partial(tx.take_messages, receiver=receiver, count=count, for_s=for_s)
+        return await self._thread().write(work)
+
+    async def end_messages(self, messages: Sequence[OutboxMessage], *, is_delivered: bool) -> None:
+        """Record that messages were delivered, or return them to be delivered later."""
+        work = partial(tx.end_messages, messages=messages, is_delivered=is_delivered)
+        await self._thread().write(work)
+
+    async def count_waiting(self, receiver: str) -> int:
+        """How many messages for a receiver are not delivered."""
+        return await self._thread().write(partial(tx.count_waiting, receiver=receiver))
 
     async def _renew(self, lease: Lease) -> bool:
         """Extend the lease; False if another owner holds it by now."""

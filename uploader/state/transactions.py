@@ -18,7 +18,7 @@ from uploader.state.commits import AckWrite
 from uploader.state.journal import video_taken
 from uploader.state.leases import TAKEN_OVER, Lease, Owner
 from uploader.state.queries import NO_VALUES, Query
-from uploader.state.records import Orphan, PartAck, Phase, UploadRecord, UploadStatus
+from uploader.state.records import Orphan, OutboxMessage, PartAck, Phase, UploadRecord, UploadStatus
 
 T = TypeVar("T")
 Values: TypeAlias = Mapping[str, Any]
@@ -27,6 +27,7 @@ IsDead: TypeAlias = Callable[[int, str], bool]
 
 _UPLOAD_COLUMNS: Final = ("id", *queries.RECORD_COLUMNS)
 _LAST_ID: Final = (1 << 63) - 1
+_DELIVERED_LIFE_S: Final = 90 * 24 * 3600.0
 
 
 class Connection(ABC):
@@ -344,3 +345,42 @@ def _add_orphan(connection: Connection, orphan: Orphan | None) -> None:
     if orphan is not None:
         values = {**rows.row_of(orphan), "added_at": connection.now}
         connection.run(queries.ADD_ORPHAN, values)
+
+
+# --- outbox ---------------------------------------------------------------------------------
+
+
+def add_message(connection: Connection, message: OutboxMessage) -> None:
+    """Keep a message until it is delivered; one that is there, delivered or not, stays as it is."""
+    connection.run(queries.DROP_OLD_MESSAGES, {"before": connection.now - _DELIVERED_LIFE_S})
+    connection.run(queries.ADD_MESSAGE, {**rows.row_of(message), "added_at": connection.now})
+
+
+def take_messages(
+    connection: Connection, receiver: str, count: int, for_s: float
+) -> list[OutboxMessage]:
+    """Messages for a receiver, oldest first, that nobody else delivers for so many seconds."""
+    now = connection.lease_now
+    taken = []
+    values = {"receiver": receiver, "now": now, "count": count}
+    for message_id, _, body, seen in connection.rows(queries.WAITING_MESSAGES, values):
+        name = {"message_id": message_id, "receiver": receiver}
+        if connection.run(queries.TAKE_MESSAGE, {**name, "seen": seen, "until": now + for_s}):
+            taken.append(OutboxMessage(**name, body=rows.loaded_text(body)))
+    return taken
+
+
+def end_messages(
+    connection: Connection, messages: Sequence[OutboxMessage], *, is_delivered: bool
+) -> None:
+    """Record that messages were delivered, or return them to be delivered later."""
+    query = queries.END_MESSAGE if is_delivered else queries.RETURN_MESSAGE
+    for message in messages:
+        name = {"message_id": message.message_id, "receiver": message.receiver}
+        connection.run(query, {**name, "now": connection.now} if is_delivered else name)
+
+
+def count_waiting(connection: Connection, receiver: str) -> int:
+    """How many messages for a receiver are not delivered."""
+    [(count,)] = connection.rows(queries.COUNT_WAITING, {"receiver": receiver})
+    return int(count)
