@@ -165,6 +165,12 @@ def shell(
     return Ended(done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
+@pytest.fixture
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run commands without coverage, which needs memory, a folder and modules of its own."""
+    monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator[DevServer]:
     with ThreadedDevServer() as threaded:

@@ -12,6 +12,8 @@ import pytest
 
 from .conftest import Cli, Ended
 
+pytestmark = pytest.mark.usefixtures("unmeasured")
+
 SIGNAL_AT_IMPORT = """
 import os, sys
 class Finder:

@@ -18,6 +18,8 @@ from uploader.unexpected import is_bug, unexpected
 
 from .conftest import VODUP, Cli, Ended, shell
 
+pytestmark = pytest.mark.usefixtures("unmeasured")
+
 
 def one_sentence(ended: Ended) -> bool:
     """Whether standard error is a sentence and what to do next, and no traceback."""

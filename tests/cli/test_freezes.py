@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.bulk.conftest import Quick
-from tests.waiting import wait_until
+from tests.waiting import is_stopped, wait_until
 from uploader.devserver import DevServer, Fault, ThreadedDevServer
 from uploader.state import SqlState
 
@@ -65,6 +65,7 @@ def freeze(cli: Cli, when: Freeze) -> tuple[Ended, Ended]:
     wait_until(lambda: stats.requests[when.operation] > 0)
     time.sleep(when.after_s)
     first.process.send_signal(signal.SIGSTOP)
+    wait_until(lambda: is_stopped(first.process.pid))
     time.sleep(1.3 * TTL_S)
     before = sum(stats.requests.values())
     second = cli.start(*PUSH)

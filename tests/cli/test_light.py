@@ -106,9 +106,9 @@ main()
 @pytest.mark.parametrize(
     ("words", "packages", "own"),
     [
-        ("--help", "click", 10),
-        ("push --help", "click", 10),
-        ("version", "click", 11),
+        ("--help", "click", 11),
+        ("push --help", "click", 11),
+        ("version", "click", 12),
         ("status", "click", 34),
         ("push movie.mp4", SENDS, 108),
     ],

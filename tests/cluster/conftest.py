@@ -203,7 +203,3 @@ def acked_parts(cluster: Cluster) -> int:
 
 def until_under_way(cluster: Cluster, parts: int = 2) -> None:
     wait_until(lambda: acked_parts(cluster) >= parts)
-
-
-def is_stopped(pid: int) -> bool:
-    return "\nState:\tT" in Path(f"/proc/{pid}/status").read_text()

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from tests.cluster.conftest import PART, Cluster, acked_parts, is_stopped, until_under_way
-from tests.waiting import wait_until
+from tests.cluster.conftest import PART, Cluster, acked_parts, until_under_way
+from tests.waiting import is_stopped, wait_until
 from uploader.devserver import DevServer
 
 SIZE = 12 * PART

@@ -16,6 +16,7 @@ from pathlib import Path
 import psycopg
 
 from tests.engine.harness import PART, Desk, until
+from tests.waiting import is_stopped
 from uploader import UploadResult
 from uploader.devserver import Fault
 from uploader.events import UploadStarted
@@ -33,10 +34,12 @@ async def frozen(child: Child, state: str) -> None:
     In mid-transaction it would keep its successor waiting: tests/state has that.
     """
     child.signal(signal.SIGSTOP)
+    await until(lambda: is_stopped(child.pid))
     while await asyncio.to_thread(is_in_transaction, state):
         child.signal(signal.SIGCONT)
         await asyncio.sleep(0.003)
         child.signal(signal.SIGSTOP)
+        await until(lambda: is_stopped(child.pid))
     await asyncio.sleep(1.2 * TTL_S)
 
 

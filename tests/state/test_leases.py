@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.state.conftest import Place, SqlitePlace, record
+from tests.waiting import is_stopped, until
 from uploader.errors import ConfigurationError, LeaseLost, StateUnavailable, UploadLocked
 from uploader.state import Journal, PartAck, SqlState, StateStore, leases
 from uploader.state.leases import Owner, lock_holder, shared_clock
@@ -274,6 +275,7 @@ async def test_a_frozen_owner_is_succeeded_and_writes_nothing_when_it_wakes(
     child = children("write_after_freeze", sql_place.url, 0.5)
     assert lines(child, 1) == ["holding"]
     os.kill(child.pid, signal.SIGSTOP)
+    await until(lambda: is_stopped(child.pid))
     async with sql_place.open() as store:
         assert not await claimed(store)
         await asyncio.sleep(0.6)

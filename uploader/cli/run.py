@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Final, TextIO, cast
 from uploader import errors
 from uploader.cli.printing import Outputs, err, paragraph
 from uploader.errors import ServiceError, SourceError, VodupError
+from uploader.unexpected import is_bug, unexpected  # at the limit of memory it is too late
 
 if TYPE_CHECKING:
     import asyncio
@@ -128,12 +129,7 @@ def explain(error: Exception) -> int:
 
     What nothing has translated is the machine's, or a bug of ours.
     """
-    if isinstance(error, VodupError):
-        err(*paragraph(error))
-        return exit_code(error)
-    from uploader.unexpected import is_bug, unexpected
-
-    failure = unexpected(error)
+    failure = error if isinstance(error, VodupError) else unexpected(error)
     if is_bug(error):
         explain_bug(error)
     else:
@@ -143,8 +139,6 @@ def explain(error: Exception) -> int:
 
 def explain_bug(error: BaseException) -> None:
     """Print an unexpected error: a sentence, and where it happened, without any values."""
-    from uploader.unexpected import is_bug
-
     if not is_bug(error):
         return
     err(
