@@ -387,3 +387,16 @@ def test_where_exit_statuses_are_discarded_nothing_is_called_a_success() -> None
     """A truncated stream would be completed; `Popen.poll` says 0 here."""
     ignoring = "signal.signal(signal.SIGCHLD, signal.SIG_IGN); asyncio.run(run())"
     assert surrounded(ignoring) == "100000 None\ntimeout\n"
+
+
+async def test_a_command_of_a_bundle_gets_the_libraries_of_the_system(
+    marked: Marked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyInstaller names its own first, and keeps what was named before."""
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    bundle = {**marked.environment, "LD_LIBRARY_PATH": "/bundle"}
+    show = 'printf "${LD_LIBRARY_PATH-unset}"'
+
+    assert (await sh(show, marked, environment=bundle)).output == b"unset"
+    bundle["LD_LIBRARY_PATH_ORIG"] = "/system"
+    assert (await sh(show, marked, environment=bundle)).output == b"/system"

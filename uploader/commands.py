@@ -17,6 +17,7 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -167,7 +168,7 @@ class RunningCommand:
                     bufsize=0,
                     stdin=stdin_file,
                     stdout=stdout,
-                    env=environment,
+                    env=_outside_bundle(os.environ if environment is None else environment),
                     start_new_session=True,
                 )
         except (OSError, ValueError) as error:
@@ -268,6 +269,18 @@ def _as_file(data: bytes) -> IO[bytes]:
     file.write(data)
     file.seek(0)
     return file
+
+
+def _outside_bundle(environment: Mapping[str, str]) -> Mapping[str, str]:
+    """Undo what a bundle of PyInstaller has set: a command must not load the bundle's libraries.
+
+    Source: PyInstaller manual, "Launching external programs from the frozen application".
+    """
+    if not getattr(sys, "frozen", False):
+        return environment
+    name, before = "LD_LIBRARY_PATH", environment.get("LD_LIBRARY_PATH_ORIG")
+    outside = {key: value for key, value in environment.items() if key != name}
+    return outside if before is None else {**outside, name: before}
 
 
 def describe_status(status: int | None) -> str:

@@ -87,6 +87,7 @@ class Cli:
     server: DevServer
     folder: Path
     env: dict[str, str] = field(default_factory=dict)
+    command: tuple[str, ...] = tuple(VODUP)
 
     def __post_init__(self) -> None:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("VODUP_")}
@@ -107,7 +108,7 @@ class Cli:
     ) -> Ended:
         """Run to the end."""
         done = subprocess.run(
-            [*VODUP, *words],
+            [*self.command, *words],
             cwd=self.folder,
             env=self.env | (env or {}),
             input=stdin,
@@ -122,7 +123,7 @@ class Cli:
         """Start in the background."""
         return Running(
             subprocess.Popen(
-                [*VODUP, *words],
+                [*self.command, *words],
                 cwd=self.folder,
                 env=self.env,
                 stdout=subprocess.PIPE,
@@ -155,7 +156,7 @@ def shell(
 ) -> Ended:
     """Run a command as a shell does, with its streams redirected, after a line of shell."""
     done = subprocess.run(
-        ["bash", "-c", f"{before}; exec {shlex.join([*VODUP, *words])} {redirection}"],
+        ["bash", "-c", f"{before}; exec {shlex.join([*cli.command, *words])} {redirection}"],
         cwd=cli.folder,
         env=cli.env | env,
         capture_output=True,

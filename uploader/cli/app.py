@@ -121,9 +121,14 @@ def devserver(flags: DevserverFlags) -> int:
     """Run the development server until stopped."""
     from uploader.devserver.__main__ import main
 
-    given = {name: value for name, value in vars(flags).items() if value is not None}
-    words = ["--tls"] if given.pop("tls") else []
-    return main([*words, *(f"{flag_of(name)}={value}" for name, value in given.items())])
+    given = {flag_of(name): value for name, value in vars(flags).items()}
+    return main(
+        [
+            flag if value is True else f"{flag}={value}"
+            for flag, value in given.items()
+            if value is not None and value is not False
+        ]
+    )
 
 
 def version(flags: VersionFlags) -> int:

@@ -175,7 +175,7 @@ class _Demo:
     def _devserver(self) -> Iterator[None]:
         bandwidth, ttl_s = int(self._size / _UPLOAD_S), round(_UPLOAD_S / _LIVES, 1)
         words = [
-            *("-m", "uploader.devserver", f"--data={self._folder / 'server'}"),
+            *("devserver", f"--data={self._folder / 'server'}"),
             *(f"--bandwidth={bandwidth}", f"--credential-ttl={ttl_s}"),
             "--until-stdin-ends",  # however the demo ends, its server does not outlive it
         ]
@@ -201,7 +201,7 @@ class _Demo:
     def _push(self, *, kill_at: float = 2.0) -> DemoPush:
         """Run `vodup push` and narrate it; SIGKILL it at that share of the file."""
         words = [
-            *("-c", "from uploader.cli import main; main()", "push", str(self._file), "--json"),
+            *("push", str(self._file), "--json"),
             "--retry-for=5s",  # should the demo be killed, its server ends, and so does this
             f"--state={self._folder / 'state.db'}",
             f"--concurrency={_CONNECTIONS}",
@@ -333,9 +333,11 @@ def _clean_environment() -> dict[str, str]:
 
 @contextmanager
 def _process(words: list[str], env: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Run Python with these words for as long as the block."""
+    """Run `vodup` with these words for as long as the block."""
     pipe = subprocess.PIPE
-    command = [sys.executable, *words]
+    is_bundle = getattr(sys, "frozen", False)  # its executable is vodup, and has no -c
+    vodup = () if is_bundle else ("-c", "from uploader.cli import main; main()")
+    command = [sys.executable, *vodup, *words]
     with subprocess.Popen(command, env=env, stdin=pipe, stdout=pipe) as process:  # noqa: S603
         try:
             yield process

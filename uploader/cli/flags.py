@@ -481,6 +481,7 @@ class DevserverFlags:
     )
     options: str = option("JSON", "JSON object with further options.", default="{}")
     tls: bool = switch("Serve https with a certificate of its own.", default=False)
+    until_stdin_ends: bool = switch("Stop when standard input, a pipe, is closed.")
 
 
 @group
