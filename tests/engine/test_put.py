@@ -17,6 +17,7 @@ from .harness import PART, Desk, content, created, until
 from .test_packages import hls
 
 PUT = "PutObject"
+INITIATE = "InitiateMultipartUpload"
 
 
 async def killed_while_putting(desk: Desk, movie: Path, *, delay_s: float = 0.4) -> RequestRecord:
@@ -172,12 +173,15 @@ async def test_a_bucket_that_never_replaces_is_an_error(desk: Desk) -> None:
     assert (error.code, desk.count(PUT)) == ("FileAlreadyExists", 2)
 
 
-@pytest.mark.parametrize("answer", ["denied", "invalid"])
+@pytest.mark.parametrize(
+    ("answer", "size", "operation"),
+    [("denied", PART, PUT), ("invalid", PART, PUT), ("denied", 2 * PART, INITIATE)],
+)
 async def test_where_the_header_is_refused_it_is_left_out_and_reported(
-    desk: Desk, answer: str, caplog: pytest.LogCaptureFixture
+    desk: Desk, answer: str, size: int, operation: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     desk.server.set_options(forbid_overwrite=answer)
-    films = [desk.file(PART, f"{number}.mp4", seed=number) for number in range(3)]
+    films = [desk.file(size, f"{number}.mp4", seed=number) for number in range(3)]
 
     with caplog.at_level(logging.WARNING):
         async with desk.uploader() as up:
@@ -185,7 +189,7 @@ async def test_where_the_header_is_refused_it_is_left_out_and_reported(
 
     for result, film in zip(results, films, strict=True):
         await desk.assert_stored(result, film)
-    assert desk.count(PUT) == 4, "the refusal is remembered"
+    assert desk.count(operation) == 4, "the refusal is remembered"
     (record,) = [each for each in caplog.records if each.message == "object.not_protected"]
     assert record.levelno == logging.WARNING
     assert vars(record)["bucket"] == results[0].bucket

@@ -33,7 +33,7 @@ from uploader.state import Journal, MemoryState, PartAck, Phase, SqlState, State
 from uploader.state import transactions as tx
 from uploader.state.commits import Failure, GroupCommit
 from uploader.state.leases import FileLock, Lease, Owner, OwnerLock, kept_alive
-from uploader.state.locations import PostgresUrl, SqliteFile
+from uploader.state.locations import PostgresUrl, SqliteFile, state_directory
 from uploader.state.sqlite import open_file
 from uploader.state.transactions import Connection
 from uploader.threads import Worker
@@ -546,6 +546,17 @@ def test_a_place_that_was_deleted_under_us_is_a_typed_error(
     gone.rmdir()
     with pytest.raises(StateUnavailable, match="cannot be used"):
         files.secure_directory(Path("a", "b"))
+
+
+def test_a_user_without_a_home_has_no_folder_for_the_state(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_home(app: str) -> str:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("platformdirs.user_state_dir", no_home)
+    with pytest.raises(ConfigurationError, match="no home folder"):
+        state_directory()
 
 
 def test_a_machine_without_a_table_of_mounts_is_taken_for_local(tmp_path: Path) -> None:

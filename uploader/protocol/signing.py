@@ -113,7 +113,7 @@ def _add_v4(
     request.headers["x-oss-date"] = date_time
     request.headers["x-oss-content-sha256"] = "UNSIGNED-PAYLOAD"
     auth = _oss2_auth()
-    keys = _Keys(key_id, credentials.access_key_secret)
+    keys = _Keys(credentials.access_key_secret)
     signature = auth.ProviderAuthV4(None)._ProviderAuthV4__make_signature(
         request, bucket, key, None, keys, date_time
     )
@@ -129,7 +129,7 @@ def _add_v1(
     """`oss2.ProviderAuth._sign_request`; OSS accepts `x-oss-date` in place of `Date`."""
     key_id = credentials.access_key_id
     request.headers["x-oss-date"] = format_datetime(at, usegmt=True)
-    keys = _Keys(key_id, credentials.access_key_secret)
+    keys = _Keys(credentials.access_key_secret)
     auth = _oss2_auth().ProviderAuth(None)
     signature = auth._ProviderAuth__make_signature(request, bucket, key, keys)
     request.headers["authorization"] = f"OSS {key_id}:{signature}"
@@ -137,13 +137,9 @@ def _add_v1(
 
 @dataclass(frozen=True, slots=True)
 class _Keys:
-    """The part of `oss2.credentials.Credentials` that its signers look at."""
+    """The part of `oss2.credentials.Credentials` that the signers used here look at."""
 
-    access_key_id: str
     access_key_secret: str = field(repr=False)
-
-    def get_access_key_id(self) -> str:
-        return self.access_key_id
 
     def get_access_key_secret(self) -> str:
         return self.access_key_secret
