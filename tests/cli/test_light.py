@@ -106,11 +106,11 @@ main()
 @pytest.mark.parametrize(
     ("words", "packages", "own"),
     [
-        ("--help", "click", 11),
-        ("push --help", "click", 11),
-        ("version", "click", 12),
-        ("status", "click", 34),
-        ("push movie.mp4", SENDS, 108),
+        ("--help", "click", 12),
+        ("push --help", "click", 12),
+        ("version", "click", 13),
+        ("status", "click", 35),
+        ("push movie.mp4", SENDS, 109),
     ],
 )
 def test_a_command_imports_only_these_packages_and_so_many_modules_of_its_own(

@@ -11,7 +11,8 @@ import pytest
 
 from uploader import parse_bandwidth, units
 from uploader.cli.cluster import make_worker_options
-from uploader.cli.flags import AccessFlags, OutputFlags, TransferFlags, WorkerFlags
+from uploader.cli.flag_groups import AccessFlags, OutputFlags, TransferFlags
+from uploader.cli.flags import WorkerFlags
 from uploader.cli.options import (
     BANDWIDTH,
     COMMAND,

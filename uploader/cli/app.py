@@ -11,13 +11,8 @@ from typing import Any, cast
 import click
 
 from uploader.cli import flags as commands
-from uploader.cli.flags import (
-    AccessFlags,
-    DevserverFlags,
-    OutputFlags,
-    StateFlags,
-    VersionFlags,
-)
+from uploader.cli.flag_groups import AccessFlags, OutputFlags, StateFlags
+from uploader.cli.flags import DevserverFlags, VersionFlags
 from uploader.cli.options import Argument, config_path, flag_of, group, parameters_of
 from uploader.cli.printing import out, out_json
 from uploader.cli.run import explain, finish

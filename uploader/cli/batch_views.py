@@ -12,7 +12,7 @@ from uploader import units
 from uploader.bulk.estimate import Estimate
 from uploader.bulk.progress import BatchProgress
 from uploader.bulk.rows import Row, shown_path, shown_record
-from uploader.cli.flags import OutputFlags, ReportFlags
+from uploader.cli.flag_groups import OutputFlags, ReportFlags
 from uploader.cli.printing import err, out, out_json
 from uploader.cli.progress import Total, show_progress
 from uploader.errors import VodupError

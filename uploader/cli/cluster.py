@@ -20,15 +20,8 @@ from uploader.bulk.rows import Row
 from uploader.bulk.runner import Reading
 from uploader.cli import run, settings
 from uploader.cli.batch_views import make_batch_view
-from uploader.cli.flags import (
-    ClusterFlags,
-    EnqueueFlags,
-    OutputFlags,
-    ResultsFlags,
-    StateFlags,
-    UpgradeFlags,
-    WorkerFlags,
-)
+from uploader.cli.flag_groups import ClusterFlags, OutputFlags, StateFlags
+from uploader.cli.flags import EnqueueFlags, ResultsFlags, UpgradeFlags, WorkerFlags
 from uploader.cli.ingest import make_readings, make_rules, make_streams, write_failed
 from uploader.cli.printing import err, out_json
 from uploader.cluster.database import conninfo_of, open_pool, refuse_newer

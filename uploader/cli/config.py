@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import click
 
-from uploader.cli.flags import OutputFlags
+from uploader.cli.flag_groups import OutputFlags
 from uploader.cli.options import config_path, flag_of
 from uploader.cli.printing import out, out_json
 from uploader.cli.run import DONE

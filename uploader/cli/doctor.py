@@ -23,7 +23,8 @@ import click
 
 from uploader import UploadGrant, decode_answer, decode_grant, units
 from uploader.cli import run, settings
-from uploader.cli.flags import AccessFlags, ConnectionFlags, DoctorFlags, InspectFlags, StateFlags
+from uploader.cli.flag_groups import AccessFlags, ConnectionFlags, StateFlags
+from uploader.cli.flags import DoctorFlags, InspectFlags
 from uploader.cli.orphans import open_network
 from uploader.cli.printing import out, out_json
 from uploader.clock import SystemClock

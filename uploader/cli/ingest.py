@@ -17,7 +17,8 @@ from uploader.bulk.rows import FileIdentity, Root, RowRules, require_title_templ
 from uploader.bulk.runner import Batch, BatchOptions, Reading, read_rows
 from uploader.cli import run, settings
 from uploader.cli.batch_views import BatchView, make_batch_view
-from uploader.cli.flags import IngestFlags, RowFlags, VideoFlags
+from uploader.cli.flag_groups import RowFlags, VideoFlags
+from uploader.cli.flags import IngestFlags
 from uploader.cli.printing import err, report_notices
 from uploader.errors import ConfigurationError, VodupError
 from uploader.options import UploadOptions

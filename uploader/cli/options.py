@@ -1,8 +1,9 @@
 """How a flag is declared, shown to click, and read.
 
-Flags are fields of classes (`flags.py`): the field `part_size` is the flag `--part-size` and the
-environment variable VODUP_PART_SIZE. A flag that takes more than plain text names a `Kind`, so
-that a command sees values only, and a wrong text ends in a sentence that says what to write.
+Flags are fields of classes (`flag_groups.py`, `flags.py`): the field `part_size` is the flag
+`--part-size` and the environment variable VODUP_PART_SIZE. A flag that takes more than plain text
+names a `Kind`, so that a command sees values only, and a wrong text ends in a sentence that says
+what to write.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import Final
 
 from uploader import StateStore, UploadTarget
 from uploader.cli import run, settings
-from uploader.cli.flags import ConnectionFlags
+from uploader.cli.flag_groups import ConnectionFlags
 from uploader.cli.printing import err, out, paragraph
 from uploader.clock import SystemClock
 from uploader.credentials import GrantSource, LiveGrant, Network

@@ -10,7 +10,8 @@ from typing import Final
 
 from uploader import Uploader, UploadGrant, UploadItem, UploadRecord, VideoMeta, decode_answer
 from uploader.cli import run, settings
-from uploader.cli.flags import OutputFlags, PushFlags, ResumeFlags, UrlFlags
+from uploader.cli.flag_groups import OutputFlags, UrlFlags
+from uploader.cli.flags import PushFlags, ResumeFlags
 from uploader.cli.options import flag_of
 from uploader.cli.printing import report_notices
 from uploader.cli.push_views import PushedFile, interruption, make_push_view

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from uploader import events, units
 from uploader.cli import run
-from uploader.cli.flags import OutputFlags
+from uploader.cli.flag_groups import OutputFlags
 from uploader.cli.printing import err, out, out_json, paragraph
 from uploader.cli.progress import Total, progress_line, sample_every_second, show_progress
 from uploader.errors import VodupError

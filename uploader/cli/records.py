@@ -12,14 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from uploader import units
 from uploader.cli import run
-from uploader.cli.flags import (
-    AbortFlags,
-    CleanFlags,
-    OutputFlags,
-    StateFlags,
-    StatusFlags,
-    VerifyFlags,
-)
+from uploader.cli.flag_groups import OutputFlags, StateFlags
+from uploader.cli.flags import AbortFlags, CleanFlags, StatusFlags, VerifyFlags
 from uploader.cli.printing import err, out, out_json, paragraph, room
 from uploader.errors import ConfigurationError, UnsupportedState, VodupError
 from uploader.state import Orphan, Phase, StateStore, UploadRecord, UploadStatus, open_state

@@ -33,7 +33,7 @@ from uploader.unexpected import is_bug, unexpected  # at the limit of memory it 
 if TYPE_CHECKING:
     import asyncio
 
-    from uploader.cli.flags import OutputFlags
+    from uploader.cli.flag_groups import OutputFlags
 
 # --- exit codes -------------------------------------------------------------------------
 

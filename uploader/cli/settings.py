@@ -21,7 +21,7 @@ from uploader import (
     command_hooks,
     installed_hooks,
 )
-from uploader.cli.flags import (
+from uploader.cli.flag_groups import (
     AccessFlags,
     ConnectionFlags,
     NetworkFlags,

@@ -6,7 +6,8 @@ import os
 from typing import Final
 
 from uploader import CommandReader, MemoryBuffer, StreamSource, UploadRecord
-from uploader.cli.flags import PushFlags, StreamFlags, UrlFlags
+from uploader.cli.flag_groups import StreamFlags, UrlFlags
+from uploader.cli.flags import PushFlags
 from uploader.cli.options import flag_of
 from uploader.cli.records import recorded_plan
 from uploader.cli.settings import make_url_policy
