@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 import signal
 import stat
@@ -22,9 +23,11 @@ from uploader.commands import (
     CommandOutputTooLong,
     CommandResult,
     RunningCommand,
+    describe_output,
     describe_status,
     run_command,
 )
+from uploader.redaction import remember
 
 PROMPT_S = 8.0
 """What ends at once ends within this, on a machine with other work; `LONG` commands do not."""
@@ -316,6 +319,79 @@ async def test_who_has_left_the_group_is_not_waited_for(marked: Marked, tmp_path
     await asyncio.wait([task])
     assert time.monotonic() - began < PROMPT_S
     assert int((tmp_path / "pid").read_text()) in marked.alive()
+
+
+# --- what it prints to standard error --------------------------------------------------
+
+
+async def test_the_end_of_standard_error_is_returned(
+    marked: Marked, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """And of standard output where nobody reads that; none of it gets to ours."""
+    script = "echo one >&2; echo two; exit 3"
+
+    assert await sh(script, marked) == CommandResult(3, b"two\n", "one")
+    assert await sh(script, marked, output_limit=None) == CommandResult(3, b"", "one two")
+    assert capfd.readouterr() == ("", "")
+
+
+async def test_megabytes_of_standard_error_block_nothing_and_are_not_kept(marked: Marked) -> None:
+    """A line that has lost its beginning is left out: it may be the rest of a secret."""
+    script = "head -c 3000000 /dev/zero | tr '\\0' x >&2; ({}) >&2; echo answer"
+
+    assert await sh(script.format("echo"), marked) == CommandResult(0, b"answer\n")
+    ended = await sh(script.format("yes | head -c 5001; echo; echo end"), marked)
+    assert ended.output == b"answer\n"
+    assert ended.last_output.endswith("y y y end")
+    assert 4000 < len(ended.last_output) <= 4096
+
+
+async def test_what_a_child_prints_for_ever_is_not_read_for_ever(marked: Marked) -> None:
+    ended = await sh("yes >&2 & sleep 0.1; exit 1", marked)
+    assert ended.last_output.endswith("y y")
+
+
+async def test_standard_error_steers_no_terminal_and_shows_no_secret(marked: Marked) -> None:
+    remember("a-password-of-a-proxy")
+    environment = {**marked.environment, "MY_API_TOKEN": "plain words of mine"}
+    script = r"""
+        printf '\033[31mred\033[0m \033]0;title\007 \a\r\n{"type": "upload.finished"}\n' >&2
+        printf 'a-pass\033[1mword-of-a-proxy %s STS.NUrvEQpDzuXx5Dv\n' "$MY_API_TOKEN" >&2
+    """
+    ended = await sh(script, marked, environment=environment)
+    secrets = "[redacted] [redacted] [redacted]"
+    assert ended.last_output == f'red {{"type": "upload.finished"}} {secrets}'
+
+
+async def test_what_it_printed_before_its_time_was_over_is_the_error(marked: Marked) -> None:
+    with pytest.raises(TimeoutError, match=r"^waiting for an answer$"):
+        await sh(f"echo waiting for an answer >&2; {LONG}", marked, timeout_s=0.2, grace_s=0.2)
+
+
+def test_a_message_shows_the_end_of_what_was_printed() -> None:
+    assert describe_status(3, "no disk") == "failed with exit status 3 (its last output: no disk)"
+    assert describe_status(-9, "no disk") == "was ended by SIGKILL (its last output: no disk)"
+    shown = describe_output("begin " + 600 * "x" + " end")
+    assert "begin" not in shown
+    assert shown.endswith("x end)")
+    assert len(shown) < 550
+    assert describe_output("") == ""
+
+
+async def test_what_it_printed_is_logged_at_debug_once(
+    marked: Marked, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.DEBUG, "vodup"):
+        await sh("echo done >&2", marked)
+        await sh("true", marked)
+    (record,) = caplog.records
+    assert (record.message, record.levelname) == ("command.output", "DEBUG")
+    assert vars(record)["output"] == "done"
+    assert vars(record)["command"] == "sh"
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "vodup"):
+        await sh("echo done >&2", marked)
+    assert not caplog.records
 
 
 # --- in streams ------------------------------------------------------------------------

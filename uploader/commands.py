@@ -5,6 +5,9 @@ still there after some grace, when the command's time is over, when the task tha
 cancelled, and when it prints too much. What a command leaves running when it ends by itself is left
 alone. A process that has left the group is neither ended nor waited for.
 
+What it prints to standard error never reaches ours, where it could break a line of JSON, steer the
+terminal or show a secret: the end of it is kept for the error and for the log.
+
 These are not asyncio's subprocesses: with those, `wait` returns only when every pipe is closed
 (until Python 3.13), and a grandchild may keep one open for hours.
 """
@@ -13,18 +16,23 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
+import re
 import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from tempfile import TemporaryFile
 from typing import IO, Final
 
 from uploader.errors import ConfigurationError
+from uploader.log import get_logger, is_enabled
+from uploader.protocol.documents import clean_text
+from uploader.redaction import redacted
 from uploader.tasks import beside
 from uploader.threads import Threads, in_thread
 
@@ -36,7 +44,16 @@ _LAST_OUTPUT_S: Final = 1.0
 """How long what is left in the pipe is waited for once the command has ended."""
 
 _LONGEST_PAUSE_S: Final = 0.1
-_STDERR: Final = 2
+_READ_SIZE: Final = 64 * 1024
+_LAST_READS: Final = 32
+"""Reads of standard error after the end: more than a pipe holds; others may still write to it."""
+
+_TAIL_SIZE: Final = 4096
+_SHOWN_SIZE: Final = 500
+"""Characters of that in a message; the log has all."""
+
+_ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|.)")
+_SECRET_NAME = re.compile(r"secret|token|passw|access_?key|api_?key", re.I)
 
 _TEMPORARY: Final = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
@@ -70,10 +87,13 @@ class CommandResult:
         status: its exit status, negative for a signal; None if it cannot be known (this process
             ignores SIGCHLD, or other code has taken it). Only 0 is a success.
         output: what it printed; empty if that was not captured.
+        last_output: the end of what it printed to standard error, and to standard output where
+            that was not captured: 4 KiB at most, as one line without secrets.
     """
 
     status: int | None
     output: bytes
+    last_output: str = ""
 
 
 def split_command(command: str | Sequence[str], name: str) -> list[str]:
@@ -107,15 +127,16 @@ async def run_command(
         grace_s: how long its process group may take to end after SIGTERM, in seconds.
         environment: None is ours.
         stdin: what it may read; it need not.
-        output_limit: how many bytes it may print; what it prints is captured. None: its output
-            goes to our standard error, unlimited.
+        output_limit: how many bytes it may print; what it prints is captured. None: it may
+            print any number, and only the last are kept, with those of its standard error.
 
     Raises:
         CommandNotStarted: it cannot be started.
         CommandOutputTooLong: it printed more than `output_limit`.
         TimeoutError: it did not end within `timeout_s`, and was ended, at most `grace_s` later.
+            Its text is `CommandResult.last_output`.
     """
-    stdout = _STDERR if output_limit is None else subprocess.PIPE
+    stdout = None if output_limit is None else subprocess.PIPE
     command = RunningCommand(
         argv, grace_s=grace_s, environment=environment, stdin=stdin, stdout=stdout
     )
@@ -133,13 +154,15 @@ async def run_command(
             with suppress(TimeoutError):  # another process has the pipe and may keep it
                 async with asyncio.timeout(_LAST_OUTPUT_S):
                     await is_whole.wait()
+    except TimeoutError:
+        raise TimeoutError(command.last_output) from None
     finally:
         await command.stop()
-    return CommandResult(status, bytes(output))
+    return CommandResult(status, bytes(output), command.last_output)
 
 
 class RunningCommand:
-    """A command that has been started. Mutable: its status, and our end of its pipe.
+    """A command that has been started. Mutable: its status, and our ends of its pipes.
 
     `stop` must be called, also after it has ended.
     """
@@ -151,24 +174,29 @@ class RunningCommand:
         grace_s: float = _GRACE_S,
         environment: Mapping[str, str] | None = None,
         stdin: bytes = b"",
-        stdout: int = subprocess.PIPE,
+        stdout: int | None = subprocess.PIPE,
     ) -> None:
-        """Start it. As in asyncio, this waits for `exec`, about a millisecond.
+        """Start it, on a running loop. As in asyncio, this waits for `exec`, about a millisecond.
+
+        Args:
+            stdout: None: where its standard error goes.
 
         Raises:
             CommandNotStarted: it cannot be started.
         """
-        self._grace_s = grace_s
+        self._name, self._grace_s = os.path.basename(argv[0]), grace_s
         self._status: int | None = None
         self._has_ended = False
+        environment = os.environ if environment is None else environment
         try:
-            with _as_file(stdin) as stdin_file:
+            with _as_file(stdin) as stdin_file, _Tail.opened(environment) as (self._tail, theirs):
                 self._process = subprocess.Popen(  # noqa: S603 - the caller's own
                     argv,
                     bufsize=0,
                     stdin=stdin_file,
-                    stdout=stdout,
-                    env=_outside_bundle(os.environ if environment is None else environment),
+                    stdout=theirs if stdout is None else stdout,
+                    stderr=theirs,
+                    env=_outside_bundle(environment),
                     start_new_session=True,
                 )
         except (OSError, ValueError) as error:
@@ -184,6 +212,11 @@ class RunningCommand:
             raise RuntimeError("the output of this command is not captured")
         return self._process.stdout.fileno()
 
+    @property
+    def last_output(self) -> str:
+        """See `CommandResult.last_output`; so far."""
+        return self._tail.text()
+
     async def collect(self, output: bytearray, limit: int) -> None:
         """Add what it prints to `output`, until all processes have closed the pipe.
 
@@ -194,7 +227,7 @@ class RunningCommand:
         while is_open:
             await wait_readable(self.output)
             with suppress(BlockingIOError):
-                piece = os.read(self.output, 64 * 1024)
+                piece = os.read(self.output, _READ_SIZE)
                 is_open = len(piece) > 0
                 output += piece
             if len(output) > limit:
@@ -206,17 +239,25 @@ class RunningCommand:
         while not self._is_reaped():
             await asyncio.sleep(pause_s)
             pause_s = min(1.5 * pause_s, _LONGEST_PAUSE_S)
+        self._tail.drain()
         return self._status
 
     async def stop(self) -> None:
-        """End all that is in its group, unless `wait` has returned, and close our end of the pipe.
+        """End all that is in its group, unless `wait` has returned, and close our pipes.
 
         A cancellation meanwhile ends the grace.
         """
         if self._process.stdout is not None:
             self._process.stdout.close()
-        if self._has_ended:
-            return
+        try:
+            if not self._has_ended:
+                await self._end_group()
+        finally:
+            if self._tail.close() and (text := self.last_output) and is_enabled(logging.DEBUG):
+                log = get_logger(command=self._name, status=self._status)
+                log.debug("command.output", output=text)
+
+    async def _end_group(self) -> None:
         cancelled: asyncio.CancelledError | None = None
         for number, patience_s in ((signal.SIGTERM, self._grace_s), (signal.SIGKILL, _KILL_S)):
             # The group's number is not given away as long as it has a member, ended or not.
@@ -258,6 +299,69 @@ class RunningCommand:
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
 
+class _Tail:
+    """The end of what a command prints to its standard error. Mutable.
+
+    A callback of the loop reads it: nobody has to wait for it, and the command never does.
+    """
+
+    def __init__(self, descriptor: int, secrets: Collection[str]) -> None:
+        self._descriptor, self._secrets = descriptor, secrets
+        self._data, self._is_cut, self._is_open = bytearray(), False, True
+        self._loop = asyncio.get_running_loop()
+        os.set_blocking(descriptor, False)
+        self._loop.add_reader(descriptor, self._read)
+
+    @classmethod
+    @contextmanager
+    def opened(cls, environment: Mapping[str, str]) -> Iterator[tuple[_Tail, int]]:
+        """A tail and the descriptor for the command, which it has inherited after the block."""
+        ours, theirs = os.pipe()
+        secrets = [value for name, value in environment.items() if _SECRET_NAME.search(name)]
+        tail = cls(ours, secrets)
+        try:
+            yield tail, theirs
+        except BaseException:
+            tail.close()
+            raise
+        finally:
+            os.close(theirs)
+
+    def _read(self) -> bool:
+        """Take what is there, and tell whether there may be more."""
+        try:
+            piece = os.read(self._descriptor, _READ_SIZE)
+        except BlockingIOError:
+            return False
+        if not piece:
+            self._loop.remove_reader(self._descriptor)
+        self._data += piece
+        self._is_cut = self._is_cut or len(self._data) > _TAIL_SIZE
+        del self._data[:-_TAIL_SIZE]
+        return bool(piece)
+
+    def drain(self) -> None:
+        """Take what the command has printed, once it has ended."""
+        for _ in range(_LAST_READS):
+            if not self._is_open or not self._read():
+                break
+
+    def close(self) -> bool:
+        """Stop reading; returns whether that is new."""
+        was_open, self._is_open = self._is_open, False
+        if was_open:
+            self._loop.remove_reader(self._descriptor)
+            os.close(self._descriptor)
+        return was_open
+
+    def text(self) -> str:
+        """As one line, without secrets. A line whose beginning is lost may be the rest of one."""
+        text = self._data.decode(errors="replace")
+        if self._is_cut:
+            text = re.sub(r"\A[^\r\n]*", "", text)
+        return clean_text(redacted(_ESCAPE.sub("", text), *self._secrets), _TAIL_SIZE)
+
+
 def _as_file(data: bytes) -> IO[bytes]:
     """A file, not a pipe: a command that does not read it blocks no writer."""
     if not data:
@@ -283,15 +387,23 @@ def _outside_bundle(environment: Mapping[str, str]) -> Mapping[str, str]:
     return outside if before is None else {**outside, name: before}
 
 
-def describe_status(status: int | None) -> str:
+def describe_status(status: int | None, last_output: str = "") -> str:
     """What became of a command that did not succeed, to follow its name."""
     if status is None:
         return "has ended, but how is not known: something in this process discards exit statuses"
     if status >= 0:
-        return f"failed with exit status {status}"
+        return f"failed with exit status {status}{describe_output(last_output)}"
+    name = f"signal {-status}"
     with suppress(ValueError):
-        return f"was ended by {signal.Signals(-status).name}"
-    return f"was ended by signal {-status}"
+        name = signal.Signals(-status).name
+    return f"was ended by {name}{describe_output(last_output)}"
+
+
+def describe_output(last_output: str) -> str:
+    """The end of `CommandResult.last_output`, to follow what happened; "" if there is none."""
+    if len(last_output) > _SHOWN_SIZE:
+        last_output = f"…{last_output[1 - _SHOWN_SIZE :]}"
+    return f" (its last output: {last_output})" if last_output else ""
 
 
 def _reason(name: str, error: OSError | ValueError) -> str:

@@ -220,13 +220,13 @@ def command_hooks(command: str | Sequence[str], *, timeout_s: float = 600.0) -> 
     """Return hooks that run a command after every upload, verified or failed.
 
     The command runs without a shell; a string is split as a shell would. Its environment is ours
-    without the AccessKey, the token of the auth URL (`SECRETS`) and a database URL in
-    VODUP_STATE, and has VODUP_STATUS ("verified" or "failed"), VODUP_KEY, VODUP_FILE and
-    VODUP_VIDEO_ID; if verified VODUP_BUCKET, VODUP_OBJECT_KEY, VODUP_SIZE and VODUP_CRC64; if
-    failed VODUP_ERROR and VODUP_MESSAGE. Its standard input is one line of JSON with the same and
-    more. Its output goes to our standard error. It fails if it cannot be started, exits with
-    another status than 0, or does not finish in time; it is ended then, with all processes that
-    it has started.
+    without the AccessKey, the token of the auth URL (`SECRETS`) and a database URL in VODUP_STATE,
+    and has VODUP_STATUS ("verified" or "failed"), VODUP_KEY, VODUP_FILE and VODUP_VIDEO_ID; if
+    verified VODUP_BUCKET, VODUP_OBJECT_KEY, VODUP_SIZE and VODUP_CRC64; if failed VODUP_ERROR and
+    VODUP_MESSAGE. Its standard input is one line of JSON with the same and more. The end of its
+    output is logged at debug, and shown if it fails. It fails if it cannot be started, exits with
+    another status than 0, or does not finish in time; it is ended then, with all processes that it
+    has started.
 
     Raises:
         ConfigurationError: the command is empty or cannot be split.
@@ -241,7 +241,7 @@ def command_hooks(command: str | Sequence[str], *, timeout_s: float = 600.0) -> 
         except CommandNotStarted as error:
             raise HookError(f"{argv[0]} cannot be started ({error})") from error
         if command.status != 0:
-            raise HookError(f"{argv[0]} {describe_status(command.status)}")
+            raise HookError(f"{argv[0]} {describe_status(command.status, command.last_output)}")
 
     name = os.path.basename(argv[0])
     return Hooks(after_verify=run, on_failure=run, name=name, timeout_s=timeout_s)

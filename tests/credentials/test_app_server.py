@@ -217,17 +217,18 @@ async def test_a_command_that_prints_without_end_is_ended() -> None:
 
 
 async def test_a_command_that_fails_is_temporary() -> None:
-    source = CommandProvider([sys.executable, "-c", "raise SystemExit(3)"]).connect(network(Vod()))
-    with pytest.raises(TransportError, match="exit status 3") as caught:
+    source = CommandProvider(["sh", "-c", "echo no route >&2; exit 3"]).connect(network(Vod()))
+    reason = r"sh failed with exit status 3 \(its last output: no route\)\."
+    with pytest.raises(TransportError, match=reason) as caught:
         await source.renew(VIDEO_ID)
     assert caught.value.is_temporary
     assert caught.value.next_step.startswith("Run it by hand to see why")
 
 
 async def test_a_command_that_hangs_is_ended() -> None:
-    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    sleep = ["sh", "-c", "echo dialing >&2; sleep 60"]
     source = CommandProvider(sleep, timeout_s=0.2).connect(network(Vod()))
-    with pytest.raises(TransportError, match=r"0\.2 s"):
+    with pytest.raises(TransportError, match=r"0\.2 s \(its last output: dialing\)\."):
         await asyncio.wait_for(source.renew(VIDEO_ID), 10)
 
 

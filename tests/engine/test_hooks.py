@@ -482,6 +482,7 @@ def test_what_is_no_command_is_refused(command: str | list[str], words: str) -> 
     ("argv", "words"),
     [
         (["false"], "false failed with exit status 1"),
+        (["sh", "-c", "echo no disk; exit 2"], "status 2 (its last output: no disk)"),
         (["no-such-command"], "no-such-command cannot be started"),
         (["true"], None),  # does not read its input
     ],

@@ -131,7 +131,7 @@ async def test_a_command_with_exit_status_0_is_stored(desk: Desk) -> None:
 @pytest.mark.parametrize(
     ("end", "words"),
     [
-        ("sys.exit(3)", "failed with exit status 3"),
+        ("sys.exit('no camera')", "failed with exit status 1 (its last output: no camera), so"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "was ended by SIGKILL"),
     ],
 )

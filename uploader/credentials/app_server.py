@@ -17,6 +17,7 @@ from uploader import errors
 from uploader.commands import (
     CommandNotStarted,
     CommandOutputTooLong,
+    describe_output,
     describe_status,
     run_command,
     split_command,
@@ -182,12 +183,13 @@ class CommandProvider:
             raise errors.ConfigurationError(message) from error
         except CommandOutputTooLong as error:
             raise InvalidGrant(f"{name} was ended: {error}.") from error
-        except TimeoutError:
-            message = f"{name} did not finish within {self.timeout_s:g} s."
+        except TimeoutError as error:
+            printed = describe_output(str(error))
+            message = f"{name} did not finish within {self.timeout_s:g} s{printed}."
             raise TransportError(message, is_sent=True) from None
         if ended.status != 0:
             raise TransportError(
-                f"{name} {describe_status(ended.status)}.",
+                f"{name} {describe_status(ended.status, ended.last_output)}.",
                 is_sent=True,
                 next_step="Run it by hand to see why, then run the same command again.",
             )

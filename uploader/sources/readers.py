@@ -164,9 +164,10 @@ class CommandReader:
             self._reader = DescriptorReader(self._command.output, output_name)
         count = await self._reader.read(into)
         if count == 0 and (status := await self._command.wait()) != 0:
+            ending = describe_status(status, self._command.last_output)
             raise SourceUnreadable(
-                f"The command {self._argv[0]} {describe_status(status)}, so its output is "
-                "incomplete; nothing was completed.",
+                f"The command {self._argv[0]} {ending}, so its output is incomplete; nothing was "
+                "completed.",
                 next_step="Fix the command and run the same again: it starts from its first "
                 "byte, and what OSS has is compared and not sent again.",
             )
