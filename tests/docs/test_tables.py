@@ -1,0 +1,45 @@
+"""The pages for reference match the code: flags, variables, exit codes, errors."""
+
+from __future__ import annotations
+
+import re
+
+from tests.gates import cli_page
+from tests.gates.messages import PUBLIC_ERRORS
+from tests.pages import DOCS
+from uploader import errors, hooks
+from uploader.cli import printing, run
+
+SOURCE = DOCS.parent / "uploader"
+_VARIABLE = re.compile(r"\b(?:VODUP|ALIBABA_CLOUD)_[A-Z0-9_]+\b(?!\*)")
+# Of click's completion; and one that a next step names before a flag reads it.
+_HELD_ELSEWHERE = {"VODUP_COMPLETE", "VODUP_NOTIFY_SECRET"}
+
+
+def test_every_variable_that_is_read_is_in_the_configuration_page_and_no_other() -> None:
+    """The code's variables are those in its texts; of click's flags, those that flags have."""
+    modules = [p for p in SOURCE.rglob("*.py") if "devserver" not in p.parts]
+    read = {name for p in modules for name in _VARIABLE.findall(p.read_text("utf-8"))}
+    of_hooks = {f"VODUP_{name.upper()}" for name in hooks._VARIABLES}
+    known = of_hooks | cli_page.variables().keys()
+    page = set(_VARIABLE.findall((DOCS / "configuration.md").read_text("utf-8")))
+    assert (read | known) - page - _HELD_ELSEWHERE == set()
+    assert page - read - known == set()
+
+
+def rows(page: str) -> list[list[str]]:
+    """The cells of every row of every table of a page."""
+    lines = (DOCS / page).read_text("utf-8").splitlines()
+    return [[c.strip() for c in line.strip("|").split(" | ")] for line in lines if line[:1] == "|"]
+
+
+def test_every_error_has_its_exit_code_in_the_page() -> None:
+    table = {cells[0].strip("` "): cells[-1] for cells in rows("exit-codes.md")}
+    for name in PUBLIC_ERRORS:
+        assert int(re.findall(r"\d+", table[name])[0]) == run.code_of(getattr(errors, name)), name
+
+
+def test_every_exit_code_has_a_row() -> None:
+    codes = {int(cells[0]) for cells in rows("exit-codes.md") if cells[0].strip().isdigit()}
+    named = {v for k, v in vars(run).items() if k.isupper() and isinstance(v, int)}
+    assert codes == named | {printing.LOST, 130, 143}
