@@ -239,12 +239,38 @@ async def test_without_a_crc_the_etag_is_compared(desk: Desk, size: int) -> None
 
 
 async def test_a_package_is_not_uploaded_twice(desk: Desk) -> None:
+    """VOD opens its playlist alone, and the same playlist may name other files."""
     main = hls(desk.folder / "package")
-    await desk.push(main)
+    first = await desk.push(main)
     lose_state(desk)
 
-    assert isinstance(await desk.fail(main), UnverifiedCompletion)
+    error = await desk.fail(main)
+
+    assert isinstance(error, UnverifiedCompletion)
+    assert "none of its other files" in error.message
     assert desk.server.stats.creates == 1
+    over = await desk.push(main, video_id=first.video_id, overwrite=True)
+    assert over.video_id == first.video_id
+
+
+@pytest.mark.parametrize("more", [0, 1], ids=["of the same size", "longer"])
+async def test_a_package_with_another_playlist_is_another_video(desk: Desk, more: int) -> None:
+    main = hls(desk.folder / "package")
+    first = await desk.push(main)
+    storage = desk.server.backend.storage
+    playlist = storage.object(first.bucket, first.object_key)
+    assert playlist is not None
+    other = await desk.push(BytesSource(content(playlist.size + more), "a.mp4"), key="other")
+    changed = storage.object(other.bucket, other.object_key)
+    assert changed is not None
+    storage.save_object(replace(changed, bucket=first.bucket, object_key=first.object_key))
+    lose_state(desk)
+    desk.server.set_options(crc_headers=not more)
+
+    result = await desk.push(main)
+
+    assert result.video_id != first.video_id
+    assert result.earlier_video_id == first.video_id
 
 
 async def test_an_own_reference_id_is_never_replaced(desk: Desk) -> None:

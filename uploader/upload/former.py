@@ -3,6 +3,9 @@
 The ReferenceId of a first video is derived (`request.first_reference_id`), and VOD creates no
 second video with it. An unfinished one is continued. A finished one is compared with the source:
 it is the result, or it is left alone, and a new video is created under the next ReferenceId.
+
+Parts of an unfinished one are sent again. Only ListMultipartUploads could name their UploadId: it
+acts on the bucket, and no official client calls it with the credentials of a video.
 """
 
 from __future__ import annotations
@@ -11,6 +14,8 @@ from uploader.credentials import ReferenceUsed
 from uploader.errors import UnverifiedCompletion
 from uploader.events import EarlierVideoFound, UploadResult
 from uploader.protocol.grants import UploadGrant, UploadTarget
+from uploader.protocol.integrity import crc64
+from uploader.protocol.oss import ObjectFacts
 from uploader.protocol.plan import Plan
 from uploader.protocol.trust import target_of_url
 from uploader.protocol.vod import VideoFacts
@@ -64,31 +69,44 @@ async def _result_of_earlier(ctx: UploadContext, used: ReferenceUsed) -> UploadR
 
 async def _same(ctx: UploadContext, used: ReferenceUsed, facts: VideoFacts) -> UploadResult | None:
     """Compare the finished video with the source; None if it holds other bytes."""
-    is_package = isinstance(ctx.source, HlsPackage)
-    if facts.size not in {None, ctx.record.size} and not is_package:
+    package = ctx.source if isinstance(ctx.source, HlsPackage) else None
+    if facts.size not in {None, ctx.record.size} and package is None:
         return None
     url = facts.file_url or ""
     target = target_of_url(url)
-    found = await look_by_url(ctx, target.bucket, url) if target and not is_package else None
+    found = await look_by_url(ctx, target.bucket, url) if target else None
     if target is None or found is None:
-        raise _not_comparable(ctx, used)
+        raise _not_comparable(ctx, used, "VOD names no URL that its content can be read through")
+    if package is not None:
+        if _holds_another_playlist(found.facts, package):
+            return None
+        reason = "VOD's URL opens its playlist, which is the same, but none of its other files"
+        raise _not_comparable(ctx, used, reason)
     ctx.progress.phase = "verify"
     plan, acks = new_plan(ctx), []
     for part in plan.parts:
         has_crc = found.facts.crc64 is not None
-        crc64, md5 = await ctx.source.read_crc(part.offset, part.size, with_md5=not has_crc)
-        acks.append(PartAck(part.number, part.size, "", crc64, md5))
+        crc, md5 = await ctx.source.read_crc(part.offset, part.size, with_md5=not has_crc)
+        acks.append(PartAck(part.number, part.size, "", crc, md5))
     if AckedParts(plan, acks, is_put=plan.is_single).is_proved_by(found.facts):
         return await _adopt(ctx, used.video_id, target, plan, acks, found)
     if found.facts.crc64 is None:  # the ETag depends on how the object was cut into parts
-        raise _not_comparable(ctx, used)
+        raise _not_comparable(ctx, used, "OSS reports no CRC-64 for it")
     return None
 
 
-def _not_comparable(ctx: UploadContext, used: ReferenceUsed) -> UnverifiedCompletion:
+def _holds_another_playlist(facts: ObjectFacts, package: HlsPackage) -> bool:
+    """Whether the object at the video's address is another playlist than the package's."""
+    playlist = package.members[-1]
+    return facts.size not in {None, playlist.size} or (
+        facts.crc64 not in {None, crc64(playlist.data)}
+    )
+
+
+def _not_comparable(ctx: UploadContext, used: ReferenceUsed, reason: str) -> UnverifiedCompletion:
     return UnverifiedCompletion(
         f"{ctx.source.name} was uploaded as video {used.video_id} by a run whose checkpoint is "
-        "lost, and what the video holds cannot be compared.",
+        f"lost, and what the video holds cannot be compared: {reason}.",
         next_step="Pass --key NAME to upload it as another video, or --video-id "
         f"{used.video_id} --overwrite to replace the content of that one.",
         video_id=used.video_id,
