@@ -61,6 +61,7 @@ LINES = (
     _value("protocol.wire"),
     _value("protocol.oss"),
     _value("protocol.vod"),
+    _value("protocol.media"),
     _value("protocol.signing", "oss2"),
     _value("protocol.ims"),
     _value("protocol.hls"),
@@ -114,6 +115,7 @@ LINES = (
     _hand("credentials.ims"),
     _hand("credentials.app_server"),
     _hand("credentials"),
+    _hand("library"),
     # engine
     _hand("hooks"),
     _hand("notifications"),
@@ -134,6 +136,7 @@ LINES = (
     _hand("upload"),
     _hand("batch"),
     _hand("handles"),
+    _hand("network"),
     _hand("uploader"),
     _hand("blocking", "anyio"),
     # on top

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from uploader.errors import IntegrityError as IntegrityError
     from uploader.errors import InvalidGrant as InvalidGrant
     from uploader.errors import LeaseLost as LeaseLost
+    from uploader.errors import NotPlayable as NotPlayable
     from uploader.errors import OverwriteRefused as OverwriteRefused
     from uploader.errors import PermissionDenied as PermissionDenied
     from uploader.errors import PolicyError as PolicyError
@@ -72,6 +73,8 @@ if TYPE_CHECKING:
     from uploader.hooks import PlannedVideo as PlannedVideo
     from uploader.hooks import command_hooks as command_hooks
     from uploader.hooks import installed_hooks as installed_hooks
+    from uploader.library import PlayableVideo as PlayableVideo
+    from uploader.library import VodLibrary as VodLibrary
     from uploader.notifications import Webhook as Webhook
     from uploader.options import UploadOptions as UploadOptions
     from uploader.pace import Bandwidth as Bandwidth
@@ -82,6 +85,8 @@ if TYPE_CHECKING:
     from uploader.protocol.grants import StsCredentials as StsCredentials
     from uploader.protocol.grants import UploadGrant as UploadGrant
     from uploader.protocol.grants import UploadTarget as UploadTarget
+    from uploader.protocol.media import PlayStream as PlayStream
+    from uploader.protocol.media import VideoInfo as VideoInfo
     from uploader.protocol.trust import TrustPolicy as TrustPolicy
     from uploader.protocol.vod import AccessKey as AccessKey
     from uploader.protocol.vod import VideoMeta as VideoMeta
@@ -117,10 +122,10 @@ _HOMES = {
     "uploader": "Uploader upload_sync",
     "handles": "UploadHandle",
     "errors": "CallerNotAuthenticated ConfigurationError CredentialError CredentialsRejected "
-    "HookError IntegrityError InvalidGrant LeaseLost OverwriteRefused PermissionDenied PolicyError "
-    "ProxyRefused ResourceUnavailable ServiceError SourceChanged SourceError SourceNotRepeatable "
-    "SourceUnreadable StateError StateUnavailable TransferError TransportError UnsafePath "
-    "UnsupportedState "
+    "HookError IntegrityError InvalidGrant LeaseLost NotPlayable OverwriteRefused PermissionDenied "
+    "PolicyError ProxyRefused ResourceUnavailable ServiceError SourceChanged SourceError "
+    "SourceNotRepeatable SourceUnreadable StateError StateUnavailable TransferError "
+    "TransportError UnsafePath UnsupportedState "
     "UntrustedCertificate UntrustedEndpoint UnverifiedCompletion UploadLocked UploadTargetChanged "
     "VideoError VideoGone VodupError",
     "events": "CredentialsRenewed EarlierVideoFound Event HookFailed PartStored PartsAdopted "
@@ -128,11 +133,13 @@ _HOMES = {
     "UploadRestarted UploadResult UploadStarted",
     "hooks": "EndedUpload Hooks PlannedVideo command_hooks installed_hooks",
     "batch": "Outcome UploadItem",
+    "library": "PlayableVideo VodLibrary",
     "notifications": "Webhook",
     "options": "UploadOptions",
     "pace": "Bandwidth parse_bandwidth",
     "protocol.decode": "decode_answer decode_grant encode_answer",
     "protocol.grants": "StsCredentials UploadGrant UploadTarget",
+    "protocol.media": "PlayStream VideoInfo",
     "protocol.trust": "TrustPolicy",
     "protocol.vod": "AccessKey VideoMeta",
     "session": "RetryPolicy",

@@ -9,7 +9,8 @@ VodupError
 │   └── PermissionDenied          the credentials are good, their policy says no
 ├── VideoError                    VOD's record of the video
 │   ├── VideoGone                 not found, or damaged
-│   └── OverwriteRefused          it is finished; overwriting was not requested
+│   ├── OverwriteRefused          it is finished; overwriting was not requested
+│   └── NotPlayable               stored and verified, but it does not play (yet)
 ├── TransferError                 the data did not arrive
 │   ├── TransportError            no usable answer: refused, reset, stalled, timed out
 │   ├── ServiceError              a service refused a request
@@ -156,6 +157,15 @@ class OverwriteRefused(VideoError):
 
     is_resumable = False
     default_next_step = "Pass --overwrite (overwrite=True) to replace its content."
+
+
+class NotPlayable(VideoError):
+    """The video does not play: VOD has failed to make it so, or not finished (`is_temporary`)."""
+
+    default_next_step = (
+        "Check the file and the transcoding template group in the VOD console, then upload it "
+        "again or have it transcoded again there."
+    )
 
 
 class TransferError(VodupError):

@@ -16,10 +16,11 @@ from contextlib import (
     suppress,
 )
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from uploader.batch import Items, Outcome, UploadItem, descriptor_share, require_files, upload_batch
+from uploader.batch import Items, Outcome, UploadItem, require_files, upload_batch
 from uploader.clock import Clock, SystemClock
 from uploader.credentials import GrantProvider, GrantSource, Network
 from uploader.errors import (
@@ -33,8 +34,8 @@ from uploader.errors import (
 from uploader.events import HookFailed, Listener, UploadResult
 from uploader.handles import Submissions, UploadHandle
 from uploader.hooks import EndedUpload, Hooks, notify_ended
+from uploader.network import open_network
 from uploader.options import UploadOptions
-from uploader.pace import MAX_CONCURRENCY, Pace
 from uploader.protocol.grants import UploadGrant
 from uploader.protocol.oss import ObjectFacts
 from uploader.protocol.trust import TrustPolicy
@@ -42,7 +43,6 @@ from uploader.protocol.vod import VideoMeta
 from uploader.protocol.wire import Transport
 from uploader.sources import AnySource, BytesSource, HlsPackage, Source, UrlPolicy, as_source
 from uploader.state import Outbox, Phase, StateStore, UploadRecord, open_state
-from uploader.transport import AiohttpTransport
 from uploader.upload import verify
 from uploader.upload.grant import live_grant
 from uploader.upload.main import abort_upload, upload_video
@@ -52,6 +52,7 @@ from uploader.upload.progress import Progress, isolated
 from uploader.upload.request import UploadContext, UploadRequest, default_key, known_video_id
 
 if TYPE_CHECKING:
+    from uploader.library import OnStatus, PlayableVideo, VodLibrary
     from uploader.notifications import Notifications
 
 AnyProvider = GrantProvider | Callable[[str], Awaitable[Any]]
@@ -96,23 +97,32 @@ class Uploader:
                 processes use as well.
         """
         if provider is not None and not isinstance(provider, GrantProvider):
-            provider = _of_callback(provider)
+            from uploader.credentials.app_server import CallbackProvider
+
+            provider = CallbackProvider(provider)
         if state is None or isinstance(state, str | Path):
             state = open_state(state)
         self._provider, self.state = provider, state
         self._options = options or UploadOptions()
         self._on_event = isolated(on_event)
-        self._trust, self._clock = trust or TrustPolicy(), clock or SystemClock()
-        self._transport, self._shared_vod_budget = transport, shared_vod_budget
+        self._open_network = partial(
+            open_network,
+            options=self._options,
+            trust=trust or TrustPolicy(),
+            transport=transport,
+            clock=clock or SystemClock(),
+            shared_vod_budget=shared_vod_budget,
+        )
         self._stack = AsyncExitStack()
         self._network: Network | None = None
         self._submissions = Submissions(self._options.submitted)
         self.notifications: Notifications | None = None
+        self._library: VodLibrary | None = None
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.state)
-            self._network = await self._open_network(stack)
+            self._network, self._library = await self._open_network(stack), None
             stack.callback(setattr, self, "_network", None)
             self.notifications = await _notifying(stack, self, self._options, self._network)
             await stack.enter_async_context(self._submissions.running())
@@ -121,24 +131,6 @@ class Uploader:
 
     async def __aexit__(self, *exc_info: Any) -> None:
         await self._stack.__aexit__(*exc_info)
-
-    async def _open_network(self, stack: AsyncExitStack) -> Network:
-        """What all uploads share: connections and budgets; closed with `stack`."""
-        wanted, most = self._options.concurrency, descriptor_share()
-        pace = Pace(
-            concurrency=wanted if wanted == "auto" else min(wanted, most),
-            max_concurrency=min(MAX_CONCURRENCY, most),
-            bandwidth=self._options.bandwidth,
-            vod_calls_per_s=self._options.vod_calls_per_s,
-            shared_vod_budget=self._shared_vod_budget,
-            clock=self._clock,
-        )
-        shared = pace, self._clock, self._options.retry, self._trust
-        if self._transport is not None:
-            return with_endpoints(Network(self._transport, *shared), self._options)
-        own = await stack.enter_async_context(_transport_of(self._options, pace))
-        await stack.enter_async_context(pace.steering(own))
-        return with_endpoints(Network(own, *shared, congestion=own.congestion), self._options)
 
     @property
     def scope(self) -> str:
@@ -155,6 +147,23 @@ class Uploader:
         if self._network is None or self._provider is None:
             raise ConfigurationError("Grants need a provider, and an uploader that is open.")
         return self._provider.connect(self._network)
+
+    @property
+    def library(self) -> VodLibrary:
+        """What VOD holds, read over this uploader's network; see `library.open_library`."""
+        if self._library is None:
+            from uploader.library import open_library  # few uploads need it
+
+            self._library = open_library(self._provider, self._network)
+        return self._library
+
+    async def wait_until_playable(
+        self, video_id: str, *, timeout_s: float | None = None, on_status: OnStatus | None = None
+    ) -> PlayableVideo:
+        """As `VodLibrary.wait_until_playable`."""
+        return await self.library.wait_until_playable(
+            video_id, timeout_s=timeout_s, on_status=on_status
+        )
 
     async def upload(
         self,
@@ -255,7 +264,7 @@ class Uploader:
             UploadLocked: another process works on it.
             ConfigurationError: there is no such upload, or it is finished.
         """
-        record = await self._find(key)
+        record = await _find(self.state, key)
         if record.phase is Phase.DONE:
             raise ConfigurationError(
                 f"Video {record.video_id} is finished; there is nothing to abort.",
@@ -275,7 +284,7 @@ class Uploader:
             UnverifiedCompletion: OSS does not let us look.
         """
         opened = _source_of(source, self._options)
-        record = await self._find(key or await self._default_key(opened, None))
+        record = await _find(self.state, key or await self._default_key(opened, None))
         async with self._recorded_context(opened, record) as ctx:
             if isinstance(opened, HlsPackage):
                 return await compare_package(ctx, opened)
@@ -342,20 +351,21 @@ class Uploader:
                     async with _recording_error(ctx):
                         yield ctx
 
-    async def _find(self, key: str) -> UploadRecord:
-        record = await self.state.find(key=key)
-        if record is None:
-            raise ConfigurationError(
-                f"There is no upload {key!r} in this state store.",
-                next_step="`vodup status` lists them; --state names another store.",
-            )
-        return record
-
     async def _default_key(self, source: Source, video_id: str | None) -> str:
         if video_id is not None:
             record = await self.state.find(video_id=video_id)
             return record.key if record else f"video-{video_id}"
         return default_key(self.scope, source.identity)
+
+
+async def _find(state: StateStore, key: str) -> UploadRecord:
+    record = await state.find(key=key)
+    if record is None:
+        raise ConfigurationError(
+            f"There is no upload {key!r} in this state store.",
+            next_step="`vodup status` lists them; --state names another store.",
+        )
+    return record
 
 
 @asynccontextmanager
@@ -373,12 +383,6 @@ async def _recording_error(ctx: UploadContext) -> AsyncIterator[None]:
             with suppress(StateError):
                 await ctx.journal.record_error(text)
         raise
-
-
-def _of_callback(callback: Callable[[str], Awaitable[Any]]) -> GrantProvider:
-    from uploader.credentials.app_server import CallbackProvider
-
-    return CallbackProvider(callback)
 
 
 async def _notifying(
@@ -426,38 +430,8 @@ async def _notify(
     return tuple(failure.message for failure in failures)
 
 
-def _transport_of(options: UploadOptions, pace: Pace) -> AiohttpTransport:
-    return AiohttpTransport(
-        pace=pace,
-        stall_timeout_s=options.stall_timeout_s,
-        ca_file=options.ca_file,
-        proxy=options.proxy,
-    )
-
-
 def _source_of(given: AnySource, options: UploadOptions) -> Source:
     return as_source(given, policy=UrlPolicy(proxy=options.proxy, ca_file=options.ca_file))
-
-
-def with_endpoints(network: Network, options: UploadOptions) -> Network:
-    """Return a network that sends to OSS as the options say.
-
-    Raises:
-        ConfigurationError, UntrustedEndpoint: `oss_endpoint` cannot be used.
-    """
-    network = replace(network, dialect=options.dialect)
-    if options.oss_endpoint is None:
-        return network
-    from uploader.endpoints import OssEndpoints
-
-    endpoints = OssEndpoints(
-        options.oss_endpoint,
-        dialect=options.dialect,
-        transport=network.transport,
-        trust=network.trust,
-        metadata_url=options.metadata_url,
-    )
-    return replace(network, endpoints=endpoints)
 
 
 def upload_sync(

@@ -14,12 +14,12 @@ from uploader.cli.flags import DoctorFlags
 from uploader.credentials import Network
 from uploader.devserver import Fault
 from uploader.errors import TransportError
+from uploader.network import with_endpoints
 from uploader.options import UploadOptions
 from uploader.pace import Pace
 from uploader.protocol.trust import TrustPolicy
 from uploader.protocol.wire import Response, SignedRequest
 from uploader.session import RetryPolicy
-from uploader.uploader import with_endpoints
 
 from .conftest import Cli
 

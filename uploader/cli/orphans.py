@@ -13,13 +13,13 @@ from uploader.cli.printing import err, out, paragraph
 from uploader.clock import SystemClock
 from uploader.credentials import GrantSource, LiveGrant, Network
 from uploader.errors import ConfigurationError, OverwriteRefused, ServiceError, VodupError
+from uploader.network import with_endpoints
 from uploader.pace import Pace
 from uploader.protocol import oss
 from uploader.protocol.failures import OSS, is_vanished
 from uploader.session import RetryPolicy
 from uploader.state import Orphan
 from uploader.transport import AiohttpTransport
-from uploader.uploader import with_endpoints
 
 _PATIENCE_S: Final = 30.0
 

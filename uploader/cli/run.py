@@ -10,6 +10,7 @@
 7  refused by policy
 8  finished, but unverified
 9  done and verified, but a hook (--on-finished) failed
+10  done and verified, but not playable (yet) (--wait)
 74  done and verified, but not all results could be written to standard output (`printing.LOST`)
 130, 143  interrupted by Ctrl-C, by SIGTERM; resumable
 """
@@ -47,12 +48,14 @@ HELD: Final = 6
 POLICY: Final = 7
 UNVERIFIED: Final = 8
 HOOK_FAILED: Final = 9
+NOT_PLAYABLE: Final = 10
 
 EXIT_CODES: Final[dict[type[VodupError], int]] = {
     errors.VodupError: FAILED,
     errors.ConfigurationError: USAGE,
     errors.CredentialError: CREDENTIALS,
     errors.OverwriteRefused: POLICY,
+    errors.NotPlayable: NOT_PLAYABLE,
     errors.TransferError: TEMPORARY,
     # A refusal is final, unless it is one of those that pass (`exit_code`).
     errors.ServiceError: FAILED,

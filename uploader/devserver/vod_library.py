@@ -1,7 +1,7 @@
 """What VOD holds: reading, searching, changing and deleting it; pictures and attached media.
 
-Sources: "VOD API: GetVideoInfos, GetPlayInfo, SearchMedia, UpdateVideoInfo, DeleteVideo,
-GetUploadDetails, CreateUploadImage, CreateUploadAttachedMedia, GetImageInfo,
+Sources: "VOD API: GetVideoInfos, GetPlayInfo, GetTranscodeSummary, SearchMedia, UpdateVideoInfo,
+DeleteVideo, GetUploadDetails, CreateUploadImage, CreateUploadAttachedMedia, GetImageInfo,
 GetAttachedMediaInfo, RegisterMedia".
 """
 
@@ -36,6 +36,11 @@ _ATTACHED: Final[Mapping[str, frozenset[str]]] = {
     "material": frozenset("jpg gif png mp4 mat zip apk".split()),
 }
 _PLAYABLE_AS_IT_IS: Final = frozenset("mp4 flv mp3 m3u8 webm".split())
+_BAD_SOURCE: Final[Fields] = {
+    "TranscodeJobStatus": "TranscodeFail",
+    "ErrorCode": "InvalidParameter.ResourceContentBad",
+    "ErrorMessage": "The resource operated InputFile is bad",
+}
 _CONDITION: Final = re.compile(
     r"(?P<name>\w+)\s*(?:=\s*'(?P<one>[^']*)'|in\s*\((?P<many>[^()]*)\)"
     r"|=\s*(?P<open>[(\[])\s*'(?P<from>[^']*)'\s*,\s*(?:'(?P<to>[^']*)')?\s*(?P<close>[)\]]))"
@@ -51,6 +56,7 @@ class Library:
         self.operations: Mapping[str, Callable[[VodCall], Fields]] = {
             "GetVideoInfos": self._video_infos,
             "GetPlayInfo": self._play_info,
+            "GetTranscodeSummary": self._transcode_summary,
             "SearchMedia": self._search,
             "UpdateVideoInfo": self._update,
             "DeleteVideo": self._delete,
@@ -132,6 +138,19 @@ class Library:
             "CreationTime": iso_date(video.created_at),
         }
         return {"VideoBase": base, "PlayInfoList": {"PlayInfo": [stream]}}
+
+    def _transcode_summary(self, call: VodCall) -> Fields:
+        found, missing = self._named(call)
+        summaries: list[Fields] = [
+            {
+                "VideoId": video.video_id,
+                "TranscodeStatus": "CompleteAllFail",
+                "TranscodeJobInfoSummaryList": [_BAD_SOURCE],
+            }
+            for video in found
+            if self._backend.status_of(video) == "TranscodeFail"
+        ]
+        return {"TranscodeSummaryList": summaries, **missing}
 
     def _search(self, call: VodCall) -> Fields:
         if (call.parameter("SearchType") or "video") != "video":

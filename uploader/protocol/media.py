@@ -1,0 +1,183 @@
+"""VOD's operations on what it holds: reading videos, and how they play (API version 2017-03-21).
+
+Lists nest differently from operation to operation, and numbers come as numbers or as text ("VOD
+SDK: models"), so everything here reads both. What is unknown is ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from uploader.protocol.documents import MalformedDocument, clean_text, parse_json
+from uploader.protocol.vod import require_success, rpc_operation
+from uploader.protocol.wire import Operation, Response, unusable
+
+MAX_VIDEO_IDS: Final = 20
+"""Of one GetVideoInfos or DeleteVideo (VOD API)."""
+
+PLAYABLE: Final = "Normal"
+FAILED_STATUSES: Final = frozenset({"TranscodeFail", "UploadFail", "Blocked", "ProduceFail"})
+"""Of a video, for good ("VOD: Video status"). All but these and "Normal" may change by itself."""
+
+_MAX_ANSWER: Final = 1024 * 1024
+_MAX_URL: Final = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoInfo:
+    """VOD's record of a video (VOD API: GetVideoInfos).
+
+    Attributes:
+        status: "Uploading", "UploadSucc", "Transcoding", "Checking", "Normal" (it plays),
+            "TranscodeFail", "UploadFail", "Blocked", or one that VOD has added since.
+        size: bytes; None where VOD does not say.
+        duration_s: None until VOD has analysed the video.
+        created_at: as VOD writes it, "2026-11-30T08:00:00Z".
+    """
+
+    video_id: str
+    status: str
+    title: str = ""
+    size: int | None = None
+    duration_s: float | None = None
+    cover_url: str = field(default="", repr=False)
+    created_at: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlayStream:
+    """One way to play a video (VOD API: GetPlayInfo).
+
+    Attributes:
+        url: may be signed, so that whoever has it can play the video until it expires.
+        definition: "FD", "LD", "SD", "HD", "OD" (the source itself), "2K", "4K", "AUTO", ...
+        bitrate: Kbit/s.
+    """
+
+    url: str = field(repr=False)
+    format: str
+    definition: str
+    size: int | None = None
+    duration_s: float | None = None
+    width: int | None = None
+    height: int | None = None
+    bitrate: float | None = None
+
+
+def get_video_infos(endpoint: str, video_ids: Sequence[str]) -> Operation[dict[str, VideoInfo]]:
+    """Read up to `MAX_VIDEO_IDS` videos, by VideoId; what VOD does not know is left out."""
+    return rpc_operation(
+        endpoint, "GetVideoInfos", {"VideoIds": ",".join(video_ids)}, _parse_video_infos
+    )
+
+
+def get_play_info(endpoint: str, video_id: str) -> Operation[tuple[PlayStream, ...]]:
+    """Read the ways to play a video; refused unless its status is "Normal"."""
+    return rpc_operation(endpoint, "GetPlayInfo", {"VideoId": video_id}, _parse_play_info)
+
+
+def get_transcode_summary(endpoint: str, video_id: str) -> Operation[tuple[str, ...]]:
+    """Read why the newest transcoding of a video failed: codes and messages, each once."""
+    return rpc_operation(
+        endpoint, "GetTranscodeSummary", {"VideoIds": video_id}, _parse_transcode_summary
+    )
+
+
+# --- answers ---------------------------------------------------------------------
+
+
+def _parse_video_infos(action: str, response: Response) -> dict[str, VideoInfo]:
+    found = [_video(action, entry) for entry in objects(answer(action, response), "VideoList")]
+    return {info.video_id: info for info in found}
+
+
+def _video(action: str, entry: Mapping[str, Any]) -> VideoInfo:
+    status = text(entry, "Status", 40)
+    if not status or not text(entry, "VideoId"):
+        raise unusable(action, "a video has no status or no VideoId")
+    return VideoInfo(
+        video_id=text(entry, "VideoId"),
+        status=status,
+        title=text(entry, "Title"),
+        size=whole(entry, "Size"),
+        duration_s=number(entry, "Duration"),
+        cover_url=text(entry, "CoverURL", _MAX_URL),
+        created_at=text(entry, "CreationTime", 40),
+    )
+
+
+def _parse_play_info(action: str, response: Response) -> tuple[PlayStream, ...]:
+    found = objects(answer(action, response), "PlayInfoList", "PlayInfo")
+    return tuple(
+        PlayStream(
+            url=text(entry, "PlayURL", _MAX_URL),
+            format=text(entry, "Format", 20),
+            definition=text(entry, "Definition", 20),
+            size=whole(entry, "Size"),
+            duration_s=number(entry, "Duration"),
+            width=whole(entry, "Width"),
+            height=whole(entry, "Height"),
+            bitrate=number(entry, "Bitrate"),
+        )
+        for entry in found
+        if text(entry, "PlayURL") and text(entry, "Status") != "Invisible"
+    )
+
+
+def _parse_transcode_summary(action: str, response: Response) -> tuple[str, ...]:
+    reasons: dict[str, None] = {}
+    for task in objects(answer(action, response), "TranscodeSummaryList"):
+        for job in objects(task, "TranscodeJobInfoSummaryList"):
+            reason = ": ".join(filter(None, (text(job, "ErrorCode"), text(job, "ErrorMessage"))))
+            if reason:
+                reasons[reason] = None
+    return tuple(reasons)
+
+
+def answer(action: str, response: Response) -> Mapping[str, Any]:
+    """Return the fields of an answer.
+
+    Raises:
+        ServiceError: the call was refused.
+        TransportError: it is not VOD's answer, or was cut.
+    """
+    require_success(action, response)
+    try:
+        return parse_json(response.body, max_bytes=_MAX_ANSWER, max_depth=12)
+    except MalformedDocument as error:
+        problem = str(error)
+    raise unusable(action, problem)
+
+
+def objects(fields: Mapping[str, Any], name: str, inner: str = "") -> list[Mapping[str, Any]]:
+    """Return the objects of a list, which may be in the field `inner` of an object."""
+    found = fields.get(name)
+    if isinstance(found, dict):
+        found = found.get(inner)
+    return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+
+
+def text(fields: Mapping[str, Any], name: str, most: int = 300) -> str:
+    """Return a text as it can be shown; "" where there is none."""
+    found = fields.get(name)
+    return clean_text(found, most) if isinstance(found, str) else ""
+
+
+def number(fields: Mapping[str, Any], name: str) -> float | None:
+    """Return a number of 0 or more, written as one or as text; None where there is none."""
+    found = fields.get(name)
+    if isinstance(found, bool) or not isinstance(found, int | float | str):
+        return None
+    try:
+        value = float(found)
+    except ValueError:
+        return None
+    return value if 0 <= value < 1e18 else None
+
+
+def whole(fields: Mapping[str, Any], name: str) -> int | None:
+    """Return a whole number, as `number`."""
+    found = number(fields, name)
+    return None if found is None else int(found)
