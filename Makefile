@@ -154,7 +154,7 @@ COMPILE := $(LOCK)/bin/uv pip compile --quiet --no-config --universal \
 	--python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url \
 	--no-emit-find-links --no-strip-extras --custom-compile-command "make lock" $(LOCK_ARGS)
 
-DEV_EXTRAS := cluster credentials devserver fsspec metrics otel parquet postgres uvloop
+DEV_EXTRAS := cluster credentials devserver fsspec metrics otel parquet postgres uvloop watch
 
 lock: $(LOCK)/.ready
 	@echo "lock: requirements-dev.lock"

@@ -143,6 +143,7 @@ LINES = (
     _hand("metrics", "prometheus_client"),
     _hand("tracing", "opentelemetry"),
     _hand("bulk.*", "aiohttp", "pyarrow"),
+    _hand("watch.*", "watchfiles", "yaml"),
     _hand("cluster.*", "procrastinate", "psycopg", "psycopg_pool"),
     _hand(ROOT),
     _hand("devserver.*", "aiohttp", "fastcrc", "trustme", "pytest"),

@@ -113,6 +113,10 @@ if TYPE_CHECKING:
     from uploader.state import UploadStatus as UploadStatus
     from uploader.uploader import Uploader as Uploader
     from uploader.uploader import upload_sync as upload_sync
+    from uploader.watch.after import AfterUpload as AfterUpload
+    from uploader.watch.endings import WatchOutcome as WatchOutcome
+    from uploader.watch.options import WatchOptions as WatchOptions
+    from uploader.watch.watcher import Watcher as Watcher
 
 _HOMES = {
     "credentials": "GrantProvider GrantSource NewVideo VodProvider",
@@ -150,6 +154,10 @@ _HOMES = {
     "sources.spool": "Spool",
     "sources.urls": "UrlSource",
     "state": "MemoryState SqlState StateStore UploadRecord UploadStatus",
+    "watch.after": "AfterUpload",
+    "watch.endings": "WatchOutcome",
+    "watch.options": "WatchOptions",
+    "watch.watcher": "Watcher",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 __all__ = sorted(_HOME_OF)

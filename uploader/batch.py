@@ -47,6 +47,8 @@ class UploadItem:
             upload it into a "new-video", or "overwrite" the content of its video.
         size: bytes, if the caller knows them. Large files start first; nothing else depends
             on it.
+        priority: higher ones start first; those above 0 that are not large need not wait until
+            one of the uploads under way ends.
         tag: anything of the caller's; comes back with the outcome.
     """
 
@@ -58,6 +60,7 @@ class UploadItem:
     overwrite: bool = False
     on_source_change: OnSourceChange = "fail"
     size: int | None = None
+    priority: int = 0
     tag: Any = None
 
 
@@ -86,19 +89,21 @@ async def upload_batch(
 ) -> AsyncGenerator[Outcome, None]:
     """Call `upload` for every item, `files` at a time, and yield how each ended.
 
-    Reads `look_ahead` items ahead and starts the largest of them first, so that the end of
-    the batch does not wait for one large file. Whoever stops reading early must close the
-    iterator (`contextlib.aclosing`), which cancels the uploads under way.
+    Reads `look_ahead` items ahead and starts those with the highest priority first, and of these
+    the largest, so that the end of the batch does not wait for one large file. Whoever stops
+    reading early must close the iterator (`contextlib.aclosing`), which cancels the uploads under
+    way.
 
     Raises:
         VodupError: not every item has an outcome; a bug.
     """
-    ahead = _LookAhead(look_ahead)
+    files = min(files, descriptor_share())
+    ahead = _LookAhead(look_ahead, most_large=min(_MAX_LARGE, max(1, files - 1)))
     ended: Ended = asyncio.Queue(maxsize=2 * files)
     ended_count = 0
     async with beside(
         _read(items, ahead, ended),
-        _upload_all(upload, ahead, ended, min(files, descriptor_share())),
+        _upload_all(upload, ahead, ended, files),
     ):
         try:
             while (outcome := await ended.get()) is not None:
@@ -199,8 +204,8 @@ def _size_of(source: AnySource) -> int:
 
 
 async def _upload_all(upload: Upload, ahead: _LookAhead, ended: Ended, files: int) -> None:
-    async def upload_each() -> None:
-        while (taken := await ahead.take()) is not None:
+    async def upload_each(take: Callable[[], Awaitable[_Taken | None]]) -> None:
+        while (taken := await take()) is not None:
             item, size = taken
             try:
                 outcome = await outcome_of(upload, item)
@@ -212,7 +217,8 @@ async def _upload_all(upload: Upload, ahead: _LookAhead, ended: Ended, files: in
 
     async with one_error() as group:
         for _ in range(files):
-            group.create_task(upload_each())
+            group.create_task(upload_each(ahead.take))
+        group.create_task(upload_each(ahead.take_urgent))
     await ended.put(None)
 
 
@@ -236,16 +242,22 @@ async def outcome_of(upload: Upload, item: UploadItem) -> Outcome:
     return Outcome(item=item, result=result, error=error, seconds=loop.time() - began_s)
 
 
-class _LookAhead:
-    """The items read ahead, the largest first. Mutable; one task puts, many take.
+_Heap = list[tuple[int, int, int, UploadItem]]
+_Taken = tuple[UploadItem, int]
 
-    Of large files only a few are under way at a time; smaller ones pass those that wait.
+
+class _LookAhead:
+    """The items read ahead, the most urgent and then the largest first. Mutable; one task puts,
+    many take.
+
+    Of large files only a few are under way at a time, and one upload at least is left for others;
+    smaller ones pass those that wait.
     """
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._large: list[tuple[int, int, UploadItem]] = []
-        self._small: list[tuple[int, int, UploadItem]] = []
+    def __init__(self, limit: int, *, most_large: int) -> None:
+        self._limit, self._most_large = limit, most_large
+        self._large: _Heap = []
+        self._small: _Heap = []
         self._order = itertools.count()
         self._large_count = 0
         self._is_closed = False
@@ -261,17 +273,28 @@ class _LookAhead:
         """Add an item, once fewer than the limit wait."""
         await self._until(lambda: len(self) < self._limit)
         heap = self._large if size >= _LARGE_SIZE else self._small
-        heapq.heappush(heap, (-size, next(self._order), item))
+        heapq.heappush(heap, (-item.priority, -size, next(self._order), item))
         self.put_count += 1
         self._changed.set()
 
-    async def take(self) -> tuple[UploadItem, int] | None:
+    async def take(self) -> _Taken | None:
         """Return the next item to upload and its size; None after the last one."""
         async with self._taking:
             await self._until(lambda: self._next_heap() or (self._is_closed and not len(self)))
-        if not (heap := self._next_heap()):
+        return self._pop(self._next_heap())
+
+    async def take_urgent(self) -> _Taken | None:
+        """Return the next item of those that do not wait for others; None after the last one."""
+        await self._until(lambda: self._has_urgent() or self._is_closed)
+        return self._pop(self._small if self._has_urgent() else [])
+
+    def _has_urgent(self) -> bool:
+        return bool(self._small) and self._small[0][0] < 0
+
+    def _pop(self, heap: _Heap) -> _Taken | None:
+        if not heap:
             return None
-        negative_size, _, item = heapq.heappop(heap)
+        _, negative_size, _, item = heapq.heappop(heap)
         self._large_count += -negative_size >= _LARGE_SIZE
         self._changed.set()
         return item, -negative_size
@@ -286,10 +309,12 @@ class _LookAhead:
         self._is_closed = True
         self._changed.set()
 
-    def _next_heap(self) -> list[tuple[int, int, UploadItem]]:
-        if self._large and self._large_count < _MAX_LARGE:
-            return self._large
-        return self._small
+    def _next_heap(self) -> _Heap:
+        if not self._large or self._large_count >= self._most_large:
+            return self._small
+        if self._small and self._small[0][0] < self._large[0][0]:
+            return self._small
+        return self._large
 
     async def _until(self, is_true: Callable[[], object]) -> None:
         while not is_true():

@@ -20,7 +20,7 @@ Run = Callable[[asyncio.Event, Listener], Awaitable[UploadResult]]
 class UploadHandle:
     """One upload that runs beside its caller.
 
-    Mutable: whether it is paused, what its watchers have not read yet, how it ended. Used
+    Mutable: whether it is paused, what its followers have not read yet, how it ended. Used
     on the event loop of its uploader.
 
     Attributes:
@@ -32,7 +32,7 @@ class UploadHandle:
         self._resumed = asyncio.Event()
         self._resumed.set()
         self._ended = asyncio.Event()
-        self._watchers: list[_Watcher] = []
+        self._followers: list[_Follower] = []
         self._task: asyncio.Task[None] | None = None
         self._result: UploadResult | None = None
         self._failure: Exception | None = None
@@ -87,13 +87,13 @@ class UploadHandle:
         A slow reader misses nothing but old `UploadProgress`: of those only the newest
         counts. Any number of readers may follow one upload.
         """
-        watcher = _Watcher(is_closed=self.is_done)
-        self._watchers.append(watcher)
+        follower = _Follower(is_closed=self.is_done)
+        self._followers.append(follower)
         try:
-            while (event := await watcher.next()) is not None:
+            while (event := await follower.next()) is not None:
                 yield event
         finally:
-            self._watchers.remove(watcher)
+            self._followers.remove(follower)
 
     async def cancel(self) -> None:
         """Stop, and wait until nothing of it runs any more; the checkpoint stays.
@@ -133,17 +133,17 @@ class UploadHandle:
 
     def _end(self, on_end: Callable[[UploadHandle], None]) -> None:
         self._ended.set()
-        for watcher in self._watchers:
-            watcher.close()
+        for follower in self._followers:
+            follower.close()
         on_end(self)
 
     def _receive(self, event: Event) -> None:
         self.key, self.video_id = event.key, event.video_id
-        for watcher in self._watchers:
-            watcher.put(event)
+        for follower in self._followers:
+            follower.put(event)
 
 
-class _Watcher:
+class _Follower:
     """What one reader has still to read. Mutable."""
 
     def __init__(self, *, is_closed: bool) -> None:

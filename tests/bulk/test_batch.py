@@ -274,3 +274,44 @@ async def test_a_provider_that_awaits_something_cancelled_fails_each_item_alone(
         ended = {o.item.key: o async for o in up.upload_many(given)}
     assert ended["bad"].error is not None
     assert ended["good"].result is not None
+
+
+async def test_urgent_items_start_before_larger_ones() -> None:
+    given = [
+        UploadItem(source="x", key=f"{priority}:{size}", size=size, priority=priority)
+        for priority, size in ((0, 9), (0, LARGE), (5, 1), (-1, LARGE), (5, 2), (90, 1))
+    ]
+    site = Site()
+    await outcomes(site, given, files=2, look_ahead=10)
+    assert site.started[:3] == ["90:1", "5:2", "5:1"]
+    assert site.started[-1] == f"-1:{LARGE}"
+
+
+async def test_an_urgent_item_does_not_wait_for_large_ones() -> None:
+    freed = asyncio.Event()
+    ended: list[str | None] = []
+
+    async def upload(item: UploadItem) -> UploadResult:
+        if item.size == LARGE:
+            await freed.wait()
+        ended.append(item.key)
+        return result_of(item)
+
+    async def reading() -> AsyncIterator[UploadItem]:
+        for item in items(LARGE, LARGE):
+            yield item
+        yield UploadItem(source="x", key="plain", size=1)
+        await asyncio.sleep(0)
+        yield UploadItem(source="x", key="urgent", size=1, priority=1)
+
+    async with aclosing(upload_batch(upload, reading(), files=1, look_ahead=10)) as outcomes:
+        assert (await anext(outcomes)).item.key == "urgent"  # all uploads are busy
+        freed.set()
+        assert len([outcome async for outcome in outcomes]) == 3
+    assert ended[0] == "urgent"
+
+
+async def test_large_items_leave_one_upload_to_smaller_ones() -> None:
+    site = Site()
+    await outcomes(site, items(*[LARGE] * 5, *[1] * 5), files=3, look_ahead=100)
+    assert site.most_large == 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Final
@@ -52,8 +52,13 @@ async def _only_loopback(request: web.Request, handler: Handler) -> web.StreamRe
 
 
 @asynccontextmanager
-async def serving(progress: BatchProgress, port: int) -> AsyncIterator[str]:
+async def serving(
+    progress: BatchProgress, port: int, health: Callable[[], Mapping[str, Any]] | None = None
+) -> AsyncIterator[str]:
     """Serve the page while the block runs; yields its URL.
+
+    Args:
+        health: what /health answers as JSON, with status 200 if its "status" is "ok", else 503.
 
     Raises:
         ConfigurationError: the port is taken.
@@ -63,6 +68,13 @@ async def serving(progress: BatchProgress, port: int) -> AsyncIterator[str]:
     app.router.add_get("/", _page)
     app.router.add_get("/page.js", _script)
     app.router.add_get("/events", readers.serve)
+
+    async def show_health(request: web.Request) -> web.Response:
+        figures = health() if health else {"status": "ok", **progress.figures()}
+        status = 200 if figures["status"] == "ok" else 503
+        return web.json_response(figures, status=status, headers=_HEADERS)
+
+    app.router.add_get("/health", show_health)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     try:

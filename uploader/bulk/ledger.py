@@ -251,6 +251,20 @@ class Ledger:
         is_done, has_failed = bool(flags & _WAS_DONE), bool(flags & _HAD_FAILED)
         return KnownRow(is_done, has_failed, is_repeated, flags & ~_FLAGS)
 
+    def is_done(self, number: int) -> bool:
+        """Whether a row has ended well, in an earlier run or, after `mark_done`, in this one."""
+        return bool(self._known.get(number) & _WAS_DONE)
+
+    def mark_done(self, number: int) -> None:
+        """Know of a row that it has ended well: for callers that see rows more than once."""
+        self._known.set(number, self._known.get(number) | _WAS_DONE)
+
+    def find(self, number: int) -> Record | None:
+        """Return the last record of a row; reads the whole file."""
+        records = (record for *_, record in self._lines() if record is not None)
+        own = [record for record in records if int(record["id"], 16) == number]
+        return own[-1] if own else None
+
     def former(self, row: Row) -> Record:
         """Return the record that a row had when the ledger was opened."""
         if self._offsets is None:

@@ -410,11 +410,11 @@ def folder_stream(
         number, skipped = 0, Counter[str]()
         for path, problem in _walk(name, follow_symlinks, frozenset()):
             relative = os.path.relpath(path, name)
-            if problem is None and _matches_any(relative, exclude):
+            if problem is None and matches_any(relative, exclude):
                 continue
             if problem is None and not include and refuses_name(os.path.basename(path)):
                 skipped[os.path.splitext(path)[1].lower() or "no extension"] += 1
-            elif problem is not None or not include or _matches_any(relative, include):
+            elif problem is not None or not include or matches_any(relative, include):
                 number += 1
                 yield RawRow(number, {"path": path}, problem)
         if skipped:
@@ -450,7 +450,8 @@ def _skipped(types: Counter[str]) -> str:
     return f"skipped {total} of types that are not video ({', '.join(shown + others)})"
 
 
-def _matches_any(relative: str, patterns: Sequence[str]) -> bool:
+def matches_any(relative: str, patterns: Sequence[str]) -> bool:
+    """Whether a path below a folder matches a pattern; see `folder_stream`."""
     for pattern in patterns:
         text = relative if "/" in pattern else os.path.basename(relative)
         if fnmatch.fnmatchcase(text, pattern.removeprefix("./")):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import stat
 import string
 from collections.abc import Callable, Mapping
@@ -25,7 +26,8 @@ _META: Final = frozenset(
 )
 _NO_META: Final = VideoMeta()
 _EMPTY: Final[tuple[object, ...]] = (None, "", [])
-COLUMNS: Final = frozenset(["path", "source", "key", "video_id", *_META])
+COLUMNS: Final = frozenset(["path", "source", "key", "video_id", "priority", *_META])
+MAX_PRIORITY: Final = 100
 
 RESULT_COLUMNS: Final = frozenset(
     # What a ledger adds to its rows: a ledger is a manifest as well.
@@ -72,6 +74,7 @@ class Row:
         columns: what a corrected row would have to give again.
         stamp: size and time of modification (ns) of the file when the row was checked.
         error: why the row is refused.
+        priority: from -100 to 100; higher is uploaded first. None: the row gives none.
     """
 
     manifest: str
@@ -84,6 +87,7 @@ class Row:
     columns: Mapping[str, Any] = field(default_factory=dict)
     stamp: tuple[int, int] | None = None
     error: VodupError | None = None
+    priority: int | None = None
 
     @property
     def where(self) -> str:
@@ -246,6 +250,7 @@ class RowRules:
             path=path,
             video_id=video_id,
             columns=columns,
+            priority=_priority(columns),
         )
 
     def describe(self, row: Row) -> Row:
@@ -354,6 +359,15 @@ def _number(columns: Mapping[str, Any], name: str) -> int | None:
     if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
         raise _wrong(f"{name} must be a whole number, not {_kind(value)}.")
     return value
+
+
+def _priority(columns: Mapping[str, Any]) -> int | None:
+    value = columns.get("priority")
+    if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,3}", value.strip()):
+        value = int(value)
+    if value is None or (type(value) is int and abs(value) <= MAX_PRIORITY):
+        return value
+    raise _wrong(f"priority must be a whole number from -{MAX_PRIORITY} to {MAX_PRIORITY}.")
 
 
 def _tags(columns: Mapping[str, Any], name: str) -> tuple[str, ...] | None:

@@ -117,6 +117,7 @@ class CheckedRow:
             overwrite=overwrite or self.overwrite,
             on_source_change=self.on_source_change,
             size=self.size or None,
+            priority=row.priority or 0,
             tag=self,
         )
 

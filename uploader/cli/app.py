@@ -155,6 +155,7 @@ app = _Commands(
     "ALIBABA_CLOUD_ACCESS_KEY_ID and ALIBABA_CLOUD_ACCESS_KEY_SECRET only.",
     _Command("push", "push", commands.PushFlags),
     _Command("ingest", "ingest", commands.IngestFlags),
+    _Command("watch", "watch", commands.WatchFlags),
     _Command("enqueue", "cluster", commands.EnqueueFlags),
     _Command("worker", "cluster", commands.WorkerFlags),
     _Command("results", "cluster", commands.ResultsFlags),

@@ -147,6 +147,60 @@ class IngestFlags(
 
 
 @group
+class WatchFlags(VideoFlags, TransferFlags, ConnectionFlags, OutputFlags):
+    """Upload the files that arrive in a folder, each once. Runs until stopped."""
+
+    folder: str = argument("FOLDER", "The folder to watch, with all folders below it.")
+    include: tuple[str, ...] = option(
+        "GLOB", "Upload only matching files, of any type.", default=()
+    )
+    exclude: tuple[str, ...] = option("GLOB", "Skip matching files and folders.", default=())
+    settle: float = option(
+        DURATION, "A file is complete when it has not changed for this long.", default=10
+    )
+    ready: str | None = option(
+        "NAME",
+        "A file is complete when the file NAME exists, such as '{path}.done', instead of --settle; "
+        "may contain {path}, {stem}, {folder} and {name}.",
+    )
+    after: str = option(
+        "keep|delete|move:FOLDER",
+        "What to do with a file once its video is verified.",
+        default="keep",
+    )
+    failed_dir: str | None = option(
+        "FOLDER", "Move files that failed for good to FOLDER, with the reason beside them."
+    )
+    report: str | None = option(
+        "FILE",
+        "Record the result of each file as a JSON line. [default: a file in your state directory]",
+    )
+    title_template: str | None = option(
+        "TEXT", "Title of files without one; may contain {stem}, {name} and {folder}."
+    )
+    require_metadata: bool = switch("Wait until a file has its metadata (FILE.json, .yaml, .xml).")
+    priority: tuple[str, ...] = option(
+        "GLOB=N", "Priority of matching files, from -100 to 100; higher is uploaded first.", ()
+    )
+    files: int | None = option(number(1, 1024), "Files to upload at the same time. [default: 32]")
+    once: bool = switch("End when the files that are there have ended.")
+    poll: float | None = option(
+        DURATION,
+        "Look this often instead of using notifications. [default: 5, on network file systems]",
+    )
+    rescan: float = option(
+        DURATION, "Look this often for files that notifications missed.", default=60
+    )
+    dashboard: int | None = option(
+        number(0, 65535, "PORT"),
+        "Serve a live page and /health on 127.0.0.1; 0 selects a free port.",
+    )
+    api_rate: int = option(
+        number(1, 1000), "VOD calls per second; the quotas of accounts are 40 to 80.", default=20
+    )
+
+
+@group
 class EnqueueFlags(RowFlags, ReportFlags, VideoFlags, AccessFlags, ClusterFlags, OutputFlags):
     """Queue many files for workers on many machines. No file is queued twice."""
 

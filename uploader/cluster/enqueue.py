@@ -112,6 +112,7 @@ class Enqueuer:
 
     Args:
         ledger: knows which rows ended already, and which come twice.
+        priority: of rows that give none.
         exit_code: goes into the records of refused rows.
         on_ended: called with the records of rows that have one already.
         awaited: gets the rows that have none yet.
@@ -192,7 +193,7 @@ class Enqueuer:
             await connection.execute(_UPSERT, {"run": self._run, **values})
             jobless = await (await connection.execute(_JOBLESS, {"ids": ids})).fetchall()
             if jobless:
-                await self._defer(connection, jobless)
+                await self._defer(connection, jobless, lines)
             ended = await (await connection.execute(_ENDED, {"ids": ids})).fetchall()
         self._count(ids, len(jobless), [record_of(*row) for row in ended])
 
@@ -215,12 +216,19 @@ class Enqueuer:
         return found
 
     async def _defer(
-        self, connection: AsyncConnection[tuple[Any, ...]], jobless: Sequence[tuple[Any, ...]]
+        self,
+        connection: AsyncConnection[tuple[Any, ...]],
+        jobless: Sequence[tuple[Any, ...]],
+        lines: Mapping[str, _Line],
     ) -> None:
+        def priority_of(row_id: str) -> int:
+            priority = lines[row_id].checked.row.priority
+            return self._priority if priority is None else priority
+
         jobs = [
             Job(
                 queue=queue,
-                priority=self._priority,
+                priority=priority_of(row_id),
                 lock=None,
                 queueing_lock=None,
                 task_name=TASK,

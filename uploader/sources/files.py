@@ -333,8 +333,14 @@ def open_regular_file(
 _FOLDER_FLAGS: Final = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | getattr(os, "O_PATH", 0)
 
 
-def _open_below(root: str, path: str, flags: int) -> int:
-    """Open one component after the other: no folder can be swapped for a link meanwhile."""
+def open_folder_below(root: str, path: str) -> tuple[int, str]:
+    """Open the folder of a file below `root`, and return its descriptor and the file's name.
+
+    One component is opened after the other: no folder can be swapped for a link meanwhile.
+
+    Raises:
+        UnsafePath: it is not below the root, or a link is on the way.
+    """
     prefix = root if root.endswith(os.sep) else root + os.sep
     *folders, name = path.removeprefix(prefix).split(os.sep)
     if not path.startswith(prefix) or {"", os.curdir, os.pardir} & {*folders, name}:
@@ -344,8 +350,17 @@ def _open_below(root: str, path: str, flags: int) -> int:
         for each in folders:
             above, folder = folder, os.open(each, _FOLDER_FLAGS, dir_fd=folder)
             os.close(above)
+    except OSError as error:
+        os.close(folder)
+        if isinstance(error, NotADirectoryError):
+            raise UnsafePath(f"{path} leads through a symbolic link.") from error
+        raise
+    return folder, name
+
+
+def _open_below(root: str, path: str, flags: int) -> int:
+    folder, name = open_folder_below(root, path)
+    try:
         return os.open(name, flags | os.O_NOFOLLOW, dir_fd=folder)
-    except NotADirectoryError as error:
-        raise UnsafePath(f"{path} leads through a symbolic link.") from error
     finally:
         os.close(folder)

@@ -1,0 +1,1 @@
+"""A folder that is watched: files in, videos out, each once."""

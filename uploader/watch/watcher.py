@@ -1,0 +1,360 @@
+"""`Watcher`: uploads the files that arrive in a folder, each once, and puts them away."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import os
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, aclosing, suppress
+from typing import Any, Final, Self
+
+from uploader.batch import Outcome, UploadItem, require_files, upload_batch
+from uploader.bulk.ledger import Ledger, Record
+from uploader.bulk.progress import BatchProgress
+from uploader.bulk.rows import Root, RowRules
+from uploader.bulk.runner import STOPS_ALL, is_gone
+from uploader.errors import (
+    SourceChanged,
+    StateUnavailable,
+    VodupError,
+)
+from uploader.events import UploadResult
+from uploader.log import get_logger
+from uploader.tasks import beside
+from uploader.threads import in_thread
+from uploader.uploader import Uploader
+from uploader.watch.endings import Endings, WatchOutcome
+from uploader.watch.looking import Looking
+from uploader.watch.options import WatchOptions
+from uploader.watch.scan import Companions, FoundFile
+from uploader.watch.taking import TakenFile, Taking, record_number
+
+_CHECK_BATCH: Final = 256
+_LOOK_AHEAD: Final = 1000
+_MAX_OUTCOMES: Final = 64
+_SAMPLE_S: Final = 1.0
+_FIRST_RETRY_S: Final = 5.0
+_MAX_RETRY_S: Final = 300.0
+
+Attach = Callable[[UploadResult, Companions], Awaitable[None]]
+"""Uploads the cover and the subtitles of a verified video, before its record is written.
+
+An error is the file's: a temporary one is tried again, and then this is called again, with a
+result whose `is_earlier_result` is true. After a crash as well: it must be safe to repeat.
+"""
+
+
+class _AlreadyVerified(VodupError):
+    """Nothing was uploaded: the file only had to be put away."""
+
+
+class Watcher:
+    """Uploads what arrives in a folder; an async iterator of how each file ended.
+
+        async with Uploader(provider) as up, Watcher(up, "/ingest", ledger="l.jsonl") as watcher:
+            async for outcome in watcher:
+                print(outcome.path, outcome.result or outcome.error)
+
+    One process watches a folder: the ledger is locked. Outcomes that nobody reads hold up the
+    uploads. Leaving the block cancels them; the next run resumes. Mutable.
+
+    Attributes:
+        progress: counts of this run.
+    """
+
+    def __init__(
+        self,
+        uploader: Uploader,
+        folder: str | os.PathLike[str],
+        *,
+        options: WatchOptions | None = None,
+        ledger: str | os.PathLike[str] | None = None,
+        attach: Attach | None = None,
+        exit_code: Callable[[VodupError], int] = lambda _: 1,
+        on_skipped: Callable[[str, str], None] = lambda path, reason: None,
+        on_notice: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """Nothing is opened before `async with`.
+
+        Args:
+            uploader: is open while the watcher is.
+            ledger: file with a record of each file that ended; None: one that is removed at the
+                end, so that a restart compares every file with the state again.
+            attach: uploads covers and subtitles once a video is verified.
+            exit_code: goes into the records of failures.
+            on_skipped: called once with each file that is left alone, and why.
+            on_notice: called with a sentence about the watcher itself.
+        """
+        self._uploader, self._options = uploader, options or WatchOptions()
+        self._folder, self._ledger_path = os.path.realpath(folder), ledger
+        self._attach, self._exit_code = attach, exit_code
+        self._on_notice = on_notice
+        self._looking = Looking(self._folder, self._options, on_skipped, on_notice)
+        self._backlog: list[tuple[int, int, TakenFile]] = []
+        self._order = itertools.count(1)
+        self._under_way: dict[str, TakenFile] = {}
+        self._attempts: dict[str, int] = {}
+        self._outcomes: asyncio.Queue[WatchOutcome | None] = asyncio.Queue(_MAX_OUTCOMES)
+        self._has_more = asyncio.Event()
+        self._has_ended = self._is_over = False
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        """Open the ledger and begin to look.
+
+        Raises:
+            ConfigurationError: the folder cannot be read, or an option is wrong.
+            UploadLocked: another process has the ledger.
+        """
+        self.progress = BatchProgress(asyncio.get_running_loop().time, is_read=True)
+        self._looking.prepare()
+        self._taking = self._make_taking()
+        async with AsyncExitStack() as stack:
+            ledger = stack.enter_context(await in_thread(Ledger, self._ledger_path))
+            self._endings = Endings(
+                ledger=ledger,
+                root=self._folder,
+                scope=self._uploader.scope,
+                after=self._options.after,
+                failed_folder=self._options.failed_folder,
+                exit_code=self._exit_code,
+                has_inodes=self._looking.has_inodes,
+                has_attached=self._attach is not None,
+            )
+            await self._recover()
+            await stack.enter_async_context(beside(self._run(), self._sample()))
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *exc_info: Any) -> None:
+        await self._stack.__aexit__(*exc_info)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> WatchOutcome:
+        """Return how the next file ended; with `is_once` there is a last one."""
+        outcome = None if self._has_ended else await self._outcomes.get()
+        if outcome is None:
+            self._has_ended = True
+            raise StopAsyncIteration
+        return outcome
+
+    def figures(self) -> dict[str, Any]:
+        """Return counts as JSON values, and whether the folder is watched as it should be."""
+        return {
+            "status": "ok" if self.problem is None and not self.is_late else "failing",
+            "problem": self.problem,
+            "settling": self._looking.settling.settling_count,
+            "queued": len(self._backlog),
+            "left_alone": len(self._looking.skipped),
+            **self.progress.figures(),
+        }
+
+    @property
+    def problem(self) -> str | None:
+        """Why the folder cannot be read now; None: it can."""
+        return self._looking.problem
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the folder should have been looked at again long ago."""
+        return self._looking.is_late
+
+    # --- preparing ------------------------------------------------------------------------
+
+    def _make_taking(self) -> Taking:
+        options, loop = self._options, asyncio.get_running_loop()
+
+        def notice(text: str) -> None:  # in a thread
+            loop.call_soon_threadsafe(self._on_notice, text)
+
+        rules = RowRules(
+            root=Root(self._folder),
+            scope=self._uploader.scope,
+            title_template=options.title_template,
+            defaults=options.meta,
+            takes_any_type=bool(options.include),
+        )
+        return Taking(self._folder, rules, tuple(options.priorities), notice)
+
+    async def _recover(self) -> None:
+        """Put away what a killed run has begun to."""
+        scan = await self._looking.scan()
+        for path in await in_thread(self._endings.recover, scan.leftovers):
+            self._on_notice(f"{path}: what a stopped run had begun is finished.")
+
+    # --- running --------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        async with beside(self._look()):
+            ended = upload_batch(
+                self._carry_out,
+                self._items(),
+                files=require_files(self._options.files),
+                look_ahead=_LOOK_AHEAD,
+            )
+            async with aclosing(ended) as outcomes:
+                async for outcome in outcomes:
+                    await self._end_unhandled(outcome)
+        await self._outcomes.put(None)
+
+    async def _sample(self) -> None:
+        while True:
+            self.progress.sample()
+            await asyncio.sleep(_SAMPLE_S)
+
+    async def _look(self) -> None:
+        async with beside(self._looking.listen()):
+            await self._looking.run(self._take)
+        self._is_over = True
+        self._has_more.set()
+
+    # --- taking ---------------------------------------------------------------------------
+
+    async def _take(self, complete: Sequence[FoundFile]) -> None:
+        """Queue complete files, except those that are written to, or have ended already."""
+        for some in _batches(complete):
+            new = [found for found in some if not self._is_over_with(found)]
+            for found, taken in await in_thread(self._taking.check, new):
+                if taken is None:
+                    self._looking.settling.put_back(found.path, asyncio.get_running_loop().time())
+                    continue
+                self._under_way[found.path] = taken
+                self.progress.read_count += found.path not in self._attempts
+                order = -(taken.row.priority or 0), next(self._order)
+                heapq.heappush(self._backlog, (*order, taken))
+                self._has_more.set()
+
+    def _is_over_with(self, found: FoundFile) -> bool:
+        """Whether a file is verified and stays where it is."""
+        is_over = self._options.after.kind == "keep" and self._is_done(found)
+        if is_over:
+            self._looking.settling.end(found.path)
+        return is_over
+
+    def _is_done(self, found: FoundFile) -> bool:
+        return self._endings.ledger.is_done(record_number(self._uploader.scope, found))
+
+    async def _items(self) -> AsyncGenerator[UploadItem, None]:
+        """Yield complete files, those with the highest priority first."""
+        while True:
+            while self._backlog:
+                *_, taken = heapq.heappop(self._backlog)
+                yield self._taking.item(taken)
+            if self._is_over:
+                return
+            self._has_more.clear()
+            await self._has_more.wait()
+
+    # --- ending ---------------------------------------------------------------------------
+
+    async def _carry_out(self, item: UploadItem) -> UploadResult:
+        """Upload one file, record that, and put it away."""
+        taken: TakenFile = item.tag
+        if self._is_done(taken.found):  # an earlier attempt to put it away was cut short
+            record = await in_thread(self._endings.ledger.find, taken.number) or {}
+            await self._put_away(taken, record, None)
+            raise _AlreadyVerified("It is verified already.")
+        try:
+            if taken.row.error is not None:
+                raise taken.row.error
+            result = await self._uploader.upload_item(item, on_event=self.progress.tracker)
+            if self._attach is not None:
+                await self._attach(result, taken.found.companions)
+            record = self._endings.record_success(taken, result)
+        except VodupError as error:
+            await self._fail(taken, error)
+            raise
+        self.progress.add_done(result)
+        await self._put_away(taken, record, result)
+        return result
+
+    async def _put_away(
+        self, taken: TakenFile, record: Record, result: UploadResult | None
+    ) -> None:
+        moved_to = problem = None
+        try:
+            moved_to = await in_thread(self._endings.put_away, taken)
+        except FileNotFoundError:
+            pass  # somebody else has put it away
+        except (OSError, VodupError) as error:
+            problem = _text_of(error)
+        retry_s = None if problem is None else self._retry_s(taken.found.path)
+        await self._publish(
+            taken, record, retry_s=retry_s, result=result, moved_to=moved_to, problem=problem
+        )
+
+    async def _fail(self, taken: TakenFile, error: VodupError) -> None:
+        """Record a failure for good, or plan the next attempt."""
+        found, problem, moved_to = taken.found, None, None
+        is_changed = is_gone(error) or (isinstance(error, SourceChanged) and not error.is_temporary)
+        if isinstance(error, STOPS_ALL):
+            return
+        if is_changed:
+            await self._abandon(taken)
+        attempts = self._attempts.get(found.path, 0) + 1
+        if is_changed or (error.is_temporary and not self._options.is_once):
+            retry_s = asyncio.get_running_loop().time() if is_changed else self._retry_s(found.path)
+            await self._publish(taken, {}, retry_s=retry_s, error=error, is_final=False)
+            return
+        try:
+            record = self._endings.record_failure(taken, error, attempts)
+            if not error.is_temporary:
+                moved_to = await in_thread(self._endings.put_aside, taken, record)
+        except StateUnavailable as failure:
+            await self._publish(
+                taken, {}, retry_s=self._retry_s(found.path), error=failure, is_final=False
+            )
+            return
+        except (OSError, VodupError) as failure:
+            problem = _text_of(failure)
+        self.progress.add_failed(taken.row, error, self._exit_code(error))
+        await self._publish(taken, record, error=error, moved_to=moved_to, problem=problem)
+
+    async def _abandon(self, taken: TakenFile) -> None:
+        """Remove the parts of a file that is gone; what is in its place is another upload."""
+        if taken.row.upload_key is not None:
+            with suppress(VodupError):
+                await self._uploader.abort(taken.row.upload_key)
+
+    def _retry_s(self, path: str) -> float:
+        count = self._attempts[path] = self._attempts.get(path, 0) + 1
+        pause_s = min(_MAX_RETRY_S, _FIRST_RETRY_S * 2.0 ** min(count - 1, 10))
+        return asyncio.get_running_loop().time() + pause_s
+
+    async def _publish(
+        self, taken: TakenFile, record: Record, *, retry_s: float | None = None, **how: Any
+    ) -> None:
+        found = taken.found
+        self._under_way.pop(found.path, None)
+        self._looking.settling.end(found.path, retry_s=retry_s)
+        if retry_s is None:
+            self._attempts.pop(found.path, None)
+        self._looking.wake.set()
+        await self._outcomes.put(
+            WatchOutcome(path=found.path, record=record, companions=found.companions, **how)
+        )
+
+    async def _end_unhandled(self, outcome: Outcome) -> None:
+        """What every file would fail with ends the watcher; a bug ends its file."""
+        taken: TakenFile = outcome.item.tag
+        if isinstance(outcome.error, STOPS_ALL):
+            raise outcome.error
+        if outcome.error is not None and taken.found.path in self._under_way:
+            get_logger().error("watch.file_crashed", error=type(outcome.error).__name__)
+            self.progress.add_failed(taken.row, outcome.error, self._exit_code(outcome.error))
+            await self._publish(taken, {}, error=outcome.error)
+
+
+def _batches(files: Sequence[FoundFile]) -> Iterator[Sequence[FoundFile]]:
+    for begin in range(0, len(files), _CHECK_BATCH):
+        yield files[begin : begin + _CHECK_BATCH]
+
+
+def _text_of(error: OSError | VodupError) -> str:
+    if isinstance(error, VodupError):
+        return error.message
+    return f"{error.strerror or error} ({error.filename})" if error.filename else str(error)
