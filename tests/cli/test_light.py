@@ -13,7 +13,7 @@ from uploader.cli.app import app
 from .conftest import Cli
 
 COMMANDS = (
-    "push ingest enqueue worker results resume status abort clean verify inspect doctor "
+    "push ingest watch enqueue worker results resume status abort clean verify inspect doctor "
     "devserver demo version"
 ).split()
 HEAVY = (

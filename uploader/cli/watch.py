@@ -103,8 +103,8 @@ async def _watch(uploader: Uploader, options: WatchOptions, report: str, flags: 
             on_skipped=view.skipped,
             on_notice=view.notice,
         )
-        stack.push_async_callback(view.ended, watcher)
         await stack.enter_async_context(watcher)
+        stack.callback(view.ended, watcher)
         await stack.enter_async_context(_serving(watcher, flags))
         await stack.enter_async_context(beside(view.watch(watcher)))
         await stack.enter_async_context(service(watcher))
@@ -155,7 +155,7 @@ class _View:
         """Print a sentence about the watcher."""
         err(f"vodup: {text}")
 
-    async def ended(self, watcher: Watcher) -> None:
+    def ended(self, watcher: Watcher) -> None:
         """Print the counts."""
         figures = watcher.figures()
         if self._flags.json:
