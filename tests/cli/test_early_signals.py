@@ -97,28 +97,29 @@ def test_an_ignored_signal_stays_ignored(cli: Cli) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("command", ["push", "status", "ingest", "doctor", "version"])
+@pytest.mark.parametrize("command", ["push", "status", "ingest", "doctor", "version", "demo"])
 def test_a_signal_at_any_time_of_the_first_second(
     cli: Cli, command: str, number: signal.Signals
 ) -> None:
     cli.file("movie.mp4", 40_000)
-    words = {"push": ["movie.mp4"], "ingest": ["-r", "."]}
-    moments = random.Random(command)
+    words = {"push": ["movie.mp4"], "ingest": ["-r", "."], "demo": ["--size", "64M"]}
+    moments, longest_s = random.Random(command), 3.0 if command == "demo" else 0.7
     for _ in range(10):
         process = subprocess.Popen(
             [sys.executable, "-c", MARKED, command, *words.get(command, [])],
             cwd=cli.folder,
-            env=cli.env,
+            env=cli.env | {"TMPDIR": str(cli.folder)},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
         )
         assert process.stderr is not None
         assert os.read(process.stderr.fileno(), 1) == b"."
         try:
-            process.wait(moments.uniform(0, 0.7))
+            process.wait(moments.uniform(0, longest_s))
         except subprocess.TimeoutExpired:
             process.send_signal(number)
         _, err = process.communicate(timeout=30)
         assert process.returncode in {128 + number, 0, 3}, err.decode()
         assert b"Traceback" not in err
         assert process.returncode != 128 + number or err.count(b"\n") <= 1, err.decode()
+        assert not list(cli.folder.glob("vodup-demo-*"))

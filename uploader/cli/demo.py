@@ -20,7 +20,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -105,27 +105,46 @@ def demo(flags: DemoFlags) -> int:
     return run.DONE if holds else run.FAILED
 
 
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
+
 @contextmanager
 def _cleaning_up_on_signals() -> Iterator[None]:
     """Raise at Ctrl-C and SIGTERM, where a command usually ends at once."""
+    with _handled(_interrupt):
+        yield
 
-    def stop(number: int, _: FrameType | None) -> None:
-        raise run.Interrupted(signal.Signals(number))
 
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, stop) for number in numbers]
+def _interrupt(number: int, _: FrameType | None) -> None:
+    raise run.Interrupted(signal.Signals(number))
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold signals back until the block has ended: started processes are known, and ended."""
+    received: list[int] = []
+    with _handled(lambda number, _: received.append(number)):
+        yield
+    if received:
+        signal.raise_signal(received[0])
+
+
+@contextmanager
+def _handled(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    before = [signal.signal(number, handler) for number in _SIGNALS]
     try:
         yield
     finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
+        for number, former in zip(_SIGNALS, before, strict=True):
+            signal.signal(number, former)
 
 
 @contextmanager
 def _folder(flags: DemoFlags) -> Iterator[Path]:
     """A temporary folder with space for the file twice, as sent and as received."""
-    folder = Path(tempfile.mkdtemp(prefix="vodup-demo-"))
+    folder = Path(tempfile.gettempdir(), f"vodup-demo-{secrets.token_hex(8)}")
     try:
+        folder.mkdir(0o700)
         free = shutil.disk_usage(folder).free
         if free < 2 * flags.size + _SPARE_SIZE:
             raise ConfigurationError(
@@ -138,7 +157,8 @@ def _folder(flags: DemoFlags) -> Iterator[Path]:
         if flags.keep:
             err(f"Kept: {folder}")
         else:
-            shutil.rmtree(folder, ignore_errors=True)
+            with _uninterrupted():
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Demo:
@@ -334,18 +354,24 @@ def _clean_environment() -> dict[str, str]:
 @contextmanager
 def _process(words: list[str], env: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     """Run `vodup` with these words for as long as the block."""
-    pipe = subprocess.PIPE
     is_bundle = getattr(sys, "frozen", False)  # its executable is vodup, and has no -c
     vodup = () if is_bundle else ("-c", "from uploader.cli import main; main()")
-    command = [sys.executable, *vodup, *words]
-    with subprocess.Popen(command, env=env, stdin=pipe, stdout=pipe) as process:  # noqa: S603
-        try:
-            yield process
-        finally:
-            process.terminate()
-            try:
-                process.wait(_STOP_S)
-            except subprocess.TimeoutExpired:
+    process: subprocess.Popen[bytes] | None = None
+    try:
+        with _uninterrupted():
+            process = subprocess.Popen(  # noqa: S603 - ours
+                [sys.executable, *vodup, *words],
+                env=env,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
+        yield process
+    finally:
+        if process is not None:
+            with _uninterrupted(), process:
+                process.terminate()
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(_STOP_S)
                 process.kill()
 
 
