@@ -190,7 +190,7 @@ class Bench:
         return not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
 
     def make_file(self, size: int, name: str = "") -> Path:
-        """A file of random bytes, kept for the next who asks."""
+        """A file of random bytes, kept for the next benchmark that needs it."""
         path = self.folder / (name or f"random-{size}")
         if not path.exists() or path.stat().st_size != size:
             block = os.urandom(min(size, 16 * 2**20)) or b""

@@ -176,7 +176,7 @@ class Track:
         )
 
     def _vodup(self, task: Task, path: Path) -> Sequence[str]:
-        # A state of its own: otherwise the second run returns the receipt of the first.
+        # A state of its own: otherwise the second run returns the result of the first.
         state = task.options.get("state", str(self.tools.folder / f"{uuid.uuid4().hex}.sqlite3"))
         argv = [*vodup_command(), "push", str(path), "--quiet", "--state", state]
         argv += ["--vod-endpoint", self._endpoint(task), "--oss-region", "cn-shanghai"]

@@ -4,9 +4,9 @@ Two namespaces are joined by `native/link.c`. Inside them the loopback device ha
 and 127.0.0.1 lies at the far end of the link, so that everybody is started as on loopback.
 
 The system's default congestion control is CUBIC for everybody, as on most machines, whatever
-this one's default is: through an attribute of the route, which also binds those who ask for
+this one's default is: through an attribute of the route, which also binds those who select
 another ("vodup N, cubic"). Only "vodup auto" and "vodup N" have a route without it; the
-namespace's own default is then Reno, so that BBR is theirs only by asking for it. "NAME, bbr"
+namespace's own default is then Reno, so that they get BBR only by selecting it. "NAME, bbr"
 is a peer on a machine whose administrator has made BBR the default.
 
 `python -m benchmarks.networks CASE...` measures single cases and keeps the results so far.
@@ -245,7 +245,7 @@ def _address(namespace: str, here: str, there: str) -> None:
             "conf.all.rp_filter=0",
             "conf.link0.rp_filter=0",
             "tcp_no_metrics_save=1",  # no run learns from the one before
-            "tcp_congestion_control=reno",  # what nobody here asks for
+            "tcp_congestion_control=reno",  # what nobody here selects
         )
     )
     _ip("netns", "exec", namespace, "sysctl", "-qw", *settings.split())

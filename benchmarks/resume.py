@@ -1,4 +1,4 @@
-"""Going on after a crash with nearly everything acknowledged, and the price of remembering."""
+"""Resuming after a crash with nearly everything acknowledged, and the price of remembering."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def _measure_cell(bench: Bench, cell: _Cell, section: Section) -> None:
         taken = _run(bench, contender, cell)
         stats = bench.track.sink.stats()
         ciphers.add(stats["tls"])
-        # Asking is a connection too.
+        # The query is a connection too.
         counts[contender.name].append(stats["connections"] - opened - _OWN_CONNECTIONS)
         return taken
 

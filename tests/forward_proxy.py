@@ -38,7 +38,7 @@ class ForwardProxy:
     url: str = ""
 
     def hosts(self) -> list[str]:
-        """The hosts that were asked for, in order."""
+        """The hosts that were requested, in order."""
         return [_host_of(head) for head in self.requests]
 
     async def serve(self, connection: Connection) -> None:

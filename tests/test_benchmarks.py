@@ -42,7 +42,9 @@ def sink(tools: Toolbox) -> Iterator[Sink]:
         yield running
 
 
-def ask(sink: Sink, method: str, path: str, body: bytes = b"") -> tuple[int, dict[str, str], bytes]:
+def answer_of(
+    sink: Sink, method: str, path: str, body: bytes = b""
+) -> tuple[int, dict[str, str], bytes]:
     connection = http.client.HTTPConnection("127.0.0.1", sink.http_port, timeout=10)
     try:
         connection.request(method, path, body)
@@ -66,7 +68,7 @@ def bucket_of(sink: Sink) -> oss2.Bucket:
 def test_sink_computes_the_crc_of_what_it_was_sent(sink: Sink, size: int) -> None:
     body = random.Random(size).randbytes(size)
 
-    status, headers, _ = ask(sink, "PUT", "/bench/key", body)
+    status, headers, _ = answer_of(sink, "PUT", "/bench/key", body)
 
     assert status == 200
     assert int(headers["x-oss-hash-crc64ecma"]) == crc64(body)
@@ -123,7 +125,7 @@ def test_sink_refuses_to_join_what_it_does_not_have(sink: Sink) -> None:
 def test_a_sink_fails_every_nth_body(sink: Sink) -> None:
     sink.reset(fail_every=3)
 
-    statuses = [ask(sink, "PUT", "/bench/key", b"x")[0] for _ in range(6)]
+    statuses = [answer_of(sink, "PUT", "/bench/key", b"x")[0] for _ in range(6)]
 
     assert statuses == [200, 200, 503, 200, 200, 503]
     assert sink.stats()["failures"] == 2
@@ -148,7 +150,7 @@ def test_sink_reads_chunked_bodies(sink: Sink) -> None:
 def test_sink_answers_create_upload_video_with_a_grant_for_itself(sink: Sink) -> None:
     from uploader import decode_answer
 
-    _, _, answer = ask(sink, "POST", "/?Action=CreateUploadVideo")
+    _, _, answer = answer_of(sink, "POST", "/?Action=CreateUploadVideo")
     grant = decode_answer(answer)
 
     assert grant.target.endpoint == f"http://127.0.0.1:{sink.http_port}"

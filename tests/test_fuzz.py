@@ -390,7 +390,7 @@ async def _never(video_id: str) -> dict[str, Any]:
 
 
 async def _continue(**damage: str) -> None:
-    """Ask for an upload whose record is damaged; nothing must be sent for it."""
+    """Resume an upload whose record is damaged; nothing must be sent for it."""
     source = BytesSource(b"12345")
     fingerprint = (await source.fingerprint()).to_text()
     record: dict[str, Any] = {

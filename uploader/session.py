@@ -194,7 +194,7 @@ class Session:
                 raise error from failure.__cause__
 
     async def _probe(self, probe: Operation[object], attempts: _Attempts) -> None:
-        """Send a request whose refusal cannot get lost, once, and do what the refusal asks for.
+        """Send a request whose refusal cannot get lost, once, and do what the refusal requires.
 
         Raises:
             ServiceError: what was reset again and again cannot succeed.

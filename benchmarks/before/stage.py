@@ -218,18 +218,18 @@ class Stage:
 
     def overwrite_part(self, number: int) -> None:
         """Somebody else stores other bytes of the same size under the same UploadId."""
-        asked = [r for r in self.server.stats.log if r.operation == "UploadPart"]
-        if not asked:
+        requests = [r for r in self.server.stats.log if r.operation == "UploadPart"]
+        if not requests:
             return
         if self.makes_videos:
-            answer = self._call("RefreshUploadVideo", VideoId=asked[-1].video_id)
+            answer = self._call("RefreshUploadVideo", VideoId=requests[-1].video_id)
             self.job = self._job_of(answer)
         job, other = self.job, random.Random(8).randbytes(self.part_size)
         auth = oss2.StsAuth(
             job.access_key_id, job.access_key_secret, job.security_token, auth_version="v4"
         )
         bucket = oss2.Bucket(auth, job.endpoint, job.bucket, region="cn-shanghai")
-        bucket.upload_part(job.key, asked[-1].upload_id, number, other)
+        bucket.upload_part(job.key, requests[-1].upload_id, number, other)
 
     # --- what became of it --------------------------------------------------------------
 

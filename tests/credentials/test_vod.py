@@ -246,14 +246,14 @@ def keys(*names: str, is_async: bool) -> AccessKeys:
     """A callable that returns the next key each time, the last one for ever."""
     left = list(names)
 
-    def ask() -> AccessKey:
+    def load() -> AccessKey:
         return AccessKey(id=left.pop(0) if len(left) > 1 else left[0], secret="secret")
 
-    async def ask_async() -> AccessKey:
+    async def load_async() -> AccessKey:
         await asyncio.sleep(0)
-        return ask()
+        return load()
 
-    return ask_async if is_async else ask
+    return load_async if is_async else load
 
 
 EXPIRED = denied("InvalidSecurityToken.Expired", 403)
@@ -356,9 +356,9 @@ import asyncio, sys
 from uploader import VodProvider, VodupError
 
 async def main():
-    ask = VodProvider.from_env(credentials=sys.argv[1] or None).access_key
+    load = VodProvider.from_env(credentials=sys.argv[1] or None).access_key
     for _ in range(2):
-        key = await ask()
+        key = await load()
         print(key.id, key.secret, key.security_token)
 
 try:

@@ -1,4 +1,4 @@
-"""What a browser is told before and after a cross-origin request."""
+"""The CORS headers of preflights and of the answers to cross-origin requests."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def switching() -> Iterator[None]:
 def test_two_threads_that_ask_the_same_get_their_own_answers(tmp_path: Path) -> None:
     wrong: list[object] = []
 
-    def ask(storage: Storage, step: int) -> None:
+    def call(storage: Storage, step: int) -> None:
         for turn in range(3000):
             key = str(turn * step % 50)
             try:
@@ -42,7 +42,7 @@ def test_two_threads_that_ask_the_same_get_their_own_answers(tmp_path: Path) -> 
             storage.save_object(
                 StoredObject("bucket", str(number), 1, "E", 7, "Normal", "", 0.0, (("f", 1),))
             )
-        threads = [threading.Thread(target=ask, args=(storage, step)) for step in (7, 11, 13)]
+        threads = [threading.Thread(target=call, args=(storage, step)) for step in (7, 11, 13)]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -417,7 +417,7 @@ async def test_a_record_that_lost_its_video_is_not_sent_to(desk: Desk) -> None:
     assert desk.count("RefreshUploadVideo") == 0
 
 
-# --- asking for what cannot be ------------------------------------------------------------
+# --- requests that cannot be fulfilled ---------------------------------------------------
 
 
 async def test_an_uploader_works_inside_its_block_only(desk: Desk) -> None:

@@ -285,14 +285,14 @@ async def test_hooks_that_hang_do_not_take_thread_after_thread(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("uploader.hooks._THREADS", Threads("vodup-hook", 2))
-    going = threading.Event()
+    resumed = threading.Event()
     others = set(threading.enumerate())
 
     def hooked() -> list[threading.Thread]:
         return [t for t in threading.enumerate() if t.name == "vodup-hook" and t not in others]
 
     def hang(ended: EndedUpload) -> None:
-        going.wait(60)
+        resumed.wait(60)
 
     hooks = [Hooks(after_verify=hang, timeout_s=0.1)]
     failures: list[str] = []
@@ -301,7 +301,7 @@ async def test_hooks_that_hang_do_not_take_thread_after_thread(
             failures += (await desk.push(desk.file(PART), hooks=hooks)).hook_failures
         assert len(hooked()) == 2
     finally:
-        going.set()
+        resumed.set()
     assert ["earlier calls" in failure for failure in failures] == [False, False, True, True]
     assert (await desk.push(desk.file(PART), hooks=hooks)).hook_failures == ()
 

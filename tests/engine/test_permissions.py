@@ -80,7 +80,7 @@ async def test_a_policy_without_the_operations_of_an_upload_is_explained(desk: D
     assert_names_the_action(await desk.fail(desk.file(PART)), "vod:CreateUploadVideo")
 
 
-async def test_an_account_without_vod_is_told_to_activate_it(desk: Desk) -> None:
+async def test_the_error_of_an_account_without_vod_says_to_activate_it(desk: Desk) -> None:
     desk.server.set_options(allowed_vod_operations=None)
     desk.order(
         Fault(action="error", operation="CreateUploadVideo", status=403, code="OperationDenied")

@@ -1,4 +1,4 @@
-"""Going on where an earlier run ended: exactly the gap, and nothing on trust."""
+"""Resuming where an earlier run ended: exactly the gap, and nothing on trust."""
 
 from __future__ import annotations
 

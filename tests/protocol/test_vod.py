@@ -412,7 +412,7 @@ def test_redirects_are_named(status: int) -> None:
 
 
 @pytest.mark.parametrize(("status", "is_page"), [(200, True), (403, True), (502, False)])
-def test_a_web_page_is_told_from_an_answer_of_vod(status: int, is_page: bool) -> None:
+def test_a_web_page_is_recognised(status: int, is_page: bool) -> None:
     page = answer(PORTAL, status, content_type="text/html; charset=utf-8")
     assert page.is_web_page
     with pytest.raises((ServiceError, TransportError)) as caught:

@@ -137,7 +137,7 @@ BatchView = JsonBatchView | TextBatchView
 
 
 def make_batch_view(flags: OutputFlags) -> BatchView:
-    """Return the view that the flags ask for."""
+    """Return the view that the flags select."""
     return JsonBatchView() if flags.json else TextBatchView(is_quiet=flags.quiet)
 
 

@@ -87,7 +87,7 @@ def make_rules(rows: RowFlags, video: VideoFlags, outputs: frozenset[FileIdentit
 def make_readings(
     streams: Sequence[Stream], rows: RowFlags, rules: RowRules, scope: str
 ) -> list[Reading]:
-    """Each stream with the rules for its rows; --include asks for types that are not listed."""
+    """Each stream with the rules for its rows; --include allows types that are not listed."""
     folders = set(map(os.path.abspath, rows.recursive)) if rows.include else set[str]()
     return [
         (

@@ -313,5 +313,5 @@ PushView = JsonView | TextView
 
 
 def make_push_view(flags: OutputFlags) -> PushView:
-    """Return the view that the flags ask for."""
+    """Return the view that the flags select."""
     return JsonView() if flags.json else TextView(flags)

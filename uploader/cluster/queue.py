@@ -7,7 +7,7 @@ registering and pruning workers. Replaced by SQL of our own, all of it in this m
 
 | procrastinate has | we need |
 |---|---|
-| `finish_job`, `retry_job`: by id, whoever asks | only while the job is this worker's in this attempt: a worker that was frozen changes nothing when it wakes up |
+| `finish_job`, `retry_job`: by id, from any worker | only while the job is this worker's in this attempt: a worker that was frozen changes nothing when it wakes up |
 | `finish_job` commits by itself | the record of the row in the same transaction |
 | `update_heartbeat` updates a row that another worker's start may have deleted | insert it again: the next fetch refers to it |
 | `list_queues` counts every job | whether any job is left, twice a second |

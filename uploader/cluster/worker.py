@@ -319,7 +319,7 @@ class QueueWorker:
 # --- the account's quota --------------------------------------------------------------
 
 _AHEAD_S: Final = 2.0
-"""How far ahead turns are given out. Too little: many workers ask again and again. Too much:
+"""How far ahead turns are given out. Too little: many workers query again and again. Too much:
 turns of a worker that died are missing for that long."""
 
 _MIN_BURST_S: Final = 0.05  # of unused turns: a late caller may still use them

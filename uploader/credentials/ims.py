@@ -25,7 +25,7 @@ class ImsProvider(CallerProvider):
 
     Its media are stored in VOD's storage, and all promises of an upload hold for them, but
     for one: CreateUploadMedia takes no id of ours. When its answer is lost, nothing can find
-    out whether a media was created; the upload fails and asks for a check in the console.
+    out whether a media was created; the upload fails and requests a check in the console.
     """
 
     HOST = "ice"

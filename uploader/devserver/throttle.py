@@ -10,7 +10,7 @@ class Throttle:
     """Lets ``rate`` bytes a second through; ``None`` is no limit. Mutable, one event loop.
 
     A slice is booked at once and waited for afterwards, so that many connections share the
-    rate in the order in which they ask.
+    rate in the order of their requests.
     """
 
     def __init__(self, rate: float | None) -> None:

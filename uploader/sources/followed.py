@@ -194,6 +194,6 @@ def _has_exited(pid: int, descriptor: int | None) -> bool:
 
 
 def _refresh(path: str) -> None:
-    """Open the file, which makes a network file system ask its server for the size."""
+    """Open the file, which makes a network file system request the size from its server."""
     with suppress(OSError):
         os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))

@@ -132,7 +132,7 @@ def _boot_id(path: Path) -> str:
 def lock_holder(*paths: Path) -> tuple[str, str | None]:
     """Name the process that has locked one of these files, and what to do about it, for people.
 
-    Read from /proc: asking through a descriptor of our own would release our locks on the file
+    Read from /proc: a query through a descriptor of our own would release our locks on the file
     when that is closed (POSIX: close).
     """
     try:
@@ -153,7 +153,7 @@ def shared_clock(folder: Path) -> Callable[[], float]:
 
     It counts seconds since 1970, and like the time since boot it goes on while the machine sleeps.
     A file says what the wall clock showed at boot, when the first of them came here. Where the boot
-    cannot be told from others, it is the wall clock. Call it while no other process does.
+    has no ID, it is the wall clock. Call it while no other process does.
     """
     boot = _boot_id(_BOOT_ID)
     if not boot:

@@ -4,7 +4,7 @@ Texts have named parameters (`:key`). What stands in braces is filled in by `Que
 columns, and what differs between the two dialects:
 
     {number}         a column that counts upwards by itself
-    {returning id}   the number that such a column got; SQLite's driver reports it unasked
+    {returning id}   the number that such a column got; SQLite's driver always reports it
     {clustered}      rows stored in the order of the primary key; PostgreSQL has no such table
     {is_ours}        the lease `:epoch` exists, and does until the transaction ends; a SQLite
                      transaction excludes all other writers anyway

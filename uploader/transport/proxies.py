@@ -1,6 +1,6 @@
 """Which requests go through an HTTP proxy: `--proxy URL|env|none`.
 
-A proxy is used only where it is asked for. Requests to this machine never go through one. Over a
+A proxy is used only where one is configured. Requests to this machine never go through one. Over a
 proxy there is TLS end to end (CONNECT): the proxy sees host names, never a request.
 """
 

@@ -119,8 +119,8 @@ async def finished_video(ctx: UploadContext, video_id: str | None = None) -> Vid
         facts = await ctx.grants.facts(video_id)
     except PermissionDenied as error:
         error.next_step += (
-            " vodup needs the answer to leave a finished video as it is; with --overwrite it does "
-            "not ask."
+            " vodup needs the answer to leave a finished video as it is; --overwrite skips that "
+            "query."
         )
         raise
     return facts if facts is not None and facts.is_finished else None

@@ -14,7 +14,7 @@ from uploader.upload.verify import with_figures
 
 
 async def at_vod(upload: ObjectUpload) -> FoundObject | None:
-    """Before credentials are requested, ask VOD whether an earlier run has finished the video.
+    """Before credentials are requested, query VOD whether an earlier run has finished the video.
 
     If it has, only the object itself, read through a URL of VOD's, can prove what it holds.
     None: the upload goes on.
@@ -110,7 +110,7 @@ async def after_error(upload: ObjectUpload) -> FoundObject | None:
 
 
 async def _look_at_vod(upload: ObjectUpload) -> FoundObject | None:
-    """Ask VOD where OSS does not let us look. None: VOD still waits for the file."""
+    """Query VOD where OSS does not let us look. None: VOD still waits for the file."""
     ctx = upload.ctx
     if ctx.record.video_id is None:
         return None  # a file of a package: VOD does not know it, and sending it again is harmless
