@@ -180,6 +180,11 @@ def test_values_are_hidden_by_key(key: str) -> None:
     assert cleaned(outer={key: {"inner": 1}}) == {"outer": {key: "[redacted]"}}
 
 
+def test_the_key_of_a_signed_playback_url_is_a_secret() -> None:
+    shown = cleaned(reason="https://cdn/a.m3u8?auth_key=1796094927-0-0-5eb6&x=1")
+    assert shown == {"reason": "https://cdn/a.m3u8?auth_key=[redacted]&x=1"}
+
+
 def test_none_is_not_hidden() -> None:
     assert cleaned(bearer_token=None) == {"bearer_token": None}
 

@@ -31,6 +31,8 @@ _NAME = "vodup"
 logging.getLogger(_NAME).addHandler(logging.NullHandler())
 
 _SECRET_KEY = re.compile(r"authorization|token|secret|signature|upload_?auth|password", re.I)
+_AUTH_KEY = re.compile(r"(?<=auth_key=)[^&\s\"']+")
+"""Signs the URLs that videos are played from. The command line prints it on request."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 _RESERVED = (vars(logging.makeLogRecord({})).keys() | {"message", "asctime"}) - {
@@ -55,7 +57,8 @@ def _clean(key: str, value: object) -> object:
     if key == "exc_info":
         return value  # for the renderer of tracebacks
     if isinstance(value, str):
-        return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", redacted(value))
+        shown = _AUTH_KEY.sub(REDACTED, redacted(value))
+        return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", shown)
     if isinstance(value, Mapping):
         return {inner: _clean(str(inner), item) for inner, item in value.items()}
     if isinstance(value, list | tuple):

@@ -272,8 +272,21 @@ class Ledger:
             for offset, _, record in self._lines():
                 if record is not None:
                     self._offsets.set(int(record["id"], 16), offset + 1)
+        return self.record_at(self._offsets.get(id_of(row)) - 1)
+
+    def unplayed(self) -> array[int]:
+        """Where the records are of verified rows of this run whose videos are not known to play."""
+        last = CompactMap()
+        for offset, _, record in self._lines():
+            if record is not None and self._known.get(number := int(record["id"], 16)) & _READ:
+                waits = record["status"] == DONE and "playable" not in record
+                last.set(number, offset + 1 if waits else 0)
+        return array("Q", (place - 1 for place in last.values() if place))
+
+    def record_at(self, offset: int) -> Record:
+        """Return the record at this place of the file."""
         with os.fdopen(os.dup(self._file), "rb") as file:
-            file.seek(self._offsets.get(id_of(row)) - 1)
+            file.seek(offset)
             return _record_of(file.readline()) or {}
 
     def _has_read_reference(self, reference_id: str) -> bool:

@@ -39,6 +39,7 @@ class BatchProgress:
         done_count: stored and verified in this run. Of these `earlier_count` had been
             before, according to the state.
         failed_count: with a final record as failures. Of these `refused_count` were not tried.
+        playable_count, unplayable_count: verified rows whose videos play, or do not (yet).
         deferred_count: waiting to be tried again.
         stored_bytes: of the rows counted as done.
         share_read: of the manifests, from 0 to 1; None if unknown.
@@ -57,6 +58,8 @@ class BatchProgress:
     failed_count: int = 0
     refused_count: int = 0
     deferred_count: int = 0
+    playable_count: int = 0
+    unplayable_count: int = 0
     stored_bytes: int = 0
     share_read: float | None = None
     is_read: bool = False
@@ -85,6 +88,12 @@ class BatchProgress:
         self.codes[code] += 1
         self.errors[type(error).__name__] += 1
         self.failures.append((row.source_name or row.where, error.message))
+
+    def add_unplayable(self, name: str, error: VodupError, code: int) -> None:
+        """The video of a verified row does not play (yet)."""
+        self.unplayable_count += 1
+        self.codes[code] += 1
+        self.failures.append((name, error.message))
 
     # --- rows -----------------------------------------------------------------------------
 
@@ -147,6 +156,8 @@ class BatchProgress:
             "failed": self.failed_count,
             "refused": self.refused_count,
             "retrying": self.deferred_count,
+            "playable": self.playable_count,
+            "not_playable": self.unplayable_count,
             "active": len(tracker.active),
             "stored_bytes": self.stored_bytes,
             "sent_bytes": tracker.sent_bytes,

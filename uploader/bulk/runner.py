@@ -6,9 +6,9 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from uploader.batch import Outcome, UploadItem
 from uploader.errors import (
@@ -22,7 +22,7 @@ from uploader.protocol.vod import VideoMeta
 from uploader.sources import MemoryBuffer, UrlPolicy, of_path, of_url
 from uploader.sources.part_buffer import BufferSpace
 from uploader.sources.url_policy import parsed_url
-from uploader.tasks import beside
+from uploader.tasks import beside, one_error
 from uploader.threads import in_thread
 from uploader.upload.request import OnSourceChange
 from uploader.upload.resume import CHANGED_CHOICES
@@ -41,9 +41,14 @@ from .manifests import Stream
 from .progress import BatchProgress
 from .rows import Row, RowRules, is_url
 
+if TYPE_CHECKING:
+    from uploader.library import PlayableVideo
+
 _READ_BATCH: Final = 256
 _MAX_DEFERRED: Final = 10_000
 _SAMPLE_S: Final = 1.0
+_MAX_WAITS: Final = 1000
+"""Videos that are followed at a time: more cost memory, fewer wait behind those that take long."""
 _STREAMS_SIZE: Final = 192 * 1024 * 1024
 """Bytes in memory for all URLs whose servers support no ranges, however many there are."""
 
@@ -62,6 +67,7 @@ class BatchOptions:
         retries: how often rows that failed temporarily are tried again, after all others.
         stop_on_error: stop at the first failure; uploads under way can be resumed.
         max_duration_s: stop after this long, in the same way.
+        wait_s: wait this long until the videos of all verified rows play; None: do not wait.
         overwrite: rows with a VideoId may replace the content of finished videos.
         urls: where rows with URLs may lead; a row cannot change it.
     """
@@ -70,6 +76,7 @@ class BatchOptions:
     retries: int = 1
     stop_on_error: bool = False
     max_duration_s: float | None = None
+    wait_s: float | None = None
     overwrite: bool = False
     urls: UrlPolicy = field(default_factory=UrlPolicy)
 
@@ -169,6 +176,7 @@ class Batch:
                 async with asyncio.timeout(self._options.max_duration_s) as limit:
                     await self._upload(self._items(readings), attempt=1)
                     await self._retry()
+                    await self._wait_for_videos()
             except TimeoutError:
                 if not limit.expired():
                     raise
@@ -208,6 +216,48 @@ class Batch:
         async with aclosing(outcomes):
             async for outcome in outcomes:
                 self._end(outcome, attempt)
+
+    async def _wait_for_videos(self) -> None:
+        """Wait for the videos of verified rows, also of those that an earlier run did not end."""
+        if (wait_s := self._options.wait_s) is None:
+            return
+        places = iter(await in_thread(self._ledger.unplayed))
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + wait_s
+
+        async def wait_for_each() -> None:
+            for place in places:
+                record = self._ledger.record_at(place)
+                try:
+                    video = await self._uploader.wait_until_playable(
+                        record["video_id"], timeout_s=max(0.0, end_s - loop.time())
+                    )
+                except STOPS_ALL:
+                    raise
+                except VodupError as error:
+                    self._end_unplayable(record, error)
+                else:
+                    self._end_playable(record, video)
+
+        async with one_error() as group:
+            for _ in range(_MAX_WAITS):
+                group.create_task(wait_for_each())
+
+    def _end_playable(self, record: Record, video: PlayableVideo) -> None:
+        facts = asdict(video)
+        streams = facts.pop("streams")  # their URLs may be signed, and the ledger is kept
+        self._ledger.add({**record, "playable": facts}, replaces=True)
+        self.progress.playable_count += 1
+        self._on_record({**record, "status": "playable", "playable": facts | {"streams": streams}})
+
+    def _end_unplayable(self, record: Record, error: VodupError) -> None:
+        """The row stays verified; the next run goes on waiting for its video."""
+        code = self._exit_code(error)
+        name = str(record.get("path") or record["video_id"])
+        self.progress.add_unplayable(name, error, code)
+        facts = {"message": error.message, "next_step": error.next_step, "exit_code": code}
+        facts["error"] = type(error).__name__
+        self._on_record({**record, "status": "not_playable", **facts})
 
     # --- rows into items ----------------------------------------------------------------
 

@@ -13,7 +13,14 @@ import click
 from uploader.cli import flags as commands
 from uploader.cli.flag_groups import AccessFlags, OutputFlags, StateFlags
 from uploader.cli.flags import DevserverFlags, VersionFlags
-from uploader.cli.options import Argument, config_path, flag_of, group, parameters_of
+from uploader.cli.options import (
+    Argument,
+    config_path,
+    flag_of,
+    group,
+    parameters_of,
+    with_bare_values,
+)
 from uploader.cli.printing import out, out_json
 from uploader.cli.run import explain, finish
 
@@ -55,6 +62,10 @@ class _Command(click.Command):
                 is_eager=True,
             )
         yield from parameters_of(self._flags_type)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the command line."""
+        return super().parse_args(ctx, with_bare_values(args, self.get_params(ctx)))
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the arguments above the options."""

@@ -39,7 +39,8 @@ _REASONS: Final = {
 
 
 class JsonBatchView:
-    """One JSON object per line: `row.done` and `row.failed`, `batch.progress`, `batch.ended`."""
+    """One JSON object per line: `row.done`, `row.failed`, `row.playable`, `row.not_playable`,
+    `batch.progress`, `batch.ended`."""
 
     def record(self, record: Mapping[str, Any]) -> None:
         """Print the record as the ledger has it, but nothing secret of its URLs."""
@@ -91,7 +92,7 @@ class TextBatchView:
 
     def record(self, record: Mapping[str, Any]) -> None:
         """Print a failure."""
-        if record["status"] == "failed":
+        if record["status"] in ("failed", "not_playable"):
             path = record.get("path")
             where = shown_path(str(path)) if path else f"{record['manifest']}:{record['row']}"
             self._print_failure(where, str(record["message"]), str(record["next_step"]))
@@ -175,6 +176,10 @@ def summarized(progress: BatchProgress, flags: ReportFlags) -> str:
         result += f" ({earlier_count:,} in an earlier run)"
     if progress.failed_count:
         result += f"; {progress.failed_count:,} failed ({_reasons(progress.errors)})"
+    if progress.playable_count or progress.unplayable_count:
+        result += f"; {progress.playable_count:,} playable"
+    if progress.unplayable_count:
+        result += f", {progress.unplayable_count:,} not (yet)"
     facts = [f"{units.size(tracker.sent_bytes)} in {units.duration(tracker.seconds)}"]
     if tracker.renewal_count:
         facts.append(f"credentials renewed {units.count(tracker.renewal_count, 'time')}")

@@ -161,6 +161,18 @@ class TransferFlags(NetworkFlags):
 
 
 @group
+class WaitFlags:
+    """Whether a command waits until videos play."""
+
+    wait: float | None = option(
+        DURATION,
+        "Wait until VOD can play the video, at most this long (24h without a value), and print how "
+        "it plays. Interrupted, the same command goes on waiting.",
+        bare="24h",
+    )
+
+
+@group
 class VideoFlags:
     """Fields of CreateUploadVideo that several videos may share."""
 

@@ -19,6 +19,7 @@ from uploader.cli.flag_groups import (
     TransferFlags,
     UrlFlags,
     VideoFlags,
+    WaitFlags,
 )
 from uploader.cli.options import (
     CHANGED,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 
 @group
-class PushFlags(VideoFlags, StreamFlags, TransferFlags, ConnectionFlags, OutputFlags):
+class PushFlags(WaitFlags, VideoFlags, StreamFlags, TransferFlags, ConnectionFlags, OutputFlags):
     """Upload one or more files. Run the same command again to resume."""
 
     paths: tuple[str, ...] = argument(
@@ -69,7 +70,7 @@ class PushFlags(VideoFlags, StreamFlags, TransferFlags, ConnectionFlags, OutputF
 
 
 @group
-class ResumeFlags(UrlFlags, TransferFlags, ConnectionFlags, OutputFlags):
+class ResumeFlags(WaitFlags, UrlFlags, TransferFlags, ConnectionFlags, OutputFlags):
     """Resume recorded uploads."""
 
     names: tuple[str, ...] = argument("KEY|VIDEO_ID", default=(), many=True)
@@ -126,7 +127,14 @@ class DoctorFlags(ConnectionFlags, OutputFlags):
 
 @group
 class IngestFlags(
-    RowFlags, ReportFlags, UrlFlags, VideoFlags, TransferFlags, ConnectionFlags, OutputFlags
+    WaitFlags,
+    RowFlags,
+    ReportFlags,
+    UrlFlags,
+    VideoFlags,
+    TransferFlags,
+    ConnectionFlags,
+    OutputFlags,
 ):
     """Upload many files, listed in manifests or folders. Run the same command again to resume."""
 

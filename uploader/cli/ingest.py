@@ -114,6 +114,7 @@ async def _perform(
         retries=flags.retries,
         stop_on_error=flags.stop_on_error,
         max_duration_s=flags.max_duration,
+        wait_s=flags.wait,
         overwrite=flags.overwrite,
         urls=settings.make_url_policy(flags),
     )

@@ -12,7 +12,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar, dataclass_transform
@@ -213,25 +213,46 @@ def flag_of(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def option(takes: Kind | str, help: str, default: Any = None, short: str = "") -> Any:
+class BareOption(click.Option):
+    """A flag whose value may be left out: `--wait` is `--wait=24h`. A value follows a "=" only."""
+
+    bare_value = ""
+
+
+def with_bare_values(args: list[str], parameters: Sequence[click.Parameter]) -> list[str]:
+    """Write out the values of flags that are given without one."""
+    known = {p.opts[0]: p.bare_value for p in parameters if isinstance(p, BareOption)}
+    end = args.index("--") if "--" in args else len(args)
+    words = (f"{word}={known[word]}" if word in known else word for word in args[:end])
+    return [*words, *args[end:]]
+
+
+def option(
+    takes: Kind | str, help: str, default: Any = None, short: str = "", bare: str = ""
+) -> Any:
     """Declare a flag that takes a value: of a kind, or plain text with this metavar.
 
-    With the default () it can be repeated, and the field is a tuple of texts.
+    With the default () it can be repeated, and the field is a tuple of texts. `bare`: the value of
+    the flag when it is given without one.
     """
     kind = takes if isinstance(takes, Kind) else None
     is_repeated = default == ()
 
     def declare(name: str, flag: str, variable: str) -> click.Parameter:
-        return click.Option(
+        metavar = kind.metavar if kind else str(takes)
+        made = (BareOption if bare else click.Option)(
             [name, *filter(None, (short, flag))],
             help=f"{help} Can be repeated." if is_repeated else help,
-            metavar=kind.metavar if kind else str(takes),
+            metavar=f"[={metavar}]" if bare else metavar,
             type=kind.parser(flag, variable) if kind else str,
             envvar=variable,
             default=default,
             multiple=is_repeated,
             show_default="[default: " not in help,
         )
+        if isinstance(made, BareOption):
+            made.bare_value = bare
+        return made
 
     return Declaration(default, declare)
 

@@ -58,7 +58,9 @@ def push(flags: PushFlags) -> int:
     files = [PushedFile(shown_name(name), label_of(name, flags)) for name in names]
     with settings.serve_metrics(flags.metrics_port) as on_event:
         is_kept = flags.state != "memory"
-        return _Push(flags, files, is_kept=is_kept).run(partial(prepare, on_event))
+        return _Push(flags, files, is_kept=is_kept, wait_s=flags.wait).run(
+            partial(prepare, on_event)
+        )
 
 
 def _items_of(
@@ -113,7 +115,7 @@ def resume(flags: ResumeFlags) -> int:
         return [_recorded_item(record, flags) for record in records]
 
     with settings.serve_metrics(flags.metrics_port) as on_event:
-        return _Push(flags).run(
+        return _Push(flags, wait_s=flags.wait).run(
             lambda: (
                 settings.make_uploader(flags, settings.make_options(flags), on_event=on_event),
                 find,
@@ -155,13 +157,18 @@ class _Push:
     """One run over several files. Mutable: the files."""
 
     def __init__(
-        self, flags: OutputFlags, files: Sequence[PushedFile] = (), *, is_kept: bool = True
+        self,
+        flags: OutputFlags,
+        files: Sequence[PushedFile] = (),
+        *,
+        is_kept: bool = True,
+        wait_s: float | None = None,
     ) -> None:
-        """`is_kept`: whether the state outlives this process."""
+        """`is_kept`: whether the state outlives this process. `wait_s`: for videos to play."""
         self._view = make_push_view(flags)
         self._files = list(files)
         self._tracker = Tracker()
-        self._is_kept = is_kept
+        self._is_kept, self._wait_s = is_kept, wait_s
 
     def run(self, prepare: Callable[[], tuple[Uploader, Finder]]) -> int:
         """Upload everything; the end of every file is printed, whatever happens."""
@@ -210,10 +217,25 @@ class _Push:
         except Exception as error:  # a bug that affects one file must not stop the others
             run.explain_bug(error)
             return self._fail(file, unexpected(error))
-        file.code = run.HOOK_FAILED if result.hook_failures else run.DONE
-        file.size = result.size
+        file.size, file.is_stored = result.size, True
         self._view.finished(file, result)
-        return file.code
+        if self._wait_s is None or await self._plays(uploader, file, result.video_id):
+            file.code = run.HOOK_FAILED if result.hook_failures else run.DONE
+        return file.code or run.DONE
+
+    async def _plays(self, uploader: Uploader, file: PushedFile, video_id: str) -> bool:
+        """Wait until the video of a stored file plays; False once its failure is printed."""
+        try:
+            playable = await uploader.wait_until_playable(
+                video_id,
+                timeout_s=self._wait_s,
+                on_status=lambda info: self._view.status(file, info),
+            )
+        except VodupError as error:
+            self._fail(file, error)
+            return False
+        self._view.playable(file, playable)
+        return True
 
     def _fail(self, file: PushedFile, error: VodupError) -> int:
         file.code = run.exit_code(error)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from uploader import events, units
 from uploader.cli import run
@@ -16,6 +16,9 @@ from uploader.cli.progress import Total, progress_line, sample_every_second, sho
 from uploader.errors import VodupError
 from uploader.tasks import beside
 from uploader.tracker import TrackedUpload, Tracker
+
+if TYPE_CHECKING:
+    from uploader import PlayableVideo, VideoInfo
 
 _JSON_INTERVAL_S: Final = 1.0
 
@@ -30,6 +33,7 @@ class PushedFile:
         upload: once it has started.
         code: its exit code, once it has ended.
         size: of the object, once it is verified.
+        is_stored: whether it is verified; its video may be waited for.
         trouble: why a request is retried, until a part is stored again.
     """
 
@@ -38,6 +42,7 @@ class PushedFile:
     upload: TrackedUpload | None = None
     code: int | None = None
     size: int = 0
+    is_stored: bool = False
     trouble: str = ""
 
     def update(self, event: events.Event, tracker: Tracker) -> None:
@@ -60,7 +65,7 @@ class PushedFile:
     @property
     def is_active(self) -> bool:
         """Whether it is being sent."""
-        return self.upload is not None and self.code is None
+        return self.upload is not None and self.code is None and not self.is_stored
 
 
 # --- sentences --------------------------------------------------------------------------
@@ -135,9 +140,37 @@ def incident(file: PushedFile, event: events.Event) -> str | None:
             return None
 
 
+_STATUSES: Final = {
+    "Uploading": "VOD has not received the upload yet",
+    "UploadSucc": "stored, not transcoded yet",
+    "Transcoding": "transcoding",
+    "Checking": "transcoded, and under review",
+}
+"""A video that does not play yet ("VOD: Video status")."""
+
+
+def playing(file: PushedFile, video: PlayableVideo) -> list[str]:
+    """How a video plays: a sentence, and a line for each URL."""
+    length = f" ({units.duration(video.duration_s)})" if video.duration_s else ""
+    lines = [f"{file.label}: video {video.video_id} plays{length}."]
+    if video.cover_url:
+        lines.append(f"  cover: {video.cover_url}")
+    for stream in video.streams:
+        facts = [stream.definition, stream.format]
+        facts += [f"{stream.width}x{stream.height}"] if stream.width and stream.height else []
+        facts += [units.size(stream.size)] if stream.size else []
+        lines.append(f"  {' '.join(filter(None, facts))}: {stream.url}")
+    return lines
+
+
 def interruption(file: PushedFile, *, is_kept: bool) -> str:
     """How far an upload came before a signal stopped it, and how to resume it."""
     upload = file.upload
+    if file.is_stored:
+        return (
+            f"Interrupted: {file.label} is uploaded and verified; its video may not play yet. To "
+            "go on waiting, run the same command again."
+        )
     if upload is None:
         return f"Interrupted: {file.label}, nothing uploaded yet."
     done = units.count(upload.acked_part_count, "part")
@@ -190,6 +223,14 @@ class JsonView:
         """Print the result."""
         self._print(file, events.UploadFinished.type, **asdict(result))
 
+    def status(self, file: PushedFile, info: VideoInfo) -> None:
+        """Print what VOD does with a stored video."""
+        self._print(file, "video.status", video_id=info.video_id, status=info.status)
+
+    def playable(self, file: PushedFile, video: PlayableVideo) -> None:
+        """Print how the video plays."""
+        self._print(file, "video.playable", **asdict(video))
+
     def failed(self, file: PushedFile, error: VodupError) -> None:
         """Print the error."""
         code = run.exit_code(error)
@@ -209,7 +250,7 @@ class JsonView:
     ) -> None:
         self._print(
             file,
-            events.UploadFailed.type,
+            "video.not_playable" if file.is_stored else events.UploadFailed.type,
             video_id=error.video_id or file.video_id,
             error=name,
             message=error.message,
@@ -240,7 +281,7 @@ class JsonView:
 
 def totals(files: Sequence[PushedFile]) -> str:
     """What a push came to."""
-    done = [file for file in files if file.code in {run.DONE, run.HOOK_FAILED}]
+    done = [file for file in files if file.is_stored]
     size = units.size(sum(file.size for file in done))
     return f"{len(done)} of {units.count(len(files), 'file')} uploaded, {size} in total."
 
@@ -271,6 +312,16 @@ class TextView:
             out(result.video_id)
         else:
             out(success(file, result, is_verbose=self._is_verbose))
+
+    def status(self, file: PushedFile, info: VideoInfo) -> None:
+        """Print what VOD does with a stored video."""
+        if not self._is_quiet and info.status in _STATUSES:
+            err(f"{file.label}: {_STATUSES[info.status]}.")
+
+    def playable(self, file: PushedFile, video: PlayableVideo) -> None:
+        """Print how the video plays."""
+        if not self._is_quiet:
+            out(*playing(file, video))
 
     def failed(self, file: PushedFile, error: VodupError) -> None:
         """Print what failed and what to do."""
