@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from tests.gates import cli_page
 from tests.gates.messages import PUBLIC_ERRORS
 from tests.pages import DOCS
 from uploader import errors, hooks
 from uploader.cli import printing, run
+from uploader.protocol.failures import APP_SERVER, OSS, VOD
+from uploader.transport.errors import _CODES, _NEXT_STEPS
 
 SOURCE = DOCS.parent / "uploader"
+PAGES = ["troubleshooting.md"]
+_OF_CERTIFICATES = {"CertificateIssuer", "CertificateTime", "CertificateHost", "WebPage"}
 _VARIABLE = re.compile(r"\b(?:VODUP|ALIBABA_CLOUD)_[A-Z0-9_]+\b(?!\*)")
 # Of click's completion; and one that a next step names before a flag reads it.
 _HELD_ELSEWHERE = {"VODUP_COMPLETE", "VODUP_NOTIFY_SECRET"}
@@ -43,3 +49,29 @@ def test_every_exit_code_has_a_row() -> None:
     codes = {int(cells[0]) for cells in rows("exit-codes.md") if cells[0].strip().isdigit()}
     named = {v for k, v in vars(run).items() if k.isupper() and isinstance(v, int)}
     assert codes == named | {printing.LOST, 130, 143}
+
+
+# --- troubleshooting ---------------------------------------------------------------------------
+
+
+def entries(page: str) -> dict[str, set[str]]:
+    """The first cells of the tables of a page, by section, without the first section."""
+    found: dict[str, set[str]] = {}
+    for section in re.split(r"^## ", (DOCS / page).read_text("utf-8"), flags=re.MULTILINE)[1:]:
+        cells = re.findall(r"^\| ([^|]+) \|", section, re.MULTILINE)
+        found[section.partition("\n")[0]] = {
+            name.strip("` ") for cell in cells for name in cell.split(", ")
+        }
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_failure_has_an_entry(page: str) -> None:
+    _, codes, classes, connection, oss, vod, app_server = entries(page).values()
+    exits = {cells[0] for cells in rows("exit-codes.md") if cells[0].isdigit()}
+    assert exits == {code for code in codes if code.isdigit()}
+    assert classes & PUBLIC_ERRORS == PUBLIC_ERRORS
+    assert {*_CODES.values(), *_NEXT_STEPS, *_OF_CERTIFICATES} - connection == set()
+    for service, named in ((OSS, oss), (VOD, vod), (APP_SERVER, app_server)):
+        assert service.rows.keys() - {""} - named == set()
+        assert {name for name in named if name.isascii()} - service.rows.keys() <= {"code", "---"}
