@@ -58,7 +58,7 @@ def test_a_container_gets_arguments_and_variables_that_exist(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in UNITS if name.endswith(".service")])
 def test_a_service_runs_a_command_that_exists(name: str) -> None:
-    unit = (DEPLOY / name).read_text()
+    unit = (DEPLOY / name).read_text().replace("\\\n", "")
     (command,) = re.findall(r"^ExecStart=\S+/vodup (.*)$", unit, re.MULTILINE)
     parses(shlex.split(command))
     variables = re.findall(r"^Environment=(.*)$", unit, re.MULTILINE)

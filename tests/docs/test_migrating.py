@@ -39,9 +39,11 @@ TRUST = TrustPolicy(allow_loopback=True)
 def run(block: str, names: dict[str, Any]) -> None:
     """Run a block as it is printed; only loopback is trusted, and the state is kept in memory."""
     block = re.sub(r"\b(Uploader|upload_sync)\(", r"_\1(", block)
-    options: dict[str, Any] = {"trust": TRUST}
-    names["_Uploader"] = lambda *args, **kw: Uploader(*args, state=MemoryState(), **options, **kw)
-    names["_upload_sync"] = partial(upload_sync, state=MemoryState(), **options)
+    given: dict[str, Any] = {"trust": TRUST, "state": MemoryState()}
+    names |= {
+        "_Uploader": partial(Uploader, **given),
+        "_upload_sync": partial(upload_sync, **given),
+    }
     code = compile(block, "migrating.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     waiting = eval(code, names)  # noqa: S307 - a page of this project
     if inspect.iscoroutine(waiting):
