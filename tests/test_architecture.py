@@ -149,6 +149,7 @@ LINES = (
     _hand("devserver.*", "aiohttp", "fastcrc", "trustme", "pytest"),
     _hand("cli.*", "click", "platformdirs", "rich", "uvloop"),
     _hand("__main__"),
+    _hand("_vodup"),
     _hand("pyinstaller.*", "PyInstaller"),
 )
 

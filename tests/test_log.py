@@ -93,14 +93,17 @@ def test_fields_named_like_those_of_a_log_record_are_kept(
     get_logger(**{name: "kept"}).warning("upload.failed")
     (record,) = caplog.records
     assert vars(record)[f"{name}_"] == "kept"
-    assert record.getMessage() == "upload.failed"
+    assert record.getMessage() == "upload.failed" + (": kept" if name == "message" else "")
 
 
 def test_a_failed_upload_reaches_standard_logging(caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(ServiceError), Progress("k", "c6a2", []).reporting_failure():
+    progress = Progress("k", "c6a2", [], source="movie.mp4")
+    with pytest.raises(ServiceError), progress.reporting_failure():
         raise refusal()
     (record,) = caplog.records
     assert record.levelname == "WARNING"
+    assert record.getMessage() == "upload.failed: movie.mp4: It was refused."
+    assert vars(record)["source"] == "movie.mp4"
     assert vars(record)["code"] == "AccessDenied"
     assert vars(record)["message_"] == "It was refused."
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 import copy
 import inspect
+import os
 import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -147,3 +149,84 @@ def test_the_place_is_filled_in_where_it_is_not_known() -> None:
     error = VodupError("It failed.", phase="send")
     assert error.located(video_id="c6a2", phase="complete") is error
     assert (error.video_id, error.phase) == ("c6a2", "send")
+
+
+# --- under its other name -------------------------------------------------------------
+
+
+@pytest.fixture
+def alias(tmp_path: Path) -> Path:
+    """A folder in which `vodup` is what the wheel installs by that name."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "vodup").symlink_to(Path(uploader.__path__[0]) / "_vodup")
+    return tmp_path / "site"
+
+
+def with_alias(alias: Path, *argv: str) -> subprocess.CompletedProcess[str]:
+    environ = os.environ | {"PYTHONPATH": f"{alias}:{Path(uploader.__path__[0]).parent}"}
+    return subprocess.run(
+        [sys.executable, *argv],
+        cwd=alias.parent,
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def test_vodup_is_the_same_package(alias: Path) -> None:
+    code = """
+import vodup.errors, vodup.sources.files
+import uploader
+assert vodup is uploader
+assert vodup.errors is uploader.errors
+assert uploader.errors.__spec__.name == "uploader.errors"
+from vodup.sources.files import FileSource
+assert FileSource is vodup.FileSource
+from importlib.metadata import version
+assert vodup.__version__ == version("vodup")
+"""
+    done = with_alias(alias, "-c", code)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["vodup", "uploader"])
+def test_both_names_run_the_command(name: str, alias: Path) -> None:
+    done = with_alias(alias, "-m", name, "version")
+    assert (done.returncode, done.stdout.split()) == (0, ["vodup", uploader.__version__])
+
+
+def test_another_package_of_the_name_is_reported(alias: Path) -> None:
+    (alias.parent / "uploader.py").write_text("")
+    done = with_alias(alias, "-c", "import vodup")
+    assert done.returncode == 1
+    message = done.stderr.splitlines()[-1]
+    assert f"Python finds another one: {alias.parent}/uploader.py. Rename that file" in message
+
+
+@pytest.mark.slow
+def test_type_checkers_find_typing_errors_in_calls(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text("""
+from uploader import BlockingUploader, VideoMeta, upload_sync
+
+upload_sync("movie.mp4", metadata=VideoMeta())  # 4
+upload_sync("movie.mp4", meta="A")  # 5
+with BlockingUploader(stat="a.db") as up:  # 6
+    up.upload("movie.mp4", meta=VideoMeta(), overwrit=True)  # 7
+    up.submit("movie.mp4", key=5).result(timeout="5")  # 8
+    for outcome in up.upload_many([], file=3):  # 9
+        print(outcome.result)
+upload_sync("movie.mp4", meta=VideoMeta(title="A"), key="k")
+""")
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--config-file=", "program.py"],
+        cwd=tmp_path,
+        env=os.environ | {"MYPYPATH": str(Path(uploader.__path__[0]).parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=110,
+    )
+    found = {line.split(":")[1] for line in done.stdout.splitlines() if line.startswith("program")}
+    assert found == {"4", "5", "6", "7", "8", "9"}, done.stdout

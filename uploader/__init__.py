@@ -1,13 +1,15 @@
 """vodup: verified, resumable uploads to Alibaba Cloud ApsaraVideo VOD.
 
 Everything public is here. Names are loaded when they are first used, so that
-`import uploader` costs next to nothing.
+`import uploader` costs next to nothing. `import vodup` is the same package.
 """
 
 from __future__ import annotations
 
 TYPE_CHECKING = False  # `typing` takes longer to load than all of this
 if TYPE_CHECKING:
+    __version__: str
+
     from uploader.batch import Outcome as Outcome
     from uploader.batch import UploadItem as UploadItem
     from uploader.blocking import BlockingHandle as BlockingHandle
@@ -165,6 +167,10 @@ __all__ = sorted(_HOME_OF)
 
 def __getattr__(name: str) -> object:
     """Load a public name from its module."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("vodup")
     if (home := _HOME_OF.get(name)) is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

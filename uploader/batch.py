@@ -11,12 +11,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
-from uploader.errors import ConfigurationError, VodupError
+from uploader.errors import ConfigurationError, VodupError, require_type
 from uploader.events import UploadResult
 from uploader.log import get_logger
 from uploader.protocol.grants import UploadGrant
 from uploader.protocol.vod import VideoMeta
-from uploader.sources import AnySource
+from uploader.sources import AnySource, require_source
 from uploader.tasks import beside, cancel_count, one_error
 from uploader.threads import DISKS
 from uploader.unexpected import unexpected
@@ -62,6 +62,15 @@ class UploadItem:
     size: int | None = None
     priority: int = 0
     tag: Any = None
+
+    def __post_init__(self) -> None:
+        require_source(self.source)
+        require_type("meta", self.meta, VideoMeta, instead='Pass VideoMeta(title="…").')
+        require_type("video_id", self.video_id, str)
+        require_type("grant", self.grant, UploadGrant, instead="Pass what `decode_grant` returns.")
+        require_type("key", self.key, str)
+        require_type("overwrite", self.overwrite, bool)
+        require_type("size", self.size, int)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

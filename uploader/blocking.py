@@ -6,20 +6,28 @@ The loop runs in a thread for as long as the block lasts; any number of threads 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, aclosing, suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from anyio import EndOfStream, create_memory_object_stream
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from uploader.batch import Outcome, UploadItem
-from uploader.events import UploadResult
+from uploader.clock import Clock
+from uploader.events import Listener, UploadResult
 from uploader.handles import UploadHandle
+from uploader.options import UploadOptions
+from uploader.protocol.grants import UploadGrant
 from uploader.protocol.oss import ObjectFacts
+from uploader.protocol.trust import TrustPolicy
+from uploader.protocol.vod import VideoMeta
+from uploader.protocol.wire import Transport
 from uploader.sources import AnySource
+from uploader.state import StateStore
 from uploader.uploader import AnyProvider, Uploader
 
 if TYPE_CHECKING:
@@ -31,11 +39,33 @@ _OUTCOMES_AHEAD: Final = 64
 class BlockingUploader:
     """An `Uploader` that any thread may call. Mutable: open or not.
 
-    Takes what `Uploader` takes. `on_event` is called in the thread of the loop.
+    Takes what `Uploader` takes. `on_event` is called in the thread of the loop. A coroutine
+    uses `Uploader` itself: these methods would block its loop.
     """
 
-    def __init__(self, provider: AnyProvider | None = None, **options: Any) -> None:
-        self._make = partial(Uploader, provider, **options)
+    def __init__(
+        self,
+        provider: AnyProvider | None = None,
+        *,
+        state: StateStore | str | Path | None = None,
+        options: UploadOptions | None = None,
+        trust: TrustPolicy | None = None,
+        on_event: Listener | None = None,
+        transport: Transport | None = None,
+        clock: Clock | None = None,
+        shared_vod_budget: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        self._make = partial(
+            Uploader,
+            provider,
+            state=state,
+            options=options,
+            trust=trust,
+            on_event=on_event,
+            transport=transport,
+            clock=clock,
+            shared_vod_budget=shared_vod_budget,
+        )
         self._stack = ExitStack()
         self._open: tuple[BlockingPortal, Uploader] | None = None
 
@@ -52,17 +82,56 @@ class BlockingUploader:
         self._stack.__exit__(*exc_info)
         self._open = None
 
-    def upload(self, source: AnySource, **options: Any) -> UploadResult:
+    def upload(
+        self,
+        source: AnySource,
+        *,
+        meta: VideoMeta | None = None,
+        video_id: str | None = None,
+        grant: UploadGrant | None = None,
+        key: str | None = None,
+        overwrite: bool = False,
+        on_event: Listener | None = None,
+    ) -> UploadResult:
         """As `Uploader.upload`; blocks until it is done."""
+        item = UploadItem(
+            source=source, meta=meta, video_id=video_id, grant=grant, key=key, overwrite=overwrite
+        )
         portal, uploader = self._opened()
-        return portal.call(partial(uploader.upload, source, **options))
+        return portal.call(partial(uploader.upload_item, item, on_event=on_event))
 
-    def submit(self, source: AnySource, **options: Any) -> BlockingHandle:
+    def submit(
+        self,
+        source: AnySource,
+        *,
+        meta: VideoMeta | None = None,
+        video_id: str | None = None,
+        grant: UploadGrant | None = None,
+        key: str | None = None,
+        overwrite: bool = False,
+        on_event: Listener | None = None,
+    ) -> BlockingHandle:
         """As `Uploader.submit`; blocks only while too many are running."""
         portal, uploader = self._opened()
-        return BlockingHandle(portal, portal.call(partial(uploader.submit, source, **options)))
+        submit = partial(
+            uploader.submit,
+            source,
+            meta=meta,
+            video_id=video_id,
+            grant=grant,
+            key=key,
+            overwrite=overwrite,
+            on_event=on_event,
+        )
+        return BlockingHandle(portal, portal.call(submit))
 
-    def upload_many(self, items: Iterable[UploadItem], **options: Any) -> Iterator[Outcome]:
+    def upload_many(
+        self,
+        items: Iterable[UploadItem],
+        *,
+        files: int | None = None,
+        on_event: Listener | None = None,
+    ) -> Iterator[Outcome]:
         """As `Uploader.upload_many`. `items` is read in the thread of the loop.
 
         Ending the iteration early cancels running uploads; they can be resumed.
@@ -71,7 +140,8 @@ class BlockingUploader:
         send, receive = create_memory_object_stream[Outcome](_OUTCOMES_AHEAD)
 
         async def pump(send: MemoryObjectSendStream[Outcome]) -> None:
-            async with send, aclosing(uploader.upload_many(items, **options)) as outcomes:
+            ended = uploader.upload_many(items, files=files, on_event=on_event)
+            async with send, aclosing(ended) as outcomes:
                 async for outcome in outcomes:
                     await send.send(outcome)
 

@@ -109,6 +109,21 @@ class ConfigurationError(VodupError):
     default_next_step = "Correct it, then run again."
 
 
+def require_type(name: str, value: object, *kinds: type, instead: str = "") -> None:
+    """Refuse an argument of a wrong type at the call; None is always allowed.
+
+    Raises:
+        ConfigurationError: `value` is of none of `kinds`. `instead` is its next step.
+    """
+    is_wrong_bool = isinstance(value, bool) and bool not in kinds  # which is an int to Python
+    if value is None or (isinstance(value, kinds) and not is_wrong_bool):
+        return
+    names = " or ".join(kind.__name__ for kind in kinds)
+    raise ConfigurationError(
+        f"{name} must be {names}, and not {type(value).__name__}.", next_step=instead
+    )
+
+
 class CredentialError(VodupError):
     """The identity or a permission of the caller was not accepted."""
 

@@ -141,7 +141,8 @@ class UploadRestarted(Event):
 class UploadProgress(Event):
     """`done_bytes` of `size` are at OSS or on the way there.
 
-    `size` and `part_count` are 0 while a stream has no end.
+    `size` and `part_count` are 0 while a stream has no end. The last one before every
+    `UploadFinished` has `done_bytes == size`, also where an earlier run had sent everything.
     """
 
     type: ClassVar[str] = "upload.progress"

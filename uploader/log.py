@@ -1,8 +1,9 @@
 """Logging through structlog, with secrets redacted. A library never configures logging.
 
 If the application has configured structlog, our events go through it. If it has configured
-only the standard library's logging, they go to the logger "vodup" with their values as
-`extra` (names that `LogRecord` uses itself, such as "message", become "message_"). If it has
+only the standard library's logging, they go to the logger "vodup": the message is the event, the
+file and the reason ("upload.failed: movie.mp4: It changed."), and all values are in `extra` (names
+that `LogRecord` uses itself, such as "message", become "message_"). If it has
 configured neither, nothing is printed: structlog's default would print to stdout, where a
 program's output belongs.
 
@@ -73,6 +74,14 @@ def _rename_reserved(logger: object, method: str, event: EventDict) -> EventDict
     return {f"{key}_" if key in _RESERVED else key: value for key, value in event.items()}
 
 
+def _in_words(logger: object, method: str, event: EventDict) -> EventDict:
+    """Append which file it is about and the reason to the event, which is the message."""
+    source = event.get("source") or event.get("key")
+    reason = event.get("message") or event.get("reason") or event.get("error")
+    words = (event.get("event"), source, reason)
+    return {**event, "event": ": ".join(str(word) for word in words if word)}
+
+
 def get_logger(**context: object) -> BoundLogger:
     """Return a bound logger. Call it for each event: configuration may come later.
 
@@ -109,6 +118,7 @@ def _bound_logger(**context: object) -> BoundLogger:
             structlog.contextvars.merge_contextvars,
             structlog.stdlib.filter_by_level,
             redact,
+            _in_words,
             _rename_reserved,
             structlog.stdlib.render_to_log_kwargs,
         ],

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from uploader.errors import require_type
 from uploader.hooks import Hooks
 from uploader.pace import Bandwidth
 from uploader.protocol.signing import OssDialect
@@ -72,6 +73,23 @@ class UploadOptions:
     hooks: Sequence[Hooks] = ()
     webhooks: Sequence[Webhook] = ()
     vod_calls_per_s: float = 20.0
+
+    def __post_init__(self) -> None:
+        in_bytes = "Pass bytes, for example part_size=8 * 2**20."
+        require_type("part_size", self.part_size, int, instead=in_bytes)
+        if self.concurrency != "auto":
+            require_type("concurrency", self.concurrency, int)
+        limit = 'Pass parse_bandwidth("4M").'
+        require_type("bandwidth", self.bandwidth, Bandwidth, instead=limit)
+        require_type("retry", self.retry, RetryPolicy, instead="Pass RetryPolicy(patience_s=…).")
+        require_type("stall_timeout_s", self.stall_timeout_s, int, float)
+        require_type("ca_file", self.ca_file, Path, str)
+        require_type("submitted", self.submitted, int)
+        require_type("vod_calls_per_s", self.vod_calls_per_s, int, float)
+        for name in ("oss_region", "oss_endpoint", "metadata_url", "notification", "proxy"):
+            require_type(name, getattr(self, name), str)
+        for hooks in self.hooks:
+            require_type("hooks", hooks, Hooks, instead="Pass a list of Hooks(…).")
 
     @property
     def dialect(self) -> OssDialect:

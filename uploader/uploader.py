@@ -18,19 +18,12 @@ from contextlib import (
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from uploader.batch import Items, Outcome, UploadItem, require_files, upload_batch
 from uploader.clock import Clock, SystemClock
 from uploader.credentials import GrantProvider, GrantSource, Network
-from uploader.errors import (
-    ConfigurationError,
-    CredentialError,
-    HookError,
-    StateError,
-    TransferError,
-    VodupError,
-)
+from uploader.errors import ConfigurationError, HookError, StateError, VodupError, require_type
 from uploader.events import HookFailed, Listener, UploadResult
 from uploader.handles import Submissions, UploadHandle
 from uploader.hooks import EndedUpload, Hooks, notify_ended
@@ -49,7 +42,13 @@ from uploader.upload.main import abort_upload, upload_video
 from uploader.upload.object import ObjectUpload
 from uploader.upload.package import compare_package, forget_members, upload_package
 from uploader.upload.progress import Progress, isolated
-from uploader.upload.request import UploadContext, UploadRequest, default_key, known_video_id
+from uploader.upload.request import (
+    UploadContext,
+    UploadRequest,
+    default_key,
+    known_video_id,
+    recording_error,
+)
 
 if TYPE_CHECKING:
     from uploader.library import OnStatus, PlayableVideo, VodLibrary
@@ -97,12 +96,10 @@ class Uploader:
                 processes use as well.
         """
         if provider is not None and not isinstance(provider, GrantProvider):
-            from uploader.credentials.app_server import CallbackProvider
-
-            provider = CallbackProvider(provider)
-        if state is None or isinstance(state, str | Path):
-            state = open_state(state)
-        self._provider, self.state = provider, state
+            provider = _of_callback(provider)
+        require_type("options", options, UploadOptions, instead="Pass UploadOptions(…).")
+        require_type("trust", trust, TrustPolicy, instead="Pass TrustPolicy(…).")
+        self._provider, self.state = provider, _store_of(state)
         self._options = options or UploadOptions()
         self._on_event = isolated(on_event)
         self._open_network = partial(
@@ -298,7 +295,7 @@ class Uploader:
             meta, video_id, item.grant, item.overwrite, item.on_source_change, resumed
         )
         opened = _source_of(item.source, self._options)
-        progress = self._progress(item.key, request, *listeners)
+        progress = self._progress(opened, item.key, request, *listeners)
         try:
             async with self._context(opened, request, progress) as ctx:
                 if isinstance(opened, HlsPackage):
@@ -312,16 +309,16 @@ class Uploader:
         return replace(result, hook_failures=failures) if failures else result
 
     def _progress(
-        self, key: str | None, request: UploadRequest, *listeners: Listener | None
+        self, source: Source, key: str | None, request: UploadRequest, *listeners: Listener | None
     ) -> Progress:
         called = [*filter(None, (self._on_event, *listeners))]
-        return Progress(key or "", request.video_id, called)
+        return Progress(key or "", request.video_id, called, source=source.name)
 
     def _recorded_context(
         self, source: Source, record: UploadRecord
     ) -> AbstractAsyncContextManager[UploadContext]:
         request = UploadRequest(video_id=record.video_id, overwrite=record.is_overwrite)
-        return self._context(source, request, self._progress(record.key, request))
+        return self._context(source, request, self._progress(source, record.key, request))
 
     @asynccontextmanager
     async def _context(
@@ -348,7 +345,7 @@ class Uploader:
                         options=self._options,
                         progress=progress,
                     )
-                    async with _recording_error(ctx):
+                    async with recording_error(ctx):
                         yield ctx
 
     async def _default_key(self, source: Source, video_id: str | None) -> str:
@@ -368,21 +365,21 @@ async def _find(state: StateStore, key: str) -> UploadRecord:
     return record
 
 
-@asynccontextmanager
-async def _recording_error(ctx: UploadContext) -> AsyncIterator[None]:
-    """Record an error that ends the block, for `vodup status`; the error itself matters more."""
-    try:
-        yield
-    except VodupError as error:
-        stream = ctx.source.stream
-        # For a stream it takes more than running the same command again.
-        if stream is not None and isinstance(error, TransferError | CredentialError | StateError):
-            error.next_step = f"{error.next_step} {stream.resume_hint.format(key=ctx.key)}".strip()
-        if ctx.journal.record is not None and not isinstance(error, StateError):
-            text = f"{type(error).__name__}: {error.message}".encode(errors="replace").decode()
-            with suppress(StateError):
-                await ctx.journal.record_error(text)
-        raise
+def _store_of(state: StateStore | str | Path | None) -> StateStore:
+    if state is None or isinstance(state, str | Path):
+        return open_state(state)
+    if not hasattr(state, "claim"):
+        require_type("state", state, str, Path, instead="Pass a path, a URL or a store.")
+    return state
+
+
+def _of_callback(callback: object) -> GrantProvider:
+    if not callable(callback):
+        instead = "Pass VodProvider.from_env(), another provider, or a coroutine function."
+        require_type("provider", callback, GrantProvider, instead=instead)
+    from uploader.credentials.app_server import CallbackProvider
+
+    return CallbackProvider(cast("Callable[[str], Awaitable[Any]]", callback))
 
 
 async def _notifying(
@@ -441,15 +438,34 @@ def upload_sync(
     state: StateStore | str | Path | None = None,
     options: UploadOptions | None = None,
     trust: TrustPolicy | None = None,
-    **upload: Any,
+    meta: VideoMeta | None = None,
+    video_id: str | None = None,
+    grant: UploadGrant | None = None,
+    key: str | None = None,
+    overwrite: bool = False,
+    on_event: Listener | None = None,
 ) -> UploadResult:
     """`Uploader.upload` for code without an event loop. Blocks until it is done.
 
-    `upload` takes what `Uploader.upload` takes. Must not be called on a running loop.
+    Takes what `Uploader` and `Uploader.upload` take.
+
+    Raises:
+        ConfigurationError: an event loop runs in this thread.
+        VodupError: as `Uploader.upload`.
     """
+    item = UploadItem(
+        source=source, meta=meta, video_id=video_id, grant=grant, key=key, overwrite=overwrite
+    )
+    with suppress(RuntimeError):
+        asyncio.get_running_loop()
+        raise ConfigurationError(
+            "upload_sync cannot run in a thread with a running event loop.",
+            next_step="Use `async with Uploader(…) as up: await up.upload(…)` there; or run it in "
+            "another thread: `await asyncio.to_thread(upload_sync, …)`.",
+        )
 
     async def run() -> UploadResult:
         async with Uploader(provider, state=state, options=options, trust=trust) as uploader:
-            return await uploader.upload(source, **upload)
+            return await uploader.upload_item(item, on_event=on_event)
 
     return asyncio.run(run())

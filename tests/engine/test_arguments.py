@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import re
 import resource
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from dataclasses import fields, replace
 from datetime import datetime
@@ -17,6 +18,7 @@ import pytest
 import trustme
 
 from uploader import (
+    BlockingUploader,
     ConfigurationError,
     Event,
     NewVideo,
@@ -482,7 +484,9 @@ async def test_a_listener_that_raises_is_logged_once_and_ends_no_upload(
 
     assert [type(seen[-1]), result.part_count] == [UploadFinished, 2]
     assert [outcome.error for outcome in outcomes] == [None]
-    logged = [record for record in caplog.records if record.getMessage() == "listener.failed"]
+    logged = [
+        record for record in caplog.records if record.getMessage().startswith("listener.failed: ")
+    ]
     assert len(logged) == 4  # one for each time that a listener was passed
 
 
@@ -526,13 +530,93 @@ async def test_a_listener_that_cannot_be_called_plainly_is_refused(listener: Lis
             await anext(up.upload_many([], on_event=listener))
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"source": None}, "NoneType cannot be uploaded."),
+        ({"source": 17}, "int cannot be uploaded."),
+        ({"meta": {"title": "A"}}, "meta must be VideoMeta, and not dict."),
+        ({"meta": "A"}, "meta must be VideoMeta, and not str."),
+        ({"grant": {"UploadAuth": ""}}, "grant must be UploadGrant, and not dict."),
+        ({"video_id": 17}, "video_id must be str, and not int."),
+        ({"key": Path("a")}, "key must be str, and not PosixPath."),
+        ({"overwrite": "no"}, "overwrite must be bool, and not str."),
+    ],
+)
+async def test_arguments_of_a_wrong_type_are_refused_at_the_call(
+    wrong: dict[str, Any], message: str
+) -> None:
+    given: dict[str, Any] = {"source": "movie.mp4"} | wrong
+    async with Recording() as up:
+        for refused in (up.upload(**given), up.submit(**given)):
+            with pytest.raises(ConfigurationError) as caught:
+                await refused
+            assert caught.value.message == message
+        assert up.requested == []
+    with pytest.raises(ConfigurationError) as caught:
+        upload_sync(**given)
+    assert caught.value.message == message
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"part_size": "8M"}, "part_size must be int, and not str."),
+        ({"part_size": True}, "part_size must be int, and not bool."),
+        ({"concurrency": "many"}, "concurrency must be int, and not str."),
+        ({"bandwidth": 4 * 2**20}, "bandwidth must be Bandwidth, and not int."),
+        ({"retry": 3}, "retry must be RetryPolicy, and not int."),
+        ({"proxy": True}, "proxy must be str, and not bool."),
+        ({"hooks": [len]}, "hooks must be Hooks, and not builtin_function_or_method."),
+    ],
+)
+def test_options_of_a_wrong_type_are_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        UploadOptions(**wrong)
+    assert caught.value.message == message
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"provider": "cn-shanghai"}, "provider must be GrantProvider, and not str."),
+        ({"state": 5}, "state must be str or Path, and not int."),
+        ({"options": {}}, "options must be UploadOptions, and not dict."),
+        ({"trust": "all"}, "trust must be TrustPolicy, and not str."),
+    ],
+)
+def test_an_uploader_refuses_arguments_of_a_wrong_type(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        Uploader(**wrong)
+    assert caught.value.message == message
+
+
+async def test_in_a_running_loop_upload_sync_names_what_to_use_instead() -> None:
+    with pytest.raises(ConfigurationError, match="running event loop") as caught:
+        upload_sync("movie.mp4", state="memory")
+    assert "await up.upload(" in caught.value.next_step
+
+
+@pytest.mark.parametrize("name", ["upload", "submit", "upload_many", "__init__"])
+def test_blocking_methods_take_what_the_others_take(name: str) -> None:
+    def parameters(of: Callable[..., object]) -> list[tuple[object, ...]]:
+        found = inspect.signature(of).parameters.values()
+        return [(p.name, p.kind, p.default) for p in found]
+
+    blocking = parameters(getattr(BlockingUploader, name))
+    assert blocking == parameters(getattr(Uploader, name))
+    assert {*parameters(Uploader.upload)[1:]} <= {*parameters(upload_sync)}
+
+
 async def test_a_listener_that_returns_a_coroutine_is_logged(
     desk: Desk, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with desk.uploader() as up:
         await up.upload(desk.file(PART), on_event=lambda event: _listen(event))  # type: ignore[arg-type]
 
-    assert [record.getMessage() for record in caplog.records].count("listener.failed") == 1
+    assert [record.getMessage() for record in caplog.records].count(
+        "listener.failed: TypeError"
+    ) == 1
 
 
 # --- aborting -------------------------------------------------------------------------------

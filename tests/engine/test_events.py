@@ -220,6 +220,26 @@ async def test_how_far_an_upload_is(desk: Desk) -> None:
     )
 
 
+@pytest.mark.parametrize("size", [PART, 3 * PART])
+async def test_before_the_end_all_of_it_is_done(size: int, desk: Desk) -> None:
+    """Also where an earlier run had sent it."""
+    movie = desk.file(size)
+    for _ in range(2):
+        result = await desk.push(movie)
+        progress, finished = desk.events[-2:]
+        assert finished == UploadFinished(key=result.key, video_id=result.video_id, result=result)
+        assert progress == UploadProgress(
+            key=result.key,
+            video_id=result.video_id,
+            done_bytes=size,
+            size=size,
+            acked_part_count=result.part_count,
+            part_count=result.part_count,
+            renewal_count=0,
+            retry_count=0,
+        )
+
+
 async def test_how_far_a_stream_is_that_has_not_ended(desk: Desk) -> None:
     async def producing() -> AsyncIterator[bytes]:
         yield content(3 * PART)

@@ -37,6 +37,7 @@ __all__ = [
     "as_source",
     "of_path",
     "of_url",
+    "require_source",
 ]
 
 AnySource = Source | str | os.PathLike[str] | BytesLike | AsyncIterable[BytesLike] | BinaryFile
@@ -60,12 +61,24 @@ def as_source(given: AnySource, *, policy: UrlPolicy | None = None) -> Source:
         return of_path(os.fspath(given), follow_symlinks=True)
     if isinstance(given, AsyncIterable):
         return StreamSource(given)
-    if isinstance(given, BinaryFile):
-        return of_file_object(given)
-    raise ConfigurationError(
-        f"{type(given).__name__} cannot be uploaded.",
-        next_step="Pass a path, a URL, bytes, a binary file object, an async iterable or a Source.",
-    )
+    require_source(given)
+    return of_file_object(given)
+
+
+def require_source(given: object) -> None:
+    """Refuse what `as_source` has no source for.
+
+    Raises:
+        ConfigurationError: it is neither a source nor stands for one.
+    """
+    if isinstance(given, str | os.PathLike | BytesLike | AsyncIterable | BinaryFile):
+        return
+    if not hasattr(given, "read_crc"):
+        raise ConfigurationError(
+            f"{type(given).__name__} cannot be uploaded.",
+            next_step="Pass a path, a URL, bytes, a binary file object, an async iterable or a "
+            "Source.",
+        )
 
 
 def of_path(path: str, *, follow_symlinks: bool, root: str | None = None) -> Source:

@@ -231,7 +231,7 @@ class _PackageUpload:
             key=key,
             source=source,
             journal=journal,
-            progress=_MemberProgress(key, member.number, self._ctx.progress),
+            progress=_MemberProgress(key, member.number, self._ctx.progress, source.name),
             # Where VOD moves a package to is decided for the package.
             options=replace(self._ctx.options, on_target_change="fail", notification=None),
         )
@@ -240,8 +240,8 @@ class _PackageUpload:
 class _MemberProgress(Progress):
     """Reports what is done for a large file as done for its package; the rest is only logged."""
 
-    def __init__(self, key: str, number: int, package: Progress) -> None:
-        super().__init__(key, package.video_id, [])
+    def __init__(self, key: str, number: int, package: Progress, source: str) -> None:
+        super().__init__(key, package.video_id, [], source=source)
         self._number, self._package = number, package
         self._sent = package.watch_part(number)
 

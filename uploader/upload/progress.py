@@ -21,8 +21,10 @@ from uploader.events import (
     RequestRetried,
     UploadCancelled,
     UploadFailed,
+    UploadFinished,
     UploadProgress,
     UploadRestarted,
+    UploadResult,
 )
 from uploader.log import get_logger, is_enabled
 from uploader.protocol.plan import MAX_OBJECT_SIZE
@@ -35,12 +37,16 @@ class Progress:
 
     Mutable: counters, the VideoId once it is known, `UploadResult.earlier_video_id`, and
     `phase`, the step that is being done (in the words of `VodupError.phase`).
+
+    `source` is the name of the source; the log has it with every event.
     """
 
-    def __init__(self, key: str, video_id: str | None, listeners: Sequence[Listener]) -> None:
-        self.key, self.video_id = key, video_id
+    def __init__(
+        self, key: str, video_id: str | None, listeners: Sequence[Listener], *, source: str = ""
+    ) -> None:
+        self.key, self.video_id, self._source = key, video_id, source
         self.phase = "open"
-        self._listeners = (_log, *listeners)
+        self._listeners = (self._log, *listeners)
         self.sent_bytes = 0
         self.retry_count = 0
         self.renewal_count = 0
@@ -91,6 +97,35 @@ class Progress:
             renewal_count=self.renewal_count,
             retry_count=self.retry_count,
         )
+
+    def emit_finished(self, result: UploadResult) -> None:
+        """Report that the object is verified; a last progress says that all of it is there."""
+        self.emit(
+            UploadProgress,
+            done_bytes=result.size,
+            size=result.size,
+            acked_part_count=result.part_count,
+            part_count=result.part_count,
+            renewal_count=self.renewal_count,
+            retry_count=self.retry_count,
+        )
+        self.emit(UploadFinished, result=result)
+
+    def _log(self, event: Event) -> None:
+        """Log every event under its type, except the frequent `UploadProgress`."""
+        if isinstance(event, UploadProgress):
+            return
+        level = _level_of(event)
+        if not is_enabled(level):
+            return  # a twentieth of what a small file costs
+        log = get_logger(**{"source": self._source} | asdict(event))
+        match level:
+            case logging.WARNING:
+                log.warning(event.type)
+            case logging.INFO:
+                log.info(event.type)
+            case _:
+                log.debug(event.type)
 
     def count_retry(self, retried: Retried) -> None:
         """A request failed and is repeated."""
@@ -166,23 +201,6 @@ def isolated(listener: Listener | None) -> Listener | None:
                 get_logger().exception("listener.failed", error=type(error).__name__)
 
     return call_isolated
-
-
-def _log(event: Event) -> None:
-    """Log every event under its type, except the frequent `UploadProgress`."""
-    if isinstance(event, UploadProgress):
-        return
-    level = _level_of(event)
-    if not is_enabled(level):
-        return  # a twentieth of what a small file costs
-    log = get_logger(**asdict(event))
-    match level:
-        case logging.WARNING:
-            log.warning(event.type)
-        case logging.INFO:
-            log.info(event.type)
-        case _:
-            log.debug(event.type)
 
 
 def _level_of(event: Event) -> int:

@@ -5,13 +5,21 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Final, Literal
 
 from uploader.credentials import GrantSource, Network
-from uploader.errors import ConfigurationError
+from uploader.errors import (
+    ConfigurationError,
+    CredentialError,
+    StateError,
+    TransferError,
+    VodupError,
+)
 from uploader.options import UploadOptions
 from uploader.protocol.grants import UploadGrant
 from uploader.protocol.vod import VideoMeta, is_unsendable
@@ -117,6 +125,23 @@ class UploadContext:
                 next_step="Pass a provider, or a fresh grant (--grant).",
             )
         return self.grants
+
+
+@asynccontextmanager
+async def recording_error(ctx: UploadContext) -> AsyncIterator[None]:
+    """Record an error that ends the block, for `vodup status`; the error itself matters more."""
+    try:
+        yield
+    except VodupError as error:
+        stream = ctx.source.stream
+        # For a stream it takes more than running the same command again.
+        if stream is not None and isinstance(error, TransferError | CredentialError | StateError):
+            error.next_step = f"{error.next_step} {stream.resume_hint.format(key=ctx.key)}".strip()
+        if ctx.journal.record is not None and not isinstance(error, StateError):
+            text = f"{type(error).__name__}: {error.message}".encode(errors="replace").decode()
+            with suppress(StateError):
+                await ctx.journal.record_error(text)
+        raise
 
 
 def first_reference_id(ctx: UploadContext, fingerprint: Fingerprint) -> str:

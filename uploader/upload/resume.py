@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Final
 
 from uploader.errors import ConfigurationError, SourceChanged, UnsupportedState
-from uploader.events import UploadFinished, UploadResult
+from uploader.events import UploadResult
 from uploader.protocol.documents import MalformedDocument
 from uploader.protocol.integrity import join_crc64
 from uploader.protocol.part_sizes import plan_stream
@@ -54,7 +54,7 @@ async def earlier_result(ctx: UploadContext) -> UploadResult | None:
         )
     result = replace(result, is_earlier_result=True, sent_bytes=0)
     ctx.progress.video_id = record.video_id
-    ctx.progress.emit(UploadFinished, result=result)
+    ctx.progress.emit_finished(result)
     return result
 
 

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from typing import Final
 
 from uploader.errors import IntegrityError, SourceChanged, SourceNotRepeatable, UnverifiedCompletion
-from uploader.events import UploadFinished, UploadResult
+from uploader.events import UploadResult
 from uploader.protocol.oss import ObjectFacts
 from uploader.protocol.plan import Part
 from uploader.upload.grant import finished_video
@@ -26,7 +26,7 @@ async def finish(upload: ObjectUpload, found: FoundObject) -> UploadResult:
         UnverifiedCompletion: OSS returns nothing that would prove it.
     """
     result = await record_result(upload, found)
-    upload.ctx.progress.emit(UploadFinished, result=result)
+    upload.ctx.progress.emit_finished(result)
     return result
 
 
