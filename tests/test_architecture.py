@@ -146,7 +146,7 @@ LINES = (
     _hand("watch.*", "watchfiles", "yaml"),
     _hand("cluster.*", "procrastinate", "psycopg", "psycopg_pool"),
     _hand(ROOT),
-    _hand("devserver.*", "aiohttp", "fastcrc", "trustme", "pytest"),
+    _hand("devserver.*", "aiohttp", "fastcrc", "trustme", "pytest", "yarl"),
     _hand("cli.*", "click", "platformdirs", "rich", "uvloop"),
     _hand("__main__"),
     _hand("_vodup"),

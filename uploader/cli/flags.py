@@ -289,6 +289,11 @@ class DevserverFlags:
     record: str | None = option(
         "FILE", "Append a line of JSON for each request to FILE, with secrets masked."
     )
+    callback_url: str | None = option("URL", "Post VOD's events to URL, signed as VOD does.")
+    seed: str | None = option("TEXT", "Make the same ids and keys in every run with this seed.")
+    clock: str | None = option(
+        "INSTANT", "Stop the server's clock at INSTANT, such as 2026-01-01T00:00:00Z."
+    )
     options: str = option("JSON", "JSON object with further options.", default="{}")
     tls: bool = switch("Serve https with a certificate of its own.", default=False)
     until_stdin_ends: bool = switch("Stop when standard input, a pipe, is closed.")

@@ -39,6 +39,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--bandwidth", type=float, help="bytes a second over all connections")
     parser.add_argument("--faults", type=Path, help="JSON file with a fault script")
     parser.add_argument("--record", type=Path, help="file for a line of JSON per request")
+    parser.add_argument("--callback-url", default="", help="where VOD's events are posted")
+    parser.add_argument("--seed", help="the same ids and keys in every run")
+    parser.add_argument("--clock", default="", help="instant at which the server's clock stands")
     parser.add_argument("--options", default="{}", help="JSON object with further options")
     parser.add_argument("--tls", action="store_true", help="https with a certificate of its own")
     parser.add_argument(
@@ -58,6 +61,9 @@ def _options(arguments: argparse.Namespace) -> DevServerOptions:
         "tls": arguments.tls,
         "bandwidth": arguments.bandwidth,
         "record": arguments.record,
+        "callback_url": arguments.callback_url,
+        "seed": arguments.seed,
+        "clock": arguments.clock,
     }
     if arguments.credential_ttl is not None:
         given["credential_ttl_s"] = arguments.credential_ttl

@@ -76,6 +76,8 @@ class Admin:
             self._backend.faults.replace(_list_of_objects(values))
         elif path == "options":
             self._backend.set_options(**_object(values))
+        elif path == "clock":
+            self._backend.clock.advance(float(_object(values).get("advance_s", 0)))
         elif path == "expire":
             self._backend.expire_credentials(_object(values).get("video_id"))
         else:

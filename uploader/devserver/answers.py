@@ -203,6 +203,7 @@ VOD_ERRORS: Mapping[str, ErrorRow] = {
     "InvalidFileName.Extension": ErrorRow(400, "The specified FileName's extension is illegal."),
     "InvalidImage.NotFound": ErrorRow(404, "The image not exist."),
     "InvalidParameter": ErrorRow(400, "The specified parameter is not valid."),
+    "InvalidParameter.UploadURLs": ErrorRow(400, "The specified UploadURLs is not valid."),
     "InvalidSecurityToken.Expired": ErrorRow(400, "Specified SecurityToken is expired."),
     "InvalidSecurityToken.MismatchWithAccessKey": ErrorRow(
         400, "Specified SecurityToken mismatch with the AccessKey."

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import secrets
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from .clock import Clock
 from .faults import Fault, FaultScript
+from .ids import Ids
 from .options import DevServerOptions
 from .stats import Stats
 from .storage import Credential, Storage, Video
 from .throttle import Throttle
-
-_ALPHABET = "ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz123456789"
 
 
 class Backend:
@@ -32,11 +31,20 @@ class Backend:
         self.stats = Stats()
         self.faults = FaultScript(faults)
         self.throttle = Throttle(options.bandwidth)
-        self.access_key_id = storage.remembered("access_key_id", "LTAI5t" + random_text(18))
-        self.access_key_secret = storage.remembered("access_key_secret", random_text(30))
-        self.security_token = storage.remembered("security_token", random_token())
-        self.bucket = storage.remembered("bucket", "outin-" + secrets.token_hex(16))
-        self.other_bucket = storage.remembered("other_bucket", "outin-" + secrets.token_hex(16))
+        self.clock = Clock(options.clock_instant())
+        ids = self.ids = Ids(options.seed, storage.count("starts"))
+        remembered = storage.remembered
+        self.access_key_id = remembered("access_key_id", "LTAI5t" + ids.text("key", 18))
+        self.access_key_secret = remembered("access_key_secret", ids.text("secret", 30))
+        self.security_token = remembered("security_token", ids.token("caller token"))
+        self.admin_token = remembered("admin_token", ids.hex("admin token", 16))
+        self.callback_key = options.callback_key
+        if self.callback_key is None:
+            self.callback_key = remembered("callback_key", ids.text("callback key", 30) + "aA1")
+        self.bucket = remembered("bucket", "outin-" + ids.hex("bucket", 16))
+        self.other_bucket = remembered("other_bucket", "outin-" + ids.hex("bucket", 16))
+        self.on_upload: Callable[[Video], None] = lambda video: None
+        """Called with each video, picture and attached medium that is stored."""
         self.oss_endpoint = ""
         self.other_oss_endpoint = ""
 
@@ -47,7 +55,16 @@ class Backend:
 
     def now(self) -> float:
         """The server's time, in seconds of the epoch."""
-        return time.time() + self.options.clock_offset_s
+        return self.clock.now() + self.options.clock_offset_s
+
+    def skew_s(self, signed_at: float) -> float:
+        """How far the instant of a signature is from the server's time.
+
+        Clients cannot follow a clock that stands still: the machine's is right for them too.
+        """
+        now, offset = self.now(), self.options.clock_offset_s
+        real = time.time() + offset if self.clock.is_set else now
+        return min(abs(now - signed_at), abs(real - signed_at))
 
     def secrets(self) -> tuple[str, ...]:
         """Every secret ever issued: caller's secret and token, STS secrets and tokens."""
@@ -63,12 +80,12 @@ class Backend:
 
     def issue_credential(self, video: Video, scopes: tuple[str, ...]) -> Credential:
         """New STS credentials of a video's current generation for ``bucket/key`` scopes."""
-        now = time.time()
+        now = self.clock.now()
         is_stale = self.options.refreshed_already_expired and video.generation > 1
         credential = Credential(
-            access_key_id="STS.N" + random_text(24),
-            secret=random_text(44),
-            token=random_token(),
+            access_key_id="STS.N" + self.ids.text("key", 24),
+            secret=self.ids.text("secret", 44),
+            token=self.ids.token("token"),
             video_id=video.video_id,
             generation=video.generation,
             scopes=scopes,
@@ -80,13 +97,51 @@ class Backend:
 
     def expire_credentials(self, video_id: str | None = None) -> None:
         """Expire all credentials, or those of one video, now."""
-        self.storage.expire_credentials(time.time(), video_id)
+        self.storage.expire_credentials(self.clock.now(), video_id)
 
     def seconds_since_expiry(self, credential: Credential) -> float:
         """How long ago credentials expired, in seconds; negative while they are valid."""
-        return time.time() - credential.expires_at
+        return self.clock.now() - credential.expires_at
 
     # videos
+
+    def new_media(
+        self,
+        object_key: str,
+        *,
+        title: str,
+        file_name: str,
+        reference_id: str | None = None,
+        status: str = "Uploading",
+        details: tuple[tuple[str, str], ...] = (),
+    ) -> Video:
+        """A video, picture or attached medium that is not stored yet; its id is new."""
+        now = self.clock.now()
+        folder = object_key.rpartition("/")[0]
+        return Video(
+            video_id=self.ids.hex("media", 16),
+            title=title,
+            file_name=file_name,
+            bucket=self.bucket,
+            object_key=object_key,
+            object_prefix=f"{folder}/" if object_key.endswith(".m3u8") else "",
+            reference_id=reference_id,
+            status=status,
+            created_at=now,
+            finished_at=0.0 if status == "Uploading" else now,
+            generation=0,
+            refresh_count=0,
+            details=details,
+        )
+
+    def media_key(self, home: str, file_name: str) -> str:
+        """A new object key below ``home`` with the extension of a file."""
+        name = f"{self.ids.hex('key', 4)}-{self.ids.hex('key', 6)[:11]}"
+        return f"{home}/{name}/{name}.{file_name.rpartition('.')[2].lower()}"
+
+    def url_of(self, video: Video) -> str:
+        """Where its object is, unsigned."""
+        return f"{self.oss_endpoint}/{video.bucket}/{video.object_key}"
 
     def upload_finished(self, video_id: str, bucket: str, object_key: str) -> None:
         """Record that the source file of a video is complete, as OSS reports it to VOD.
@@ -102,9 +157,10 @@ class Backend:
             bucket=bucket,
             object_key=object_key,
             status="Uploaded",
-            finished_at=time.time(),
+            finished_at=self.clock.now(),
         )
         self.storage.save_video(finished)
+        self.on_upload(finished)
 
     def names_of_video(self, name: str) -> set[str]:
         """All names of a video, one of which is ``name``: its VideoId and its ReferenceId."""
@@ -115,20 +171,10 @@ class Backend:
         """A video's status as GetVideoInfo names it ("VOD: Video status")."""
         if video.status != "Uploaded":
             return video.status
-        age, processing = time.time() - video.finished_at, self.options.processing_s
+        age, processing = self.clock.now() - video.finished_at, self.options.processing_s
         if age >= processing or video.detail("TemplateGroupId") == "VOD_NO_TRANSCODE":
             return self.options.status_after_upload
         return "UploadSucc" if age < processing / 2 else "Transcoding"
-
-
-def random_text(length: int) -> str:
-    """Random letters and digits."""
-    return "".join(secrets.choice(_ALPHABET) for _ in range(length))
-
-
-def random_token() -> str:
-    """A SecurityToken: about 960 characters that begin with ``CAIS``."""
-    return "CAIS" + secrets.token_hex(4).upper() + secrets.token_urlsafe(690).rstrip("-_") + "=="
 
 
 def http_date(epoch: float) -> str:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from .cors import OPEN, CorsRule
+
+_FIXED = frozenset("host port oss_port data_dir tls record seed clock callback_key".split())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,7 +19,8 @@ class DevServerOptions:
     """Every option of the server; the defaults behave as the documents say.
 
     Durations are seconds, sizes are bytes, bandwidths are bytes a second. Everything except
-    ``host``, the ports, ``data_dir``, ``tls`` and ``record`` may be changed while the server runs.
+    ``host``, the ports, ``data_dir``, ``tls``, ``record``, ``seed``, ``clock`` and
+    ``callback_key`` may be changed while the server runs.
     """
 
     host: str = "127.0.0.1"
@@ -30,6 +34,11 @@ class DevServerOptions:
     record: Path | None = None
     """File for a line of JSON per request, secrets masked; it is appended to."""
     region: str = "cn-shanghai"
+    seed: str | None = None
+    """Ids, keys and tokens are the same in every run with this seed. They are no secrets then."""
+    clock: str = ""
+    """An instant such as ``2026-01-01T00:00:00Z`` at which the server's clock stands until it is
+    advanced; "" is the machine's clock."""
 
     credential_ttl_s: float = 3000
     """Life of an UploadAuth ("VOD: Upload URLs and credentials": 3,000 s)."""
@@ -95,6 +104,18 @@ class DevServerOptions:
     """What Create does with a ReferenceId that exists; the documents do not say."""
     duplicate_reference_code: str = "InvalidReferenceId.Duplicate"
     status_after_upload: str = "Normal"
+    callback_url: str = ""
+    """Where events are posted; "" sends none. UserData may name another URL on loopback or of the
+    same host."""
+    callback_key: str | None = None
+    """The key that signs callbacks; "" signs none, ``None`` makes one."""
+    callback_events: tuple[str, ...] = ("ALL",)
+    """The types of the events that are sent."""
+    callback_pause_s: float = 1
+    """Pause between the three tries of a callback ("VOD: HTTP callbacks")."""
+    fetch_max_size: int = 1024**3
+    """Size that a file fetched by UploadMediaByURL can have; the service's limit is 20 GB."""
+    fetch_timeout_s: float = 60
     file_url: bool = True
     """GetMezzanineInfo gives a signed URL of the source file."""
     processing_s: float = 0
@@ -122,6 +143,21 @@ class DevServerOptions:
 
     def __post_init__(self) -> None:
         self.cors_rules()
+        self.clock_instant()
+
+    def clock_instant(self) -> float | None:
+        """The instant that ``clock`` names, in seconds of the epoch; ``None``: the machine's.
+
+        Raises: ValueError when it is none in UTC.
+        """
+        if not self.clock:
+            return None
+        try:
+            return (
+                datetime.strptime(self.clock, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp()
+            )
+        except ValueError:
+            raise ValueError("clock must be an instant such as 2026-01-01T00:00:00Z") from None
 
     def cors_rules(self) -> tuple[CorsRule, ...]:
         """The rules that ``cors`` names.
@@ -140,7 +176,7 @@ class DevServerOptions:
 
         Raises: ValueError for a name that is no knob or cannot change while the server runs.
         """
-        frozen = {"host", "port", "oss_port", "data_dir", "tls", "record"} & changes.keys()
+        frozen = _FIXED & changes.keys()
         unknown = changes.keys() - {field.name for field in dataclasses.fields(self)}
         if frozen or unknown:
             raise ValueError(f"not changeable: {', '.join(sorted(frozen | unknown))}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
 
@@ -133,4 +132,4 @@ class OssService:
 
     def request_id(self) -> str:
         """24 upper-case hex digits."""
-        return secrets.token_hex(12).upper()
+        return self._backend.ids.hex("request", 12).upper()

@@ -87,9 +87,8 @@ def _check_date(backend: Backend, authorization: OssAuthorization, request: Sign
         signed_at = parse_http_date(text).timestamp()
     except ValueError:
         raise _bad_signing_date(authorization) from None
-    now = backend.now()
-    if abs(now - signed_at) > MAX_SKEW_S:
-        raise _skewed(signed_at, now)
+    if backend.skew_s(signed_at) > MAX_SKEW_S:
+        raise _skewed(signed_at, backend.now())
 
 
 def _bad_signing_date(authorization: OssAuthorization) -> Refusal:

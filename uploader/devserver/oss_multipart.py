@@ -7,7 +7,6 @@ AbortMultipartUpload, ListMultipartUploads".
 from __future__ import annotations
 
 import asyncio
-import secrets
 
 from . import crc
 from .answers import Answer, Refusal
@@ -47,7 +46,7 @@ class Multipart:
         await exchange.drain()
         check_overwrite(self._backend, call)
         upload = Upload(
-            upload_id=secrets.token_hex(16).upper(),
+            upload_id=self._backend.ids.hex("upload", 16).upper(),
             bucket=call.bucket,
             object_key=call.object_key,
             initiated_at=self._backend.now(),

@@ -28,6 +28,8 @@ from .recording import Recorder
 from .stats import Stats
 from .storage import Storage, Video
 from .vod import VodService
+from .vod_events import Background, Events
+from .vod_pull import Pull
 
 _READ_BUFFER_SIZE = 1024 * 1024
 _MAX_LINE_SIZE = 64 * 1024  # a Description of 1,024 Chinese characters is 9 KiB of query
@@ -77,15 +79,24 @@ class DevServer:
         if self._initial.record is not None:
             self._recorder = Recorder(self._initial.record)
             self._stack.callback(self._recorder.close)
+        background = Background()
+        self._stack.push_async_callback(background.stop)
+        events = Events(backend, background)
+        backend.on_upload = events.uploaded
+        pull = Pull(backend, events, background)
         context = self._tls(folder)
         admin = Admin(backend)
         scheme = "https" if context else "http"
         oss_port = await self._listen(OssService(backend), admin, self._initial.oss_port, context)
-        vod_port = await self._listen(VodService(backend), admin, self._initial.port, context)
+        vod_port = await self._listen(
+            VodService(backend, events, pull), admin, self._initial.port, context
+        )
         host = f"[{self._initial.host}]" if ":" in self._initial.host else self._initial.host
         self.oss_endpoint = backend.oss_endpoint = f"{scheme}://{host}:{oss_port}"
         backend.other_oss_endpoint = f"{scheme}://localhost:{oss_port}"
         self.vod_endpoint = f"{scheme}://{host}:{vod_port}"
+        events.resume()
+        pull.resume()
 
     def _folder(self) -> Path:
         if self._initial.data_dir is not None:
@@ -187,6 +198,10 @@ class DevServer:
         """Change options while the server runs."""
         self.backend.set_options(**changes)
 
+    def advance_clock(self, seconds: float) -> None:
+        """Move a clock that the option ``clock`` stopped."""
+        self.backend.clock.advance(seconds)
+
     def expire_credentials(self, video_id: str | None = None) -> None:
         """Expire all upload credentials, or those of one video, now."""
         self.backend.expire_credentials(video_id)
@@ -271,10 +286,11 @@ def _stop_at_the_end(lifeline: int, stopped: asyncio.Event) -> None:
 
 def ready_line(server: DevServer) -> str:
     """What a parent process reads: endpoints and environment as one JSON line."""
-    return json.dumps(
-        {
-            "vod_endpoint": server.vod_endpoint,
-            "oss_endpoint": server.oss_endpoint,
-            "env": server.env,
-        }
-    )
+    line: dict[str, object] = {
+        "vod_endpoint": server.vod_endpoint,
+        "oss_endpoint": server.oss_endpoint,
+        "env": server.env,
+    }
+    if server.options.callback_url:
+        line["callback_key"] = server.backend.callback_key
+    return json.dumps(line)

@@ -70,6 +70,8 @@ class Stats:
     """Requests refused because their token had expired."""
     connections: int = 0
     """Client connections that carried a request."""
+    callbacks: list[dict[str, Any]] = field(default_factory=list)
+    """Each try to send an event: ``url``, ``attempt``, ``status`` (0: no answer), ``event``."""
     log: deque[RequestRecord] = field(default_factory=deque)
 
     def remember(self, record: RequestRecord, limit: int) -> None:

@@ -7,10 +7,11 @@ completing an upload copies nothing. Every write is one short transaction on the
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import secrets
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ CREATE TABLE IF NOT EXISTS objects(
     bucket TEXT, object_key TEXT, size INTEGER, etag TEXT, crc64 TEXT, kind TEXT,
     content_type TEXT, modified_at REAL, files TEXT, kept_headers TEXT,
     PRIMARY KEY(bucket, object_key));
+CREATE TABLE IF NOT EXISTS url_jobs(job_id TEXT PRIMARY KEY, created_at REAL, document TEXT);
 """
 
 
@@ -132,6 +134,25 @@ class StoredObject:
     """Names in lower case and values."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UrlJob:
+    """One URL whose file VOD fetches. Instants are seconds of the Unix epoch."""
+
+    job_id: str
+    source_url: str
+    created_at: float
+    title: str
+    extension: str
+    details: Mapping[str, str]
+    """Parameters of the video that are shown again, such as Tags."""
+    status: str = "PENDING"
+    media_id: str = ""
+    size: int = 0
+    completed_at: float = 0.0
+    error_code: str = ""
+    error_message: str = ""
+
+
 class Storage:
     """The tables and the folder of bodies. Mutable; SQLite serialises its callers."""
 
@@ -170,6 +191,24 @@ class Storage:
         self._db.execute("INSERT OR IGNORE INTO meta VALUES(?, ?)", (name, fresh))
         row = self._db.execute("SELECT value FROM meta WHERE name=?", (name,)).fetchone()
         return str(row[0])
+
+    def count(self, name: str) -> int:
+        """Add one to a number that is kept, and return it; the first is 1."""
+        number = int(self.remembered(name, "0")) + 1
+        self._db.execute("UPDATE meta SET value=? WHERE name=?", (str(number), name))
+        return number
+
+    # files that VOD fetches
+
+    def save_url_job(self, job: UrlJob) -> None:
+        """Insert or replace a job."""
+        row = (job.job_id, job.created_at, json.dumps(dataclasses.asdict(job)))
+        self._db.execute(_upsert("url_jobs", row), row)
+
+    def url_jobs(self) -> tuple[UrlJob, ...]:
+        """All jobs, oldest first."""
+        rows = self._db.execute("SELECT document FROM url_jobs ORDER BY created_at, rowid")
+        return tuple(UrlJob(**json.loads(document)) for (document,) in rows)
 
     # bodies
 

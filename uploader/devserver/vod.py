@@ -9,9 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import secrets
-import time
-import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,7 +23,9 @@ from .signatures import SignedRequest
 from .storage import Video
 from .vod_access import IMS_OPERATIONS, Gateway, VodCall
 from .vod_checks import MAX_TITLE_LENGTH, Fields, check_extension, check_tags, checked_metadata
+from .vod_events import Events
 from .vod_library import SHOWN_DETAILS, Library, video_fields
+from .vod_pull import Pull
 
 _REFERENCE_ID = re.compile(r"[A-Za-z0-9_-]{6,64}")
 _VIDEO_ID = re.compile(r"[0-9a-f]{32}")
@@ -40,7 +39,7 @@ class VodService:
 
     name = "vod"
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, events: Events, pull: Pull) -> None:
         self._backend = backend
         self._storage = backend.storage
         self._gateway = Gateway(backend)
@@ -54,7 +53,8 @@ class VodService:
             "CreateUploadMedia": self._create_media,
             "RefreshUploadMedia": self._refresh_media,
             "GetMediaInfo": self._media_info,
-            **Library(backend).operations,
+            **Library(backend, events).operations,
+            **pull.operations,
         }
 
     # what `front` calls
@@ -106,7 +106,7 @@ class VodService:
 
     def request_id(self) -> str:
         """A UUID in capitals."""
-        return str(uuid.uuid4()).upper()
+        return self._backend.ids.uuid("request").upper()
 
     # operations
 
@@ -141,23 +141,9 @@ class VodService:
         *,
         home: str = _VOD_HOME,
     ) -> Video:
-        video_id = secrets.token_hex(16)
-        folder = f"{home}/{secrets.token_hex(4)}-{secrets.token_hex(6)[:11]}"
-        name = folder.rpartition("/")[2]
-        extension = file_name.rpartition(".")[2].lower()
-        return Video(
-            video_id=video_id,
-            title=title,
-            file_name=file_name,
-            bucket=self._backend.bucket,
-            object_key=f"{folder}/{name}.{extension}",
-            object_prefix=f"{folder}/" if extension == "m3u8" else "",
-            reference_id=reference_id,
-            status="Uploading",
-            created_at=time.time(),
-            finished_at=0.0,
-            generation=0,
-            refresh_count=0,
+        key = self._backend.media_key(home, file_name)
+        return self._backend.new_media(
+            key, title=title, file_name=file_name, reference_id=reference_id
         )
 
     def _refresh(self, call: VodCall) -> Fields:
@@ -179,7 +165,7 @@ class VodService:
         if video.generation > 1 and variation == "absent":
             del answer["VideoId"]
         if video.generation > 1 and variation == "different":
-            answer["VideoId"] = secrets.token_hex(16)
+            answer["VideoId"] = self._backend.ids.hex("other media", 16)
         return answer
 
     def _mezzanine_info(self, call: VodCall) -> Fields:

@@ -137,7 +137,7 @@ class Gateway:
             signed_at = datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
         except ValueError:
             raise Refusal("InvalidTimeStamp.Format") from None
-        if abs(self._backend.now() - signed_at.timestamp()) > MAX_SKEW_S:
+        if self._backend.skew_s(signed_at.timestamp()) > MAX_SKEW_S:
             raise Refusal("InvalidTimeStamp.Expired")
 
     def _use_nonce(self, nonce: str) -> None:

@@ -10,8 +10,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import secrets
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -22,6 +20,7 @@ from .oss_signed_url import signed_url
 from .storage import Video
 from .vod_access import VodCall
 from .vod_checks import Fields, check_characters, check_tags
+from .vod_events import Events
 
 SHOWN_DETAILS: Final = (
     "Description", "Tags", "CateId", "CoverURL", "TemplateGroupId", "UserData",
@@ -50,7 +49,8 @@ _CONDITION: Final = re.compile(
 class Library:
     """Operations on what is stored; ``operations`` has them by name."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, events: Events) -> None:
+        self._events = events
         self._backend = backend
         self._storage = backend.storage
         self.operations: Mapping[str, Callable[[VodCall], Fields]] = {
@@ -187,6 +187,7 @@ class Library:
                     self._storage.remove_upload(upload.upload_id)
             self._storage.remove_object(video.bucket, video.object_key)
             self._storage.save_video(dataclasses.replace(video, status="Deleted"))
+            self._events.deleted(video)
         return {**missing, "ForbiddenVideoIds": []}
 
     def _upload_details(self, call: VodCall) -> Fields:
@@ -223,7 +224,7 @@ class Library:
         extension = call.parameter("ImageExt") or "png"
         if extension not in _IMAGE_EXTENSIONS:
             raise Refusal("InvalidParameter", "The specified ImageExt is not valid.")
-        key = f"image/{kind}/{secrets.token_hex(16).upper()}-6-2.{extension}"
+        key = f"image/{kind}/{self._backend.ids.hex('key', 16).upper()}-6-2.{extension}"
         image, fields = self._new(call, key)
         return {"ImageId": image, "ImageURL": fields["FileURL"], **fields}
 
@@ -234,7 +235,7 @@ class Library:
         extension = call.parameter("MediaExt") or call.parameter("FileName").rpartition(".")[2]
         if extension not in _ATTACHED[kind]:
             raise Refusal("InvalidParameter", "The specified MediaExt is not valid.")
-        key = f"{kind}/{secrets.token_hex(16)}.{extension}"
+        key = f"{kind}/{self._backend.ids.hex('key', 16)}.{extension}"
         media, fields = self._new(call, key)
         return {"MediaId": media, "MediaURL": fields["FileURL"], **fields}
 
@@ -242,24 +243,22 @@ class Library:
         title = call.parameter("Title")
         check_tags(call.parameter("Tags"))
         check_characters(title)
-        media = Video(
-            video_id=secrets.token_hex(16),
-            title=title,
-            file_name=call.parameter("OriginalFileName") or call.parameter("FileName"),
-            bucket=self._backend.bucket,
-            object_key=object_key,
-            object_prefix="",
-            reference_id=None,
-            status="Uploading",
-            created_at=time.time(),
-            finished_at=0.0,
+        media = dataclasses.replace(
+            self._backend.new_media(
+                object_key,
+                title=title,
+                file_name=call.parameter("OriginalFileName") or call.parameter("FileName"),
+                details=_given(call),
+            ),
             generation=1,
-            refresh_count=0,
         )
         self._storage.save_video(media)
         address, auth = grant(self._backend, media)
-        url = f"{self._backend.oss_endpoint}/{media.bucket}/{object_key}"
-        fields: Fields = {"FileURL": url, "UploadAddress": address, "UploadAuth": auth}
+        fields: Fields = {
+            "FileURL": self._backend.url_of(media),
+            "UploadAddress": address,
+            "UploadAuth": auth,
+        }
         return media.video_id, fields
 
     def _image_info(self, call: VodCall) -> Fields:
@@ -283,7 +282,7 @@ class Library:
         return {
             "Title": media.title,
             "Status": "Uploading" if media.status == "Uploading" else "Normal",
-            "URL": f"{self._backend.oss_endpoint}/{media.bucket}/{media.object_key}",
+            "URL": self._backend.url_of(media),
             "CreationTime": iso_date(media.created_at),
         }
 
@@ -292,7 +291,6 @@ class Library:
     def _register(self, call: VodCall) -> Fields:
         registered: list[Fields] = []
         failed: list[str] = []
-        template = call.parameter("TemplateGroupId")
         for entry in _registrations(call):
             url = str(entry.get("FileURL", ""))
             found = re.fullmatch(r"https?://[^/]+/(.+)", url)
@@ -301,7 +299,7 @@ class Library:
                 failed.append(url)
                 continue
             known = next((v for v in self._storage.videos() if v.object_key == key), None)
-            video = known or self._registered(key, str(entry["Title"]), template)
+            video = known or self._registered(key, str(entry["Title"]), call)
             registered.append(
                 {
                     "FileURL": url,
@@ -311,25 +309,20 @@ class Library:
             )
         return {"RegisteredMediaList": registered, "FailedFileURLs": failed}
 
-    def _registered(self, object_key: str, title: str, template: str) -> Video:
+    def _registered(self, object_key: str, title: str, call: VodCall) -> Video:
         """Without a template it is never transcoded, and stays as it is."""
-        now = time.time()
-        video = Video(
-            video_id=secrets.token_hex(16),
+        template = call.parameter("TemplateGroupId")
+        video = self._backend.new_media(
+            object_key,
             title=title,
             file_name=object_key,
-            bucket=self._backend.bucket,
-            object_key=object_key,
-            object_prefix="",
-            reference_id=None,
             status="Uploaded" if template else "UploadSucc",
-            created_at=now,
-            finished_at=now,
-            generation=0,
-            refresh_count=0,
-            details=(("TemplateGroupId", template),) if template else (),
+            details=_given(call),
         )
+        video = dataclasses.replace(video, object_prefix="")
         self._storage.save_video(video)
+        if template:
+            self._events.transcode(video)
         return video
 
 
@@ -350,6 +343,11 @@ def video_fields(backend: Backend, video: Video) -> Fields:
     if video.reference_id:
         shown["ReferenceId"] = video.reference_id
     return shown
+
+
+def _given(call: VodCall) -> tuple[tuple[str, str], ...]:
+    pairs = ((name, call.parameter(name)) for name in SHOWN_DETAILS)
+    return tuple(pair for pair in pairs if pair[1])
 
 
 def _listed(call: VodCall, name: str) -> list[str]:
