@@ -144,6 +144,7 @@ LINES = (
     _hand("tracing", "opentelemetry"),
     _hand("bulk.*", "aiohttp", "pyarrow"),
     _hand("watch.*", "watchfiles", "yaml"),
+    _hand("serve.*", "aiohttp"),
     _hand("cluster.*", "procrastinate", "psycopg", "psycopg_pool"),
     _hand(ROOT),
     _hand("devserver.*", "aiohttp", "fastcrc", "trustme", "pytest", "yarl"),

@@ -167,6 +167,7 @@ app = _Commands(
     _Command("push", "push", commands.PushFlags),
     _Command("ingest", "ingest", commands.IngestFlags),
     _Command("watch", "watch", commands.WatchFlags),
+    _Command("serve", "serve", commands.ServeFlags),
     _Command("enqueue", "cluster", commands.EnqueueFlags),
     _Command("worker", "cluster", commands.WorkerFlags),
     _Command("results", "cluster", commands.ResultsFlags),

@@ -154,6 +154,11 @@ class TransferFlags(NetworkFlags):
         "Run a command after each upload, with the result in VODUP_STATUS, "
         "VODUP_VIDEO_ID, ..., and as JSON on its standard input.",
     )
+    notify: str | None = option(
+        "URL",
+        "Send a signed notification to URL when an upload is verified or has failed. The secret "
+        "is read from VODUP_NOTIFY_SECRET.",
+    )
     installed_hooks: bool = switch("Run hooks provided by installed packages.", default=True)
     metrics_port: str | None = option(
         "[HOST:]PORT", "Serve metrics for Prometheus, on 127.0.0.1 unless HOST is given."

@@ -209,6 +209,33 @@ class WatchFlags(VideoFlags, TransferFlags, ConnectionFlags, OutputFlags):
 
 
 @group
+class ServeFlags(UrlFlags, VideoFlags, TransferFlags, ConnectionFlags, OutputFlags):
+    """Serve an HTTP interface on this machine, for pipelines that are not Python."""
+
+    listen: str = option(
+        "ADDRESS",
+        "PORT or HOST:PORT of this machine, 0 for any free port; or unix:PATH, a Unix socket.",
+        default="127.0.0.1:7374",
+    )
+    token_file: str | None = option(
+        "FILE",
+        "File with the token that requests must send; created with a new one if it is missing. "
+        "[default: serve.token in your state directory]",
+    )
+    root: str | None = option(
+        "FOLDER", "Folder that files must be in. [default: the current folder]"
+    )
+    allow_origin: tuple[str, ...] = option(
+        "ORIGIN", "Web site whose pages may use the service, as https://HOST[:PORT].", default=()
+    )
+    files: int = option(number(1, 1024), "Files to upload at the same time.", default=8)
+    jobs: str | None = option(
+        "FILE",
+        "File that keeps what the service was given. [default: serve.db in your state directory]",
+    )
+
+
+@group
 class EnqueueFlags(RowFlags, ReportFlags, VideoFlags, AccessFlags, ClusterFlags, OutputFlags):
     """Queue many files for workers on many machines. No file is queued twice."""
 

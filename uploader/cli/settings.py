@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 from uploader import (
@@ -36,6 +36,9 @@ from uploader.protocol.vod import problem_of
 from uploader.sources import UrlPolicy
 from uploader.sources.readers import stdin_descriptor
 from uploader.state import open_state
+
+if TYPE_CHECKING:
+    from uploader import Webhook
 
 _MAX_INPUT: Final = 1024 * 1024
 _CHAIN_VARIABLES: Final = (
@@ -206,7 +209,16 @@ def make_options(flags: TransferFlags) -> UploadOptions:
         on_target_change=flags.on_target_change,
         retry=_retry(flags.retry_for),
         hooks=hooks,
+        webhooks=_webhooks(flags.notify),
     )
+
+
+def _webhooks(url: str | None) -> tuple[Webhook, ...]:
+    if not url:
+        return ()
+    from uploader import Webhook
+
+    return (Webhook(url=url, secret=os.environ.get("VODUP_NOTIFY_SECRET", "")),)
 
 
 def network_options(flags: NetworkFlags) -> UploadOptions:

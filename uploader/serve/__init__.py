@@ -1,0 +1,1 @@
+"""A service on this machine for pipelines that are not Python: uploads over HTTP."""
