@@ -18,7 +18,7 @@ from uploader.devserver import DevServer, Fault
 from uploader.errors import ConfigurationError, UploadLocked
 from uploader.serve.http import Api, description, listening
 from uploader.serve.jobs import Jobs
-from uploader.serve.service import Service
+from uploader.serve.service import UploadService
 from uploader.sources import UrlPolicy
 
 TOKEN = "a token of the test's"
@@ -92,7 +92,7 @@ async def serving(
         jobs = stack.enter_context(Jobs(desk.folder / "jobs" / "serve.db"))
         up = await stack.enter_async_context(desk.uploader(**options))
         rules = RowRules(root=Root.at(desk.folder), scope=up.scope)
-        service = Service(up, jobs, rules, urls=UrlPolicy(), files=files)
+        service = UploadService(up, jobs, rules, urls=UrlPolicy(), files=files)
         api = Api(service, TOKEN, origins=origins, is_socket=False)
         await stack.enter_async_context(service.running())
         url = await stack.enter_async_context(listening(api, ("127.0.0.1", 0)))
@@ -316,7 +316,7 @@ async def test_a_unix_socket_is_private_and_a_stale_one_is_replaced(
     with Jobs(tmp_path / "serve.db") as jobs:
         async with desk.uploader() as up:
             rules = RowRules(root=Root.at(desk.folder))
-            service = Service(up, jobs, rules, urls=UrlPolicy(), files=1)
+            service = UploadService(up, jobs, rules, urls=UrlPolicy(), files=1)
             api = Api(service, TOKEN, origins=frozenset(), is_socket=True)
             async with listening(api, str(path)):
                 assert path.stat().st_mode & 0o777 == 0o600

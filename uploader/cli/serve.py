@@ -17,7 +17,7 @@ from uploader.private_files import make_private_folder, open_private_file, repla
 from uploader.redaction import remember
 from uploader.serve.http import DEFAULT_PORT, Address, Api, listening
 from uploader.serve.jobs import Jobs
-from uploader.serve.service import Service
+from uploader.serve.service import UploadService
 from uploader.state.locations import state_directory
 from uploader.threads import in_thread
 from uploader.uploader import Uploader
@@ -54,7 +54,7 @@ async def _serve(
     with await in_thread(Jobs, path) as jobs:
         try:
             async with uploader:
-                service = Service(uploader, jobs, rules, urls=urls, files=flags.files)
+                service = UploadService(uploader, jobs, rules, urls=urls, files=flags.files)
                 api = Api(
                     service,
                     token,

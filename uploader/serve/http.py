@@ -31,7 +31,7 @@ from uploader.errors import (
     VodupError,
 )
 from uploader.serve.jobs import Job, Status
-from uploader.serve.service import Service, problem_of, result_of
+from uploader.serve.service import UploadService, problem_of, result_of
 from uploader.sources import StreamSource
 from uploader.unexpected import unexpected
 
@@ -75,7 +75,7 @@ class Api:
     """
 
     def __init__(
-        self, service: Service, token: str, *, origins: frozenset[str], is_socket: bool
+        self, service: UploadService, token: str, *, origins: frozenset[str], is_socket: bool
     ) -> None:
         self._service, self._token = service, token
         self._origins, self._is_socket = origins, is_socket

@@ -31,7 +31,7 @@ _MOST_UNREAD: Final = 1000
 _REQUEST: Final = "request"
 
 
-class Service:
+class UploadService:
     """Uploads that were requested, and those that run. Mutable; one event loop.
 
     Args:
@@ -49,7 +49,7 @@ class Service:
         self._handles: dict[int, UploadHandle] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._progress: dict[int, dict[str, Any]] = {}
-        self._readers: WeakSet[Reader] = WeakSet()
+        self._readers: WeakSet[EventReader] = WeakSet()
         self._group: asyncio.TaskGroup | None = None
 
     @asynccontextmanager
@@ -155,9 +155,9 @@ class Service:
             body, meta=row.meta, video_id=row.video_id, key=key, overwrite=overwrite
         )
 
-    def reader(self, job_id: int | None = None) -> Reader:
+    def reader(self, job_id: int | None = None) -> EventReader:
         """Follow the events of one upload, or of all."""
-        reader = Reader(job_id)
+        reader = EventReader(job_id)
         self._readers.add(reader)
         for job in self._open.values():
             reader.put(job.id, self.shown(job))
@@ -274,7 +274,7 @@ class Service:
             reader.put(job_id, fields)
 
 
-class Reader:
+class EventReader:
     """What one reader of events has still to read. Mutable."""
 
     def __init__(self, job_id: int | None) -> None:
