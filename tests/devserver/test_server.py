@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import urlsplit
 
 import pytest
 from fastcrc import crc64
@@ -229,6 +230,22 @@ def test_tls_is_served_with_a_certificate_for_loopback(tmp_path: Path) -> None:
         url = server.oss_endpoint + "/_vodup/stats"
         with urllib.request.urlopen(url, context=context) as answer:  # noqa: S310 - our own URL
             assert json.load(answer)["creates"] == 0
+
+
+def test_oss_has_a_name_and_a_certificate_for_the_hosts_of_buckets() -> None:
+    host = "oss-cn-shanghai.localhost"
+    with ThreadedDevServer(DevServerOptions(tls=True, oss_host=host)) as threaded:
+        server = threaded.server
+        port = urlsplit(server.oss_endpoint).port
+        assert server.oss_endpoint == f"https://{host}:{port}"
+        assert server.backend.oss_endpoint == server.oss_endpoint
+        context = ssl.create_default_context(cafile=server.env["VODUP_CA_FILE"])
+        for name in (host, f"{server.backend.bucket}.{host}"):
+            with (
+                socket.create_connection(("127.0.0.1", port)) as plain,
+                context.wrap_socket(plain, server_hostname=name),
+            ):
+                pass
 
 
 def test_the_command_reads_faults_and_further_options(tmp_path: Path) -> None:

@@ -11,7 +11,9 @@ from typing import Any, Literal
 
 from .cors import OPEN, CorsRule
 
-_FIXED = frozenset("host port oss_port data_dir tls record seed clock callback_key".split())
+_FIXED = frozenset(
+    "host port oss_port oss_host data_dir tls record seed clock callback_key".split()
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +21,7 @@ class DevServerOptions:
     """Every option of the server; the defaults behave as the documents say.
 
     Durations are seconds, sizes are bytes, bandwidths are bytes a second. Everything except
-    ``host``, the ports, ``data_dir``, ``tls``, ``record``, ``seed``, ``clock`` and
+    ``host``, the ports, ``oss_host``, ``data_dir``, ``tls``, ``record``, ``seed``, ``clock`` and
     ``callback_key`` may be changed while the server runs.
     """
 
@@ -55,6 +57,9 @@ class DevServerOptions:
     address_endpoint: str = ""
     """Endpoint that UploadAddress names; "" is the server's own. Requests for its hosts have to
     be brought here by the test."""
+    oss_host: str = ""
+    """Host in the server's OSS endpoint, in place of ``host``: a name that clients resolve to
+    loopback, such as oss-cn-shanghai.localhost in browsers."""
     cname: str = ""
     """A host that is bound to the bucket."""
     public_endpoint: bool = True
@@ -174,7 +179,7 @@ class DevServerOptions:
     def changed(self, **changes: Any) -> DevServerOptions:
         """A copy with some options changed.
 
-        Raises: ValueError for a name that is no knob or cannot change while the server runs.
+        Raises: ValueError for a name that is no option or cannot change while the server runs.
         """
         frozen = _FIXED & changes.keys()
         unknown = changes.keys() - {field.name for field in dataclasses.fields(self)}

@@ -92,7 +92,8 @@ class DevServer:
             VodService(backend, events, pull), admin, self._initial.port, context
         )
         host = f"[{self._initial.host}]" if ":" in self._initial.host else self._initial.host
-        self.oss_endpoint = backend.oss_endpoint = f"{scheme}://{host}:{oss_port}"
+        oss_host = self._initial.oss_host or host
+        self.oss_endpoint = backend.oss_endpoint = f"{scheme}://{oss_host}:{oss_port}"
         backend.other_oss_endpoint = f"{scheme}://localhost:{oss_port}"
         self.vod_endpoint = f"{scheme}://{host}:{vod_port}"
         events.resume()
@@ -111,7 +112,9 @@ class DevServer:
             return None
         from .tls import server_context
 
-        names = filter(None, (self._initial.host, self._initial.cname))
+        options = self._initial
+        oss_host = options.oss_host or f"oss-{options.region}.localhost"
+        names = filter(None, (options.host, options.cname, oss_host, f"*.{oss_host}"))
         context, self.ca_file = server_context(folder, *names)
         return context
 
