@@ -148,7 +148,7 @@ LINES = (
     _hand("cluster.*", "procrastinate", "psycopg", "psycopg_pool"),
     _hand(ROOT),
     _hand("devserver.*", "aiohttp", "fastcrc", "trustme", "pytest", "yarl"),
-    _hand("cli.*", "click", "platformdirs", "rich", "uvloop"),
+    _hand("cli.*", "click", "platformdirs", "uvloop"),
     _hand("__main__"),
     _hand("_vodup"),
     _hand("pyinstaller.*", "PyInstaller"),

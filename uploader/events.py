@@ -173,6 +173,8 @@ class RequestRetried(Event):
     `action` is what comes first: RETRY (nothing), SLOW_DOWN (send fewer requests at a time), RENEW
     (get new credentials) FIX_CLOCK (sign for the
     service's clock) or FIX_REGION (sign for the region that OSS names).
+    `left_s` is how long the request may keep failing before the upload ends; 0 where time does not
+    limit it. `service` ("OSS", "VOD") and `address` (host and port) are where it was sent.
     """
 
     type: ClassVar[str] = "request.retried"
@@ -183,6 +185,9 @@ class RequestRetried(Event):
     request_id: str
     action: str
     pause_s: float
+    left_s: float = 0.0
+    service: str = ""
+    address: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -74,13 +74,23 @@ class RetryPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Retried:
-    """A request failed and is about to be sent again; for events and logs."""
+    """A request failed and is about to be sent again; for events and logs.
+
+    Attributes:
+        pause_s: before it is sent again.
+        left_s: how long it may keep failing before it is given up; 0 where only repairs limit it.
+        service: its name, "OSS" or "VOD".
+        address: host and port.
+    """
 
     operation: str
     part_number: int | None
     failure: VodupError
     meaning: Meaning
     pause_s: float
+    left_s: float = 0.0
+    service: str = ""
+    address: str = ""
 
 
 class Session:
@@ -171,19 +181,20 @@ class Session:
                         failure, renewal_count=attempts.renewal_count
                     )
                 attempts.renewal_count += 1
-                self._report(operation, failure, meaning)
+                self._report(operation, signed, failure, meaning)
                 await self._renew(signed, failure)
             case Meaning.FIX_CLOCK:
                 self._fix_clock(failure, attempts)
-                self._report(operation, failure, meaning)
+                self._report(operation, signed, failure, meaning)
             case Meaning.FIX_REGION:
                 self._fix_region(failure, attempts)
-                self._report(operation, failure, meaning)
+                self._report(operation, signed, failure, meaning)
             case Meaning.RETRY | Meaning.SLOW_DOWN:
                 if meaning is Meaning.SLOW_DOWN:
                     self._slow_down()
                 pause_s = attempts.next_pause_s(failure, has_answered=self._has_answered)
-                self._report(operation, failure, meaning, pause_s)
+                left_s = attempts.left_s
+                self._report(operation, signed, failure, meaning, pause_s=pause_s, left_s=left_s)
                 await self._clock.sleep(pause_s)
                 if operation.probe is not None and attempts.reset_count >= _RESETS_BEFORE_PROBE:
                     await self._probe(operation.probe, attempts)
@@ -245,9 +256,26 @@ class Session:
         attempts.is_region_fixed = True
 
     def _report(
-        self, operation: Operation[T], failure: VodupError, meaning: Meaning, pause_s: float = 0.0
+        self,
+        operation: Operation[T],
+        signed: SignedRequest,
+        failure: VodupError,
+        meaning: Meaning,
+        *,
+        pause_s: float = 0.0,
+        left_s: float = 0.0,
     ) -> None:
-        self._on_retry(Retried(operation.name, operation.part_number, failure, meaning, pause_s))
+        retried = Retried(
+            operation.name,
+            operation.part_number,
+            failure,
+            meaning,
+            pause_s,
+            left_s,
+            self._service.name,
+            urlsplit(signed.url).netloc.rpartition("@")[2],
+        )
+        self._on_retry(retried)
 
 
 class _Attempts:
@@ -261,6 +289,8 @@ class _Attempts:
         self._failure_count = 0
         self._futile_count = 0
         self._first_failure_s: float | None = None
+        self.left_s = 0.0
+        """How long the call may keep failing."""
         self.renewal_count = 0
         self.is_clock_fixed = False
         self.may_be_done = False
@@ -288,7 +318,8 @@ class _Attempts:
         if self._is_futile(failure):
             raise failure
         is_last = self._failure_count == self._max_count
-        if is_last or now_s + pause_s - self._first_failure_s > patience_s:
+        self.left_s = self._first_failure_s + patience_s - now_s
+        if is_last or pause_s > self.left_s:
             failure.is_temporary = True
             raise failure
         return pause_s

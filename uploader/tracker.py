@@ -113,6 +113,25 @@ class TrackedUpload:
         return self.lost_bytes + self.highest_bytes - self.resumed_bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Requests to a service fail and are repeated; times are on the tracker's clock.
+
+    Attributes:
+        service: "OSS" or "VOD".
+        address: host and port.
+        reason: of the latest failure.
+        since_s: when the first of these failures was reported.
+        until_s: when the first request ends its upload.
+    """
+
+    service: str
+    address: str
+    reason: str
+    since_s: float
+    until_s: float
+
+
 class Tracker:
     """Counts what happens to all uploads: an `on_event` listener.
 
@@ -129,6 +148,7 @@ class Tracker:
         finished_before_count: finished by an earlier run; nothing was sent.
         ended_size, ended_done_bytes: of uploads that ended, however they did.
         hook_failure: the message of the hook that failed last.
+        trouble: why requests are repeated, until one succeeds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -150,6 +170,8 @@ class Tracker:
         self.ended_size = 0
         self.ended_done_bytes = 0
         self.finished_sent_bytes = 0
+        self.trouble: Trouble | None = None
+        self._moved_s = self.began_s
         self._ended_new_bytes = 0
         self._failed_sent_bytes = 0
         self._rate = Rate()
@@ -158,18 +180,21 @@ class Tracker:
         """Count an event."""
         match event:
             case events.UploadProgress():
-                self._update(event)
+                self._move(event)
             case events.PartStored():
                 self.stored_part_count += 1
+                self._recover()
             case events.UploadStarted():
                 self._start(event)
             case events.UploadFinished() | events.UploadFailed() | events.UploadCancelled():
                 self._end(event)
             case events.CredentialsRenewed():
                 self.renewal_count += 1
+                self._recover()
                 self._update(event)
             case events.RequestRetried():
                 self.retries[event.operation, event.action] += 1
+                self._encounter(event)
                 self._update(event)
             case events.PartsAdopted():
                 self.adopted_part_count += event.part_count
@@ -184,7 +209,33 @@ class Tracker:
         if (upload := self.active.get(event.key)) is not None:
             upload.update(event)
 
+    def _move(self, event: events.UploadProgress) -> None:
+        if (upload := self.active.get(event.key)) is not None:
+            before = upload.highest_bytes
+            upload.update(event)
+            if upload.highest_bytes > before:
+                self._moved_s = self.clock()
+
+    def _recover(self) -> None:
+        """A request has succeeded."""
+        self.trouble, self._moved_s = None, self.clock()
+
+    def _encounter(self, event: events.RequestRetried) -> None:
+        """Remember why requests fail; what is repaired at once (new credentials) is no trouble."""
+        if not event.left_s:
+            return
+        now_s, former = self.clock(), self.trouble
+        until_s = now_s + event.left_s
+        self.trouble = Trouble(
+            event.service,
+            event.address,
+            event.reason,
+            former.since_s if former else now_s,
+            min(former.until_s, until_s) if former else until_s,
+        )
+
     def _start(self, event: events.UploadStarted) -> None:
+        self._recover()
         upload = self.active.get(event.key)
         if upload is None:  # else it restarted within one run
             upload = self.active[event.key] = TrackedUpload(started_s=self.clock())
@@ -196,6 +247,8 @@ class Tracker:
     ) -> None:
         upload = self.active.pop(event.key, None) or TrackedUpload()
         upload.update(event)
+        if isinstance(event, events.UploadFinished):
+            self._recover()
         self.ended_size += upload.size
         self.ended_done_bytes += upload.done_bytes
         self._ended_new_bytes += upload.new_bytes
@@ -244,6 +297,11 @@ class Tracker:
         """Bytes that this run has sent; repeats count as soon as an upload has finished."""
         ended = self.finished_sent_bytes + self._failed_sent_bytes
         return ended + sum(upload.new_bytes for upload in self.active.values())
+
+    @property
+    def stalled_s(self) -> float:
+        """Since bytes were last sent, or a request last succeeded."""
+        return self.clock() - self._moved_s
 
     # --- rates --------------------------------------------------------------------------
 

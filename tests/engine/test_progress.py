@@ -63,7 +63,9 @@ def test_a_stored_part(progress: Progress, events: list[Event]) -> None:
 
 def test_a_repeated_request(progress: Progress, events: list[Event]) -> None:
     for _ in range(2):
-        progress.count_retry(Retried("UploadPart", 3, REFUSAL, Meaning.SLOW_DOWN, 1.23456))
+        progress.count_retry(
+            Retried("UploadPart", 3, REFUSAL, Meaning.SLOW_DOWN, 1.23456, 9.87654, "OSS", "oss:443")
+        )
     assert progress.retry_count == 2
     expected = RequestRetried(
         **WHOSE,
@@ -74,6 +76,9 @@ def test_a_repeated_request(progress: Progress, events: list[Event]) -> None:
         request_id="5C3D",
         action="SLOW_DOWN",
         pause_s=1.235,
+        left_s=9.877,
+        service="OSS",
+        address="oss:443",
     )
     assert events == [expected, expected]
 

@@ -13,8 +13,9 @@ from uploader.bulk.estimate import Estimate
 from uploader.bulk.progress import BatchProgress
 from uploader.bulk.rows import Row, shown_path, shown_record
 from uploader.cli.flag_groups import OutputFlags, ReportFlags
+from uploader.cli.meters import STALLED_S, Meter
 from uploader.cli.printing import err, out, out_json
-from uploader.cli.progress import Total, show_progress
+from uploader.cli.progress import View, show_progress
 from uploader.errors import VodupError
 
 _JSON_INTERVAL_S: Final = 1.0
@@ -131,7 +132,7 @@ class TextBatchView:
     async def watch(self, progress: BatchProgress) -> None:
         """Show progress until cancelled."""
         if not self._is_quiet:
-            await show_progress(progress.tracker, lambda: total_of(progress), lambda _: "")
+            await show_progress(View(progress.tracker, lambda: total_of(progress)))
 
 
 BatchView = JsonBatchView | TextBatchView
@@ -145,26 +146,28 @@ def make_batch_view(flags: OutputFlags) -> BatchView:
 # --- sentences --------------------------------------------------------------------------
 
 
-def total_of(progress: BatchProgress) -> Total:
+def total_of(progress: BatchProgress) -> Meter:
     """How far a batch is."""
     expected, tracker = progress.expected_count, progress.tracker
     about = "" if progress.is_read else "about "
     files = f"{progress.ended_count:,} files"
     if expected is not None:
         files = f"{progress.ended_count:,} of {about}{expected:,} files"
-    words = [
-        files,
+    is_moving = tracker.stalled_s < STALLED_S
+    notes = [
+        f"{progress.failed_count:,} failed" if progress.failed_count else "",
         f"{units.size(tracker.sent_bytes)} sent",
-        units.rate(tracker.bytes_per_s()),
-        f"{progress.rows_per_s:.1f} files/s",
+        f"{progress.rows_per_s:.1f} files/s" if is_moving else "",
+        f"{progress.deferred_count:,} waiting to retry" if progress.deferred_count else "",
     ]
-    if progress.remaining_s is not None:
-        words.append(f"ETA {units.duration(progress.remaining_s)}")
-    if progress.failed_count:
-        words.append(f"{progress.failed_count:,} failed")
-    if progress.deferred_count:
-        words.append(f"{progress.deferred_count:,} waiting to retry")
-    return Total(", ".join(words), progress.ended_count, expected)
+    return Meter(
+        done=progress.ended_count,
+        of=expected or 0,
+        amount=files,
+        bytes_per_s=tracker.bytes_per_s() if is_moving else 0.0,
+        left_s=progress.remaining_s if is_moving else None,
+        notes=tuple(filter(None, notes)),
+    )
 
 
 def summarized(progress: BatchProgress, flags: ReportFlags) -> str:

@@ -17,7 +17,7 @@ import re
 import select
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TextIO, cast
 
 from uploader.errors import VodupError
@@ -34,6 +34,25 @@ _INTERRUPTED_STALL_S: Final = 0.5
 
 # Line ends too: a file name must not forge a line.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+_STYLE = re.compile("\x1b\\[[0-9;]*m")
+_STYLES: Final = {"Uploaded": 32, "vodup:": 1, "next:": 1, "Interrupted:": 33}
+"""SGR codes of the words that a line may begin with: green, bold, yellow."""
+
+
+def _styled(line: str) -> str:
+    word = line.partition(" ")[0]
+    code = _STYLES.get(word)
+    return line if code is None else f"\x1b[{code}m{word}\x1b[0m{line[len(word) :]}"
+
+
+def is_coloured(stream: object) -> bool:
+    """Whether colours may be written to a stream: to a terminal, unless NO_COLOR is set."""
+    if (choice := Outputs.color) != "auto":
+        return choice == "always"
+    is_terminal = bool(getattr(stream, "isatty", bool)())
+    return is_terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def printable(text: str) -> str:
@@ -79,7 +98,10 @@ def report_notices(*sources: object) -> None:
 
 
 def _write(stream: TextIO, lines: tuple[str, ...]) -> None:
-    stream.write("".join(f"{printable(line)}\n" for line in lines))
+    texts = map(printable, lines)
+    if is_coloured(stream):
+        texts = map(_styled, texts)
+    stream.write("".join(f"{text}\n" for text in texts))
     stream.flush()
 
 
@@ -94,7 +116,8 @@ async def room() -> None:
 class Output(io.TextIOBase):
     """Stands in for a standard stream and is written by a thread. Never raises, never waits.
 
-    Mutable: what waits to be written. What the encoding of the stream lacks becomes "?".
+    Mutable: what waits to be written, and the lines shown below it. What the encoding of the stream
+    lacks becomes "?".
 
     Args:
         stream: None if it is closed.
@@ -112,6 +135,7 @@ class Output(io.TextIOBase):
         self._encoder = codecs.getincrementalencoder(self.encoding)(self.errors)
         self._changed = threading.Condition()
         self._waiting = bytearray()
+        self._block: tuple[str, ...] = ()
         self._failure = "" if stream else "it is closed"
         self.is_lost = False
         threading.Thread(target=self._run, name="vodup-output", daemon=True).start()
@@ -125,8 +149,51 @@ class Output(io.TextIOBase):
         """Whether it is a terminal."""
         return self._stream is not None and os.isatty(self._descriptor)
 
+    @property
+    def columns(self) -> int:
+        """Of the terminal; 80 where it does not say."""
+        chosen = os.environ.get("COLUMNS", "")
+        try:
+            return int(chosen) if chosen.strip("0").isdecimal() else self._size().columns or 80
+        except OSError:
+            return 80
+
+    def _size(self) -> os.terminal_size:
+        return os.get_terminal_size(self._descriptor)
+
+    def can_write(self, text: str) -> bool:
+        """Whether its encoding has these characters."""
+        try:
+            return bool(text.encode(self.encoding))
+        except UnicodeError:
+            return False
+
+    def show(self, lines: Sequence[str]) -> None:
+        """Show these lines below everything that is written, in place of those before."""
+        with self._changed:
+            erased, self._block = self._erased(), tuple(lines)
+            self._hand_over(erased + "\n".join(lines))
+
+    def _erased(self) -> str:
+        """Return what removes the lines that are shown: the cursor is at the end of the last."""
+        if not self._block:
+            return ""
+        columns = self.columns  # a narrower terminal has wrapped them
+        height = sum(max(1, -(-len(_STYLE.sub("", line)) // columns)) for line in self._block)
+        return f"\r\x1b[{height - 1}A\x1b[J" if height > 1 else "\r\x1b[J"
+
     def write(self, text: str) -> int:
         """Hand text to the thread. It is lost if the stream has failed, or too much waits."""
+        with self._changed:
+            if self._block:
+                erased, lines = self._erased(), "\n".join(self._block)
+                if not text.endswith("\n"):  # the rest of the line follows
+                    self._block, lines = (), ""
+                self._hand_over(erased + text + lines)
+                return len(text)
+        return self._hand_over(text)
+
+    def _hand_over(self, text: str) -> int:
         data = self._encoder.encode(text)
         with self._changed:
             if not self._failure and len(self._waiting) < _MAX_WAITING:
@@ -183,10 +250,11 @@ def _can_replace(encoding: str) -> bool:
 class Outputs:
     """Both streams of this process, as long as it lives.
 
-    Mutable: whether results are JSON, or VideoIds only.
+    Mutable: whether results are JSON, or VideoIds only, and when colours are used.
     """
 
     is_json = is_quiet = False
+    color = "auto"
 
     def __init__(self) -> None:
         """Take over `sys.stdout` and `sys.stderr`."""

@@ -10,7 +10,7 @@ from typing import Final
 
 from uploader import Uploader, UploadGrant, UploadItem, UploadRecord, VideoMeta, decode_answer
 from uploader.cli import run, settings
-from uploader.cli.flag_groups import OutputFlags, UrlFlags
+from uploader.cli.flag_groups import UrlFlags
 from uploader.cli.flags import PushFlags, ResumeFlags
 from uploader.cli.options import flag_of
 from uploader.cli.printing import report_notices
@@ -22,6 +22,7 @@ from uploader.cli.sources import (
     names_of,
     recorded_source,
     shown_name,
+    size_of,
     source_of,
 )
 from uploader.errors import ConfigurationError, VodupError
@@ -55,7 +56,10 @@ def push(flags: PushFlags) -> int:
             flags, options, has_grant=grant is not None, on_event=on_event
         ), find
 
-    files = [PushedFile(shown_name(name), label_of(name, flags)) for name in names]
+    files = [
+        PushedFile(shown_name(name), label_of(name, flags), size=size_of(name, flags))
+        for name in names
+    ]
     with settings.serve_metrics(flags.metrics_port) as on_event:
         is_kept = flags.state != "memory"
         return _Push(flags, files, is_kept=is_kept, wait_s=flags.wait).run(
@@ -153,19 +157,22 @@ def _recorded_item(record: UploadRecord, flags: UrlFlags) -> UploadItem:
     )
 
 
+AllFlags = PushFlags | ResumeFlags
+
+
 class _Push:
     """One run over several files. Mutable: the files."""
 
     def __init__(
         self,
-        flags: OutputFlags,
+        flags: AllFlags,
         files: Sequence[PushedFile] = (),
         *,
         is_kept: bool = True,
         wait_s: float | None = None,
     ) -> None:
         """`is_kept`: whether the state outlives this process. `wait_s`: for videos to play."""
-        self._view = make_push_view(flags)
+        self._view = make_push_view(flags, settings.issuer_of(flags))
         self._files = list(files)
         self._tracker = Tracker()
         self._is_kept, self._wait_s = is_kept, wait_s
@@ -199,7 +206,7 @@ class _Push:
                 tasks = [group.create_task(self._upload(uploader, one, gate)) for one in items]
         report_notices(uploader.state, uploader.notifications)
         if len(items) > 1:
-            self._view.total(self._files)
+            self._view.total(self._files, self._tracker)
         return run.common_code(task.result() for task in tasks)
 
     async def _upload(self, uploader: Uploader, item: UploadItem, gate: asyncio.Semaphore) -> int:

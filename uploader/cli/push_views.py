@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from uploader import events, units
 from uploader.cli import run
 from uploader.cli.flag_groups import OutputFlags
+from uploader.cli.meters import STALLED_S, Meter
 from uploader.cli.printing import err, out, out_json, paragraph
-from uploader.cli.progress import Total, progress_line, sample_every_second, show_progress
+from uploader.cli.progress import View, bars_of, sample_every_second, show_progress, upload_meter
 from uploader.errors import VodupError
 from uploader.tasks import beside
 from uploader.tracker import TrackedUpload, Tracker
@@ -32,9 +34,8 @@ class PushedFile:
         label: the same, in sentences.
         upload: once it has started.
         code: its exit code, once it has ended.
-        size: of the object, once it is verified.
+        size: of the file, if it is known before the upload starts; then of the object.
         is_stored: whether it is verified; its video may be waited for.
-        trouble: why a request is retried, until a part is stored again.
     """
 
     source: str
@@ -43,24 +44,32 @@ class PushedFile:
     code: int | None = None
     size: int = 0
     is_stored: bool = False
-    trouble: str = ""
 
     def update(self, event: events.Event, tracker: Tracker) -> None:
         """Apply an event of this upload."""
         tracker(event)
-        match event:
-            case events.UploadStarted():
-                self.upload = tracker.active[event.key]
-                self.upload.source = self.label
-            case events.RequestRetried() if event.pause_s:
-                self.trouble = event.reason.rstrip(".")
-            case events.PartStored():
-                self.trouble = ""
+        if isinstance(event, events.UploadStarted):
+            self.upload = tracker.active[event.key]
+            self.upload.source = self.label
 
     @property
     def video_id(self) -> str | None:
         """Once it is known."""
         return self.upload.video_id if self.upload else None
+
+    @property
+    def done_bytes(self) -> int:
+        """At OSS or on the way there."""
+        if self.is_stored:
+            return self.size
+        return self.upload.done_bytes if self.upload else 0
+
+    @property
+    def whole_bytes(self) -> int:
+        """What there is to send: of a failed file, no more than was sent."""
+        if self.code is not None or self.is_stored:
+            return self.done_bytes
+        return self.upload.size if self.upload else self.size
 
     @property
     def is_active(self) -> bool:
@@ -71,21 +80,24 @@ class PushedFile:
 # --- sentences --------------------------------------------------------------------------
 
 
-def success(file: PushedFile, result: events.UploadResult, *, is_verbose: bool) -> str:
-    """What an upload came to."""
+def success(
+    file: PushedFile, result: events.UploadResult, *, is_single: bool, is_verbose: bool
+) -> str:
+    """What an upload came to, in one line of a terminal if it is one of several."""
     if result.is_earlier_result:
         return f"{file.label} is already uploaded as video {result.video_id}; nothing to send."
     facts = [units.size(result.size)]
     if result.sent_bytes:
         facts[0] += f" in {units.duration(result.seconds)}"
-        facts[0] += f", {units.rate(result.sent_bytes / max(result.seconds, 0.001))}"
+        if is_single or is_verbose:
+            facts[0] += f", {units.rate(result.sent_bytes / max(result.seconds, 0.001))}"
     if is_verbose:
         facts.append(f"CRC-64 {result.crc64}, verified by {result.verified_by}")
         facts.append(units.count(result.part_count, "part"))
         facts.append(f"sent to {result.endpoint}")
         facts.append(f"TCP congestion control {result.congestion or 'unknown'}")
     else:
-        facts.append(f"{'ETag' if result.verified_by == 'etag' else 'CRC-64'} verified")
+        facts[0] += ", verified"
     if result.resumed_part_count:
         parts = units.count(result.part_count, "part")
         facts.append(f"{result.resumed_part_count} of {parts} from an earlier run")
@@ -268,9 +280,9 @@ class JsonView:
             line["crc64"] = str(line["crc64"])
         out_json(line)
 
-    def total(self, files: Sequence[PushedFile]) -> None:
+    def total(self, files: Sequence[PushedFile], tracker: Tracker) -> None:
         """Print the totals for people."""
-        err(totals(files))
+        err(totals(files, tracker))
 
     async def watch(self, files: Sequence[PushedFile], tracker: Tracker) -> None:
         """Print nothing: the events are enough."""
@@ -279,31 +291,36 @@ class JsonView:
 # --- for people -------------------------------------------------------------------------
 
 
-def totals(files: Sequence[PushedFile]) -> str:
+def totals(files: Sequence[PushedFile], tracker: Tracker) -> str:
     """What a push came to."""
     done = [file for file in files if file.is_stored]
     size = units.size(sum(file.size for file in done))
-    return f"{len(done)} of {units.count(len(files), 'file')} uploaded, {size} in total."
+    pace = f"; {units.rate(tracker.new_bytes / max(tracker.seconds, 0.001))}"
+    return (
+        f"{len(done)} of {units.count(len(files), 'file')} uploaded, {size} in total"
+        f"{pace if tracker.new_bytes else ''}."
+    )
 
 
 class TextView:
     """Sentences: results on standard output, all else on standard error.
 
-    With --quiet only VideoIds and errors are printed. Mutable: the files whose trouble before
-    their start was reported.
+    With --quiet only VideoIds and errors are printed. A bar says how an upload starts, so that no
+    sentence repeats it, unless --verbose is given. Mutable: the number of files.
     """
 
-    def __init__(self, flags: OutputFlags) -> None:
+    def __init__(self, flags: OutputFlags, service: str = "") -> None:
+        """`service` is what creates the videos: its name and address."""
         self._is_quiet, self._is_verbose = flags.quiet, flags.verbose
-        self._troubled: set[int] = set()
+        self.service = service
+        self._file_count = 1
 
     def event(self, file: PushedFile, event: events.Event) -> None:
         """Print what is out of the ordinary."""
-        sentence = incident(file, event)
-        if file.trouble and file.upload is None and id(file) not in self._troubled:
-            self._troubled.add(id(file))  # there is no bar yet that would show it
-            sentence = f"{file.label}: {file.trouble}; retrying."
-        if sentence is not None and not self._is_quiet:
+        is_start = isinstance(event, events.UploadStarted)
+        if self._is_quiet or (is_start and bars_of(sys.stderr) and not self._is_verbose):
+            return
+        if (sentence := incident(file, event)) is not None:
             err(sentence)
 
     def finished(self, file: PushedFile, result: events.UploadResult) -> None:
@@ -311,7 +328,8 @@ class TextView:
         if self._is_quiet:
             out(result.video_id)
         else:
-            out(success(file, result, is_verbose=self._is_verbose))
+            is_single = self._file_count == 1
+            out(success(file, result, is_single=is_single, is_verbose=self._is_verbose))
 
     def status(self, file: PushedFile, info: VideoInfo) -> None:
         """Print what VOD does with a stored video."""
@@ -335,34 +353,60 @@ class TextView:
         """Print how far it came."""
         err(sentence)
 
-    def total(self, files: Sequence[PushedFile]) -> None:
+    def total(self, files: Sequence[PushedFile], tracker: Tracker) -> None:
         """Print the totals."""
         if not self._is_quiet:
-            err(totals(files))
+            err(totals(files, tracker))
 
     async def watch(self, files: Sequence[PushedFile], tracker: Tracker) -> None:
         """Show progress until cancelled."""
         if self._is_quiet:
             return
 
-        def total() -> Total:
-            ended = sum(file.code is not None for file in files)
-            notes = [f"{ended} of {len(files)} files"] if len(files) > 1 else []
-            notes += {f"retrying: {file.trouble}" for file in files if file.trouble}
-            line = progress_line(tracker, None, *notes)
-            return Total(line, tracker.done_bytes, tracker.size or None)
-
-        def note(upload: TrackedUpload) -> str:
-            trouble = next((file.trouble for file in files if file.upload is upload), "")
-            return f"retrying: {trouble}" if trouble else ""
-
+        view = View(
+            tracker,
+            lambda: total_meter(files, tracker),
+            lambda: [
+                upload_meter(tracker, file.upload, file.label)
+                for file in files
+                if file.is_active and file.upload and len(files) > 1
+            ],
+            lambda: "" if tracker.active else self.service,
+        )
         async with beside(sample_every_second(tracker)):
-            await show_progress(tracker, total, note)
+            await show_progress(view)
+
+
+def total_meter(files: Sequence[PushedFile], tracker: Tracker) -> Meter:
+    """How far all files are: all are counted from the start, whether they have started or not."""
+    done = sum(file.done_bytes for file in files)
+    whole = sum(file.whole_bytes for file in files)
+    if len(files) == 1:
+        upload = files[0].upload or TrackedUpload()
+        meter = upload_meter(tracker, upload, files[0].label, files[0].size)
+        return replace(meter, is_waiting=meter.is_waiting and files[0].is_active)
+    is_known = all(file.whole_bytes or file.code is not None for file in files)
+    seconds, bytes_per_s = tracker.seconds, tracker.bytes_per_s()
+    average = tracker.new_bytes / seconds if seconds else 0.0
+    is_moving = tracker.stalled_s < STALLED_S and whole > done
+    ended = sum(file.code is not None for file in files)
+    failed = sum(file.code is not None and not file.is_stored for file in files)
+    notes = [f"{ended} of {len(files)} files", f"{failed} failed" if failed else ""]
+    return Meter(
+        name="total",
+        done=done,
+        of=whole if is_known else 0,
+        amount=units.share(done, whole) if is_known else units.size(done),
+        bytes_per_s=bytes_per_s if is_moving else 0.0,
+        left_s=(whole - done) / average if is_moving and is_known and average else None,
+        is_waiting=is_known and done == whole and any(file.is_active for file in files),
+        notes=tuple(filter(None, notes)),
+    )
 
 
 PushView = JsonView | TextView
 
 
-def make_push_view(flags: OutputFlags) -> PushView:
-    """Return the view that the flags select."""
-    return JsonView() if flags.json else TextView(flags)
+def make_push_view(flags: OutputFlags, service: str = "") -> PushView:
+    """Return the view that the flags select; `service` is what creates the videos."""
+    return JsonView() if flags.json else TextView(flags, service)

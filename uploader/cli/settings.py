@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from uploader import (
     GrantProvider,
@@ -148,6 +148,15 @@ def api_origin(flags: AccessFlags) -> str:
     return flags.vod_endpoint or f"https://vod.{region_of(flags)}.aliyuncs.com"
 
 
+def issuer_of(flags: AccessFlags) -> str:
+    """Return what issues credentials for uploads, for people: "VOD (vod.example.com)"."""
+    if flags.auth_command:
+        return "the --auth-command"
+    if flags.auth_url:
+        return f"the app server ({urlsplit(flags.auth_url).hostname})"
+    return f"{flags.service.upper()} ({urlsplit(api_origin(flags)).netloc})"
+
+
 def make_trust(flags: AccessFlags) -> TrustPolicy:
     """Return which hosts may receive credentials."""
     return TrustPolicy(
@@ -233,11 +242,9 @@ def network_options(flags: NetworkFlags) -> UploadOptions:
 
 
 def _retry(patience_s: float | None) -> RetryPolicy:
-    usual = RetryPolicy()
     if patience_s is None:
-        return usual
-    first_s = min(patience_s, usual.first_contact_patience_s)
-    return replace(usual, patience_s=patience_s, first_contact_patience_s=first_s)
+        return RetryPolicy()
+    return RetryPolicy(patience_s=patience_s, first_contact_patience_s=patience_s)
 
 
 def make_meta(flags: VideoFlags) -> VideoMeta:

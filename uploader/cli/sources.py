@@ -55,6 +55,16 @@ def label_of(name: str, flags: PushFlags) -> str:
     return f"{flags.file_name} ({origin})" if flags.file_name else origin.capitalize()
 
 
+def size_of(name: str, flags: StreamFlags) -> int:
+    """Bytes of a finished local file; 0 for everything else."""
+    if name == _STDIN or flags.follow or _is_http(name):
+        return 0
+    try:
+        return os.path.getsize(name) if os.path.isfile(name) else 0
+    except (OSError, ValueError):
+        return 0
+
+
 def _is_http(name: str) -> bool:
     return name.startswith(("http://", "https://"))
 

@@ -140,6 +140,9 @@ class Progress:
             request_id=failure.request_id,
             action=retried.meaning.name,
             pause_s=round(retried.pause_s, 3),
+            left_s=round(retried.left_s, 3),
+            service=retried.service,
+            address=retried.address,
         )
 
     def count_renewal(self, seconds: float) -> None:
