@@ -15,9 +15,9 @@ import pytest
 
 from uploader.cli import progress
 from uploader.cli.flag_groups import OutputFlags
-from uploader.cli.meters import Meter, Style, block, cells, outage, wrapped
+from uploader.cli.meters import Gauge, Style, block, cells, outage, wrapped
 from uploader.cli.printing import Output, err
-from uploader.cli.progress import View, upload_meter
+from uploader.cli.progress import Shown, upload_meter
 from uploader.cli.push_views import PushedFile, TextView, total_meter
 from uploader.events import (
     CredentialsRenewed,
@@ -105,7 +105,7 @@ class Scene:
         self.send(index, event)
 
     def shown(self, columns: int = 80) -> list[str]:
-        view = View(
+        view = Shown(
             self.tracker,
             lambda: total_meter(self.files, self.tracker),
             lambda: [
@@ -169,7 +169,7 @@ def test_when_all_is_sent_the_answers_are_waited_for() -> None:
 @pytest.mark.parametrize("columns", [1, 2, 10, 20, 40, 60, 80, 200])
 def test_no_state_is_wider_than_the_terminal(columns: int) -> None:
     meters = [
-        Meter(
+        Gauge(
             name="很长的文件名" * 5,
             done=1,
             of=2,
@@ -178,7 +178,7 @@ def test_no_state_is_wider_than_the_terminal(columns: int) -> None:
             left_s=4000,
             notes=("resuming, 58 % already uploaded", "3 failed"),
         ),
-        Meter(name="x", done=5, of=0, amount="5 bytes"),
+        Gauge(name="x", done=5, of=0, amount="5 bytes"),
     ]
     problem = outage(Trouble("OSS", HOST, REFUSED, 0.0, 900.0), 14.0)
     lines = block(meters, problem, Style(columns))
@@ -189,7 +189,7 @@ def test_no_state_is_wider_than_the_terminal(columns: int) -> None:
 
 
 def test_colours_and_other_bars_only_where_the_terminal_has_them() -> None:
-    meter = Meter(name="a", done=1, of=2, amount="1 of 2 bytes")
+    meter = Gauge(name="a", done=1, of=2, amount="1 of 2 bytes")
     plain = meter.line(Style(80, is_unicode=False), 1)
     coloured = meter.line(Style(80, is_coloured=True), 1)
     assert "#" * 14 + "-" * 14 in plain

@@ -13,9 +13,9 @@ from uploader.bulk.estimate import Estimate
 from uploader.bulk.progress import BatchProgress
 from uploader.bulk.rows import Row, shown_path, shown_record
 from uploader.cli.flag_groups import OutputFlags, ReportFlags
-from uploader.cli.meters import STALLED_S, Meter
+from uploader.cli.meters import STALLED_S, Gauge
 from uploader.cli.printing import err, out, out_json
-from uploader.cli.progress import View, show_progress
+from uploader.cli.progress import Shown, show_progress
 from uploader.errors import VodupError
 
 _JSON_INTERVAL_S: Final = 1.0
@@ -132,7 +132,7 @@ class TextBatchView:
     async def watch(self, progress: BatchProgress) -> None:
         """Show progress until cancelled."""
         if not self._is_quiet:
-            await show_progress(View(progress.tracker, lambda: total_of(progress)))
+            await show_progress(Shown(progress.tracker, lambda: total_of(progress)))
 
 
 BatchView = JsonBatchView | TextBatchView
@@ -146,7 +146,7 @@ def make_batch_view(flags: OutputFlags) -> BatchView:
 # --- sentences --------------------------------------------------------------------------
 
 
-def total_of(progress: BatchProgress) -> Meter:
+def total_of(progress: BatchProgress) -> Gauge:
     """How far a batch is."""
     expected, tracker = progress.expected_count, progress.tracker
     about = "" if progress.is_read else "about "
@@ -160,7 +160,7 @@ def total_of(progress: BatchProgress) -> Meter:
         f"{progress.rows_per_s:.1f} files/s" if is_moving else "",
         f"{progress.deferred_count:,} waiting to retry" if progress.deferred_count else "",
     ]
-    return Meter(
+    return Gauge(
         done=progress.ended_count,
         of=expected or 0,
         amount=files,

@@ -44,7 +44,7 @@ class Style:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Meter:
+class Gauge:
     """How far something is.
 
     Attributes:
@@ -112,12 +112,12 @@ class Meter:
         return f"{_BAR}{done}{_DIM}{rest}{_RESET}" if style.is_coloured else done + rest
 
 
-def block(meters: Sequence[Meter], problem: str, style: Style) -> list[str]:
+def block(meters: Sequence[Gauge], problem: str, style: Style) -> list[str]:
     """Return the lines of a display: the meters, and below them why nothing moves."""
-    widths = [cells(meter.name) for meter in meters]
+    widths = [cells(gauge.name) for gauge in meters]
     most = max(_MIN_NAME, min(_MAX_NAME, style.columns // 3))
     name_width = min(most, max(widths, default=0))
-    lines = [meter.line(style, name_width) for meter in meters]
+    lines = [gauge.line(style, name_width) for gauge in meters]
     if problem:
         colours = (_WARNING, _RESET) if style.is_coloured else ("", "")
         lines += [

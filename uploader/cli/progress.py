@@ -15,7 +15,7 @@ from typing import Final
 
 from uploader import units
 from uploader.cli import meters
-from uploader.cli.meters import STALLED_S, Meter, Style
+from uploader.cli.meters import STALLED_S, Gauge, Style
 from uploader.cli.printing import Output, err, is_coloured, printable
 from uploader.tracker import TrackedUpload, Tracker
 
@@ -24,7 +24,7 @@ _FRAME_S: Final = 0.25
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class Shown:
     """What is shown.
 
     Attributes:
@@ -35,8 +35,8 @@ class View:
     """
 
     tracker: Tracker
-    total: Callable[[], Meter]
-    uploads: Callable[[], Sequence[Meter]] = tuple
+    total: Callable[[], Gauge]
+    uploads: Callable[[], Sequence[Gauge]] = tuple
     idle: Callable[[], str] = str
 
     def problem(self) -> str:
@@ -55,7 +55,7 @@ class View:
         return meters.block([*self.uploads(), self.total()], printable(self.problem()), style)
 
 
-def upload_meter(tracker: Tracker, upload: TrackedUpload, name: str = "", size: int = 0) -> Meter:
+def upload_meter(tracker: Tracker, upload: TrackedUpload, name: str = "", size: int = 0) -> Gauge:
     """How far one upload is; `size` where it has not started."""
     size = upload.size or size
     is_waiting = bool(size) and upload.done_bytes >= size
@@ -63,7 +63,7 @@ def upload_meter(tracker: Tracker, upload: TrackedUpload, name: str = "", size: 
     notes = []
     if upload.resumed_bytes and upload.size:
         notes = [f"resuming, {100 * upload.resumed_bytes // upload.size} % already uploaded"]
-    return Meter(
+    return Gauge(
         name=printable(name),
         done=upload.done_bytes,
         of=size,
@@ -88,7 +88,7 @@ def bars_of(stream: object) -> Output | None:
     return stream if isinstance(stream, Output) and is_able else None
 
 
-async def show_progress(view: View) -> None:
+async def show_progress(view: Shown) -> None:
     """Show progress on standard error until cancelled."""
     if (output := bars_of(sys.stderr)) is not None:
         try:
@@ -98,7 +98,7 @@ async def show_progress(view: View) -> None:
     await _log(view)
 
 
-async def _draw(view: View, output: Output) -> None:
+async def _draw(view: Shown, output: Output) -> None:
     try:
         while True:
             if not output.waiting_size:  # or old frames would pile up
@@ -109,7 +109,7 @@ async def _draw(view: View, output: Output) -> None:
         output.show(())
 
 
-async def _log(view: View) -> None:
+async def _log(view: Shown) -> None:
     """Write a line every ten seconds, and one when an outage begins and ends."""
     since_s, problem = 0.0, ""
     while True:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 from uploader import events, units
 from uploader.cli import run
 from uploader.cli.flag_groups import OutputFlags
-from uploader.cli.meters import STALLED_S, Meter
+from uploader.cli.meters import STALLED_S, Gauge
 from uploader.cli.printing import err, out, out_json, paragraph
-from uploader.cli.progress import View, bars_of, sample_every_second, show_progress, upload_meter
+from uploader.cli.progress import Shown, bars_of, sample_every_second, show_progress, upload_meter
 from uploader.errors import VodupError
 from uploader.tasks import beside
 from uploader.tracker import TrackedUpload, Tracker
@@ -363,7 +363,7 @@ class TextView:
         if self._is_quiet:
             return
 
-        view = View(
+        view = Shown(
             tracker,
             lambda: total_meter(files, tracker),
             lambda: [
@@ -377,7 +377,7 @@ class TextView:
             await show_progress(view)
 
 
-def total_meter(files: Sequence[PushedFile], tracker: Tracker) -> Meter:
+def total_meter(files: Sequence[PushedFile], tracker: Tracker) -> Gauge:
     """How far all files are: all are counted from the start, whether they have started or not."""
     done = sum(file.done_bytes for file in files)
     whole = sum(file.whole_bytes for file in files)
@@ -392,7 +392,7 @@ def total_meter(files: Sequence[PushedFile], tracker: Tracker) -> Meter:
     ended = sum(file.code is not None for file in files)
     failed = sum(file.code is not None and not file.is_stored for file in files)
     notes = [f"{ended} of {len(files)} files", f"{failed} failed" if failed else ""]
-    return Meter(
+    return Gauge(
         name="total",
         done=done,
         of=whole if is_known else 0,

@@ -19,7 +19,7 @@ from uploader.cli import run, settings
 from uploader.cli.batch_views import total_of
 from uploader.cli.flags import WatchFlags
 from uploader.cli.printing import err, out, out_json, report_notices
-from uploader.cli.progress import View, show_progress
+from uploader.cli.progress import Shown, show_progress
 from uploader.errors import ConfigurationError
 from uploader.private_files import make_private_folder
 from uploader.state.locations import state_directory
@@ -168,7 +168,7 @@ class _View:
         """Show progress until cancelled."""
         if not self._flags.json and not self._flags.quiet:
             progress = watcher.progress
-            await show_progress(View(progress.tracker, lambda: total_of(progress)))
+            await show_progress(Shown(progress.tracker, lambda: total_of(progress)))
         while self._flags.json:
             await asyncio.sleep(_JSON_INTERVAL_S)
             self._print("watch.progress", watcher.figures())
