@@ -11,8 +11,9 @@ not grow with what is uploaded.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from uploader.errors import ConfigurationError
@@ -122,6 +123,31 @@ class Metrics:
             server.shutdown()
             server.server_close()
             thread.join()
+
+    def add_watcher(self, counts: Callable[[], Mapping[str, int]]) -> None:
+        """Show the counts of a watched folder as well; `Watcher.counts` gives them."""
+        self.registry.register(_WatcherCounts(counts))
+
+
+@dataclass(frozen=True)
+class _WatcherCounts:
+    """A collector; the counts are read for each scrape, in its thread."""
+
+    counts: Callable[[], Mapping[str, int]]
+
+    def collect(self) -> Iterator[Metric]:
+        counts = dict(self.counts())
+        yield GaugeMetricFamily(
+            "vodup_watch_healthy",
+            "1 if the folder can be read and was looked at in time, else 0.",
+            counts.pop("healthy"),
+        )
+        files = GaugeMetricFamily(
+            "vodup_watch_files", "Files of a watched folder, by state.", labels=("state",)
+        )
+        for state, count in counts.items():
+            files.add_metric((state,), count)
+        yield files
 
 
 def _by(name: str, help_: str, label: str, counts: Mapping[str, int]) -> Metric:

@@ -12,7 +12,9 @@ import pytest
 
 from tests.bulk.conftest import Quick, cli, quick, server
 from tests.cli.conftest import Cli
+from tests.waiting import until
 from uploader.cli.watch import service
+from uploader.metrics import Metrics
 
 from .conftest import Place
 
@@ -117,3 +119,17 @@ async def test_health_is_served_beside_the_live_page(place: Place) -> None:
             watcher._looking.problem = "gone"
             async with session.get(f"{url}health") as answer:
                 assert answer.status == 503
+
+
+async def test_the_counts_of_a_folder_are_metrics(place: Place) -> None:
+    metrics = Metrics()
+    async with place.watching(is_once=False, settle_s=60.0) as watcher:
+        metrics.add_watcher(watcher.counts)
+        place.write("one.mp4")
+        place.write("notes.txt")
+        value = metrics.registry.get_sample_value
+        await until(lambda: value("vodup_watch_files", {"state": "settling"}) == 1)
+        assert value("vodup_watch_files", {"state": "left_alone"}) == 1
+        assert value("vodup_watch_healthy") == 1
+        watcher._looking.problem = "gone"
+        assert value("vodup_watch_healthy") == 0

@@ -203,6 +203,13 @@ class WatchFlags(VideoFlags, TransferFlags, ConnectionFlags, OutputFlags):
         number(0, 65535, "PORT"),
         "Serve a live page and /health on 127.0.0.1; 0 selects a free port.",
     )
+    enqueue: bool = switch("Queue the files for workers (vodup worker) instead of uploading them.")
+    shared: tuple[str, ...] = option(
+        "FOLDER", "With --enqueue: folder mounted at the same path on every worker.", default=()
+    )
+    node: str | None = option(
+        "NAME", "With --enqueue: name of this machine. [default: its host name]"
+    )
     api_rate: int = option(
         number(1, 1000), "VOD calls per second; the quotas of accounts are 40 to 80.", default=20
     )

@@ -39,6 +39,7 @@ from uploader.state import open_state
 
 if TYPE_CHECKING:
     from uploader import Webhook
+    from uploader.metrics import Metrics
 
 _MAX_INPUT: Final = 1024 * 1024
 _CHAIN_VARIABLES: Final = (
@@ -284,7 +285,7 @@ def make_url_policy(flags: UrlFlags) -> UrlPolicy:
 
 
 @contextmanager
-def serve_metrics(address: str | None) -> Iterator[Listener | None]:
+def serve_metrics(address: str | None) -> Iterator[Metrics | None]:
     """Serve metrics for Prometheus while the block runs; yields what takes the events."""
     if address is None:
         yield None

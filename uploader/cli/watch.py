@@ -8,9 +8,14 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    suppress,
+)
 from dataclasses import replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from uploader import Uploader
 from uploader.bulk.outputs import require_output
@@ -28,9 +33,14 @@ from uploader.units import count
 from uploader.watch.after import parse_after
 from uploader.watch.endings import WatchOutcome
 from uploader.watch.options import WatchOptions
-from uploader.watch.watcher import Watcher
+from uploader.watch.watcher import Uploads, Watcher
+
+if TYPE_CHECKING:
+    from uploader.metrics import Metrics
 
 _JSON_INTERVAL_S: Final = 10.0
+_QUEUED_FILES: Final = 1000
+"""So many files are in the queue at once; the others wait here, in the order of priority."""
 
 
 def watch(flags: WatchFlags) -> int:
@@ -40,9 +50,12 @@ def watch(flags: WatchFlags) -> int:
     report = flags.report or _default_report(flags.folder)
     require_output("--report", report)
     with settings.serve_metrics(flags.metrics_port) as listener:
-        uploader = settings.make_uploader(flags, options, on_event=listener)
+        if flags.enqueue:
+            uploads = _queued(flags)
+        else:
+            uploads = _opened(settings.make_uploader(flags, options, on_event=listener))
         try:
-            return run.run_async(_watch(uploader, watching, report, flags))
+            return run.run_async(_watch(uploads, watching, report, flags, listener))
         except run.Interrupted as interrupted:
             if interrupted.code != run.interrupted_code(signal.SIGTERM) or flags.once:
                 raise
@@ -61,7 +74,7 @@ def make_watch_options(flags: WatchFlags) -> WatchOptions:
         rescan_s=flags.rescan,
         poll_s=flags.poll,
         is_once=flags.once,
-        files=flags.files,
+        files=flags.files or (_QUEUED_FILES if flags.enqueue else None),
         requires_metadata=flags.require_metadata,
         title_template=flags.title_template,
         meta=settings.make_meta(flags),
@@ -89,11 +102,41 @@ def _default_report(folder: str) -> str:
     return str(state / f"watch-{name}.jsonl")
 
 
-async def _watch(uploader: Uploader, options: WatchOptions, report: str, flags: WatchFlags) -> int:
+@asynccontextmanager
+async def _opened(uploader: Uploader) -> AsyncIterator[Uploads]:
+    async with uploader:
+        try:
+            yield uploader
+        finally:
+            report_notices(uploader.state)
+
+
+@asynccontextmanager
+async def _queued(flags: WatchFlags) -> AsyncIterator[Uploads]:
+    """The queue of the cluster; workers have the credentials."""
+    from uploader.cluster.database import conninfo_of, open_pool
+    from uploader.cluster.feed import queued_uploads
+    from uploader.cluster.jobs import Places
+
+    places = Places(flags.node or socket.gethostname(), flags.shared)
+    scope = settings.scope_of(flags)
+    async with (
+        open_pool(conninfo_of(flags.state)) as pool,
+        queued_uploads(pool, flags.folder, scope, places, run.exit_code) as uploads,
+    ):
+        yield uploads
+
+
+async def _watch(
+    uploads: AbstractAsyncContextManager[Uploads],
+    options: WatchOptions,
+    report: str,
+    flags: WatchFlags,
+    metrics: Metrics | None,
+) -> int:
     view = _View(flags)
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(uploader)
-        stack.callback(report_notices, uploader.state)
+        uploader = await stack.enter_async_context(uploads)
         watcher = Watcher(
             uploader,
             flags.folder,
@@ -105,6 +148,8 @@ async def _watch(uploader: Uploader, options: WatchOptions, report: str, flags: 
         )
         await stack.enter_async_context(watcher)
         stack.callback(view.ended, watcher)
+        if metrics is not None:
+            metrics.add_watcher(watcher.counts)
         await stack.enter_async_context(_serving(watcher, flags))
         await stack.enter_async_context(beside(view.watch(watcher)))
         await stack.enter_async_context(service(watcher))

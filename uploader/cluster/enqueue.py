@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -152,6 +152,14 @@ class Enqueuer:
         async with borrowed(self._pool) as connection:
             await connection.execute(_FORGET_ABSENT, {"manifests": manifests, "run": self._run})
         return self.counts
+
+    async def add(self, rows: Iterable[CheckedRow]) -> None:
+        """Queue some rows that are valid, or report how they have ended.
+
+        Raises:
+            StateUnavailable: the database cannot be used.
+        """
+        await self._queue({line.id: line for line in map(self._line, rows)})
 
     def _lines(self, readings: Sequence[Reading]) -> Iterator[_Line | None]:
         """In a thread: read and check rows. None for a row that is done."""

@@ -84,7 +84,8 @@ class Looking:
                 f"{folder} is the folder that is watched.",
                 next_step="Pass another folder to --after and --failed-dir; it may be below it.",
             )
-        self._looked_s = asyncio.get_running_loop().time()
+        self._clock = asyncio.get_running_loop().time
+        self._looked_s = self._clock()
 
     async def scan(self) -> Scan:
         """Return what is in the folder.
@@ -100,17 +101,16 @@ class Looking:
     @property
     def is_late(self) -> bool:
         """Whether the folder should have been looked at again long ago."""
-        age_s = asyncio.get_running_loop().time() - self._looked_s
+        age_s = self._clock() - self._looked_s
         return age_s > 3 * self._interval_s + 10 * self._scan_s + _LATE_S
 
     async def run(self, take: Callable[[Sequence[FoundFile]], Awaitable[None]]) -> None:
         """Call `take` with the files that are complete; ends when `is_once` is over."""
-        loop = asyncio.get_running_loop()
         while True:
             self.wake.clear()
-            began_s = loop.time()
+            began_s = self._clock()
             await self._look(take)
-            self._looked_s = now_s = loop.time()
+            self._looked_s = now_s = self._clock()
             self._scan_s = now_s - began_s
             if self._options.is_once and self.settling.is_settled():
                 return
@@ -123,7 +123,7 @@ class Looking:
                     await self.wake.wait()
 
     async def _look(self, take: Callable[[Sequence[FoundFile]], Awaitable[None]]) -> None:
-        began_s = asyncio.get_running_loop().time()
+        began_s = self._clock()
         try:
             scan = await self.scan()
         except ConfigurationError as error:
@@ -141,7 +141,7 @@ class Looking:
             lacking = [file.path for file in files if file.companions.metadata is None]
             files = [file for file in files if file.companions.metadata is not None]
             skipped |= dict.fromkeys(lacking, "it has no metadata")
-        now_s = asyncio.get_running_loop().time()
+        now_s = self._clock()
         await take(self.settling.observe(files, began_s=began_s, ended_s=now_s))
         self._report(skipped | self._waiting())
 

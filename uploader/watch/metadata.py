@@ -59,6 +59,8 @@ def _read_yaml(data: bytes) -> Mapping[str, Any]:
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(data, yaml.SafeLoader)):
             raise MalformedDocument("it has an alias")
         fields = yaml.safe_load(data)
+    except MalformedDocument:
+        raise
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError):
         raise MalformedDocument("it is not YAML") from None
     if not isinstance(fields, dict):

@@ -49,12 +49,16 @@ class Settling:
     Args:
         settle_s: how long a file must stay the same. Too short: a writer that pauses is taken
             for one that has finished. Too long: every video starts late.
+
+    Attributes:
+        settling_count: files that were not complete at the last look.
     """
 
     def __init__(self, settle_s: float) -> None:
         self._settle_s = settle_s
         self._entries: dict[str, _Seen] = {}
         self._looked_s = 0.0
+        self.settling_count = 0
 
     def observe(
         self, files: Iterable[FoundFile], *, began_s: float, ended_s: float
@@ -80,6 +84,8 @@ class Settling:
                 taken.append(file)
         kept = {path: entry for path, entry in former.items() if entry.state == "taken"}
         self._entries.update(kept)
+        settling = (entry.state == "settling" for entry in self._entries.values())
+        self.settling_count = sum(settling)
         return taken
 
     def _is_due(self, entry: _Seen) -> bool:
@@ -120,11 +126,6 @@ class Settling:
                     yield path, Lack.CONTENT
                 elif entry.has_changed:
                     yield path, Lack.END
-
-    @property
-    def settling_count(self) -> int:
-        """Files that are not complete yet."""
-        return sum(entry.state == "settling" for entry in self._entries.values())
 
     def is_settled(self) -> bool:
         """Whether nothing is under way, and no file will prove complete without being touched."""

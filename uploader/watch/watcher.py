@@ -8,7 +8,7 @@ import itertools
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, suppress
-from typing import Any, Final, Self
+from typing import Any, Final, Protocol, Self
 
 from uploader.batch import Outcome, UploadItem, require_files, upload_batch
 from uploader.bulk.ledger import Ledger, Record
@@ -20,11 +20,9 @@ from uploader.errors import (
     StateUnavailable,
     VodupError,
 )
-from uploader.events import UploadResult
-from uploader.log import get_logger
+from uploader.events import Listener, UploadResult
 from uploader.tasks import beside
 from uploader.threads import in_thread
-from uploader.uploader import Uploader
 from uploader.watch.endings import Endings, WatchOutcome
 from uploader.watch.looking import Looking
 from uploader.watch.options import WatchOptions
@@ -44,6 +42,55 @@ Attach = Callable[[UploadResult, Companions], Awaitable[None]]
 An error is the file's: a temporary one is tried again, and then this is called again, with a
 result whose `is_earlier_result` is true. After a crash as well: it must be safe to repeat.
 """
+
+
+class Uploads(Protocol):
+    """What uploads the files of a folder: an `Uploader`, or a queue of workers."""
+
+    @property
+    def scope(self) -> str:
+        """Part of the identity of a file."""
+        ...
+
+    async def upload_item(
+        self, item: UploadItem, *, on_event: Listener | None = None
+    ) -> UploadResult:
+        """Upload a complete file; raises `VodupError`. May be repeated."""
+        ...
+
+    async def abort(self, key: str) -> None:
+        """Remove what is stored of an upload whose file is gone."""
+        ...
+
+
+class _Backlog:
+    """Complete files that wait, the most urgent first. Mutable; one task takes them."""
+
+    def __init__(self) -> None:
+        self._files: list[tuple[int, int, TakenFile]] = []
+        self._order = itertools.count()
+        self._is_closed = False
+        self._changed = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def add(self, taken: TakenFile) -> None:
+        """Add a file; of one priority they stay in the order in which they were complete."""
+        heapq.heappush(self._files, (-(taken.row.priority or 0), next(self._order), taken))
+        self._changed.set()
+
+    def close(self) -> None:
+        """No more files will be added."""
+        self._is_closed = True
+        self._changed.set()
+
+    async def next(self) -> TakenFile | None:
+        """Return the next file, once there is one; None after the last."""
+        while not self._files and not self._is_closed:
+            self._changed.clear()
+            await self._changed.wait()
+        return heapq.heappop(self._files)[-1] if self._files else None
 
 
 class _AlreadyVerified(VodupError):
@@ -66,7 +113,7 @@ class Watcher:
 
     def __init__(
         self,
-        uploader: Uploader,
+        uploader: Uploads,
         folder: str | os.PathLike[str],
         *,
         options: WatchOptions | None = None,
@@ -92,13 +139,11 @@ class Watcher:
         self._attach, self._exit_code = attach, exit_code
         self._on_notice = on_notice
         self._looking = Looking(self._folder, self._options, on_skipped, on_notice)
-        self._backlog: list[tuple[int, int, TakenFile]] = []
-        self._order = itertools.count(1)
+        self._backlog = _Backlog()
         self._under_way: dict[str, TakenFile] = {}
         self._attempts: dict[str, int] = {}
         self._outcomes: asyncio.Queue[WatchOutcome | None] = asyncio.Queue(_MAX_OUTCOMES)
-        self._has_more = asyncio.Event()
-        self._has_ended = self._is_over = False
+        self._has_ended = False
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -142,14 +187,27 @@ class Watcher:
             raise StopAsyncIteration
         return outcome
 
-    def figures(self) -> dict[str, Any]:
-        """Return counts as JSON values, and whether the folder is watched as it should be."""
+    def counts(self) -> dict[str, int]:
+        """Return counts of files, and whether the folder is watched as it should be (1 or 0).
+
+        May be called in any thread.
+        """
         return {
-            "status": "ok" if self.problem is None and not self.is_late else "failing",
-            "problem": self.problem,
+            "healthy": self.problem is None and not self.is_late,
             "settling": self._looking.settling.settling_count,
             "queued": len(self._backlog),
+            "under_way": len(self._under_way) - len(self._backlog),
             "left_alone": len(self._looking.skipped),
+        }
+
+    def figures(self) -> dict[str, Any]:
+        """Return counts as JSON values; "status" is "ok" or "failing"."""
+        counts = self.counts()
+        is_healthy = counts.pop("healthy")
+        return {
+            "status": "ok" if is_healthy else "failing",
+            "problem": self.problem,
+            **counts,
             **self.progress.figures(),
         }
 
@@ -209,8 +267,7 @@ class Watcher:
     async def _look(self) -> None:
         async with beside(self._looking.listen()):
             await self._looking.run(self._take)
-        self._is_over = True
-        self._has_more.set()
+        self._backlog.close()
 
     # --- taking ---------------------------------------------------------------------------
 
@@ -224,9 +281,7 @@ class Watcher:
                     continue
                 self._under_way[found.path] = taken
                 self.progress.read_count += found.path not in self._attempts
-                order = -(taken.row.priority or 0), next(self._order)
-                heapq.heappush(self._backlog, (*order, taken))
-                self._has_more.set()
+                self._backlog.add(taken)
 
     def _is_over_with(self, found: FoundFile) -> bool:
         """Whether a file is verified and stays where it is."""
@@ -239,15 +294,8 @@ class Watcher:
         return self._endings.ledger.is_done(record_number(self._uploader.scope, found))
 
     async def _items(self) -> AsyncGenerator[UploadItem, None]:
-        """Yield complete files, those with the highest priority first."""
-        while True:
-            while self._backlog:
-                *_, taken = heapq.heappop(self._backlog)
-                yield self._taking.item(taken)
-            if self._is_over:
-                return
-            self._has_more.clear()
-            await self._has_more.wait()
+        while (taken := await self._backlog.next()) is not None:
+            yield self._taking.item(taken)
 
     # --- ending ---------------------------------------------------------------------------
 
@@ -344,7 +392,6 @@ class Watcher:
         if isinstance(outcome.error, STOPS_ALL):
             raise outcome.error
         if outcome.error is not None and taken.found.path in self._under_way:
-            get_logger().error("watch.file_crashed", error=type(outcome.error).__name__)
             self.progress.add_failed(taken.row, outcome.error, self._exit_code(outcome.error))
             await self._publish(taken, {}, error=outcome.error)
 
