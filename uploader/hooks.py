@@ -260,11 +260,13 @@ def facts_of(ended: EndedUpload) -> dict[str, Any]:
         del result["hook_failures"]  # this is one of the hooks
         # Many readers of JSON keep only 53 bits of a number.
         facts["result"] = result | {"crc64": str(ended.result.crc64)}
-    if ended.error is not None:
-        names = ("message", "code", "request_id", "next_step", "is_resumable")
-        facts |= {"error": type(ended.error).__name__}
-        facts |= {name: getattr(ended.error, name) for name in names}
-    return facts
+    return facts | (facts_of_error(ended.error) if ended.error is not None else {})
+
+
+def facts_of_error(error: VodupError) -> dict[str, Any]:
+    """The same of an error."""
+    names = ("message", "code", "request_id", "next_step", "is_resumable")
+    return {"error": type(error).__name__, **{name: getattr(error, name) for name in names}}
 
 
 def _environment(facts: dict[str, Any]) -> dict[str, str]:

@@ -15,20 +15,23 @@ import hmac
 import json
 import random
 import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from uploader.clock import Clock
-from uploader.errors import ConfigurationError, StateError, VodupError
-from uploader.hooks import EndedUpload, facts_of
+from uploader.errors import ConfigurationError, NotPlayable, StateError, VodupError
+from uploader.hooks import EndedUpload, facts_of, facts_of_error
 from uploader.log import get_logger
 from uploader.protocol.wire import BytesBody, SignedRequest, Transport
 from uploader.redaction import remember
 from uploader.state import Outbox, OutboxMessage
+
+if TYPE_CHECKING:
+    from uploader.library import PlayableVideo
 
 _AT_ONCE: Final = 16
 _TAKEN_FOR_S: Final = 45.0
@@ -144,7 +147,8 @@ class Notifications:
         """Keep a notification for each webhook; durable on return.
 
         Args:
-            kind: "upload.verified", "upload.failed", "batch.finished".
+            kind: "upload.verified", "upload.failed", "video.playable", "video.unplayable" or
+                "batch.finished".
             subject: what it is about, for example the VideoId.
             message_id: one that was posted before is not delivered again.
 
@@ -179,6 +183,41 @@ class Notifications:
             kind, once = "upload.verified", f"{result.video_id} {result.crc64} {result.upload_id}"
         message_id = _message_id(kind, ended.key, once)
         await self.post(kind, facts_of(ended), subject=ended.video_id, message_id=message_id)
+
+    async def follow(self, waiting: Awaitable[PlayableVideo]) -> PlayableVideo:
+        """Return the video that can be played, and post that, or that it never can.
+
+        Raises:
+            VodupError: as `waiting`.
+            StateError: the notification cannot be kept.
+        """
+        try:
+            video = await waiting
+        except NotPlayable as error:
+            if not error.is_temporary:
+                failure = {
+                    "status": "unplayable",
+                    "video_id": error.video_id,
+                    **facts_of_error(error),
+                }
+                await self._post_video("video.unplayable", str(error.video_id), failure)
+            raise
+        facts = {"status": "playable", **asdict(video)}
+        await self._post_video("video.playable", video.video_id, facts)
+        return video
+
+    async def _post_video(self, kind: str, video_id: str, facts: Mapping[str, Any]) -> None:
+        message_id = _message_id(kind, video_id)
+        await self.post(kind, facts, subject=video_id, message_id=message_id)
+
+    async def post_batch(self, counts: Mapping[str, Any]) -> None:
+        """Post that a batch has ended.
+
+        Raises:
+            StateError: it cannot be kept.
+        """
+        message_id = secrets.token_hex(16)
+        await self.post("batch.finished", counts, subject=None, message_id=message_id)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -158,9 +158,10 @@ class Uploader:
         self, video_id: str, *, timeout_s: float | None = None, on_status: OnStatus | None = None
     ) -> PlayableVideo:
         """As `VodLibrary.wait_until_playable`."""
-        return await self.library.wait_until_playable(
+        waiting = self.library.wait_until_playable(
             video_id, timeout_s=timeout_s, on_status=on_status
         )
+        return await (self.notifications.follow(waiting) if self.notifications else waiting)
 
     async def upload(
         self,

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from uploader import ConfigurationError, Uploader, Webhook
+from uploader import ConfigurationError, NotPlayable, Uploader, Webhook
 from uploader.devserver import Fault
 
 from .harness import PART, Desk, options, until
@@ -134,6 +134,27 @@ async def test_an_unreachable_receiver_does_not_change_the_result(
     assert "127.0.0.1:9" in up.notifications.notices[0]
 
 
+async def test_a_video_that_plays_or_never_will_is_reported_once(
+    desk: Desk, receiver: Receiver
+) -> None:
+    async with desk.uploader(webhooks=[receiver.webhook]) as up:
+        good = await up.upload(desk.file(PART))
+        for _ in range(2):
+            await up.wait_until_playable(good.video_id)
+        desk.server.set_options(status_after_upload="TranscodeFail")
+        bad = await up.upload(desk.file(PART, "bad.mp4", seed=9))
+        with pytest.raises(NotPlayable):
+            await up.wait_until_playable(bad.video_id)
+
+    events = [each for each in receiver.got if each["type"].startswith("vodup.video.")]
+    assert [(each["type"], each["subject"]) for each in events] == [
+        ("vodup.video.playable", good.video_id),
+        ("vodup.video.unplayable", bad.video_id),
+    ]
+    assert events[0]["data"]["streams"][0]["url"]
+    assert events[1]["data"]["error"] == "NotPlayable"
+
+
 @pytest.mark.parametrize(
     ("url", "secret"),
     [
@@ -154,6 +175,8 @@ def test_a_webhook_that_cannot_work_is_refused(url: str, secret: str) -> None:
 
 async def test_a_store_without_an_outbox_is_refused(receiver: Receiver) -> None:
     class Plain:
+        claim = find = uploads = forget = orphans = forget_orphan = None
+
         async def __aenter__(self) -> Plain:
             return self
 

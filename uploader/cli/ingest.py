@@ -6,6 +6,7 @@ import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import Any
 
 from uploader import Bandwidth, Uploader
 from uploader.bulk.estimate import ASSUMED_BYTES_PER_S, Estimate
@@ -124,6 +125,8 @@ async def _perform(
         try:
             async with uploader, _dashboard(progress, flags), beside(view.watch(progress)):
                 await batch.run(readings)
+                if uploader.notifications is not None:
+                    await uploader.notifications.post_batch(_counts_of(progress))
         except VodupError as error:
             progress.stopped = error.message
             raise
@@ -138,6 +141,19 @@ async def _perform(
     if progress.stopped is not None:
         view.stopped(progress.stopped, flags)
     return _code_of(progress)
+
+
+def _counts_of(progress: BatchProgress) -> dict[str, Any]:
+    """What the notification of the end says."""
+    return {
+        "rows": progress.read_count,
+        "uploaded": progress.done_count,
+        "failed": progress.failed_count,
+        "done_before": progress.skipped_count,
+        "bytes": progress.stored_bytes,
+        "errors": dict(progress.errors),
+        "stopped": progress.stopped,
+    }
 
 
 @asynccontextmanager
