@@ -80,6 +80,9 @@ class DevServerOptions:
     """The only VOD operations the caller's RAM policy allows; ``None``: all."""
     denied_vod_operations: tuple[str, ...] = ()
     """VOD operations the caller's RAM policy does not allow."""
+    allowed_actions: tuple[str, ...] = ()
+    """What the STS policy allows besides an upload: ``ListObjects``, ``DeleteObject``. The
+    policies of VOD are not documented; clients must get along without them."""
     forbid_overwrite: Literal["honoured", "ignored", "denied", "invalid"] = "honoured"
     """What becomes of ``x-oss-forbid-overwrite``: obeyed; ignored, as where the bucket keeps
     versions; 403 AccessDenied; 400 InvalidArgument."""

@@ -11,6 +11,7 @@ from .cors import cors_headers, preflight
 from .encoding import Node, to_base64
 from .exchange import BodyTimeout, Exchange
 from .oss_access import WRONG_REGION, OssTarget, check_access
+from .oss_bucket import BucketObjects
 from .oss_call import OssCall, host_name, parse_call
 from .oss_documents import xml
 from .oss_headers import check_headers, is_performed
@@ -30,6 +31,7 @@ class OssService:
         self._backend = backend
         self._storage = backend.storage
         multipart, objects = Multipart(backend), Objects(backend)
+        bucket = BucketObjects(backend)
         self._operations: Mapping[
             str, Callable[[Exchange, OssCall, Credential], Awaitable[Answer]]
         ] = {
@@ -42,6 +44,10 @@ class OssService:
             "PutObject": objects.put,
             "HeadObject": objects.head,
             "GetObject": objects.get,
+            "ListObjects": bucket.list_v1,
+            "ListObjectsV2": bucket.list_v2,
+            "DeleteObject": bucket.delete,
+            "DeleteMultipleObjects": bucket.delete_many,
         }
 
     # what `front` calls
@@ -110,7 +116,7 @@ class OssService:
             doc = f"https://api.aliyun.com/troubleshoot?q={row.ec}"
             nodes.append(Node("RecommendDoc", doc))
             headers["x-oss-ec"] = row.ec
-        if row.ec == WRONG_REGION and self._backend.options.bucket_region_header:
+        if row.ec in WRONG_REGION and self._backend.options.bucket_region_header:
             headers["x-oss-bucket-region"] = f"oss-{self._backend.options.region}"
         body = xml(self._backend, Node("Error", nodes))
         if request.method == "HEAD":

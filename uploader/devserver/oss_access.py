@@ -22,7 +22,15 @@ from .signatures import (
 )
 from .storage import Credential
 
-WRONG_REGION = "0002-00000228"  # "OSS: EC 0002-00000228"; in a URL 0002-00000226
+WRONG_REGION = ("0002-00000228", "0002-00000226")
+"""The ECs of a region that is not the bucket's, in the header and in a URL."""
+ACTIONS = {
+    "ListObjects": "ListObjects",
+    "ListObjectsV2": "ListObjects",
+    "DeleteObject": "DeleteObject",
+    "DeleteMultipleObjects": "DeleteObject",
+}
+"""The action of a policy that an operation needs, where uploads do not need it."""
 MAX_SKEW_S = 900  # "OSS: RequestTimeTooSkewed", 15 minutes
 
 
@@ -145,7 +153,7 @@ def _check_v4_scope(backend: Backend, authorization: OssAuthorization, date: str
         raise Refusal(
             "InvalidArgument",
             "Invalid signing region in Authorization header.",
-            ec=WRONG_REGION,
+            ec=WRONG_REGION[0],
         )
     if (authorization.product, authorization.request_type) != ("oss", "aliyun_v4_request"):
         raise Refusal(
@@ -175,6 +183,8 @@ def _check_bucket(backend: Backend, target: OssTarget) -> None:
 
 def _check_policy(backend: Backend, target: OssTarget, credential: Credential) -> None:
     denied = target.operation in backend.options.denied_operations
+    action = ACTIONS.get(target.operation)
+    denied |= action is not None and action not in backend.options.allowed_actions
     in_scope = (
         credential.may_touch(target.bucket, target.object_key)
         if target.object_key

@@ -62,7 +62,7 @@ def parse_call(request: web.BaseRequest, *, cname: str, bound_bucket: str) -> Os
         bucket, object_key = bound_bucket, path.removeprefix("/")
     else:
         bucket, object_key = _bucket_and_key(host, path)
-    query = parse_query(raw_query)
+    query = parse_query(raw_query, plus_is_space=True)  # oss2 writes a prefix with blanks so
     headers = {name.lower(): value for name, value in request.headers.items()}
     operation = _operation(request.method, object_key, {name for name, _ in query})
     return OssCall(request.method, operation, bucket, object_key, query, headers, host)
@@ -94,8 +94,7 @@ def _operation(method: str, object_key: str, names: set[str]) -> str:
     if method == "OPTIONS":
         return "OptionObject"
     if not object_key:
-        is_listing = method == "GET" and "uploads" in names
-        return "ListMultipartUploads" if is_listing else "Unsupported"
+        return _bucket_operation(method, names)
     if "uploadId" in names:
         part = "UploadPart" if "partNumber" in names else "Unsupported"
         multipart = {
@@ -107,4 +106,18 @@ def _operation(method: str, object_key: str, names: set[str]) -> str:
         return multipart.get(method, "Unsupported")
     if method == "POST":
         return "InitiateMultipartUpload" if "uploads" in names else "Unsupported"
-    return {"PUT": "PutObject", "HEAD": "HeadObject", "GET": "GetObject"}.get(method, "Unsupported")
+    whole = {
+        "PUT": "PutObject",
+        "HEAD": "HeadObject",
+        "GET": "GetObject",
+        "DELETE": "DeleteObject",
+    }
+    return whole.get(method, "Unsupported")
+
+
+def _bucket_operation(method: str, names: set[str]) -> str:
+    if method == "GET":
+        named = {"uploads": "ListMultipartUploads", "list-type": "ListObjectsV2"}
+        return next((named[name] for name in named if name in names), "ListObjects")
+    is_deletion = method == "POST" and "delete" in names
+    return "DeleteMultipleObjects" if is_deletion else "Unsupported"

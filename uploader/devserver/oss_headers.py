@@ -44,6 +44,14 @@ PARAMETERS: Final[Mapping[str, frozenset[str]]] = {
     "CompleteMultipartUpload": frozenset({"uploadId", "encoding-type"}),
     "AbortMultipartUpload": frozenset({"uploadId"}),
     "ListParts": frozenset({"uploadId", "part-number-marker", "max-parts", "encoding-type"}),
+    "ListObjects": frozenset("prefix marker max-keys delimiter encoding-type".split()),
+    "ListObjectsV2": frozenset(
+        """
+        list-type prefix start-after continuation-token max-keys delimiter encoding-type fetch-owner
+        """.split()
+    ),
+    "DeleteObject": frozenset(),
+    "DeleteMultipleObjects": frozenset({"delete", "encoding-type"}),
     "ListMultipartUploads": frozenset(
         "uploads prefix delimiter key-marker upload-id-marker max-uploads encoding-type".split()
     ),
@@ -97,8 +105,8 @@ def is_performed(call: OssCall) -> bool:
     allowed = PARAMETERS.get(call.operation)
     if allowed is None or "x-oss-copy-source" in call.headers:
         return False
-    groups_keys = bool(call.parameter("delimiter"))
-    return not groups_keys and {name for name, _ in call.query} <= allowed | _SIGNING
+    groups_uploads = call.operation == "ListMultipartUploads" and call.parameter("delimiter")
+    return not groups_uploads and {name for name, _ in call.query} <= allowed | _SIGNING
 
 
 def check_headers(call: OssCall) -> None:
