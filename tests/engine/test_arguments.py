@@ -260,7 +260,7 @@ async def test_the_transport_is_created_with_the_given_options(
         watched.append(probe)
         return steering(pace, probe)
 
-    monkeypatch.setattr("uploader.uploader.AiohttpTransport", Recorded)
+    monkeypatch.setattr("uploader.network.AiohttpTransport", Recorded)
     monkeypatch.setattr(Pace, "steering", watching)
     trustme.CA().cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     ca_file = tmp_path / "ca.pem"

@@ -24,7 +24,7 @@ from uploader.cli.flag_groups import ClusterFlags, OutputFlags, StateFlags
 from uploader.cli.flags import EnqueueFlags, ResultsFlags, UpgradeFlags, WorkerFlags
 from uploader.cli.ingest import make_readings, make_rules, make_streams, write_failed
 from uploader.cli.printing import err, out_json
-from uploader.cluster.database import conninfo_of, open_pool, refuse_newer
+from uploader.cluster.database import conninfo_of, open_pool, refuse_newer, require_packages
 from uploader.cluster.database import upgrade as upgrade_queue
 from uploader.cluster.embedded import EmbeddedPostgres
 from uploader.errors import ConfigurationError
@@ -49,6 +49,7 @@ _UNIT_SIZE: Final = MIB
 @contextmanager
 def place_of(flags: ClusterFlags) -> Iterator[str]:
     """The state's URL; an embedded server runs for as long as the block."""
+    require_packages()
     if flags.embedded is None:
         _warn_of_password(flags)
         yield flags.state or ""
@@ -196,6 +197,7 @@ async def _written(url: str, names: list[str] | None, flags: ResultsFlags) -> in
 
 def worker(flags: WorkerFlags) -> int:
     """Work until stopped. A worker that SIGTERM stopped has done what it should: 0."""
+    require_packages()
     options = _worker_options(flags)
     provider = settings.require_provider(flags)
     with place_of(flags) as url, settings.serve_metrics(flags.metrics_port) as listener:

@@ -46,17 +46,26 @@ def conninfo_of(state: str | None) -> str:
             next_step="Pass --state postgresql://USER@HOST/DATABASE (or set VODUP_STATE), "
             "or try it on one machine with --embedded FOLDER.",
         )
+    require_packages()
+    from uploader.state.postgres import conninfo_of as conninfo_of_url
+
+    return conninfo_of_url(location)
+
+
+def require_packages() -> None:
+    """Load what the queue needs.
+
+    Raises:
+        ConfigurationError: a package is missing.
+    """
     try:
         import procrastinate  # noqa: F401 - is it installed?
         import psycopg_pool  # noqa: F401
-
-        from uploader.state.postgres import conninfo_of as conninfo_of_url
     except ImportError as error:
         raise ConfigurationError(
             f"The cluster commands need an optional package ({error.name}).",
             next_step="Run `pip install 'vodup[cluster]'`.",
         ) from error
-    return conninfo_of_url(location)
 
 
 def _options() -> dict[str, Any]:

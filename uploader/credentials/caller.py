@@ -6,6 +6,7 @@ import asyncio
 import functools
 import inspect
 import json
+import logging
 import os
 import secrets
 from collections.abc import Awaitable, Callable
@@ -93,21 +94,33 @@ class CallerProvider:
 
 
 def default_region(credentials: str | None = None) -> str:
-    """Return VODUP_REGION, else that of the aliyun CLI's profile if this is the source of keys."""
+    """Return the region that the environment or the aliyun CLI's profile names.
+
+    VODUP_REGION, else that of the profile if `credentials` is "aliyun" or "aliyun:PROFILE", else
+    ALIBABA_CLOUD_REGION_ID, else that of the current profile if the default chain has to find
+    the keys, else "cn-shanghai". VOD serves cn-hangzhou, the CLI's usual region, in cn-shanghai
+    (VOD SDK, endpoint map).
+    """
+    if given := os.environ.get("VODUP_REGION"):
+        return given
     source, _, profile = (credentials or "").partition(":")
-    of_profile = _aliyun_region(profile) if source == "aliyun" else None
-    return os.environ.get("VODUP_REGION") or of_profile or "cn-shanghai"
+    is_chain = not credentials and not os.environ.get("ALIBABA_CLOUD_ACCESS_KEY_ID")
+    region = (
+        (_aliyun_region(profile) if source == "aliyun" else None)
+        or os.environ.get("ALIBABA_CLOUD_REGION_ID")
+        or (_aliyun_region("") if is_chain else None)
+        or "cn-shanghai"
+    )
+    return "cn-shanghai" if region == "cn-hangzhou" else region
 
 
 def _aliyun_region(profile: str) -> str | None:
-    """VOD serves cn-hangzhou, the CLI's usual region, in cn-shanghai (VOD SDK, endpoint map)."""
     try:
         config = json.loads(Path("~/.aliyun/config.json").expanduser().read_text())
         name = profile or os.environ.get("ALIBABA_CLOUD_PROFILE") or config["current"]
-        region = next(p["region_id"] for p in config["profiles"] if p["name"] == name)
+        return next(p["region_id"] for p in config["profiles"] if p["name"] == name) or None
     except (OSError, RuntimeError, ValueError, LookupError, TypeError, StopIteration):
         return None
-    return "cn-shanghai" if region == "cn-hangzhou" else region or None
 
 
 def _access_key_of(source: str | None) -> AccessKey | AccessKeys:
@@ -136,16 +149,24 @@ def _access_key_of(source: str | None) -> AccessKey | AccessKeys:
 
 def _keys_from(kind: str, name: str) -> AccessKeys:
     """The keys of a source that alibabacloud-credentials reads and renews."""
+    log = logging.getLogger("credentials")  # theirs: they print to stderr where nobody asked for it
+    handlers = [*log.handlers] or [logging.NullHandler()]
     try:
         from alibabacloud_credentials import provider
         from alibabacloud_credentials.client import Client
-    except ImportError:
+    except ImportError as error:
+        if kind:
+            raise ConfigurationError(
+                f"--credentials {kind} needs an optional package ({error.name}).",
+                next_step="Run `pip install 'vodup[credentials]'`.",
+            ) from None
         raise CallerNotAuthenticated(
             "No AccessKey found: ALIBABA_CLOUD_ACCESS_KEY_ID is not set.",
             next_step="Set ALIBABA_CLOUD_ACCESS_KEY_ID and ALIBABA_CLOUD_ACCESS_KEY_SECRET, or "
             "install vodup[credentials] for config files and roles, or push with --grant, "
             "--auth-command or --auth-url, which need no AccessKey.",
         ) from None
+    log.handlers[:] = handlers
 
     @functools.cache
     def client() -> Any:  # noqa: ANN401 - the package has no types

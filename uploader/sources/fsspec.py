@@ -145,7 +145,13 @@ class FsspecSource(Ranges):
     def _connect(self) -> tuple[Any, str]:
         try:
             import fsspec.core  # the installed package, not this module
-
+        except ImportError as error:
+            raise ConfigurationError(
+                f"{self.name} needs the package fsspec.",
+                next_step="Run `pip install 'vodup[fsspec]'`, and what fsspec needs for this kind "
+                "of URL.",
+            ) from error
+        try:
             fs, path = fsspec.core.url_to_fs(self._url, **self._options)
         except (ImportError, ValueError) as error:
             raise ConfigurationError(
