@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.pages import DOCS
 
 ROOT = DOCS.parent
@@ -32,3 +34,18 @@ def test_every_page_is_in_the_navigation() -> None:
 def test_pages_name_no_place_on_a_machine() -> None:
     for page in [ROOT / "README.md", *DOCS.rglob("*.md")]:
         assert not re.search(r"/(?:root|work|home/\w+)/", page.read_text()), page
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/zh/README.md"])
+def test_links_of_pages_outside_of_the_site_lead_somewhere(page: str) -> None:
+    """The site's builder checks the others; it does not see these, or not as a repository does."""
+    folder = (ROOT / page).parent
+    links = re.findall(
+        r"\]\((?!https?://)([^)#]+)(?:#([^)]+))?\)", (ROOT / page).read_text("utf-8")
+    )
+    for path, anchor in links:
+        assert (folder / path).exists(), path
+        if anchor and path.endswith(".md"):
+            headings = re.findall(r"^#+ (.*)$", (folder / path).read_text("utf-8"), re.MULTILINE)
+            slugs = {re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in headings}
+            assert anchor in slugs, f"{path}#{anchor}"

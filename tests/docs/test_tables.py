@@ -15,7 +15,7 @@ from uploader.protocol.failures import APP_SERVER, OSS, VOD
 from uploader.transport.errors import _CODES, _NEXT_STEPS
 
 SOURCE = DOCS.parent / "uploader"
-PAGES = ["troubleshooting.md"]
+PAGES = ["troubleshooting.md", "zh/troubleshooting.md"]
 _OF_CERTIFICATES = {"CertificateIssuer", "CertificateTime", "CertificateHost", "WebPage"}
 _VARIABLE = re.compile(r"\b(?:VODUP|ALIBABA_CLOUD)_[A-Z0-9_]+\b(?!\*)")
 # Of click's completion; and one that a next step names before a flag reads it.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 MAX_XML_ELEMENTS = 20_000
 # OSS nests ListPartsResult/Part/ETag; VOD's answers are flat.
 MAX_XML_DEPTH = 8
-# Sizes go up to 48.8 TB (14 digits), CRC-64 values to 20.
+# Sizes go up to 48.8 TiB (14 digits), CRC-64 values to 20.
 MAX_DIGITS = 20
 
 _DIGITS = re.compile(rf"[0-9]{{1,{MAX_DIGITS}}}")

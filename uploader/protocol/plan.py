@@ -197,7 +197,7 @@ def check_object_size(size: int) -> None:
         raise ConfigurationError("The source is empty: there is nothing to upload.")
     if size > MAX_OBJECT_SIZE:
         raise ConfigurationError(
-            f"{size} bytes are more than an OSS object can have ({MAX_OBJECT_SIZE}, 48.8 TB)."
+            f"{size} bytes are more than an OSS object can have ({MAX_OBJECT_SIZE}, 48.8 TiB)."
         )
 
 
