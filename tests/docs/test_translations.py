@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.gates import cli_page
 from tests.pages import DOCS
 
 PAGES = sorted(path.name for path in (DOCS / "zh").glob("*.md"))
@@ -50,3 +51,8 @@ def test_a_translation_has_the_same_headings_blocks_and_codes(name: str) -> None
 def test_a_translation_is_chinese(name: str) -> None:
     text = _BLOCK.sub("", (DOCS / "zh" / name).read_text("utf-8"))
     assert len(re.findall(r"[\u4e00-\u9fff]", text)) > len(text) / 10
+
+
+def test_translations_are_of_texts_that_exist() -> None:
+    stale = cli_page.translations().keys() - cli_page.texts()
+    assert sorted(stale) == [], "remove or correct them in tests/gates/flags_zh.toml"

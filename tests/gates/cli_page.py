@@ -43,7 +43,8 @@ _ENGLISH = {
     ),
     "shared": "Flags that several commands share",
     "also": "Also the flags of: ",
-    "default": "Default",
+    "default": "Default: {}.",
+    "repeated": "Can be repeated.",
 }
 _TITLES = {
     "AccessFlags": "Credentials and services",
@@ -106,10 +107,13 @@ def texts() -> set[str]:
 
 
 def _help(each: click.Parameter) -> tuple[str, ...]:
-    """The sentence of a flag; its default is a text of its own."""
+    """The sentence of a flag; that it can be repeated, and its default, are texts of their own."""
     text = (each.help_record or ("", ""))[1] if isinstance(each, Argument) else str(each.help)
     sentence, _, default = text.partition(" [default: ")
-    return sentence, f"[default: {default}" if default else ""
+    repeated = f" {_ENGLISH['repeated']}"
+    is_repeated = sentence.endswith(repeated)
+    parts = sentence.removesuffix(repeated), _ENGLISH["repeated"] if is_repeated else ""
+    return *parts, f"[default: {default}" if default else ""
 
 
 class _Writer:
@@ -145,7 +149,7 @@ class _Writer:
         return "".join(f"- {line}\n" for each in flags if (line := self._flag(each)))
 
     def _flag(self, each: click.Parameter) -> str:
-        sentence, default = map(self.t, _help(each))
+        sentence, repeated, default = map(self.t, _help(each))
         if isinstance(each, Argument):
             return f"`{each.metavar}`: {sentence}" if sentence else ""
         names = [*each.opts, *each.secondary_opts]
@@ -153,8 +157,9 @@ class _Writer:
         if not default and getattr(each, "show_default", False) and each.default not in (None, ()):
             default = f"[default: {self._value(each)}]"
         marked = default.removeprefix("[default: ").removesuffix("]")
-        tail = f" {self.t(_ENGLISH['default'])}: {marked}." if default else ""
-        return f"{', '.join(f'`{name}{takes}`' for name in names)}: {sentence}{tail}"
+        tail = self.t(_ENGLISH["default"]).format(marked) if default else ""
+        flags = ", ".join(f"`{name}{takes}`" for name in names)
+        return f"{flags}: {' '.join(filter(None, (sentence, repeated, tail)))}"
 
     @staticmethod
     def _value(each: click.Parameter) -> str:

@@ -25,8 +25,3 @@ def test_update_writes_the_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert cli_page.main(["--update"]) == 0
     assert cli_page.main([]) == 0
     assert "`VODUP_PART_SIZE`" in (tmp_path / "configuration.md").read_text()
-
-
-def test_translations_are_of_texts_that_exist() -> None:
-    translations = cli_page.translations()
-    assert sorted(translations.keys() - cli_page.texts()) == [], "remove or correct them"
