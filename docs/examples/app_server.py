@@ -8,12 +8,13 @@
     vodup push movie.mp4 --auth-url https://app.example.com/grants
 
 Only the host that created a video may renew its grants. A host that repeats a request, because
-it crashed or the answer was lost, gets the same video.
+it crashed or the answer was lost, gets the same video. browser/serve.py adds a page for browsers.
 """
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hmac
 import json
 import os
@@ -25,7 +26,15 @@ from typing import Any
 
 from aiohttp import web
 
-from uploader import NewVideo, TrustPolicy, Uploader, VideoMeta, VodProvider, encode_answer
+from uploader import (
+    NewVideo,
+    TrustPolicy,
+    Uploader,
+    UploadGrant,
+    VideoMeta,
+    VodProvider,
+    encode_answer,
+)
 from uploader.errors import CredentialError, VideoGone, VodupError
 
 
@@ -76,12 +85,18 @@ class Owners:
 UPLOADER = web.AppKey("uploader", Uploader)
 OWNERS = web.AppKey("owners", Owners)
 TOKENS = web.AppKey("tokens", dict[str, str])
+OSS_ENDPOINT = web.AppKey("oss_endpoint", str)
 
 
-def make_app(provider: VodProvider, tokens: Mapping[str, str], owners: Owners) -> web.Application:
-    """The service; `tokens` maps each bearer token to its owner."""
+def make_app(
+    provider: VodProvider, tokens: Mapping[str, str], owners: Owners, *, oss_endpoint: str = ""
+) -> web.Application:
+    """The service; `tokens` maps each bearer token to its owner.
+
+    Clients upload to `oss_endpoint` in place of the one VOD names, such as that of acceleration.
+    """
     app = web.Application(client_max_size=64 * 1024)
-    app[TOKENS], app[OWNERS] = dict(tokens), owners
+    app[TOKENS], app[OWNERS], app[OSS_ENDPOINT] = dict(tokens), owners, oss_endpoint
 
     async def with_uploader(app: web.Application) -> AsyncIterator[None]:
         # It only requests grants: it needs no state, and loopback only for experiments.
@@ -125,12 +140,19 @@ async def _create(app: web.Application, owner: str, fields: Mapping[str, str]) -
     )
     grant = await app[UPLOADER].grants.create(video)
     app[OWNERS].set_video_id(reference_id, grant.video_id)
-    return encode_answer(grant)
+    return _answer(app, grant)
 
 
 async def _renew(app: web.Application, owner: str, fields: Mapping[str, str]) -> dict[str, str]:
     app[OWNERS].require(fields["video_id"], owner)
-    return encode_answer(await app[UPLOADER].grants.renew(fields["video_id"]))
+    return _answer(app, await app[UPLOADER].grants.renew(fields["video_id"]))
+
+
+def _answer(app: web.Application, grant: UploadGrant) -> dict[str, str]:
+    if endpoint := app[OSS_ENDPOINT]:
+        target = dataclasses.replace(grant.target, endpoint=endpoint)
+        grant = dataclasses.replace(grant, target=target)
+    return encode_answer(grant)
 
 
 def _owner_of(request: web.Request) -> str:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
 
+from tests.devserver.clients import decoded
 from tests.engine.harness import LOOPBACK, PART, Desk, content, options
 from tests.examples.test_engines import example
 from uploader import Uploader, UploadResult, UrlProvider, VodupError
@@ -88,3 +90,25 @@ async def test_an_hls_package_needs_no_access_key_either(desk: Desk, url: str) -
     playlist.write_text("#EXTM3U\n#EXTINF:4,\na.ts\n#EXT-X-ENDLIST\n")
     result = await push(desk, url, playlist, "token-of-one")
     assert len(desk.server.objects(result.video_id)) == 2
+
+
+async def test_clients_are_sent_to_another_endpoint(desk: Desk) -> None:
+    module = example("app_server")
+    with closing(module.Owners(":memory:")) as owners:
+        app = module.make_app(
+            desk.provider(), TOKENS, owners, oss_endpoint="https://oss-accelerate.aliyuncs.com"
+        )
+        async with TestClient(TestServer(app)) as client:
+            fields = {
+                "action": "create",
+                "title": "A title",
+                "file_name": "movie.mp4",
+                "file_size": "9",
+                "reference_id": "reference-1",
+            }
+            headers = {"Authorization": "Bearer token-of-one"}
+            created = await client.post("/grants", json=fields, headers=headers)
+            assert created.status == 200, await created.text()
+            answer = await created.json()
+    assert decoded(answer["UploadAddress"])["Endpoint"] == "https://oss-accelerate.aliyuncs.com"
+    assert answer["VideoId"] in desk.server.videos
