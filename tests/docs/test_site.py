@@ -24,6 +24,9 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "Uploader" in (tmp_path / "site" / "reference.html").read_text()
+    tutorial = (tmp_path / "site" / "tutorial.html").read_text()
+    assert '<span class="gp">$ </span>vodup' in tutorial  # copy.css leaves it out of what is copied
+    assert "copy.css" in tutorial
 
 
 def test_every_page_is_in_the_navigation() -> None:
@@ -34,6 +37,18 @@ def test_every_page_is_in_the_navigation() -> None:
 def test_pages_name_no_place_on_a_machine() -> None:
     for page in [ROOT / "README.md", *DOCS.rglob("*.md")]:
         assert not re.search(r"/(?:root|work|home/\w+)/", page.read_text()), page
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *DOCS.rglob("*.md")], ids=lambda p: p.name)
+def test_prompts_stand_only_in_blocks_that_are_copied_without_them(page: Path) -> None:
+    """Those of consoles; the README has one as a picture."""
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), re.M | re.S):
+        has_prompt = bool(re.search(r"^\s*\$ ", block, re.MULTILINE))
+        assert (
+            not has_prompt
+            or language == "console"
+            or (language, page.name) == ("text", "README.md")
+        )
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/zh/README.md"])
