@@ -919,3 +919,43 @@ async def test_closed_and_new_connections_do_not_confuse_the_meter() -> None:
     assert [one.acked_bytes for one in read] == [10 * MIB, MIB, 2 * MIB]
     assert [one.retransmit_count for one in read] == [5, 1, 0]
     assert all(a.rate >= 0 for a, _ in pairwise(read))
+
+
+# --- the end of a run -------------------------------------------------------------------
+
+
+async def test_draining_waits_for_requests_under_way_and_begins_no_other() -> None:
+    clock = VirtualClock()
+    crowd = Crowd(Pace(concurrency=2, clock=clock))
+    async with asyncio.TaskGroup() as group:
+        tasks = crowd.start(group, 3)
+        await settle()
+        draining = group.create_task(crowd.pace.drain(5.0))
+        await clock.run(until_s=clock.now_s + 1)
+        crowd.let_all_go()
+        await clock.run(until_s=clock.now_s + 0.2)
+        assert draining.result() is True
+        crowd.pace.slow_down()  # steering goes on, and admits nothing
+        assert crowd.entered == [0, 1]
+        tasks[2].cancel()
+
+
+async def test_draining_ends_early_where_nothing_ends_and_at_its_limit_otherwise() -> None:
+    clock = VirtualClock()
+    crowd = Crowd(Pace(concurrency=2, clock=clock))
+    async with asyncio.TaskGroup() as group:
+        tasks = crowd.start(group, 2)
+        await settle()
+        began_s = clock.now_s
+        draining = group.create_task(crowd.pace.drain(5.0))
+        await clock.run(until_s=began_s + 2)
+        crowd.gates[0].set()
+        await clock.run(until_s=began_s + 4)
+        assert not draining.done()
+        await clock.run(until_s=began_s + 6)
+        assert draining.result() is True
+        assert clock.now_s - began_s < 5
+        again = group.create_task(crowd.pace.drain(5.0))
+        await clock.run(until_s=began_s + 20)
+        assert again.result() is False
+        tasks[1].cancel()

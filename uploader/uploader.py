@@ -18,7 +18,7 @@ from contextlib import (
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from uploader.batch import Items, Outcome, UploadItem, require_files, upload_batch
 from uploader.clock import Clock, SystemClock
@@ -55,6 +55,9 @@ if TYPE_CHECKING:
     from uploader.notifications import Notifications
 
 AnyProvider = GrantProvider | Callable[[str], Awaitable[Any]]
+
+_ACKS_S: Final = 0.3
+"""What acks may take to become durable and to be counted in a report of the progress."""
 
 
 class Uploader:
@@ -254,6 +257,21 @@ class Uploader:
         async with aclosing(ended) as outcomes:
             async for outcome in outcomes:
                 yield outcome
+
+    @property
+    def is_sending(self) -> bool:
+        """Whether requests to OSS are under way."""
+        return self._network is not None and self._network.pace.in_use > 0
+
+    async def drain(self, timeout_s: float = 5.0) -> None:
+        """Finish the requests under way before everything is cancelled, and begin no others.
+
+        Parts that OSS has when an upload is cancelled are not sent again by the next run. Waits for
+        `timeout_s` at most, and for half of that where no request ends. Nothing can be uploaded
+        afterwards: cancel what runs, and leave the block.
+        """
+        if self._network is not None and await self._network.pace.drain(timeout_s):
+            await self._network.clock.sleep(_ACKS_S)
 
     async def abort(self, key: str) -> None:
         """Abort an upload: its parts are removed, its record says so. The video stays.

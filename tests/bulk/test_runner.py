@@ -16,6 +16,7 @@ from uploader.bulk.runner import Batch, BatchOptions, CheckedRow, read_rows
 from uploader.errors import (
     CallerNotAuthenticated,
     ConfigurationError,
+    ServiceError,
     TransportError,
     UnsafePath,
     VodupError,
@@ -75,6 +76,29 @@ async def test_an_error_that_every_row_would_meet_stops_the_batch(tmp_path: Path
         with pytest.raises(CallerNotAuthenticated):
             await run(tmp_path, FakeUploader(CallerNotAuthenticated("No.")), ledger)
         assert list(ledger.records()) == []
+
+
+@pytest.mark.parametrize(("files", "sent_count"), [(1, 1), (32, 2)])
+async def test_a_service_that_never_answers_ends_the_batch_with_the_first_rows(
+    tmp_path: Path, files: int, sent_count: int
+) -> None:
+    silent = TransportError("VOD does not answer.", is_sent=True, is_timeout=True)
+    uploader = FakeUploader(silent, TransportError("Cannot connect.", is_sent=False))
+    with Ledger() as ledger:
+        with pytest.raises(TransportError):
+            await run(tmp_path, uploader, ledger, retries=3, files=files)
+        assert list(ledger.records()) == []
+    assert uploader.upload_count == sent_count
+
+
+async def test_rows_are_tried_again_where_anything_was_answered(tmp_path: Path) -> None:
+    silent = TransportError("Cannot connect.", is_sent=False)
+    refused = ServiceError("No.", operation="CreateUploadVideo", status=400, code="X")
+    uploader = FakeUploader(refused, silent, silent)
+    with Ledger() as ledger:
+        batch = await run(tmp_path, uploader, ledger, retries=1, files=1)
+    assert uploader.upload_count == 3
+    assert batch.progress.failed_count == 2
 
 
 async def test_a_folder_swapped_for_a_link_after_its_row_was_checked_is_not_followed(

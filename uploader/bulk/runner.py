@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from uploader.batch import Outcome, UploadItem
+from uploader.batch import DEFAULT_FILES, Outcome, UploadItem
 from uploader.errors import (
     CallerNotAuthenticated,
     ConfigurationError,
     SourceChanged,
+    TransportError,
     UnsupportedState,
     VodupError,
 )
@@ -161,6 +163,8 @@ class Batch:
         self._uploader, self._ledger, self._options = uploader, ledger, options
         self._exit_code, self._on_record = exit_code, on_record
         self._deferred: list[CheckedRow] = []
+        self._unreached: TransportError | None = None
+        self._unreached_count = 0
         self._space = BufferSpace(_STREAMS_SIZE)
         self.progress = BatchProgress(asyncio.get_running_loop().time)
 
@@ -203,6 +207,8 @@ class Batch:
     async def _retry(self) -> None:
         for attempt in range(2, 2 + self._options.retries):
             deferred, self._deferred = self._deferred, []
+            if self._unreached and self._unreached_count == len(deferred):
+                raise self._unreached  # of few rows none got an answer
             self.progress.deferred_count = 0
             if deferred:
                 await self._upload(map(self._item, deferred), attempt=attempt)
@@ -307,7 +313,7 @@ class Batch:
             self._defer_or_fail(checked, outcome.error, attempt)
 
     def _defer_or_fail(self, checked: CheckedRow, error: VodupError, attempt: int) -> None:
-        if isinstance(error, STOPS_ALL):
+        if isinstance(error, STOPS_ALL) or self._is_unreachable(error):
             raise error
         may_retry = error.is_temporary and attempt <= self._options.retries
         if may_retry and not self._options.stop_on_error and len(self._deferred) < _MAX_DEFERRED:
@@ -315,6 +321,15 @@ class Batch:
             self.progress.deferred_count += 1
         else:
             self._fail(checked, error, attempts=attempt)
+
+    def _is_unreachable(self, error: VodupError) -> bool:
+        """Whether as many rows as are uploaded at once got no answer, and none ever did."""
+        if not isinstance(error, TransportError) or (error.is_sent and not error.is_timeout):
+            self._unreached_count = -sys.maxsize  # somebody answers
+        elif not self.progress.tracker.started and not self.progress.done_count:
+            self._unreached = error
+            self._unreached_count += 1
+        return self._unreached_count >= (self._options.files or DEFAULT_FILES)
 
     def _fail(self, checked: CheckedRow, error: VodupError, *, attempts: int) -> None:
         code = self._exit_code(error)

@@ -42,7 +42,7 @@ def ingest(flags: IngestFlags) -> int:
         uploader = settings.make_uploader(flags, options, on_event=listener)
         readings = make_readings(streams, flags, rules, uploader.scope)
         try:
-            return run.run_async(_perform(uploader, readings, flags, view))
+            return run.run_async(_perform(uploader, readings, flags, view), uploader)
         except run.Interrupted:
             view.stopped("interrupted", flags)
             raise

@@ -180,7 +180,8 @@ class _Push:
     def run(self, prepare: Callable[[], tuple[Uploader, Finder]]) -> int:
         """Upload everything; the end of every file is printed, whatever happens."""
         try:
-            return run.run_async(self._perform(*prepare()))
+            uploader, find = prepare()
+            return run.run_async(self._perform(uploader, find), uploader)
         except VodupError as error:
             if not self._files:
                 raise

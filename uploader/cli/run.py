@@ -34,6 +34,7 @@ from uploader.unexpected import is_bug, unexpected  # at the limit of memory it 
 if TYPE_CHECKING:
     import asyncio
 
+    from uploader import Uploader
     from uploader.cli.flag_groups import OutputFlags
 
 # --- exit codes -------------------------------------------------------------------------
@@ -192,11 +193,14 @@ class _CurrentStderr:
 # --- the loop and signals ---------------------------------------------------------------
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
-_SHOW_CURSOR: Final = "\x1b[?25h"
+_DRAIN_S: Final = 5.0
+"""How long an interrupted command may finish the parts under way."""
 
 
-def run_async(work: Coroutine[None, None, int]) -> int:
+def run_async(work: Coroutine[None, None, int], uploader: Uploader | None = None) -> int:
     """Run `work` on a loop; the first Ctrl-C or SIGTERM cancels it, the second ends the process.
+
+    Before it is cancelled, the requests of `uploader` that are under way may end.
 
     Raises:
         Interrupted: a signal cancelled the work, and it has cleaned up.
@@ -204,14 +208,14 @@ def run_async(work: Coroutine[None, None, int]) -> int:
     import asyncio
 
     with asyncio.Runner() as runner:
-        return runner.run(_interruptible(work))
+        return runner.run(_interruptible(work, uploader))
 
 
-async def _interruptible(work: Coroutine[None, None, int]) -> int:
+async def _interruptible(work: Coroutine[None, None, int], uploader: Uploader | None) -> int:
     import asyncio
 
     task = asyncio.ensure_future(work)
-    with _signals_cancelling(task) as received:
+    with _signals_cancelling(task, uploader) as received:
         try:
             return await task
         except asyncio.CancelledError:
@@ -221,15 +225,21 @@ async def _interruptible(work: Coroutine[None, None, int]) -> int:
 
 
 @contextlib.contextmanager
-def _signals_cancelling(task: asyncio.Future[int]) -> Iterator[list[signal.Signals]]:
+def _signals_cancelling(
+    task: asyncio.Future[int], uploader: Uploader | None
+) -> Iterator[list[signal.Signals]]:
     loop = task.get_loop()
     received: list[signal.Signals] = []
+    draining: list[asyncio.Task[None]] = []  # the loop keeps no reference
 
     def stop(number: signal.Signals) -> None:
         if received:
             _stop_at_once(number)
         received.append(number)
-        task.cancel()
+        if uploader is None or not uploader.is_sending:
+            task.cancel()
+        else:
+            draining.append(loop.create_task(_drain(uploader, task)))
 
     before = {number: signal.getsignal(number) for number in (*_SIGNALS, signal.SIGHUP)}
     for number in _SIGNALS:
@@ -245,8 +255,17 @@ def _signals_cancelling(task: asyncio.Future[int]) -> Iterator[list[signal.Signa
                 signal.signal(number, handler)
 
 
+async def _drain(uploader: Uploader, task: asyncio.Future[int]) -> None:
+    if not Outputs.is_quiet:
+        err(f"Finishing parts, {_DRAIN_S:.0f} s at most. To stop at once, press Ctrl-C again.")
+    try:
+        await uploader.drain(_DRAIN_S)
+    finally:
+        task.cancel()
+
+
 def _stop_at_once(number: signal.Signals) -> None:
     """End without cleaning up: what must survive is on disk already."""
     if sys.stderr.isatty() and select.select([], [2], [], 0)[1]:  # it may be stopped
-        os.write(2, f"{_SHOW_CURSOR}\n".encode())
+        os.write(2, b"\n")
     os._exit(interrupted_code(number))

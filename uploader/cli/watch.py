@@ -50,12 +50,15 @@ def watch(flags: WatchFlags) -> int:
     report = flags.report or _default_report(flags.folder)
     require_output("--report", report)
     with settings.serve_metrics(flags.metrics_port) as listener:
+        uploader = None
         if flags.enqueue:
             uploads = _queued(flags)
         else:
-            uploads = _opened(settings.make_uploader(flags, options, on_event=listener))
+            uploader = settings.make_uploader(flags, options, on_event=listener)
+            uploads = _opened(uploader)
         try:
-            return run.run_async(_watch(uploads, watching, report, flags, listener))
+            work = _watch(uploads, watching, report, flags, listener)
+            return run.run_async(work, uploader)
         except run.Interrupted as interrupted:
             if interrupted.code != run.interrupted_code(signal.SIGTERM) or flags.once:
                 raise

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Literal
+from typing import Final, Literal
 
 from aiolimiter import AsyncLimiter
 
@@ -32,6 +32,8 @@ from uploader.pace.steering import (
     with_first_limit,
 )
 from uploader.tasks import beside
+
+_DRAIN_LOOK_S: Final = 0.05
 
 
 class Pace:
@@ -79,6 +81,7 @@ class Pace:
         self._rtt_s = 0.0
         self.is_slowed_by_loss = True
         self._ticked_at = self._halved_at = float("-inf")
+        self._is_draining = False
 
     @property
     def limit(self) -> int:
@@ -142,6 +145,25 @@ class Pace:
             yield
         finally:
             self._slots.release(owner)
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Let no more requests begin, and wait for those under way; whether any has ended.
+
+        At most `timeout_s`, and not where half of that passes and none ends: on a slow link parts
+        may need much longer. For what is cancelled afterwards: nothing ever begins again.
+        """
+        self._is_draining = True
+        self._slots.set_limit(0)
+        first_count = before = self.in_use
+        began_s = ended_s = self._clock.elapsed_s()
+        while self.in_use:
+            await self._clock.sleep(_DRAIN_LOOK_S)
+            now_s = self._clock.elapsed_s()
+            if self.in_use < before:
+                before, ended_s = self.in_use, now_s
+            if now_s - began_s >= timeout_s or now_s - ended_s >= timeout_s / 2:
+                break
+        return self.in_use < first_count
 
     async def spend(self, byte_count: int) -> None:
         """Wait until the bandwidth allows so many more bytes."""
@@ -214,7 +236,8 @@ class Pace:
 
     def _apply(self, steering: Steering) -> None:
         self._steering = steering
-        self._slots.set_limit(steering.limit)
+        if not self._is_draining:
+            self._slots.set_limit(steering.limit)
 
 
 def _shortest_rtt_s(samples: list[LinkSample]) -> float:
