@@ -18,7 +18,7 @@ from contextlib import (
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from uploader.batch import Items, Outcome, UploadItem, require_files, upload_batch
 from uploader.clock import Clock, SystemClock
@@ -53,11 +53,9 @@ from uploader.upload.request import (
 if TYPE_CHECKING:
     from uploader.library import OnStatus, PlayableVideo, VodLibrary
     from uploader.notifications import Notifications
+    from uploader.pace import Pace
 
 AnyProvider = GrantProvider | Callable[[str], Awaitable[Any]]
-
-_ACKS_S: Final = 0.3
-"""What acks may take to become durable and to be counted in a report of the progress."""
 
 
 class Uploader:
@@ -98,11 +96,9 @@ class Uploader:
             shared_vod_budget: awaited before each call to VOD, for a quota that other
                 processes use as well.
         """
-        if provider is not None and not isinstance(provider, GrantProvider):
-            provider = _of_callback(provider)
         require_type("options", options, UploadOptions, instead="Pass UploadOptions(…).")
         require_type("trust", trust, TrustPolicy, instead="Pass TrustPolicy(…).")
-        self._provider, self.state = provider, _store_of(state)
+        self._provider, self.state = _provider_of(provider), _store_of(state)
         self._options = options or UploadOptions()
         self._on_event = isolated(on_event)
         self._open_network = partial(
@@ -259,19 +255,9 @@ class Uploader:
                 yield outcome
 
     @property
-    def is_sending(self) -> bool:
-        """Whether requests to OSS are under way."""
-        return self._network is not None and self._network.pace.in_use > 0
-
-    async def drain(self, timeout_s: float = 5.0) -> None:
-        """Finish the requests under way before everything is cancelled, and begin no others.
-
-        Parts that OSS has when an upload is cancelled are not sent again by the next run. Waits for
-        `timeout_s` at most, and for half of that where no request ends. Nothing can be uploaded
-        afterwards: cancel what runs, and leave the block.
-        """
-        if self._network is not None and await self._network.pace.drain(timeout_s):
-            await self._network.clock.sleep(_ACKS_S)
+    def pace(self) -> Pace | None:
+        """What decides how many requests to OSS run at once; None while it is closed."""
+        return self._network.pace if self._network else None
 
     async def abort(self, key: str) -> None:
         """Abort an upload: its parts are removed, its record says so. The video stays.
@@ -390,6 +376,10 @@ def _store_of(state: StateStore | str | Path | None) -> StateStore:
     if not hasattr(state, "claim"):
         require_type("state", state, str, Path, instead="Pass a path, a URL or a store.")
     return state
+
+
+def _provider_of(given: AnyProvider | None) -> GrantProvider | None:
+    return given if given is None or isinstance(given, GrantProvider) else _of_callback(given)
 
 
 def _of_callback(callback: object) -> GrantProvider:

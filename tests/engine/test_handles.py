@@ -165,22 +165,19 @@ async def test_a_paused_upload_leaves_the_connections_to_the_others(desk: Desk) 
 async def test_draining_keeps_the_parts_under_way(desk: Desk) -> None:
     source = desk.file(20 * PART)
     desk.order(SLOW)
-    async with desk.uploader(concurrency=4) as up:
-        assert not up.is_sending
-        await up.drain()  # nothing is under way
-    async with desk.uploader(concurrency=4) as up:
+    up = desk.uploader(concurrency=4)
+    paces = [up.pace]
+    async with up:
         handle = await begun(up, source, desk)
-        states = [up.is_sending]
-        await up.drain()
-        states.append(up.is_sending)
-        assert states == [True, False]
+        pace = up.pace
+        assert pace
+        assert await pace.drain(5.0)
+        assert not pace.in_use
+        await until(lambda: len(desk.events_of(PartStored)) == desk.count("UploadPart"))
         await handle.cancel()
     assert all(request.status == 200 for request in desk.requests("UploadPart"))
     assert len(await desk.acked_part_numbers()) == desk.count("UploadPart") > 0
-    desk.order()
-    await desk.assert_stored(await desk.push(source), source)
-    assert desk.count("UploadPart") == 20
-    await up.drain()  # it is closed
+    assert [*paces, up.pace] == [None, None]
 
 
 async def test_aborting_gives_the_upload_up(desk: Desk) -> None:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from uploader import Uploader
     from uploader.cli.flag_groups import OutputFlags
+    from uploader.pace import Pace
 
 # --- exit codes -------------------------------------------------------------------------
 
@@ -195,6 +196,8 @@ class _CurrentStderr:
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 _DRAIN_S: Final = 5.0
 """How long an interrupted command may finish the parts under way."""
+_ACKS_S: Final = 0.3
+"""What acks may take to become durable and to be counted in a report of the progress."""
 
 
 def run_async(work: Coroutine[None, None, int], uploader: Uploader | None = None) -> int:
@@ -236,10 +239,11 @@ def _signals_cancelling(
         if received:
             _stop_at_once(number)
         received.append(number)
-        if uploader is None or not uploader.is_sending:
-            task.cancel()
+        pace = uploader.pace if uploader else None
+        if pace and pace.in_use:
+            draining.append(loop.create_task(_drain(pace, task)))
         else:
-            draining.append(loop.create_task(_drain(uploader, task)))
+            task.cancel()
 
     before = {number: signal.getsignal(number) for number in (*_SIGNALS, signal.SIGHUP)}
     for number in _SIGNALS:
@@ -255,11 +259,15 @@ def _signals_cancelling(
                 signal.signal(number, handler)
 
 
-async def _drain(uploader: Uploader, task: asyncio.Future[int]) -> None:
+async def _drain(pace: Pace, task: asyncio.Future[int]) -> None:
+    """Let the parts under way end: what OSS has is not sent again."""
+    import asyncio
+
     if not Outputs.is_quiet:
         err(f"Finishing parts, {_DRAIN_S:.0f} s at most. To stop at once, press Ctrl-C again.")
     try:
-        await uploader.drain(_DRAIN_S)
+        if await pace.drain(_DRAIN_S):
+            await asyncio.sleep(_ACKS_S)
     finally:
         task.cancel()
 
