@@ -13,9 +13,10 @@ import pytest
 from tests.engine.harness import Desk
 from uploader.devserver import DevServer
 from uploader.watch.after import AfterUpload
+from uploader.watch.carrying import Attach
 from uploader.watch.endings import WatchOutcome
 from uploader.watch.options import WatchOptions
-from uploader.watch.watcher import Attach, Watcher
+from uploader.watch.watcher import Watcher
 
 
 @dataclass

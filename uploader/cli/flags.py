@@ -155,7 +155,7 @@ class IngestFlags(
 
 
 @group
-class WatchFlags(VideoFlags, TransferFlags, ConnectionFlags, OutputFlags):
+class WatchFlags(WaitFlags, VideoFlags, TransferFlags, ConnectionFlags, OutputFlags):
     """Upload the files that arrive in a folder, each once. Runs until stopped."""
 
     folder: str = argument("FOLDER", "The folder to watch, with all folders below it.")

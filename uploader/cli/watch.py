@@ -14,7 +14,7 @@ from contextlib import (
     asynccontextmanager,
     suppress,
 )
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from uploader import Uploader
@@ -31,9 +31,10 @@ from uploader.state.locations import state_directory
 from uploader.tasks import beside
 from uploader.units import count
 from uploader.watch.after import parse_after
+from uploader.watch.carrying import Uploads
 from uploader.watch.endings import WatchOutcome
 from uploader.watch.options import WatchOptions
-from uploader.watch.watcher import Uploads, Watcher
+from uploader.watch.watcher import Watcher
 
 if TYPE_CHECKING:
     from uploader.metrics import Metrics
@@ -66,7 +67,16 @@ def watch(flags: WatchFlags) -> int:
 
 
 def make_watch_options(flags: WatchFlags) -> WatchOptions:
-    """Return how the folder is watched."""
+    """Return how the folder is watched.
+
+    Raises:
+        ConfigurationError: a flag is wrong.
+    """
+    if flags.enqueue and flags.wait is not None:
+        raise ConfigurationError(
+            "--wait and --enqueue cannot be used together: only workers have credentials.",
+            next_step="Leave one of them out.",
+        )
     return WatchOptions(
         include=flags.include,
         exclude=flags.exclude,
@@ -75,6 +85,7 @@ def make_watch_options(flags: WatchFlags) -> WatchOptions:
         after=parse_after(flags.after),
         failed_folder=os.path.abspath(flags.failed_dir) if flags.failed_dir else None,
         rescan_s=flags.rescan,
+        wait_s=flags.wait,
         poll_s=flags.poll,
         is_once=flags.once,
         files=flags.files or (_QUEUED_FILES if flags.enqueue else None),
@@ -188,7 +199,8 @@ class _View:
             again = "" if outcome.is_final else " It is tried again."
             err(f"vodup: {path}: {error.message}{again}", f"next: {error.next_step}")
         elif not self._flags.quiet and outcome.result is not None:
-            out(f"{path}: video {outcome.result.video_id}, verified")
+            plays = ", plays" if outcome.video else ""
+            out(f"{path}: video {outcome.result.video_id}, verified{plays}")
         if outcome.problem and not self._flags.json:
             err(f"vodup: {path} cannot be put away: {outcome.problem}. It is tried again.")
 
@@ -237,6 +249,7 @@ def _fields_of(outcome: WatchOutcome) -> dict[str, Any]:
         **shown_record(outcome.record),
         "moved_to": outcome.moved_to,
         "problem": outcome.problem,
+        **({"playable": asdict(outcome.video)} if outcome.video else {}),
     }
     if outcome.error is not None:
         fields |= {

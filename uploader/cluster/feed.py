@@ -15,8 +15,9 @@ from uploader.bulk.runner import CheckedRow
 from uploader.cluster.enqueue import Enqueuer
 from uploader.cluster.jobs import Places, storable
 from uploader.cluster.results import Results
-from uploader.errors import SourceChanged, VodupError
+from uploader.errors import ConfigurationError, SourceChanged, VodupError
 from uploader.events import Listener, UploadResult
+from uploader.library import PlayableVideo
 from uploader.tasks import beside
 from uploader.threads import in_thread
 from uploader.watch.taking import TakenFile
@@ -128,6 +129,18 @@ class QueuedUploads:
         given = {name: record[name] for name in _RESULT_FIELDS if name in record}
         result = UploadResult(**given | {"crc64": int(record["crc64"])})
         return replace(result, hook_failures=tuple(result.hook_failures))
+
+    async def wait_until_playable(
+        self, video_id: str, *, timeout_s: float | None = None
+    ) -> PlayableVideo:
+        """Refuse: only workers have credentials.
+
+        Raises:
+            ConfigurationError: always.
+        """
+        raise ConfigurationError(
+            "--wait and --enqueue cannot be used together.", next_step="Leave one of them out."
+        )
 
     async def abort(self, key: str) -> None:
         """Leave it to the worker: it has found out by itself, or is about to."""

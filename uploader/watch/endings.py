@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from uploader.bulk.ledger import DONE, Ledger, Record, failure_record, success_record
 from uploader.errors import UnsafePath, VodupError
 from uploader.events import UploadResult
+from uploader.library import PlayableVideo
 from uploader.protocol.vod import refuses_name
 from uploader.watch.after import (
     AfterUpload,
@@ -34,6 +35,7 @@ class WatchOutcome:
         record: what the ledger has of it; it may have none of a failure that is tried again.
         companions: files that belong to it.
         result: what OSS holds; None if it failed, or was only moved after an earlier run.
+        video: how the video plays, if that was waited for.
         error: why it was not uploaded.
         is_final: False: it is tried again.
         moved_to: where the file is now, if it was moved.
@@ -44,6 +46,7 @@ class WatchOutcome:
     record: Record
     companions: Companions
     result: UploadResult | None = None
+    video: PlayableVideo | None = None
     error: VodupError | None = None
     is_final: bool = True
     moved_to: str | None = None
@@ -92,6 +95,27 @@ class Endings:
         record = failure_record(taken.row, error, exit_code=code, attempts=attempts)
         self.ledger.add(record)
         return record
+
+    def record_playable(self, record: Record, video: PlayableVideo) -> Record:
+        """Record that the video of a file plays.
+
+        Raises:
+            StateUnavailable: the ledger cannot be written.
+        """
+        facts = asdict(video)
+        del facts["streams"]  # their URLs may be signed, and the ledger is kept
+        record = {**record, "playable": facts}
+        self.ledger.add(record, replaces=True)
+        return record
+
+    def unplayed(self) -> set[int]:
+        """Return the numbers of verified files whose videos are not known to play. Blocks."""
+        records = self.ledger.records()
+        return {
+            int(record["id"], 16)
+            for record in records
+            if record["status"] == DONE and "playable" not in record
+        }
 
     def put_away(self, taken: TakenFile) -> str | None:
         """Move or delete a file that is verified; returns where it is now. Blocks.

@@ -25,6 +25,8 @@ class WatchOptions:
         rescan_s: how often to look at the folder when nothing was reported. Too short: a large
             folder keeps the disk busy. Too long: what notifications lost is found late.
         poll_s: look this often, and use no notifications; None: only where the system has none.
+        wait_s: put a file away only when its video plays, and report after this long that it does
+            not yet; None: do not wait.
         is_once: end when what is there has ended, instead of waiting for more.
         files: uploads at once; None for the default.
         requires_metadata: a video waits until it has a file of metadata.
@@ -41,6 +43,7 @@ class WatchOptions:
     failed_folder: str | None = None
     rescan_s: float = 60.0
     poll_s: float | None = None
+    wait_s: float | None = None
     is_once: bool = False
     files: int | None = None
     requires_metadata: bool = False

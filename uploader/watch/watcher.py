@@ -6,61 +6,30 @@ import asyncio
 import heapq
 import itertools
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, aclosing, suppress
-from typing import Any, Final, Protocol, Self
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, aclosing
+from typing import Any, Final, Self
 
-from uploader.batch import Outcome, UploadItem, require_files, upload_batch
-from uploader.bulk.ledger import Ledger, Record
+from uploader.batch import UploadItem, require_files, upload_batch
+from uploader.bulk.ledger import Ledger
 from uploader.bulk.progress import BatchProgress
 from uploader.bulk.rows import Root, RowRules
-from uploader.bulk.runner import STOPS_ALL, is_gone
 from uploader.errors import (
-    SourceChanged,
-    StateUnavailable,
     VodupError,
 )
-from uploader.events import Listener, UploadResult
-from uploader.tasks import beside
+from uploader.tasks import beside, one_error
 from uploader.threads import in_thread
+from uploader.watch.carrying import Attach, Carrying, Uploads
 from uploader.watch.endings import Endings, WatchOutcome
 from uploader.watch.looking import Looking
 from uploader.watch.options import WatchOptions
-from uploader.watch.scan import Companions, FoundFile
+from uploader.watch.scan import FoundFile
 from uploader.watch.taking import TakenFile, Taking, record_number
 
 _CHECK_BATCH: Final = 256
 _LOOK_AHEAD: Final = 1000
 _MAX_OUTCOMES: Final = 64
 _SAMPLE_S: Final = 1.0
-_FIRST_RETRY_S: Final = 5.0
-_MAX_RETRY_S: Final = 300.0
-
-Attach = Callable[[UploadResult, Companions], Awaitable[None]]
-"""Uploads the cover and the subtitles of a verified video, before its record is written.
-
-An error is the file's: a temporary one is tried again, and then this is called again, with a
-result whose `is_earlier_result` is true. After a crash as well: it must be safe to repeat.
-"""
-
-
-class Uploads(Protocol):
-    """What uploads the files of a folder: an `Uploader`, or a queue of workers."""
-
-    @property
-    def scope(self) -> str:
-        """Part of the identity of a file."""
-        ...
-
-    async def upload_item(
-        self, item: UploadItem, *, on_event: Listener | None = None
-    ) -> UploadResult:
-        """Upload a complete file; raises `VodupError`. May be repeated."""
-        ...
-
-    async def abort(self, key: str) -> None:
-        """Remove what is stored of an upload whose file is gone."""
-        ...
 
 
 class _Backlog:
@@ -91,10 +60,6 @@ class _Backlog:
             self._changed.clear()
             await self._changed.wait()
         return heapq.heappop(self._files)[-1] if self._files else None
-
-
-class _AlreadyVerified(VodupError):
-    """Nothing was uploaded: the file only had to be put away."""
 
 
 class Watcher:
@@ -140,8 +105,6 @@ class Watcher:
         self._on_notice = on_notice
         self._looking = Looking(self._folder, self._options, on_skipped, on_notice)
         self._backlog = _Backlog()
-        self._under_way: dict[str, TakenFile] = {}
-        self._attempts: dict[str, int] = {}
         self._outcomes: asyncio.Queue[WatchOutcome | None] = asyncio.Queue(_MAX_OUTCOMES)
         self._has_ended = False
         self._stack = AsyncExitStack()
@@ -158,7 +121,7 @@ class Watcher:
         self._taking = self._make_taking()
         async with AsyncExitStack() as stack:
             ledger = stack.enter_context(await in_thread(Ledger, self._ledger_path))
-            self._endings = Endings(
+            endings = Endings(
                 ledger=ledger,
                 root=self._folder,
                 scope=self._uploader.scope,
@@ -168,8 +131,18 @@ class Watcher:
                 has_inodes=self._looking.has_inodes,
                 has_attached=self._attach is not None,
             )
-            await self._recover()
-            await stack.enter_async_context(beside(self._run(), self._sample()))
+            self._carrying = Carrying(
+                self._uploader,
+                endings,
+                self._options,
+                self.progress,
+                waits := one_error(),
+                self._on_end,
+                attach=self._attach,
+            )
+            await self._recover(endings)
+            await self._carrying.prepare()
+            await stack.enter_async_context(beside(self._run(waits), self._sample()))
             self._stack = stack.pop_all()
         return self
 
@@ -196,7 +169,7 @@ class Watcher:
             "healthy": self.problem is None and not self.is_late,
             "settling": self._looking.settling.settling_count,
             "queued": len(self._backlog),
-            "under_way": len(self._under_way) - len(self._backlog),
+            "under_way": len(self._carrying.under_way) - len(self._backlog),
             "left_alone": len(self._looking.skipped),
         }
 
@@ -238,25 +211,25 @@ class Watcher:
         )
         return Taking(self._folder, rules, tuple(options.priorities), notice)
 
-    async def _recover(self) -> None:
+    async def _recover(self, endings: Endings) -> None:
         """Put away what a killed run has begun to."""
         scan = await self._looking.scan()
-        for path in await in_thread(self._endings.recover, scan.leftovers):
+        for path in await in_thread(endings.recover, scan.leftovers):
             self._on_notice(f"{path}: what a stopped run had begun is finished.")
 
     # --- running --------------------------------------------------------------------------
 
-    async def _run(self) -> None:
-        async with beside(self._look()):
+    async def _run(self, waits: asyncio.TaskGroup) -> None:
+        async with beside(self._look()), waits:
             ended = upload_batch(
-                self._carry_out,
+                self._carrying.carry_out,
                 self._items(),
                 files=require_files(self._options.files),
                 look_ahead=_LOOK_AHEAD,
             )
             async with aclosing(ended) as outcomes:
                 async for outcome in outcomes:
-                    await self._end_unhandled(outcome)
+                    await self._carrying.end_unhandled(outcome)
         await self._outcomes.put(None)
 
     async def _sample(self) -> None:
@@ -274,134 +247,31 @@ class Watcher:
     async def _take(self, complete: Sequence[FoundFile]) -> None:
         """Queue complete files, except those that are written to, or have ended already."""
         for some in _batches(complete):
-            new = [found for found in some if not self._is_over_with(found)]
+            new = [found for found in some if not self._stays(found)]
             for found, taken in await in_thread(self._taking.check, new):
                 if taken is None:
                     self._looking.settling.put_back(found.path, asyncio.get_running_loop().time())
                     continue
-                self._under_way[found.path] = taken
-                self.progress.read_count += found.path not in self._attempts
+                self._carrying.under_way[found.path] = taken
+                self.progress.read_count += found.path not in self._carrying.attempts
                 self._backlog.add(taken)
 
-    def _is_over_with(self, found: FoundFile) -> bool:
-        """Whether a file is verified and stays where it is."""
-        is_over = self._options.after.kind == "keep" and self._is_done(found)
-        if is_over:
+    def _stays(self, found: FoundFile) -> bool:
+        stays = self._carrying.stays(record_number(self._uploader.scope, found))
+        if stays:
             self._looking.settling.end(found.path)
-        return is_over
-
-    def _is_done(self, found: FoundFile) -> bool:
-        return self._endings.ledger.is_done(record_number(self._uploader.scope, found))
+        return stays
 
     async def _items(self) -> AsyncGenerator[UploadItem, None]:
         while (taken := await self._backlog.next()) is not None:
             yield self._taking.item(taken)
 
-    # --- ending ---------------------------------------------------------------------------
-
-    async def _carry_out(self, item: UploadItem) -> UploadResult:
-        """Upload one file, record that, and put it away."""
-        taken: TakenFile = item.tag
-        if self._is_done(taken.found):  # an earlier attempt to put it away was cut short
-            record = await in_thread(self._endings.ledger.find, taken.number) or {}
-            await self._put_away(taken, record, None)
-            raise _AlreadyVerified("It is verified already.")
-        try:
-            if taken.row.error is not None:
-                raise taken.row.error
-            result = await self._uploader.upload_item(item, on_event=self.progress.tracker)
-            if self._attach is not None:
-                await self._attach(result, taken.found.companions)
-            record = self._endings.record_success(taken, result)
-        except VodupError as error:
-            await self._fail(taken, error)
-            raise
-        self.progress.add_done(result)
-        await self._put_away(taken, record, result)
-        return result
-
-    async def _put_away(
-        self, taken: TakenFile, record: Record, result: UploadResult | None
-    ) -> None:
-        moved_to = problem = None
-        try:
-            moved_to = await in_thread(self._endings.put_away, taken)
-        except FileNotFoundError:
-            pass  # somebody else has put it away
-        except (OSError, VodupError) as error:
-            problem = _text_of(error)
-        retry_s = None if problem is None else self._retry_s(taken.found.path)
-        await self._publish(
-            taken, record, retry_s=retry_s, result=result, moved_to=moved_to, problem=problem
-        )
-
-    async def _fail(self, taken: TakenFile, error: VodupError) -> None:
-        """Record a failure for good, or plan the next attempt."""
-        found, problem, moved_to = taken.found, None, None
-        is_changed = is_gone(error) or (isinstance(error, SourceChanged) and not error.is_temporary)
-        if isinstance(error, STOPS_ALL):
-            return
-        if is_changed:
-            await self._abandon(taken)
-        attempts = self._attempts.get(found.path, 0) + 1
-        if is_changed or (error.is_temporary and not self._options.is_once):
-            retry_s = asyncio.get_running_loop().time() if is_changed else self._retry_s(found.path)
-            await self._publish(taken, {}, retry_s=retry_s, error=error, is_final=False)
-            return
-        try:
-            record = self._endings.record_failure(taken, error, attempts)
-            if not error.is_temporary:
-                moved_to = await in_thread(self._endings.put_aside, taken, record)
-        except StateUnavailable as failure:
-            await self._publish(
-                taken, {}, retry_s=self._retry_s(found.path), error=failure, is_final=False
-            )
-            return
-        except (OSError, VodupError) as failure:
-            problem = _text_of(failure)
-        self.progress.add_failed(taken.row, error, self._exit_code(error))
-        await self._publish(taken, record, error=error, moved_to=moved_to, problem=problem)
-
-    async def _abandon(self, taken: TakenFile) -> None:
-        """Remove the parts of a file that is gone; what is in its place is another upload."""
-        if taken.row.upload_key is not None:
-            with suppress(VodupError):
-                await self._uploader.abort(taken.row.upload_key)
-
-    def _retry_s(self, path: str) -> float:
-        count = self._attempts[path] = self._attempts.get(path, 0) + 1
-        pause_s = min(_MAX_RETRY_S, _FIRST_RETRY_S * 2.0 ** min(count - 1, 10))
-        return asyncio.get_running_loop().time() + pause_s
-
-    async def _publish(
-        self, taken: TakenFile, record: Record, *, retry_s: float | None = None, **how: Any
-    ) -> None:
-        found = taken.found
-        self._under_way.pop(found.path, None)
-        self._looking.settling.end(found.path, retry_s=retry_s)
-        if retry_s is None:
-            self._attempts.pop(found.path, None)
+    async def _on_end(self, outcome: WatchOutcome, retry_s: float | None) -> None:
+        self._looking.settling.end(outcome.path, retry_s=retry_s)
         self._looking.wake.set()
-        await self._outcomes.put(
-            WatchOutcome(path=found.path, record=record, companions=found.companions, **how)
-        )
-
-    async def _end_unhandled(self, outcome: Outcome) -> None:
-        """What every file would fail with ends the watcher; a bug ends its file."""
-        taken: TakenFile = outcome.item.tag
-        if isinstance(outcome.error, STOPS_ALL):
-            raise outcome.error
-        if outcome.error is not None and taken.found.path in self._under_way:
-            self.progress.add_failed(taken.row, outcome.error, self._exit_code(outcome.error))
-            await self._publish(taken, {}, error=outcome.error)
+        await self._outcomes.put(outcome)
 
 
 def _batches(files: Sequence[FoundFile]) -> Iterator[Sequence[FoundFile]]:
     for begin in range(0, len(files), _CHECK_BATCH):
         yield files[begin : begin + _CHECK_BATCH]
-
-
-def _text_of(error: OSError | VodupError) -> str:
-    if isinstance(error, VodupError):
-        return error.message
-    return f"{error.strerror or error} ({error.filename})" if error.filename else str(error)
