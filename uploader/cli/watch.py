@@ -128,7 +128,9 @@ async def _opened(uploader: Uploader) -> AsyncIterator[Uploads]:
 @asynccontextmanager
 async def _queued(flags: WatchFlags) -> AsyncIterator[Uploads]:
     """The queue of the cluster; workers have the credentials."""
-    from uploader.cluster.database import conninfo_of, open_pool
+    from uploader.cluster.database import conninfo_of, open_pool, require_packages
+
+    require_packages()
     from uploader.cluster.feed import queued_uploads
     from uploader.cluster.jobs import Places
 

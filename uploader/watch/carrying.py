@@ -192,6 +192,7 @@ class Carrying:
         if is_changed:
             await self._abandon(taken)
         attempts = self.attempts.get(found.path, 0) + 1
+        retry_s: float | None = None
         if is_changed or (error.is_temporary and not self._options.is_once):
             retry_s = asyncio.get_running_loop().time() if is_changed else self._retry_s(found.path)
             await self._publish(taken, {}, retry_s=retry_s, error=error, is_final=False)
@@ -208,7 +209,8 @@ class Carrying:
         except (OSError, VodupError) as failure:
             problem = _text_of(failure)
         self._progress.add_failed(taken.row, error, self._exit_code(error))
-        retry_s = None if problem is None else self._retry_s(found.path)
+        if problem is not None:
+            retry_s = self._retry_s(found.path)
         await self._publish(
             taken, record, retry_s=retry_s, error=error, moved_to=moved_to, problem=problem
         )
