@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from uploader.events import EarlierVideoFound as EarlierVideoFound
     from uploader.events import Event as Event
     from uploader.events import HookFailed as HookFailed
+    from uploader.events import MediaAbandoned as MediaAbandoned
     from uploader.events import PartsAdopted as PartsAdopted
     from uploader.events import PartStored as PartStored
     from uploader.events import RequestRetried as RequestRetried
@@ -87,7 +88,9 @@ if TYPE_CHECKING:
     from uploader.protocol.grants import StsCredentials as StsCredentials
     from uploader.protocol.grants import UploadGrant as UploadGrant
     from uploader.protocol.grants import UploadTarget as UploadTarget
+    from uploader.protocol.media import MediaKind as MediaKind
     from uploader.protocol.media import PlayStream as PlayStream
+    from uploader.protocol.media import StoredMedia as StoredMedia
     from uploader.protocol.media import VideoInfo as VideoInfo
     from uploader.protocol.trust import TrustPolicy as TrustPolicy
     from uploader.protocol.vod import AccessKey as AccessKey
@@ -134,8 +137,8 @@ _HOMES = {
     "TransportError UnsafePath UnsupportedState "
     "UntrustedCertificate UntrustedEndpoint UnverifiedCompletion UploadLocked UploadTargetChanged "
     "VideoError VideoGone VodupError",
-    "events": "CredentialsRenewed EarlierVideoFound Event HookFailed PartStored PartsAdopted "
-    "RequestRetried UploadCancelled UploadFailed UploadFinished UploadProgress "
+    "events": "CredentialsRenewed EarlierVideoFound Event HookFailed MediaAbandoned PartStored "
+    "PartsAdopted RequestRetried UploadCancelled UploadFailed UploadFinished UploadProgress "
     "UploadRestarted UploadResult UploadStarted",
     "hooks": "EndedUpload Hooks PlannedVideo command_hooks installed_hooks",
     "batch": "Outcome UploadItem",
@@ -145,7 +148,7 @@ _HOMES = {
     "pace": "Bandwidth parse_bandwidth",
     "protocol.decode": "decode_answer decode_grant encode_answer",
     "protocol.grants": "StsCredentials UploadGrant UploadTarget",
-    "protocol.media": "PlayStream VideoInfo",
+    "protocol.media": "MediaKind PlayStream StoredMedia VideoInfo",
     "protocol.trust": "TrustPolicy",
     "protocol.vod": "AccessKey VideoMeta",
     "session": "RetryPolicy",

@@ -9,7 +9,7 @@ import os
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from uploader.errors import ConfigurationError, VodupError, require_type
 from uploader.events import UploadResult
@@ -21,6 +21,9 @@ from uploader.tasks import beside, cancel_count, one_error
 from uploader.threads import DISKS
 from uploader.unexpected import unexpected
 from uploader.upload.request import OnSourceChange
+
+if TYPE_CHECKING:
+    from uploader.protocol.media import MediaKind
 
 DEFAULT_FILES: Final = 32
 """Small files are bound by round trips: as many at once as there are connections."""
@@ -45,6 +48,8 @@ class UploadItem:
     Attributes:
         on_source_change: if the upload is finished and its source has changed since: "fail",
             upload it into a "new-video", or "overwrite" the content of its video.
+        media: store the source as an image or attached media, not as a video; the result's
+            `video_id` is its id.
         size: bytes, if the caller knows them. Large files start first; nothing else depends
             on it.
         priority: higher ones start first; those above 0 that are not large need not wait until
@@ -59,6 +64,7 @@ class UploadItem:
     key: str | None = None
     overwrite: bool = False
     on_source_change: OnSourceChange = "fail"
+    media: MediaKind | None = None
     size: int | None = None
     priority: int = 0
     tag: Any = None

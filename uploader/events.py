@@ -138,6 +138,18 @@ class UploadRestarted(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MediaAbandoned(Event):
+    """An image or attached media was not stored and cannot be continued: another one is created.
+
+    `media_id`: it stays at VOD; None where the run that created it has not recorded it.
+    """
+
+    type: ClassVar[str] = "media.abandoned"
+    media_id: str | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UploadProgress(Event):
     """`done_bytes` of `size` are at OSS or on the way there.
 

@@ -14,7 +14,14 @@ from uploader.credentials.caller import CallerSigner
 from uploader.errors import ConfigurationError, NotPlayable, VideoGone, VodupError
 from uploader.protocol import media
 from uploader.protocol.failures import VOD
-from uploader.protocol.media import FAILED_STATUSES, MAX_VIDEO_IDS, PlayStream, VideoInfo
+from uploader.protocol.media import (
+    FAILED_STATUSES,
+    MAX_VIDEO_IDS,
+    MediaKind,
+    PlayStream,
+    StoredMedia,
+    VideoInfo,
+)
 
 _GATHER_S: Final = 0.02
 _GRIDS_A_PAUSE: Final = 8
@@ -81,6 +88,14 @@ class VodLibrary:
                 continue
             found |= answered
         return found
+
+    async def media(self, kind: MediaKind, media_id: str) -> StoredMedia:
+        """Read an image or attached media: its URL, and whether VOD has the file."""
+        return await self._session.call(media.get_media(self._endpoint, kind, media_id))
+
+    async def set_cover(self, video_id: str, cover_url: str) -> None:
+        """Set the cover of a video."""
+        await self._session.call(media.set_cover(self._endpoint, video_id, cover_url))
 
     async def wait_until_playable(
         self,

@@ -47,6 +47,7 @@ from uploader.upload.request import (
     UploadRequest,
     default_key,
     known_video_id,
+    media_scope,
     recording_error,
 )
 
@@ -286,7 +287,7 @@ class Uploader:
             UnverifiedCompletion: OSS does not let us look.
         """
         opened = _source_of(source, self._options)
-        record = await _find(self.state, key or await self._default_key(opened, None))
+        record = await _find(self.state, key or await self._default_key(opened, UploadRequest()))
         async with self._recorded_context(opened, record) as ctx:
             if isinstance(opened, HlsPackage):
                 return await compare_package(ctx, opened)
@@ -297,16 +298,19 @@ class Uploader:
     ) -> UploadResult:
         meta, video_id = item.meta or VideoMeta(), known_video_id(item.video_id, item.grant)
         request = UploadRequest(
-            meta, video_id, item.grant, item.overwrite, item.on_source_change, resumed
+            meta,
+            video_id,
+            item.grant,
+            item.overwrite,
+            item.on_source_change,
+            resumed,
+            item.media,
         )
         opened = _source_of(item.source, self._options)
         progress = self._progress(opened, item.key, request, *listeners)
         try:
             async with self._context(opened, request, progress) as ctx:
-                if isinstance(opened, HlsPackage):
-                    result = await upload_package(ctx, opened)
-                else:
-                    result = await upload_video(ctx)
+                result = await _stored(ctx)
         except VodupError as error:
             await _notify(self._options.hooks, self.notifications, opened, progress, error)
             raise
@@ -336,7 +340,7 @@ class Uploader:
         with progress.reporting_failure():
             async with source:
                 if not progress.key:
-                    progress.key = await self._default_key(source, request.video_id)
+                    progress.key = await self._default_key(source, request)
                 async with self.state.claim(progress.key) as journal:
                     ctx = UploadContext(
                         key=progress.key,
@@ -353,11 +357,22 @@ class Uploader:
                     async with recording_error(ctx):
                         yield ctx
 
-    async def _default_key(self, source: Source, video_id: str | None) -> str:
-        if video_id is not None:
+    async def _default_key(self, source: Source, request: UploadRequest) -> str:
+        if (video_id := request.video_id) is not None:
             record = await self.state.find(video_id=video_id)
             return record.key if record else f"video-{video_id}"
-        return default_key(self.scope, source.identity)
+        scope = self.scope if request.media is None else media_scope(self.scope, request.media)
+        return default_key(scope, source.identity)
+
+
+async def _stored(ctx: UploadContext) -> UploadResult:
+    if (kind := ctx.request.media) is not None:
+        from uploader.upload.media import upload_media  # few uploads need it
+
+        return await upload_media(ctx, kind)
+    if isinstance(ctx.source, HlsPackage):
+        return await upload_package(ctx, ctx.source)
+    return await upload_video(ctx)
 
 
 async def _find(state: StateStore, key: str) -> UploadRecord:

@@ -10,7 +10,8 @@ from alibabacloud_vod20170321 import models as m
 
 from uploader.errors import ServiceError, TransportError
 from uploader.protocol import media
-from uploader.protocol.media import PlayStream, VideoInfo
+from uploader.protocol.media import MediaKind, PlayStream, VideoInfo
+from uploader.protocol.vod import VideoMeta
 from uploader.protocol.wire import Operation, Response
 
 ENDPOINT = "https://vod.cn-shanghai.aliyuncs.com"
@@ -82,3 +83,74 @@ def test_a_refusal_and_a_broken_answer_are_errors() -> None:
 )  # fmt: skip
 def test_numbers_come_in_many_forms(found: object, value: int | None) -> None:
     assert media.whole({"Size": found}, "Size") == value
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "sent"),
+    [
+        (
+            "image",
+            "a.PNG",
+            m.CreateUploadImageRequest(
+                image_type="default", image_ext="png", original_file_name="a.PNG", title="t",
+                tags="x,y", cate_id=5, description="d", storage_location="b", user_data="{}",
+                app_id="app-1",
+            ),
+        ),
+        (
+            "attached:subtitle",
+            "a.zh.srt",
+            m.CreateUploadAttachedMediaRequest(
+                business_type="subtitle", media_ext="srt", file_name="a.zh.srt", title="t",
+                tags="x,y", cate_ids="5", description="d", storage_location="b", user_data="{}",
+                app_id="app-1", file_size="9",
+            ),
+        ),
+    ],
+)  # fmt: skip
+def test_media_are_created_with_the_official_clients_parameters(
+    kind: str,
+    name: str,
+    sent: Any,  # noqa: ANN401
+) -> None:
+    meta = VideoMeta(
+        title="t", tags=("x", "y"), cate_id=5, description="d", storage_location="b",
+        user_data="{}", app_id="app-1",
+    )  # fmt: skip
+    operation = media.create_upload_media(
+        ENDPOINT, MediaKind(kind), meta, file_name=name, file_size=9
+    )
+    expected = {k: str(v) for k, v in sent.to_map().items()}
+    params = operation.request.params
+    fixed = {"Action", "Version", "Format"}
+    assert {k: v for k, v in params.items() if k not in fixed} == expected
+    assert f"CreateUpload{'Image' if kind == 'image' else 'AttachedMedia'}" == params["Action"]
+
+
+def test_a_title_is_cut_to_the_bytes_that_vod_takes() -> None:
+    meta = VideoMeta(title="字" * 60)
+    operation = media.create_upload_media(
+        ENDPOINT, MediaKind("image"), meta, file_name="a.png", file_size=1
+    )
+    assert operation.request.params["Title"] == "字" * 42
+
+
+def test_where_media_are_is_read() -> None:
+    image, attached = MediaKind("image:cover"), MediaKind("attached:material")
+    operation = media.get_media(ENDPOINT, image, "i1")
+    assert operation.request.params["ImageId"] == m.GetImageInfoRequest(image_id="i1").image_id
+    fields = {"ImageInfo": {"URL": "https://c/a.png", "Status": "Normal"}}
+    assert parsed(operation, fields).url == "https://c/a.png"
+    operation = media.get_media(ENDPOINT, attached, "m1")
+    assert operation.request.params["MediaIds"] == "m1"
+    entry = {"URL": "https://c/a.zip", "Status": "Uploading"}
+    assert parsed(operation, {"AttachedMediaList": [entry]}).status == "Uploading"
+    with pytest.raises(TransportError, match="no URL"):
+        parsed(operation, {"AttachedMediaList": [], "NonExistMediaIds": ["m1"]})
+
+
+def test_a_cover_is_set_with_the_video_id_alone() -> None:
+    operation = media.set_cover(ENDPOINT, "v1", "https://c/a.png")
+    sent = m.UpdateVideoInfoRequest(video_id="v1", cover_url="https://c/a.png").to_map()
+    assert sent.items() <= operation.request.params.items()
+    assert parsed(operation, {"RequestId": "R"}) is None

@@ -67,6 +67,19 @@ class PushFlags(WaitFlags, VideoFlags, StreamFlags, TransferFlags, ConnectionFla
         "NAME", "File name for VOD, with a video extension. [default: the file name of PATH]"
     )
     reference_id: str | None = option("ID", "ID of your own for the video, unique in the account.")
+    as_: str | None = option(
+        "KIND",
+        "Upload the files not as videos, but as image (image:default, image:cover) or as "
+        "attached:subtitle, attached:watermark or attached:material.",
+    )
+    cover: str | None = option(
+        "FILE", "Upload this image as well, and set it as the video's cover."
+    )
+    subtitle: tuple[str, ...] = option(
+        "LANGUAGE=FILE",
+        "Upload this subtitle, too, and print its id and URL; nothing ties it to the video.",
+        default=(),
+    )
 
 
 @group

@@ -205,12 +205,12 @@ def parameters_of(flags: type[Any]) -> Iterator[click.Parameter]:
         for name, declaration in vars(owner).get("_own_flags", {}).items():
             if name not in names:
                 names.add(name)
-                yield declaration.declare(name, flag_of(name), f"VODUP_{name.upper()}")
+                yield declaration.declare(name, flag_of(name), f"VODUP_{name.rstrip('_').upper()}")
 
 
 def flag_of(name: str) -> str:
-    """Return the flag of a field: `part_size` is `--part-size`."""
-    return f"--{name.replace('_', '-')}"
+    """Return the flag of a field: `part_size` is `--part-size`, and `as_` is `--as`."""
+    return f"--{name.rstrip('_').replace('_', '-')}"
 
 
 class BareOption(click.Option):

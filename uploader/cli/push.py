@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from uploader import Uploader, UploadGrant, UploadItem, UploadRecord, VideoMeta, decode_answer
 from uploader.cli import run, settings
@@ -26,11 +27,14 @@ from uploader.cli.sources import (
     source_of,
 )
 from uploader.errors import ConfigurationError, VodupError
-from uploader.events import Event, Listener
+from uploader.events import Event, Listener, UploadResult
 from uploader.state import Phase
 from uploader.tasks import beside, one_error
 from uploader.tracker import Tracker
 from uploader.unexpected import unexpected
+
+if TYPE_CHECKING:
+    from uploader.protocol.media import MediaKind, StoredMedia
 
 _FILES_AT_ONCE: Final = 4
 
@@ -56,21 +60,23 @@ def push(flags: PushFlags) -> int:
             flags, options, has_grant=grant is not None, on_event=on_event
         ), find
 
+    noun = flags.as_ or "video"
     files = [
-        PushedFile(shown_name(name), label_of(name, flags), size=size_of(name, flags))
+        PushedFile(shown_name(name), label_of(name, flags), size=size_of(name, flags), noun=noun)
         for name in names
     ]
     with settings.serve_metrics(flags.metrics_port) as on_event:
         is_kept = flags.state != "memory"
-        return _Push(flags, files, is_kept=is_kept, wait_s=flags.wait).run(
-            partial(prepare, on_event)
+        pushed = _Push(
+            flags, files, is_kept=is_kept, wait_s=flags.wait, attachments=Attachments.of(flags)
         )
+        return pushed.run(partial(prepare, on_event))
 
 
 def _items_of(
     names: Sequence[str], files: Sequence[PushedFile], flags: PushFlags, grant: UploadGrant | None
 ) -> list[UploadItem]:
-    meta = settings.make_meta(flags)
+    meta, kind = settings.make_meta(flags), _kind_of(flags.as_)
     has_video = flags.video_id is not None or grant is not None
     return [
         UploadItem(
@@ -82,15 +88,31 @@ def _items_of(
             key=flags.key,
             overwrite=flags.overwrite,
             on_source_change=flags.changed,
+            media=kind,
         )
         for name, file in zip(names, files, strict=True)
     ]
 
 
+def _kind_of(name: str | None) -> MediaKind | None:
+    if not name:
+        return None
+    from uploader.protocol.media import MediaKind  # few uploads need it
+
+    return MediaKind(name)
+
+
 def _require_sense(names: Sequence[str], flags: PushFlags) -> None:
-    """Refuse flags that do not go together with the number of files."""
-    single = ("title", "file_name", "reference_id", "key", "video_id", "grant")
-    given = [flag_of(name) for name in single if getattr(flags, name) is not None]
+    """Refuse flags that do not go together, or not with the number of files."""
+    single = "title file_name reference_id key video_id grant cover subtitle".split()
+    given = [flag_of(name) for name in single if getattr(flags, name) not in (None, ())]
+    of_video = [flag for flag in given if flag not in {"--title", "--key", "--file-name"}]
+    of_video += ["--wait"] * (flags.wait is not None)
+    if flags.as_ is not None and of_video:
+        raise ConfigurationError(
+            f"{of_video[0]} is for videos, and --as {flags.as_} uploads none.",
+            next_step=f"Leave out --as or {of_video[0]}.",
+        )
     if len(names) > 1 and given:
         raise ConfigurationError(
             f"{given[0]} can only be used with a single file ({len(names)} given).",
@@ -146,18 +168,62 @@ async def _named(uploader: Uploader, names: Sequence[str]) -> list[UploadRecord]
 
 
 def _recorded_item(record: UploadRecord, flags: UrlFlags) -> UploadItem:
+    kind = record.scope.partition(" ")[2]  # of an image or attached media: `media_scope`
     return UploadItem(
-        tag=PushedFile(record.source, record.source),
+        tag=PushedFile(record.source, record.source, noun=kind or "video"),
+        media=_kind_of(kind),
         source=recorded_source(record, flags),
         # What the first run was to send with CreateUploadVideo, if no video was created yet.
         meta=VideoMeta.from_text(record.meta or "{}"),
-        video_id=record.video_id,
+        video_id=None if kind else record.video_id,
         key=record.key,
         overwrite=record.is_overwrite,
     )
 
 
 AllFlags = PushFlags | ResumeFlags
+
+
+@dataclass(frozen=True, slots=True)
+class Attachments:
+    """The cover and the subtitles of a video: language and path."""
+
+    cover: str | None = None
+    subtitles: tuple[tuple[str, str], ...] = ()
+    storage_location: str | None = None
+
+    @classmethod
+    def of(cls, flags: PushFlags) -> Attachments:
+        """Read the flags.
+
+        Raises:
+            ConfigurationError: a subtitle names no language or no file.
+        """
+        subtitles = [text.partition("=")[::2] for text in flags.subtitle]
+        if not all(language and path for language, path in subtitles):
+            raise ConfigurationError(
+                "--subtitle needs a language and a file, such as zh=movie.zh.srt.",
+                next_step="Correct --subtitle (or VODUP_SUBTITLE), then run again.",
+            )
+        return cls(flags.cover, tuple(subtitles), flags.storage_location)
+
+    async def upload(
+        self, uploader: Uploader, video_id: str
+    ) -> AsyncIterator[tuple[str, StoredMedia]]:
+        """Upload all of them; yields the path of each, and where it is."""
+        if not (self.cover or self.subtitles):
+            return
+        from uploader.companions import upload_cover, upload_subtitle
+
+        place = self.storage_location
+        if self.cover:
+            stored = await upload_cover(uploader, self.cover, video_id, storage_location=place)
+            yield self.cover, stored
+        for language, path in self.subtitles:
+            stored = await upload_subtitle(
+                uploader, path, language=language, storage_location=place
+            )
+            yield path, stored
 
 
 class _Push:
@@ -170,12 +236,14 @@ class _Push:
         *,
         is_kept: bool = True,
         wait_s: float | None = None,
+        attachments: Attachments | None = None,
     ) -> None:
         """`is_kept`: whether the state outlives this process. `wait_s`: for videos to play."""
         self._view = make_push_view(flags, settings.issuer_of(flags))
         self._files = list(files)
         self._tracker = Tracker()
         self._is_kept, self._wait_s = is_kept, wait_s
+        self._attachments = attachments or Attachments()
 
     def run(self, prepare: Callable[[], tuple[Uploader, Finder]]) -> int:
         """Upload everything; the end of every file is printed, whatever happens."""
@@ -227,23 +295,31 @@ class _Push:
             return self._fail(file, unexpected(error))
         file.size, file.is_stored = result.size, True
         self._view.finished(file, result)
-        if self._wait_s is None or await self._plays(uploader, file, result.video_id):
-            file.code = run.HOOK_FAILED if result.hook_failures else run.DONE
-        return file.code or run.DONE
-
-    async def _plays(self, uploader: Uploader, file: PushedFile, video_id: str) -> bool:
-        """Wait until the video of a stored file plays; False once its failure is printed."""
         try:
+            await self._follow_up(uploader, item, file, result)
+        except VodupError as error:
+            return self._fail(file, error)
+        file.code = run.HOOK_FAILED if result.hook_failures else run.DONE
+        return file.code
+
+    async def _follow_up(
+        self, uploader: Uploader, item: UploadItem, file: PushedFile, result: UploadResult
+    ) -> None:
+        """Do what the flags ask for once a file is verified."""
+        if item.media is not None:
+            from uploader.companions import located
+
+            self._view.media(file, await located(uploader, item.media, result))
+            return
+        async for source, media in self._attachments.upload(uploader, result.video_id):
+            self._view.media(replace(file, source=source, label=source), media)
+        if self._wait_s is not None:
             playable = await uploader.wait_until_playable(
-                video_id,
+                result.video_id,
                 timeout_s=self._wait_s,
                 on_status=lambda info: self._view.status(file, info),
             )
-        except VodupError as error:
-            self._fail(file, error)
-            return False
-        self._view.playable(file, playable)
-        return True
+            self._view.playable(file, playable)
 
     def _fail(self, file: PushedFile, error: VodupError) -> int:
         file.code = run.exit_code(error)

@@ -20,7 +20,7 @@ from uploader.tasks import beside
 from uploader.tracker import TrackedUpload, Tracker
 
 if TYPE_CHECKING:
-    from uploader import PlayableVideo, VideoInfo
+    from uploader import PlayableVideo, StoredMedia, VideoInfo
 
 _JSON_INTERVAL_S: Final = 1.0
 
@@ -35,6 +35,7 @@ class PushedFile:
         upload: once it has started.
         code: its exit code, once it has ended.
         size: of the file, if it is known before the upload starts; then of the object.
+        noun: what becomes of it.
         is_stored: whether it is verified; its video may be waited for.
     """
 
@@ -43,6 +44,7 @@ class PushedFile:
     upload: TrackedUpload | None = None
     code: int | None = None
     size: int = 0
+    noun: str = "video"
     is_stored: bool = False
 
     def update(self, event: events.Event, tracker: Tracker) -> None:
@@ -85,7 +87,9 @@ def success(
 ) -> str:
     """What an upload came to, in one line of a terminal if it is one of several."""
     if result.is_earlier_result:
-        return f"{file.label} is already uploaded as video {result.video_id}; nothing to send."
+        return (
+            f"{file.label} is already uploaded as {file.noun} {result.video_id}; nothing to send."
+        )
     facts = [units.size(result.size)]
     if result.sent_bytes:
         facts[0] += f" in {units.duration(result.seconds)}"
@@ -105,12 +109,12 @@ def success(
         facts.append(f"credentials renewed {units.count(result.renewal_count, 'time')}")
     if result.retry_count:
         facts.append(f"{units.count(result.retry_count, 'request')} retried")
-    return f"Uploaded {file.label} → video {result.video_id} ({'; '.join(facts)})."
+    return f"Uploaded {file.label} → {file.noun} {result.video_id} ({'; '.join(facts)})."
 
 
 def beginning(file: PushedFile, event: events.UploadStarted) -> str:
     """How an upload starts."""
-    video = f"video {event.video_id}"
+    video = f"{file.noun} {event.video_id}"
     if not event.size:
         stored = "size unknown"
         if event.is_resumed:
@@ -132,6 +136,13 @@ def incident(file: PushedFile, event: events.Event) -> str | None:
             return beginning(file, event)
         case events.UploadRestarted():
             return f"{file.label}: {event.reason}; uploading all parts again, to the same video."
+        case events.MediaAbandoned():
+            left = (
+                f"{file.noun} {event.media_id} stays at VOD"
+                if event.media_id
+                else ("what that run created stays at VOD under an unknown id")
+            )
+            return f"{file.label}: {event.reason}; creating a new {file.noun} ({left})."
         case events.PartsAdopted():
             parts = units.count(event.part_count, "part")
             return f"{file.label}: OSS already has {parts} that were not recorded; verified."
@@ -159,6 +170,13 @@ _STATUSES: Final = {
     "Checking": "transcoded, and under review",
 }
 """A video that does not play yet ("VOD: Video status")."""
+
+
+def _failure_type(file: PushedFile, error: str) -> str:
+    """What a stored file failed with is about its video, not about the upload."""
+    if not file.is_stored:
+        return events.UploadFailed.type
+    return "video.not_playable" if error == "NotPlayable" else "video.incomplete"
 
 
 def playing(file: PushedFile, video: PlayableVideo) -> list[str]:
@@ -235,6 +253,11 @@ class JsonView:
         """Print the result."""
         self._print(file, events.UploadFinished.type, **asdict(result))
 
+    def media(self, file: PushedFile, media: StoredMedia) -> None:
+        """Print where an image or attached media is."""
+        fields = asdict(media) | {"kind": str(media.kind)}
+        self._print(file, "media.stored", **fields)
+
     def status(self, file: PushedFile, info: VideoInfo) -> None:
         """Print what VOD does with a stored video."""
         self._print(file, "video.status", video_id=info.video_id, status=info.status)
@@ -262,7 +285,7 @@ class JsonView:
     ) -> None:
         self._print(
             file,
-            "video.not_playable" if file.is_stored else events.UploadFailed.type,
+            _failure_type(file, name),
             video_id=error.video_id or file.video_id,
             error=name,
             message=error.message,
@@ -330,6 +353,11 @@ class TextView:
         else:
             is_single = self._file_count == 1
             out(success(file, result, is_single=is_single, is_verbose=self._is_verbose))
+
+    def media(self, file: PushedFile, media: StoredMedia) -> None:
+        """Print where an image or attached media is."""
+        if not self._is_quiet:
+            out(f"{file.label}: {media.kind} {media.media_id} at {media.url}")
 
     def status(self, file: PushedFile, info: VideoInfo) -> None:
         """Print what VOD does with a stored video."""

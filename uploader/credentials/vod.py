@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from uploader.credentials.caller import CallerProvider, CallerSigner
 from uploader.credentials.contract import (
@@ -15,6 +15,8 @@ from uploader.credentials.contract import (
     of_video,
 )
 from uploader.errors import (
+    ConfigurationError,
+    CredentialsRejected,
     PermissionDenied,
     ServiceError,
     TransportError,
@@ -26,6 +28,9 @@ from uploader.protocol import vod
 from uploader.protocol.failures import VOD, is_outcome_known
 from uploader.protocol.grants import UploadGrant
 from uploader.protocol.vod import VideoFacts
+
+if TYPE_CHECKING:
+    from uploader.protocol.media import MediaKind
 
 _CREATE_ATTEMPTS: Final = 3
 
@@ -168,6 +173,45 @@ class _VodSource:
         operation = vod.refresh_upload_video(self._endpoint, video_id=video_id)
         return of_video(await self._session.call(operation), video_id)
 
+    async def create_media(self, kind: MediaKind, video: NewVideo) -> UploadGrant:
+        """Call CreateUploadImage or CreateUploadAttachedMedia."""
+        from uploader.protocol.media import create_upload_media  # few uploads need it
+
+        operation = create_upload_media(
+            self._endpoint, kind, video.meta, file_name=video.file_name, file_size=video.file_size
+        )
+        return await self._session.call(operation)
+
     async def facts(self, video_id: str) -> VideoFacts | None:
         """Call GetMezzanineInfo."""
         return await self._session.call(vod.get_mezzanine_info(self._endpoint, video_id))
+
+
+class MediaSource:
+    """A `GrantSource` for one image or attached media, whose credentials nothing renews."""
+
+    def __init__(self, grants: GrantSource | None, kind: MediaKind) -> None:
+        """Check what issues grants.
+
+        Raises:
+            ConfigurationError: it is not VOD itself.
+        """
+        if not isinstance(grants, _VodSource):
+            raise ConfigurationError(
+                "Images and attached media need calls to VOD with an AccessKey.",
+                next_step="Set ALIBABA_CLOUD_ACCESS_KEY_ID and ALIBABA_CLOUD_ACCESS_KEY_SECRET, "
+                "and leave out --auth-command, --auth-url and --service ims.",
+            )
+        self._grants, self._kind = grants, kind
+
+    async def create(self, video: NewVideo) -> UploadGrant:
+        """Create the media."""
+        return await self._grants.create_media(self._kind, video)
+
+    async def renew(self, video_id: str) -> UploadGrant:
+        """Raise: no operation does that."""
+        raise CredentialsRejected(f"No operation of VOD renews the credentials of {video_id}.")
+
+    async def facts(self, video_id: str) -> VideoFacts | None:
+        """Nothing reads it as a video."""
+        return None

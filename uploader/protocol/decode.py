@@ -121,6 +121,7 @@ def decode_answer(answer: str | bytes | Mapping[str, Any]) -> UploadGrant:
             raise InvalidGrant(f"The answer has no {name}.")
     video_id = _optional_text(fields, "VideoId", "the answer")
     video_id = video_id or _optional_text(fields, "MediaId", "the answer")
+    video_id = video_id or _optional_text(fields, "ImageId", "the answer")
     grant = decode_grant(fields["uploadaddress"], fields["uploadauth"], video_id=video_id)
     return replace(grant, request_id=_request_id(fields))
 

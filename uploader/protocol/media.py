@@ -1,4 +1,4 @@
-"""VOD's operations on what it holds: reading videos, and how they play (API version 2017-03-21).
+"""VOD's operations on what it holds: videos, and images and attached media (2017-03-21).
 
 Lists nest differently from operation to operation, and numbers come as numbers or as text ("VOD
 SDK: models"), so everything here reads both. What is unknown is ignored.
@@ -10,9 +10,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from uploader.errors import ConfigurationError
 from uploader.protocol.documents import MalformedDocument, clean_text, parse_json
-from uploader.protocol.vod import require_success, rpc_operation
+from uploader.protocol.grants import UploadGrant
+from uploader.protocol.vod import (
+    VideoMeta,
+    parse_grant,
+    require_success,
+    rpc_operation,
+    title_of,
+)
 from uploader.protocol.wire import Operation, Response, unusable
+
+_EXTENSIONS: Final[Mapping[str, frozenset[str]]] = {
+    "image:default": frozenset("png jpg jpeg gif heic webp".split()),
+    "image:cover": frozenset("png jpg jpeg gif heic webp".split()),
+    "attached:watermark": frozenset("png gif apng mov".split()),
+    "attached:subtitle": frozenset("srt ass stl ttml vtt".split()),
+    "attached:material": frozenset("jpg gif png mp4 mat zip apk".split()),
+}
+"""VOD API: CreateUploadImage, CreateUploadAttachedMedia."""
 
 MAX_VIDEO_IDS: Final = 20
 """Of one GetVideoInfos or DeleteVideo (VOD API)."""
@@ -23,6 +40,69 @@ FAILED_STATUSES: Final = frozenset({"TranscodeFail", "UploadFail", "Blocked", "P
 
 _MAX_ANSWER: Final = 1024 * 1024
 _MAX_URL: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class MediaKind:
+    """What a file is at VOD that is no video.
+
+    Attributes:
+        name: "image:default" (shown in VOD's console), "image:cover", "attached:subtitle",
+            "attached:watermark" or "attached:material"; "image" is "image:default".
+    """
+
+    name: str
+
+    def __post_init__(self) -> None:
+        """Check the name.
+
+        Raises:
+            ConfigurationError: there is no such kind.
+        """
+        if self.name == "image":
+            object.__setattr__(self, "name", "image:default")
+        if self.name not in _EXTENSIONS:
+            raise ConfigurationError(
+                f"{clean_text(self.name, 40)!r} is no kind of media.",
+                next_step=f"Write image, {', '.join(_EXTENSIONS)}.",
+            )
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def is_image(self) -> bool:
+        """Whether it is an image, with an ImageId; else attached media, with a MediaId."""
+        return self.name.startswith("image:")
+
+    def extension_of(self, file_name: str) -> str:
+        """Return the extension of a file, in lower case.
+
+        Raises:
+            ConfigurationError: VOD takes no such file as this kind.
+        """
+        extension = file_name.rpartition(".")[2].lower()
+        if "." in file_name and extension in _EXTENSIONS[self.name]:
+            return extension
+        raise ConfigurationError(
+            f"VOD takes no file like {clean_text(file_name, 80)} as {self.name}.",
+            next_step=f"Its extension must be {', '.join(sorted(_EXTENSIONS[self.name]))}.",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredMedia:
+    """An image or attached media at VOD (VOD API: GetImageInfo, GetAttachedMediaInfo).
+
+    Attributes:
+        url: of the CDN where the account has a domain, else of OSS.
+        status: "Uploading", "Normal" or "UploadFail".
+    """
+
+    media_id: str
+    kind: MediaKind
+    url: str
+    status: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +144,60 @@ class PlayStream:
     width: int | None = None
     height: int | None = None
     bitrate: float | None = None
+
+
+def create_upload_media(
+    endpoint: str, kind: MediaKind, meta: VideoMeta, *, file_name: str, file_size: int
+) -> Operation[UploadGrant]:
+    """Create an image or attached media and get its id, address and credentials.
+
+    No operation renews these. One whose answer is lost is created again: what the first one has
+    created stays without a file.
+    """
+    extension, title = kind.extension_of(file_name), meta.title or file_name
+    cate_id = None if meta.cate_id is None else str(meta.cate_id)
+    own: dict[str, str | None]
+    shared = {
+        "Title": title_of(title, max_bytes=128),
+        "Description": meta.description,
+        "Tags": ",".join(meta.tags),
+        "StorageLocation": meta.storage_location,
+        "UserData": meta.user_data,
+        "AppId": meta.app_id,
+    }
+    use = kind.name.partition(":")[2]
+    if kind.is_image:
+        own = {"ImageType": use, "ImageExt": extension, "OriginalFileName": file_name}
+        own["CateId"] = cate_id
+        return rpc_operation(endpoint, "CreateUploadImage", own | shared, parse_grant)
+    own = {"BusinessType": use, "MediaExt": extension, "FileName": file_name, "CateIds": cate_id}
+    own["FileSize"] = str(file_size)
+    return rpc_operation(endpoint, "CreateUploadAttachedMedia", own | shared, parse_grant)
+
+
+def get_media(endpoint: str, kind: MediaKind, media_id: str) -> Operation[StoredMedia]:
+    """Read an image or attached media."""
+    if kind.is_image:
+        action, params = "GetImageInfo", {"ImageId": media_id}
+    else:
+        action, params = "GetAttachedMediaInfo", {"MediaIds": media_id}
+
+    def parse(action: str, response: Response) -> StoredMedia:
+        fields = answer(action, response)
+        found = fields.get("ImageInfo") if kind.is_image else None
+        entry = next(iter(objects(fields, "AttachedMediaList")), found)
+        if not isinstance(entry, dict) or not text(entry, "URL", _MAX_URL):
+            raise unusable(action, "it names no URL")
+        url, status = text(entry, "URL", _MAX_URL), text(entry, "Status", 40)
+        return StoredMedia(media_id=media_id, kind=kind, url=url, status=status)
+
+    return rpc_operation(endpoint, action, params, parse)
+
+
+def set_cover(endpoint: str, video_id: str, cover_url: str) -> Operation[None]:
+    """Set the cover of a video (VOD API: UpdateVideoInfo)."""
+    params = {"VideoId": video_id, "CoverURL": cover_url}
+    return rpc_operation(endpoint, "UpdateVideoInfo", params, require_success)
 
 
 def get_video_infos(endpoint: str, video_ids: Sequence[str]) -> Operation[dict[str, VideoInfo]]:

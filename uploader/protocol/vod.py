@@ -158,14 +158,15 @@ def _boolean(value: bool | None) -> str | None:
     return None if value is None else str(value).lower()
 
 
-def title_of(file_name: str) -> str:
+def title_of(file_name: str, *, max_bytes: int = 512) -> str:
     """Return a title that VOD accepts, made of a file's name.
 
-    At most 128 characters; none of four UTF-8 bytes (emoji), no control characters (VOD
-    API: CreateUploadVideo, IllegalCharacters).
+    At most 128 characters, and `max_bytes` of UTF-8; none of four UTF-8 bytes (emoji), no
+    control characters (VOD API: CreateUploadVideo, IllegalCharacters).
     """
     kept = "".join(char for char in file_name if " " <= char <= "\uffff" and char != "\x7f")
-    return kept.strip()[: _MAX_LENGTHS["title"]] or "video"
+    cut = kept.strip()[: _MAX_LENGTHS["title"]].encode(errors="ignore")[:max_bytes]
+    return cut.decode(errors="ignore") or "video"
 
 
 def refresh_upload_video(

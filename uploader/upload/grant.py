@@ -189,7 +189,7 @@ async def live_grant(ctx: UploadContext, grant: UploadGrant | None) -> LiveGrant
     target = recorded_target(ctx)
     return LiveGrant(
         target,
-        renew if ctx.grants else None,
+        renew if ctx.grants and ctx.request.media is None else None,
         clock=ctx.network.clock,
         dialect=await ctx.network.dialect_for(target),
         grant=grant,

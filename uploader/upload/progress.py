@@ -17,6 +17,7 @@ from uploader.events import (
     Event,
     HookFailed,
     Listener,
+    MediaAbandoned,
     PartStored,
     RequestRetried,
     UploadCancelled,
@@ -210,7 +211,7 @@ def _level_of(event: Event) -> int:
     match event:
         case UploadFailed() | RequestRetried() | UploadRestarted() | HookFailed():
             return logging.WARNING
-        case EarlierVideoFound():
+        case EarlierVideoFound() | MediaAbandoned():
             return logging.WARNING
         case PartStored():  # a large file has thousands
             return logging.DEBUG

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from uploader.credentials import GrantSource, Network
 from uploader.errors import (
@@ -26,6 +26,9 @@ from uploader.protocol.vod import VideoMeta, is_unsendable
 from uploader.sources import Fingerprint, Source
 from uploader.state import Journal, StateStore, UploadRecord
 from uploader.upload.progress import Progress
+
+if TYPE_CHECKING:
+    from uploader.protocol.media import MediaKind
 
 OnSourceChange = Literal["fail", "new-video", "overwrite"]
 """What becomes of a finished upload whose source has changed since."""
@@ -48,6 +51,7 @@ class UploadRequest:
         overwrite: whether a finished video may be replaced.
         on_source_change: if the upload is finished and its source has changed since: fail,
             upload it into a new video, or replace the content of its video.
+        media: store the source as an image or attached media, not as a video.
         resumed: requests to OSS begin only while this is set; None: it is never paused.
     """
 
@@ -57,6 +61,7 @@ class UploadRequest:
     overwrite: bool = False
     on_source_change: OnSourceChange = "fail"
     resumed: asyncio.Event | None = None
+    media: MediaKind | None = None
 
 
 def known_video_id(video_id: str | None, grant: UploadGrant | None) -> str | None:
@@ -172,6 +177,11 @@ def _host_identity() -> str:
     except (OSError, ValueError):
         found = ""
     return found or socket.gethostname()
+
+
+def media_scope(scope: str, kind: MediaKind) -> str:
+    """The scope of media: a file that is uploaded as a video as well is another upload."""
+    return f"{scope} {kind}"
 
 
 def default_key(scope: str, identity: str) -> str:
