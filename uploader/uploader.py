@@ -296,16 +296,7 @@ class Uploader:
     async def _upload(
         self, item: UploadItem, *listeners: Listener | None, resumed: asyncio.Event | None = None
     ) -> UploadResult:
-        meta, video_id = item.meta or VideoMeta(), known_video_id(item.video_id, item.grant)
-        request = UploadRequest(
-            meta,
-            video_id,
-            item.grant,
-            item.overwrite,
-            item.on_source_change,
-            resumed,
-            item.media,
-        )
+        request = _request_of(item, resumed)
         opened = _source_of(item.source, self._options)
         progress = self._progress(opened, item.key, request, *listeners)
         try:
@@ -363,6 +354,18 @@ class Uploader:
             return record.key if record else f"video-{video_id}"
         scope = self.scope if request.media is None else media_scope(self.scope, request.media)
         return default_key(scope, source.identity)
+
+
+def _request_of(item: UploadItem, resumed: asyncio.Event | None) -> UploadRequest:
+    return UploadRequest(
+        item.meta or VideoMeta(),
+        known_video_id(item.video_id, item.grant),
+        item.grant,
+        item.overwrite,
+        item.on_source_change,
+        resumed,
+        item.media,
+    )
 
 
 async def _stored(ctx: UploadContext) -> UploadResult:
