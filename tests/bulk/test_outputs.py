@@ -89,6 +89,17 @@ def test_an_output_of_another_kind_is_refused(batch: Quick, flag: str) -> None:
     assert contents(batch.folder) == before
 
 
+@pytest.mark.parametrize("flag", FLAGS)
+@pytest.mark.parametrize("suffix", ["", "-wal", "-shm", "-journal"])
+def test_no_output_takes_the_place_of_the_state(batch: Quick, flag: str, suffix: str) -> None:
+    """SQLite's files come and go: one that is not there yet would be replaced as it is used."""
+    ended = batch.run("ingest", "m.csv", "--state", "new.db", flag, f"folder/../new.db{suffix}")
+
+    assert ended.code == 2
+    assert "is a file of the state" in ended.err
+    assert not (batch.folder / f"new.db{suffix}").exists()
+
+
 @pytest.mark.parametrize("second", ["out", "./out", "folder/../out", "there/out"])
 def test_two_outputs_are_two_files(batch: Quick, server: DevServer, second: str) -> None:
     (batch.folder / "there").symlink_to(".")

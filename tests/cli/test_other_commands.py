@@ -187,8 +187,10 @@ def test_doctor_names_a_wrong_key_and_a_dead_endpoint(cli: Cli) -> None:
 
 
 def test_devserver_prints_one_line_and_ends_quietly(cli: Cli) -> None:
-    words = ["devserver", "--bandwidth=25M", "--credential-ttl=5"]
-    with subprocess.Popen([*VODUP, *words], stdout=subprocess.PIPE, text=True) as process:
+    words = ["devserver", "--bandwidth=25M", "--credential-ttl=5", "--data=--"]
+    with subprocess.Popen(
+        [*VODUP, *words], cwd=cli.folder, stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         ready = json.loads(process.stdout.readline())
         process.send_signal(signal.SIGTERM)

@@ -110,6 +110,8 @@ def test_attempts_are_counted_by_operation_object_and_part(server: DevServer, os
 def test_unknown_actions_and_fields_are_refused() -> None:
     with pytest.raises(ValueError, match="unknown fault action"):
         Fault(action="explode")
+    with pytest.raises(ValueError, match="unusable fault field: 'x' is none of"):
+        FaultScript([{"action": "reset", "part": "x"}])
     with pytest.raises(ValueError, match="unknown fault field"):
         FaultScript([{"action": "hang", "when": "now"}])
 

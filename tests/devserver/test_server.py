@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import json
+import os
 import signal
 import socket
 import ssl
@@ -25,6 +26,7 @@ from fastcrc import crc64
 import uploader.devserver
 from uploader import AccessKey, TrustPolicy, Uploader, VodProvider
 from uploader.devserver import DevServer, DevServerOptions, Fault, ThreadedDevServer
+from uploader.devserver.__main__ import main
 
 from .clients import PART, Oss, Reply, Vod, etag, send, start_upload
 
@@ -255,6 +257,44 @@ def test_the_command_reads_faults_and_further_options(tmp_path: Path) -> None:
     with command("--faults", str(script), "--options", options) as (_, ready):
         assert _get(ready["vod_endpoint"], "options")["duplicate_reference"] == "same_video"
         assert _get(ready["vod_endpoint"], "stats")["faults_consumed"] == {"html": 0}
+
+
+@pytest.mark.parametrize(
+    ("further", "words"),
+    [
+        ("[]", "no JSON object"),
+        ('{"data_dir": 3}', "3 is none of"),
+        ('{"credential_ttl_s": NaN}', "nan is not float"),
+        ('{"tls": "x"}', "'x' is not bool"),
+        ('{"forbid_overwrite": "maybe"}', "'maybe' is not"),
+        ('{"cors": [{"x": 1}]}', "cors: "),
+        ('{"host": ""}', "every address of this machine"),
+        ('{"port": 70000}', "port must be 0-65535"),
+    ],
+)
+def test_odd_options_are_named(
+    further: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--options", further]) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script", ["null", "{}", "[7]", '[{"action": ["reset"]}]', "[{}]"])
+def test_odd_faults_are_named(
+    tmp_path: Path, script: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "faults.json").write_text(script)
+    assert main(["--faults", str(tmp_path / "faults.json")]) == 2
+    assert "fault" in capsys.readouterr().err
+
+
+def test_only_a_pipe_ends_the_command_with_its_parent(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Path(os.devnull).open() as nothing:
+        monkeypatch.setattr("uploader.devserver.__main__.STDIN", nothing.fileno())
+        assert main(["--until-stdin-ends"]) == 2
+    assert "needs a pipe" in capsys.readouterr().err
 
 
 def test_the_command_names_a_wrong_option() -> None:

@@ -15,6 +15,8 @@ from typing import IO, Final
 from uploader.errors import ConfigurationError
 from uploader.private_files import open_regular_file, remove_drafts
 from uploader.protocol.vod import refuses_name
+from uploader.state.files import companions
+from uploader.state.locations import SqliteFile, locate
 
 from .ledger import is_failures, is_ledger
 from .report import is_report
@@ -28,7 +30,7 @@ _KINDS: Final[dict[str, tuple[Callable[[IO[bytes]], bool], str]]] = {
 
 
 def require_outputs(
-    paths: Mapping[str, str | None], *, inputs: Iterable[str]
+    paths: Mapping[str, str | None], *, inputs: Iterable[str], state: str | None
 ) -> frozenset[FileIdentity]:
     """Check every output, remove the drafts of killed runs, and return what no row may be.
 
@@ -38,7 +40,8 @@ def require_outputs(
     Raises:
         ConfigurationError: an output must not be written.
     """
-    used = {_identity_of(path): f"a manifest of this batch ({path})" for path in inputs}
+    used = {_identity_of(path): "a file of the state" for path in _files_of(state)}
+    used |= {_identity_of(path): f"a manifest of this batch ({path})" for path in inputs}
     outputs = {flag: path for flag, path in paths.items() if path is not None}
     if "--report" in outputs and "--failed" in outputs:
         used.pop(_identity_of(outputs["--failed"]), None)  # what it holds is checked below
@@ -51,6 +54,17 @@ def require_outputs(
         remove_drafts(Path(os.path.abspath(path)))
     real_paths = map(os.path.realpath, outputs.values())
     return frozenset(map(_identity_of, outputs.values())).union(real_paths)
+
+
+def _files_of(state: str | None) -> list[str]:
+    """The SQLite file of `--state`, and what SQLite may have beside it."""
+    if state == "memory":
+        return []
+    try:
+        place = locate(state or None)
+    except ConfigurationError:  # reported when the state is opened, if it is
+        return []
+    return companions(place.path) if isinstance(place, SqliteFile) else []
 
 
 def _identity_of(path: str) -> FileIdentity:

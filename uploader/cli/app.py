@@ -16,7 +16,6 @@ from uploader.cli.flags import DevserverFlags, VersionFlags
 from uploader.cli.options import (
     Argument,
     config_path,
-    flag_of,
     group,
     parameters_of,
     with_bare_values,
@@ -125,16 +124,9 @@ def _use_profile(ctx: click.Context, parameter: click.Parameter, name: str | Non
 
 def devserver(flags: DevserverFlags) -> int:
     """Run the development server until stopped."""
-    from uploader.devserver.__main__ import main
+    from uploader.devserver.__main__ import run_server
 
-    given = {flag_of(name): value for name, value in vars(flags).items()}
-    return main(
-        [
-            flag if value is True else f"{flag}={value}"
-            for flag, value in given.items()
-            if value is not None and value is not False
-        ]
-    )
+    return run_server(**vars(flags))
 
 
 def version(flags: VersionFlags) -> int:

@@ -97,7 +97,7 @@ def enqueue(flags: EnqueueFlags) -> int:
 
     streams = make_streams(flags)
     paths = {"--report": flags.report, "--failed": flags.failed}
-    outputs = require_outputs(paths, inputs=[stream.name for stream in streams])
+    outputs = require_outputs(paths, inputs=[stream.name for stream in streams], state=flags.state)
     rules = make_rules(flags, flags, outputs)
     places = Places(flags.node or gethostname(), flags.shared)
     placed = PlacedRules(**{f.name: getattr(rules, f.name) for f in fields(rules)}, places=places)
@@ -162,7 +162,7 @@ def _print_counts(counts: EnqueueCounts, flags: OutputFlags) -> None:
 def results(flags: ResultsFlags) -> int:
     """Write the ledger of what is queued, and return the exit code."""
     paths = {"--report": flags.report, "--failed": flags.failed}
-    require_outputs(paths, inputs=flags.manifests)
+    require_outputs(paths, inputs=flags.manifests, state=flags.state)
     with place_of(flags) as url:
         names = [os.path.abspath(path) for path in flags.manifests] or None
         return run.run_async(_written(url, names, flags))

@@ -31,7 +31,7 @@ def ingest(flags: IngestFlags) -> int:
     """Upload the batch and return the exit code."""
     streams = make_streams(flags)
     paths = {"--report": flags.report, "--failed": flags.failed, "--html": flags.html}
-    outputs = require_outputs(paths, inputs=[stream.name for stream in streams])
+    outputs = require_outputs(paths, inputs=[stream.name for stream in streams], state=flags.state)
     options = replace(settings.make_options(flags), vod_calls_per_s=float(flags.api_rate))
     view = make_batch_view(flags)
     rules = make_rules(flags, flags, outputs)

@@ -18,7 +18,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from uploader import Uploader
-from uploader.bulk.outputs import require_output
+from uploader.bulk.outputs import require_outputs
 from uploader.bulk.rows import MAX_PRIORITY, shown_record
 from uploader.cli import run, settings
 from uploader.cli.batch_views import total_of
@@ -49,7 +49,7 @@ def watch(flags: WatchFlags) -> int:
     options = replace(settings.make_options(flags), vod_calls_per_s=float(flags.api_rate))
     watching = make_watch_options(flags)
     report = flags.report or _default_report(flags.folder)
-    require_output("--report", report)
+    require_outputs({"--report": report}, inputs=(), state=flags.state)
     with settings.serve_metrics(flags.metrics_port) as listener:
         uploader = None
         if flags.enqueue:

@@ -20,6 +20,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from .json_fields import from_json
+
 ACTIONS: Mapping[str, str] = {
     # on arrival, before the request is processed
     "error": "answer status/code/message as the service would, after reading the body",
@@ -130,15 +132,9 @@ class Fault:
 def fault_from_json(values: Mapping[str, Any]) -> Fault:
     """One fault from a JSON object whose names are the fields.
 
-    Raises: ValueError for unknown names.
+    Raises: ValueError for unknown names and values of other types.
     """
-    plain = dict(values)
-    if isinstance(plain.get("attempt"), list):
-        plain["attempt"] = tuple(plain["attempt"])
-    try:
-        return Fault(**plain)
-    except TypeError as error:
-        raise ValueError(f"unknown fault field: {error}") from error
+    return from_json(Fault, values, "fault field")
 
 
 class FaultScript:

@@ -151,6 +151,8 @@ class DevServerOptions:
 
     def __post_init__(self) -> None:
         self.cors_rules()
+        if not self.host:
+            raise ValueError("the host is empty: that would be every address of this machine")
         self.clock_instant()
 
     def clock_instant(self) -> float | None:
@@ -190,18 +192,6 @@ class DevServerOptions:
             raise ValueError(f"not changeable: {', '.join(sorted(frozen | unknown))}")
         tupled: dict[str, Any] = {name: _tupled(value) for name, value in changes.items()}
         return dataclasses.replace(self, **tupled)
-
-
-def options_from_json(values: dict[str, Any]) -> DevServerOptions:
-    """Options from a JSON object whose names are the fields."""
-    values = {name: _tupled(value) for name, value in values.items()}
-    for name in ("data_dir", "record"):
-        if values.get(name):
-            values[name] = Path(values[name])
-    try:
-        return DevServerOptions(**values)
-    except TypeError as error:
-        raise ValueError(f"unknown option: {error}") from error
 
 
 def _tupled(value: object) -> object:

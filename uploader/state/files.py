@@ -30,6 +30,11 @@ _NETWORK_TYPES: Final = frozenset(
 _LOCAL_FUSE_TYPES: Final = frozenset({"fuse.fuse-overlayfs", "fuse.lxcfs", "fuse.portal"})
 
 
+def companions(path: Path) -> list[str]:
+    """The file and those that SQLite may have beside it."""
+    return [f"{path}{suffix}" for suffix in ("", *_COMPANIONS)]
+
+
 class Damaged(Exception):
     """A finding, not an error of ours: the file is not a database, or not a whole one."""
 
