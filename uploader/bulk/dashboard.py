@@ -34,7 +34,7 @@ _HEADERS: Final = {
 
 _PAGE: Final = html_page(
     "vodup batch, live",
-    '<h1>Batch</h1><p id="state">Connecting</p><main id="live"></main>'
+    '<h1>Batch</h1><p id="state" role="status">Connecting</p><div id="live"></div>'
     '<script src="page.js"></script>',
 )
 
@@ -101,7 +101,7 @@ def page_data(progress: BatchProgress, *, has_ended: bool = False) -> dict[str, 
     )
     pieces = (
         html_figures(_totals(progress)),
-        f"<h2>Throughput</h2>{svg_line(sent, rate)}",
+        svg_line("Throughput", sent, rate),
         f"<h2>Longest running</h2>{html_table(('file', 'done', 'size'), slowest)}",
         f"<h2>Latest failures</h2>{html_table(('file', 'error'), reversed(progress.failures))}",
     )

@@ -5,7 +5,7 @@ let hasEnded = false;
 const source = new EventSource("events");
 source.onmessage = (message) => {
   const data = JSON.parse(message.data);
-  byId("state").textContent = data.state;
+  if (byId("state").textContent !== data.state) byId("state").textContent = data.state;
   byId("live").replaceChildren(...parser.parseFromString(data.html, "text/html").body.children);
   hasEnded = data.ended;
 };

@@ -190,7 +190,7 @@ def html_page(title: str, *pieces: str, head: str = "") -> str:
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">{_GENERATOR}{head}'
         f'<meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
-        f"<style>{_STYLE}</style></head><body>{''.join(pieces)}</body></html>\n"
+        f"<style>{_STYLE}</style></head><body><main>{''.join(pieces)}</main></body></html>\n"
     )
 
 
@@ -201,10 +201,15 @@ def html_figures(figures: Iterable[tuple[str, str]]) -> str:
 
 
 def html_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Return a table, escaped."""
-    cells = "".join(f"<th>{escape(name)}</th>" for name in head)
-    lines = (f"<tr>{''.join(f'<td>{escape(str(c))}</td>' for c in row)}</tr>" for row in rows)
+    """Return a table, escaped. Narrow windows show a row as lines of "name: value"."""
+    names = [escape(name, quote=True) for name in head]
+    cells = "".join(f'<th scope="col">{name}</th>' for name in names)
+    lines = (f"<tr>{''.join(map(_cell, names, row))}</tr>" for row in rows)
     return f"<table><tr>{cells}</tr>{''.join(lines)}</table>"
+
+
+def _cell(name: str, value: object) -> str:
+    return f'<td data-name="{name}">{escape(str(value))}</td>'
 
 
 # --- plots ----------------------------------------------------------------------------
@@ -214,12 +219,12 @@ def _plots(samples: Sequence[Sample], summary: _Summary) -> str:
     sent = rates(samples, lambda sample: sample.sent_bytes)
     ended = rates(samples, lambda sample: sample.ended_count)
     pieces = [
-        ("Throughput", svg_line(sent, rate)),
-        ("Files per second", svg_line(ended, lambda value: f"{value:,.1f}")),
-        ("Sizes", _bars(summary.sizes, lambda power: size(2**power))),
-        ("Durations", _bars(summary.durations, lambda power: duration(2**power / 1000))),
+        svg_line("Throughput", sent, rate),
+        svg_line("Files per second", ended, lambda value: f"{value:,.1f}"),
+        _bars("Sizes", summary.sizes, lambda power: size(2**power)),
+        _bars("Durations", summary.durations, lambda power: duration(2**power / 1000)),
     ]
-    return "".join(f"<h2>{escape(title)}</h2>{plot}" for title, plot in pieces)
+    return "".join(pieces)
 
 
 def rates(samples: Sequence[Sample], figure: Callable[[Sample], int]) -> list[tuple[float, float]]:
@@ -238,10 +243,12 @@ def rates(samples: Sequence[Sample], figure: Callable[[Sample], int]) -> list[tu
     return points
 
 
-def svg_line(points: Sequence[tuple[float, float]], label: Callable[[float], str]) -> str:
-    """Return a curve over time, as SVG."""
+def svg_line(
+    title: str, points: Sequence[tuple[float, float]], label: Callable[[float], str]
+) -> str:
+    """Return a heading and a curve over time, as SVG."""
     if len(points) < 2:
-        return "<p>Too short to plot.</p>"
+        return f"<h2>{escape(title)}</h2><p>Too short to plot.</p>"
     begin, end = points[0][0], points[-1][0]
     highest = max(value for _, value in points) or 1.0
     x_scale, y_scale = (_WIDTH - 90) / max(end - begin, 1e-9), (_HEIGHT - 40) / highest
@@ -250,18 +257,20 @@ def svg_line(points: Sequence[tuple[float, float]], label: Callable[[float], str
         for at, value in points
     )
     return _svg(
+        title,
+        f"at most {label(highest)}",
         f'<polyline points="{path}" fill="none" stroke="#0969da" stroke-width="1.5"/>'
         + _text(4, 20, label(highest))
         + _text(4, _HEIGHT - 25, label(0))
         + _text(80, _HEIGHT - 8, duration(begin))
-        + _text(_WIDTH - 60, _HEIGHT - 8, duration(end))
+        + _text(_WIDTH - 60, _HEIGHT - 8, duration(end)),
     )
 
 
-def _bars(counts: Counter[int], label: Callable[[int], str]) -> str:
-    """Counts by power of two, as SVG."""
+def _bars(title: str, counts: Counter[int], label: Callable[[int], str]) -> str:
+    """A heading and counts by power of two, as SVG."""
     if not counts:
-        return "<p>Nothing to plot.</p>"
+        return f"<h2>{escape(title)}</h2><p>Nothing to plot.</p>"
     first, last = min(counts), max(counts)
     width = min(60.0, (_WIDTH - 20) / (last - first + 1))
     highest = max(counts.values())
@@ -276,11 +285,14 @@ def _bars(counts: Counter[int], label: Callable[[int], str]) -> str:
         )
         if (power - first) % max(1, round(70 / width)) == 0:
             pieces.append(_text(x, _HEIGHT - 8, label(power)))
-    return _svg("".join(pieces) + _text(10, 15, f"max {highest:,}"))
+    described = f"from {label(first)} to {label(last + 1)}, at most {highest:,} in a bar"
+    return _svg(title, described, "".join(pieces) + _text(10, 15, f"max {highest:,}"))
 
 
-def _svg(inside: str) -> str:
-    return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">{inside}</svg>'
+def _svg(title: str, described: str, inside: str) -> str:
+    name = escape(f"{title}: {described}")
+    svg = f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{name}">{inside}</svg>'
+    return f"<h2>{escape(title)}</h2>{svg}"
 
 
 def _text(x: float, y: float, text: str) -> str:

@@ -132,10 +132,14 @@ async function send(record, file, progressed) {
   Object.assign(record, { videoId: granted.videoId, target });
   save(record);
   running = clientOf(record, granted);
+  const partSize = Math.max(PART_SIZE, Math.ceil(file.size / MOST_PARTS));
+  if (record.checkpoint) {
+    progressed(record.checkpoint.doneParts.length / (Math.ceil(file.size / partSize) + 1));
+  }
   if (isPaused) throw Object.assign(new Error("paused"), { name: "cancel" });
   try {
     await running.multipartUpload(granted.key, file, {
-      partSize: Math.max(PART_SIZE, Math.ceil(file.size / MOST_PARTS)),
+      partSize,
       parallel: 3,
       disabledMD5: false,
       checkpoint: record.checkpoint ? { ...record.checkpoint, file } : undefined,
@@ -167,10 +171,12 @@ async function isStored(key, size) {
 
 async function upload(record, file) {
   let failures = 0;
+  let sent = record.checkpoint?.doneParts.length ?? 0; // parts
   for (;;) {
     try {
       return await send(record, file, (fraction) => {
-        failures = 0;
+        if (record.checkpoint?.doneParts.length > sent) failures = 0;
+        sent = record.checkpoint?.doneParts.length ?? 0;
         showProgress(fraction, "Uploading.");
       });
     } catch (error) {
