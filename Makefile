@@ -11,6 +11,8 @@
 #   make test-random the quick tests in random order (SEED=n repeats one)
 #   make test-versions  the quick tests on Python 3.11 to 3.13, and with the lowest and
 #                    the latest versions of what vodup needs (VERSIONS="3.12 lowest")
+#   make test-portable  the quick tests of the engine, state, sources and command line without
+#                    what Windows and macOS lack
 #   make bench       the short benchmarks; bench-all runs them all
 #   make lock        resolve the dependencies again (LOCK_ARGS=--upgrade for newer versions)
 #   make clean       remove the environments, caches and build results
@@ -42,7 +44,7 @@ OVERALL_PERCENT := 92
 
 .DEFAULT_GOAL := test
 .DELETE_ON_ERROR:
-.PHONY: demo test test-all test-random test-versions lint coverage mutants fuzz audit \
+.PHONY: demo test test-all test-random test-versions test-portable lint coverage mutants fuzz audit \
 	bench bench-all lock clean
 
 demo: $(DEMO_READY)
@@ -71,6 +73,13 @@ test-random: $(AUDIT)/.ready
 
 test-versions: $(DEV_READY) $(LOCK)/.ready
 	@$(DEV)/bin/python -m tests.gates.versions $(VERSIONS) --jobs $(TEST_JOBS) -- $(ARGS)
+
+PORTABLE ?= tests/engine tests/state tests/sources tests/cli tests/bulk
+
+test-portable: $(DEV_READY)
+	@echo "test-portable: pytest, quick, on a system without file modes, flock, preadv, signals …"
+	@PYTHONPATH=tests/portable $(DEV)/bin/python -m pytest -q -n $(TEST_JOBS) \
+		-m "not slow and not posix" -k "not postgres" $(PORTABLE) $(ARGS)
 
 # Processes that the tests start are measured too; those that are killed leave nothing.
 coverage: $(DEV_READY)

@@ -71,6 +71,7 @@ LINES = (
     _value("pace.steering"),
     # hands: one kind of I/O each
     _hand("clock"),
+    _hand("portable"),
     _hand("unexpected"),
     _hand("log", "structlog"),
     _hand("tasks"),
@@ -611,3 +612,56 @@ def test_nothing_new_stands_at_the_top_level() -> None:
     found = {name.partition("/")[0] for name in listed.stdout.split("\0") if name}
     strange = {n for n in found - TOP_LEVEL if not n.startswith(".") and not n.endswith(".lock")}
     assert strange == set()
+
+
+# What Windows has not, or only Linux has: `uploader.portable` has a way without each.
+_NOT_EVERYWHERE = frozenset("fcntl grp pty pwd resource termios tty".split())
+_NOT_EVERYWHERE_IN_OS = frozenset(
+    "O_CLOEXEC O_DIRECTORY O_NOFOLLOW O_NONBLOCK O_PATH RWF_NOWAIT fchmod geteuid getuid "
+    "killpg preadv pread readv register_at_fork setsid posix_fadvise sched_getaffinity".split()
+)
+_POSIX_ONLY = {
+    "portable": "the home of the differences",
+    "commands": "runs nothing without process groups",
+    "cluster.supervise": "a process of its own, started by cluster.embedded",
+    "cluster.embedded": "refuses other systems",
+    "watch.after": "works below descriptors of folders, or refuses",
+    "pyinstaller.hook-uploader": "runs while a bundle is made",
+}
+
+
+def not_everywhere(sources: Mapping[str, str]) -> Iterator[str]:
+    """Imports and names of `os` and `signal` that some systems do not have."""
+    for module, source in sources.items():
+        if module in _POSIX_ONLY or module.partition(".")[0] == "devserver":
+            continue
+        tree = ast.parse(source)
+        for statement in tree.body:
+            names = [a.name for a in statement.names] if isinstance(statement, ast.Import) else []
+            for name in _NOT_EVERYWHERE & {*names, getattr(statement, "module", None)}:
+                yield f"{module}:{statement.lineno}: imports {name}"
+        for node in ast.walk(tree):
+            match node:
+                case ast.Attribute(value=ast.Name(id="os"), attr=name):
+                    if name in _NOT_EVERYWHERE_IN_OS:
+                        yield f"{module}:{node.lineno}: uses os.{name}"
+                case ast.Attribute(value=ast.Name(id="signal"), attr="SIGHUP" | "SIGCHLD" as name):
+                    yield f"{module}:{node.lineno}: uses signal.{name}"
+
+
+def test_only_portable_knows_what_systems_lack() -> None:
+    assert list(not_everywhere(sources_of(SOURCE))) == []
+
+
+def test_a_planted_use_of_one_system_is_caught() -> None:
+    house = {
+        "a": "import fcntl\nfrom pwd import getpwnam\ndef f():\n    import resource\n",
+        "b": "import os, signal\nos.preadv(1, [], 0)\nsignal.SIGHUP\nos.read(0, 1)\n",
+        "portable": "import fcntl\n",
+    }
+    assert sorted(not_everywhere(house)) == [
+        "a:1: imports fcntl",
+        "a:2: imports pwd",
+        "b:2: uses os.preadv",
+        "b:3: uses signal.SIGHUP",
+    ]

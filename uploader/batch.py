@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uploader.errors import ConfigurationError, VodupError, require_type
 from uploader.events import UploadResult
 from uploader.log import get_logger
+from uploader.portable import descriptor_limit
 from uploader.protocol.grants import UploadGrant
 from uploader.protocol.vod import VideoMeta
 from uploader.sources import AnySource, require_source
@@ -140,13 +141,8 @@ def descriptor_share() -> int:
 
     The rest is for the state and the caller.
     """
-    with suppress(ImportError, OSError, ValueError):
-        import resource
-
-        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if soft != resource.RLIM_INFINITY:
-            return max(1, soft // _DESCRIPTOR_SHARE)
-    return 1024
+    limit = descriptor_limit()
+    return 1024 if limit is None else max(1, limit // _DESCRIPTOR_SHARE)
 
 
 def require_files(files: int | None) -> int:

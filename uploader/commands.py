@@ -31,6 +31,7 @@ from typing import IO, Final
 
 from uploader.errors import ConfigurationError
 from uploader.log import get_logger, is_enabled
+from uploader.portable import HAS_PROCESS_GROUPS
 from uploader.protocol.documents import clean_text
 from uploader.redaction import redacted
 from uploader.tasks import beside
@@ -184,6 +185,8 @@ class RunningCommand:
         Raises:
             CommandNotStarted: it cannot be started.
         """
+        if not HAS_PROCESS_GROUPS:
+            raise CommandNotStarted("this system has no process groups to end it with")
         self._name, self._grace_s = os.path.basename(argv[0]), grace_s
         self._status: int | None = None
         self._has_ended = False

@@ -9,7 +9,6 @@ A file that is written as a whole is written to a draft beside it, which then re
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import re
 import stat
@@ -19,6 +18,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Final
 
+from uploader import portable
 from uploader.errors import UnsafePath
 
 _DRAFT: Final = re.compile(r"\d+[-0-9a-f]*\.draft")
@@ -50,21 +50,19 @@ def require_private_folder(folder: Path, *, next_step: str, owner: int | None = 
             into the folder above it.
     """
     found, above = folder.lstat(), folder.parent.stat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != (
-        os.geteuid() if owner is None else owner
-    ):
+    if not stat.S_ISDIR(found.st_mode) or not portable.is_own(found, owner=owner):
         raise UnsafePath(
             f"{folder} is a link, not a folder, or belongs to another user.", next_step=next_step
         )
     # Where the sticky bit is set, as in /tmp, others cannot replace what is ours.
-    is_replaceable = above.st_mode & 0o022 and not above.st_mode & stat.S_ISVTX
-    if found.st_mode & 0o022 or is_replaceable:
+    is_replaceable = portable.is_shared(above, 0o022) and not above.st_mode & stat.S_ISVTX
+    if portable.is_shared(found, 0o022) or is_replaceable:
         unsafe = folder.parent if is_replaceable else folder
         raise UnsafePath(
             f"Other users may write into {unsafe}.",
             next_step=f"Run `chmod go-w {unsafe}`, or: {next_step}",
         )
-    if found.st_mode & 0o077:
+    if portable.is_shared(found, 0o077):
         folder.chmod(0o700)
 
 
@@ -77,11 +75,11 @@ def open_private_file(path: Path, flags: int) -> int:
     """
     descriptor = open_regular_file(path, flags)
     found = os.fstat(descriptor)
-    if found.st_uid != os.geteuid():
+    if not portable.is_own(found):
         os.close(descriptor)
         raise _unsafe_file(path)
     if stat.S_IMODE(found.st_mode) != 0o600:
-        os.fchmod(descriptor, 0o600)
+        portable.set_mode(descriptor, 0o600)
     return descriptor
 
 
@@ -92,8 +90,10 @@ def open_regular_file(path: Path, flags: int) -> int:
         UnsafePath: it is a link or not a regular file.
         OSError: it cannot be opened.
     """
+    if not (portable.NO_LINK or flags & os.O_EXCL) and path.is_symlink():
+        raise _unsafe_file(path)
     try:
-        flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        flags |= portable.NO_LINK | portable.NO_WAIT | portable.CLOSE_ON_EXEC
         descriptor = os.open(path, flags, 0o600)
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.ENXIO):
@@ -114,13 +114,14 @@ def replace_file(path: Path, content: Iterable[bytes]) -> int:
         OSError: it cannot be written; the old file is unchanged.
     """
     draft = path.with_name(f"{_draft_prefix(path)}{os.getpid()}-{token_hex(4)}.draft")
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND
+    flags |= portable.NO_LINK | portable.CLOSE_ON_EXEC
     descriptor = os.open(draft, flags, 0o600)
     try:
         with suppress(OSError):  # a file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # see `remove_drafts`
+            portable.lock(descriptor)  # see `remove_drafts`
         with suppress(FileNotFoundError):
-            os.fchmod(descriptor, stat.S_IMODE(path.lstat().st_mode))
+            portable.set_mode(descriptor, stat.S_IMODE(path.lstat().st_mode))
         with os.fdopen(os.dup(descriptor), "wb") as file:
             file.writelines(content)
         os.fsync(descriptor)
@@ -144,7 +145,7 @@ def remove_drafts(path: Path) -> None:
                 suppress(OSError, UnsafePath),
                 open(open_private_file(Path(entry.path), os.O_RDWR), "rb") as draft,
             ):
-                fcntl.flock(draft, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                portable.lock(draft.fileno())
                 os.unlink(entry.path)
 
 

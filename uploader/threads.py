@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import os
 import threading
 import weakref
 from collections.abc import Callable
@@ -27,6 +26,8 @@ from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Final, ParamSpec, TypeVar
+
+from uploader.portable import after_fork
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -135,7 +136,7 @@ def _begin_all() -> None:
         threads._begin()
 
 
-os.register_at_fork(after_in_child=_begin_all)
+after_fork(_begin_all)
 
 DISKS: Final = Threads("vodup-disk", 8)
 """Threads that wait for disks. Fewer starve fast disks, more only queue in the kernel."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import traceback
 from pathlib import Path
 from typing import Final
 
 from uploader.errors import ConfigurationError, ResourceUnavailable, VodupError
+from uploader.portable import memory_limit
 
 _PACKAGE: Final = f"{Path(__file__).parent}{os.sep}"
 
@@ -70,8 +70,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
         return True
     # Modules in C raise it where an allocation failed that they did not check; without a limit
     # of memory it is a bug.
-    is_limited = resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
-    return isinstance(error, SystemError) and is_limited
+    return isinstance(error, SystemError) and memory_limit() is not None
 
 
 def _has_current_folder() -> bool:

@@ -348,6 +348,7 @@ CHANGES: dict[Callable[[Path], None], str] = {
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 @pytest.mark.parametrize("is_cold", [False, True], ids=["cached", "cold"])
+@pytest.mark.posix
 async def test_a_change_before_the_last_byte_is_detected(
     path: Path, change: Callable[[Path], None], is_cold: bool
 ) -> None:
@@ -446,6 +447,7 @@ async def test_a_deleted_file_is_detected(path: Path) -> None:
 # --- how it reads ---------------------------------------------------------------------
 
 
+@pytest.mark.posix
 async def test_cached_pages_need_no_thread(path: Path) -> None:
     async with FileSource(path) as source:
         await source.read_crc(0, len(CONTENT))

@@ -158,4 +158,4 @@ def test_without_fsspec_the_error_names_what_to_install() -> None:
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
-    assert "Install vodup[fsspec]" in done.stdout
+    assert "Run `pip install 'vodup[fsspec]'`" in done.stdout

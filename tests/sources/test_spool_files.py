@@ -108,6 +108,7 @@ async def test_a_link_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
+@pytest.mark.posix
 async def test_a_folder_that_others_may_write_into_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "movie.mp4.spool"
     folder.mkdir()
@@ -117,6 +118,7 @@ async def test_a_folder_that_others_may_write_into_is_refused(tmp_path: Path) ->
     assert "--spool" in error.next_step
 
 
+@pytest.mark.posix
 async def test_a_spool_in_a_folder_that_others_may_write_into(tmp_path: Path) -> None:
     """In a folder like /tmp others cannot replace what is ours; elsewhere they can."""
     await asyncio.to_thread(tmp_path.chmod, 0o1777)
@@ -126,6 +128,7 @@ async def test_a_spool_in_a_folder_that_others_may_write_into(tmp_path: Path) ->
     assert isinstance(await refusal(tmp_path), UnsafePath)
 
 
+@pytest.mark.posix
 async def test_a_folder_that_others_may_read_is_made_private(tmp_path: Path) -> None:
     folder = tmp_path / "movie.mp4.spool"
     folder.mkdir()
@@ -136,6 +139,7 @@ async def test_a_folder_that_others_may_read_is_made_private(tmp_path: Path) -> 
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+@pytest.mark.posix
 async def test_a_folder_of_somebody_else_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "movie.mp4.spool"
     folder.mkdir(mode=0o700)

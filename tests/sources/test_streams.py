@@ -123,6 +123,7 @@ def command(script: str) -> StreamSource:
 WRITES = "import sys; sys.stdout.buffer.write(bytes(range(256)) * 4000); sys.stdout.flush(); "
 
 
+@pytest.mark.posix
 async def test_a_command_with_exit_status_0_is_stored(desk: Desk) -> None:
     result = await desk.push(command(WRITES))
     await desk.assert_stored(result, bytes(range(256)) * 4000)
@@ -135,6 +136,7 @@ async def test_a_command_with_exit_status_0_is_stored(desk: Desk) -> None:
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "was ended by SIGKILL"),
     ],
 )
+@pytest.mark.posix
 async def test_a_command_that_fails_completes_nothing(desk: Desk, end: str, words: str) -> None:
     error = await desk.fail(command(WRITES + end))
     assert isinstance(error, SourceUnreadable)
@@ -142,11 +144,13 @@ async def test_a_command_that_fails_completes_nothing(desk: Desk, end: str, word
     assert desk.server.stats.completes == 0
 
 
+@pytest.mark.posix
 async def test_a_missing_command(desk: Desk) -> None:
     error = await desk.fail(StreamSource(CommandReader(["no-such-command-here"]), "movie.mp4"))
     assert "cannot be started (No such file or directory)" in error.message
 
 
+@pytest.mark.posix
 async def test_a_cancelled_upload_stops_its_command_with_all_it_started(desk: Desk) -> None:
     script = (
         "import subprocess, sys, time;"

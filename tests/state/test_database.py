@@ -417,6 +417,7 @@ def test_a_folder_below_a_file(path: Path) -> None:
     )
 
 
+@pytest.mark.posix
 def test_a_folder_of_somebody_else(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path.parent.mkdir(mode=0o700)
     mine = os.geteuid()
@@ -430,6 +431,7 @@ def test_a_folder_of_somebody_else(path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("mode", [0o720, 0o702])
+@pytest.mark.posix
 def test_a_folder_others_may_write_into(path: Path, mode: int) -> None:
     path.parent.mkdir()
     path.parent.chmod(mode)
@@ -541,6 +543,7 @@ def test_a_link_in_the_place_of_a_file(path: Path, suffix: str) -> None:
     )
 
 
+@pytest.mark.posix
 def test_a_file_of_somebody_else(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path.parent.mkdir(mode=0o700)
     path.touch(mode=0o600)
@@ -550,6 +553,7 @@ def test_a_file_of_somebody_else(path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o610, 0o602])
+@pytest.mark.posix
 def test_a_file_others_may_touch_is_made_private(path: Path, mode: int) -> None:
     path.parent.mkdir(mode=0o700)
     path.touch()
@@ -558,6 +562,7 @@ def test_a_file_others_may_touch_is_made_private(path: Path, mode: int) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.posix
 def test_a_new_file_is_durable_in_its_folder(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path.parent.mkdir(mode=0o700)
     synced: list[int] = []

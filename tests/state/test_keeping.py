@@ -159,6 +159,7 @@ def test_a_lock_is_waited_for_as_long_as_requested(
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o777])
+@pytest.mark.posix
 def test_a_lock_file_is_for_us_alone(tmp_path: Path, umask: int) -> None:
     usual = os.umask(umask)
     try:

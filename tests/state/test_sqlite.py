@@ -400,6 +400,7 @@ def _execute(path: Path, statement: str) -> None:
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o777])
+@pytest.mark.posix
 async def test_everything_is_for_its_owner_only(path: Path, umask: int) -> None:
     old = os.umask(umask)
     try:
@@ -413,6 +414,7 @@ async def test_everything_is_for_its_owner_only(path: Path, umask: int) -> None:
         os.umask(old)
 
 
+@pytest.mark.posix
 async def test_a_file_others_may_read_is_closed_to_them(path: Path) -> None:
     await fill(path)
     path.chmod(0o644)
@@ -421,6 +423,7 @@ async def test_a_file_others_may_read_is_closed_to_them(path: Path) -> None:
 
 
 @pytest.mark.parametrize("bad", [0o777, 0o1777, 0o770, 0o707])
+@pytest.mark.posix
 async def test_a_directory_others_may_write_is_refused(path: Path, bad: int) -> None:
     path.parent.mkdir()
     path.parent.chmod(bad)
@@ -429,6 +432,7 @@ async def test_a_directory_others_may_write_is_refused(path: Path, bad: int) -> 
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+@pytest.mark.posix
 async def test_a_directory_of_somebody_else_is_refused(path: Path) -> None:
     path.parent.mkdir(mode=0o700)
     os.chown(path.parent, 65534, 65534)

@@ -7,7 +7,6 @@ an earlier one; `compact` rewrites the file without replaced records.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import tempfile
@@ -19,6 +18,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import IO, Any, Final, Self
 
+from uploader import portable
 from uploader.errors import (
     ConfigurationError,
     SourceChanged,
@@ -340,7 +340,7 @@ class Ledger:
             return bool(was_read or record["status"] == DONE or record.get("manifest") not in read)
 
         handle = _write_all(self._path, filter(is_current, self.records()))
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        portable.lock(handle)
         self._close_file()
         self._file = handle
         self._replaced_count = self._stale_count = 0
@@ -354,7 +354,7 @@ class Ledger:
 def _open_temporary() -> int:
     handle, name = tempfile.mkstemp(prefix="vodup-ledger-")
     os.unlink(name)
-    fcntl.fcntl(handle, fcntl.F_SETFL, os.O_APPEND)
+    portable.append_only(handle)
     return handle
 
 
@@ -364,7 +364,7 @@ def _open_locked(path: Path) -> int:
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be written: {error.strerror}.") from error
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        portable.lock(handle)
         if not os.path.samestat(os.fstat(handle), os.stat(path)):
             raise BlockingIOError  # its owner has replaced it at this very moment
     except OSError as error:

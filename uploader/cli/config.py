@@ -22,6 +22,7 @@ from typing import Any, Final
 
 import click
 
+from uploader import portable
 from uploader.cli.flag_groups import OutputFlags
 from uploader.cli.options import config_path, flag_of
 from uploader.cli.printing import out, out_json
@@ -59,7 +60,8 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             found = os.fstat(file.fileno())
-            if found.st_uid not in {os.geteuid(), 0} or found.st_mode & 0o022:
+            is_ours = portable.is_own(found) or portable.is_own(found, owner=0)
+            if not is_ours or portable.is_shared(found, 0o022):
                 raise UnsafePath(
                     f"{path} belongs to another user, or others may write it.",
                     next_step=f"Run `chmod 600 {path}` as its owner.",

@@ -18,6 +18,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import select
 import signal
@@ -26,7 +27,7 @@ import traceback
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import TYPE_CHECKING, Final, TextIO, cast
 
-from uploader import errors
+from uploader import errors, portable
 from uploader.cli.printing import Outputs, err, paragraph
 from uploader.errors import ServiceError, SourceError, VodupError
 from uploader.unexpected import is_bug, unexpected  # at the limit of memory it is too late
@@ -118,7 +119,7 @@ class Interrupted(Exception):
 def finish(work: Callable[[], int], output: OutputFlags | None = None) -> int:
     """Do the work of a command and return its exit code; errors are printed."""
     try:
-        _disable_core_dumps()
+        portable.disable_core_dumps()  # credentials are in this process's memory
         _keep_exit_statuses()
         if output is not None:
             _configure_logging(output)
@@ -158,19 +159,10 @@ def explain_bug(error: BaseException) -> None:
             explain_bug(inner)
 
 
-def _disable_core_dumps() -> None:
-    """Credentials are in this process's memory: a crash must not write them to disk."""
-    with contextlib.suppress(ImportError, OSError, ValueError):
-        import resource
-
-        _, hard = resource.getrlimit(resource.RLIMIT_CORE)
-        resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
-
-
 def _keep_exit_statuses() -> None:
     """A parent that ignores SIGCHLD passes that on, and then commands end without a status."""
-    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    if portable.CHILD is not None and signal.getsignal(portable.CHILD) is signal.SIG_IGN:
+        signal.signal(portable.CHILD, signal.SIG_DFL)
 
 
 def _configure_logging(output: OutputFlags) -> None:
@@ -245,18 +237,18 @@ def _signals_cancelling(
         else:
             task.cancel()
 
-    before = {number: signal.getsignal(number) for number in (*_SIGNALS, signal.SIGHUP)}
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
     for number in _SIGNALS:
-        loop.add_signal_handler(number, stop, number)
+        portable.on_signal(loop, number, functools.partial(stop, number))
     # The terminal is closed: nothing can be printed any more, and uploads continue.
-    if before[signal.SIGHUP] == signal.SIG_DFL:
-        loop.add_signal_handler(signal.SIGHUP, lambda: None)  # commands do not inherit this
+    if portable.HANGUP is not None and signal.getsignal(portable.HANGUP) == signal.SIG_DFL:
+        before[portable.HANGUP] = signal.SIG_DFL
+        portable.on_signal(loop, portable.HANGUP, lambda: None)  # commands do not inherit this
     try:
         yield received
     finally:
         for number, handler in before.items():
-            if loop.remove_signal_handler(number):
-                signal.signal(number, handler)
+            portable.off_signal(loop, number, handler)
 
 
 async def _drain(pace: Pace, task: asyncio.Future[int]) -> None:

@@ -11,7 +11,6 @@ import importlib.util
 import json
 import math
 import os
-import pwd
 import shutil
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 from urllib.parse import quote
 
-from uploader.cluster import supervise
+from uploader import portable
 from uploader.errors import ConfigurationError, StateUnavailable
 from uploader.private_files import make_private_folder, require_private_folder
 from uploader.state.leases import FileLock
@@ -78,6 +77,11 @@ class EmbeddedPostgres:
         return f"postgresql://vodup@/postgres?host={quote(str(self.folder), safe='/')}"
 
     def __enter__(self) -> Self:
+        if not portable.HAS_PROCESS_GROUPS:
+            raise ConfigurationError(
+                "An embedded PostgreSQL needs Linux or macOS.",
+                next_step="Pass a server's URL with --state.",
+            )
         package = _package()
         account = self._prepare_folder()
         self._in_use = FileLock(self.folder / "users.lock")
@@ -104,6 +108,8 @@ class EmbeddedPostgres:
             self._make_private()
             if os.geteuid() != 0:
                 return {}
+            import pwd  # not in Windows
+
             owner = self.folder.stat().st_uid or pwd.getpwnam(_ACCOUNT).pw_uid
             entry = pwd.getpwuid(owner)
             os.chown(self.folder, entry.pw_uid, entry.pw_gid)
@@ -163,7 +169,13 @@ class EmbeddedPostgres:
             "is_temporary": self._is_temporary,
             "restart_pause_s": self._restart_pause_s,
         }
-        script = [sys.executable, "-I", "-S", supervise.__file__, json.dumps(arguments)]
+        script = [
+            sys.executable,
+            "-I",
+            "-S",
+            str(Path(__file__).with_name("supervise.py")),
+            json.dumps(arguments),
+        ]
         started = subprocess.run(script, env=_plain_environment(), check=False)  # noqa: S603 - ours
         if started.returncode:
             raise self._not_started()

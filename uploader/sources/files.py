@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, Self, TypeVar
 
 import aiofiles
 
-from uploader.errors import SourceChanged, SourceUnreadable, UnsafePath
+from uploader import portable
+from uploader.errors import ConfigurationError, SourceChanged, SourceUnreadable, UnsafePath
 from uploader.protocol.wire import Body
 from uploader.sources.contract import (
     Checksums,
@@ -163,7 +164,7 @@ class OpenFile(RandomAccess):
         self._handle = handle  # referenced, so that it is not closed under a blocked thread
         self._descriptor = handle.fileno()
         self._read_timeout_s = read_timeout_s
-        self._can_read_now = hasattr(os, "RWF_NOWAIT")  # Linux only
+        self._can_read_now = portable.CAN_READ_CACHED
         self._jobs: set[Future[Any]] = set()
         self.fingerprint = Fingerprint.of_file(os.fstat(self._descriptor))
 
@@ -172,7 +173,7 @@ class OpenFile(RandomAccess):
         if not self._can_read_now:
             return None
         try:
-            return os.preadv(self._descriptor, [into], offset, os.RWF_NOWAIT)
+            return portable.read_cached(self._descriptor, into, offset)
         except BlockingIOError:
             return None
         except OSError as exc:
@@ -246,7 +247,7 @@ class OpenFile(RandomAccess):
         filled = 0
         try:
             while filled < len(into):
-                size = os.preadv(self._descriptor, [into[filled:]], offset + filled)
+                size = portable.read_at(self._descriptor, into[filled:], offset + filled)
                 if size == 0:
                     raise changed_source(self._path, f"it ends at byte {offset + filled}")
                 filled += size
@@ -321,7 +322,12 @@ def open_regular_file(
 
     Raises `SourceUnreadable` for anything else, and `UnsafePath`; see `FileSource`.
     """
-    flags |= os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow_symlinks else os.O_NOFOLLOW)
+    flags |= portable.CLOSE_ON_EXEC | portable.NO_WAIT
+    if not follow_symlinks:
+        flags |= portable.NO_LINK
+        _refuse_link(path)
+    if not portable.NO_WAIT and not stat.S_ISREG(mode := os.stat(path).st_mode):
+        raise irregular_source(path, mode)
     descriptor = os.open(path, flags) if root is None else _open_below(root, path, flags)
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
@@ -330,7 +336,18 @@ def open_regular_file(
     return descriptor
 
 
-_FOLDER_FLAGS: Final = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | getattr(os, "O_PATH", 0)
+def _refuse_link(path: str) -> None:
+    """As O_NOFOLLOW does, where there is none."""
+    if not portable.NO_LINK and os.path.islink(path):
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+
+
+def _names_below(root: str, path: str) -> list[str]:
+    prefix = root if root.endswith(os.sep) else root + os.sep
+    names = path.removeprefix(prefix).split(os.sep)
+    if not path.startswith(prefix) or {"", os.curdir, os.pardir} & {*names}:
+        raise UnsafePath(f"{path} is not below {root}.")
+    return names
 
 
 def open_folder_below(root: str, path: str) -> tuple[int, str]:
@@ -341,14 +358,13 @@ def open_folder_below(root: str, path: str) -> tuple[int, str]:
     Raises:
         UnsafePath: it is not below the root, or a link is on the way.
     """
-    prefix = root if root.endswith(os.sep) else root + os.sep
-    *folders, name = path.removeprefix(prefix).split(os.sep)
-    if not path.startswith(prefix) or {"", os.curdir, os.pardir} & {*folders, name}:
-        raise UnsafePath(f"{path} is not below {root}.")
-    folder = os.open(root, _FOLDER_FLAGS)
+    if not portable.HAS_FOLDER_DESCRIPTORS:
+        raise ConfigurationError("This system cannot open files below a folder safely.")
+    *folders, name = _names_below(root, path)
+    folder = os.open(root, portable.FOLDER)
     try:
         for each in folders:
-            above, folder = folder, os.open(each, _FOLDER_FLAGS, dir_fd=folder)
+            above, folder = folder, os.open(each, portable.FOLDER, dir_fd=folder)
             os.close(above)
     except OSError as error:
         os.close(folder)
@@ -359,8 +375,15 @@ def open_folder_below(root: str, path: str) -> tuple[int, str]:
 
 
 def _open_below(root: str, path: str, flags: int) -> int:
+    if not portable.HAS_FOLDER_DESCRIPTORS:
+        _names_below(root, path)
+        folder_path = os.path.dirname(path)
+        if os.path.realpath(folder_path) != os.path.abspath(folder_path):
+            raise UnsafePath(f"{path} leads through a symbolic link.")
+        _refuse_link(path)
+        return os.open(path, flags)
     folder, name = open_folder_below(root, path)
     try:
-        return os.open(name, flags | os.O_NOFOLLOW, dir_fd=folder)
+        return os.open(name, flags | portable.NO_LINK, dir_fd=folder)
     finally:
         os.close(folder)

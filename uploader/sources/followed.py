@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from uploader.clock import Clock, SystemClock
 from uploader.errors import ConfigurationError
+from uploader.portable import CLOSE_ON_EXEC
 from uploader.protocol.plan import MAX_PART_SIZE, Part
 from uploader.sources.contract import Fingerprint, PartStream, empty_source
 from uploader.sources.files import FileSource, OpenFile
@@ -196,4 +197,4 @@ def _has_exited(pid: int, descriptor: int | None) -> bool:
 def _refresh(path: str) -> None:
     """Open the file, which makes a network file system request the size from its server."""
     with suppress(OSError):
-        os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        os.close(os.open(path, os.O_RDONLY | CLOSE_ON_EXEC))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import stat
 import sys
@@ -10,6 +9,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from contextlib import suppress
 from typing import Final, Protocol
 
+from uploader import portable
 from uploader.commands import CommandNotStarted, RunningCommand, describe_status, wait_readable
 from uploader.errors import ConfigurationError, SourceUnreadable, VodupError
 from uploader.sources.contract import BytesLike
@@ -111,11 +111,11 @@ class DescriptorReader:
         """Read what is there, at least one byte."""
         try:
             if not self._can_wait:
-                return await DISKS.run(os.readv, self._descriptor, [into[:READ_SIZE]])
+                return await DISKS.run(portable.read_into, self._descriptor, into[:READ_SIZE])
             while True:
                 await wait_readable(self._descriptor)
                 with suppress(BlockingIOError):
-                    return os.readv(self._descriptor, [into[:READ_SIZE]])
+                    return portable.read_into(self._descriptor, into[:READ_SIZE])
         except OSError as error:
             raise SourceUnreadable(
                 f"{self._name} cannot be read ({error.strerror or error})."
@@ -134,8 +134,7 @@ def _prepare(descriptor: int, name: str) -> bool:
     if stat.S_ISDIR(mode):
         raise SourceUnreadable(f"{name} is a directory.")
     if stat.S_ISFIFO(mode):
-        with suppress(AttributeError, OSError):  # Linux only
-            fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
+        portable.enlarge_pipe(descriptor, PIPE_SIZE)
     return not (stat.S_ISREG(mode) or stat.S_ISBLK(mode))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple, ParamSpec, TypeVar
 
+from uploader import portable
 from uploader.errors import SourceChanged, SourceNotRepeatable, SourceUnreadable, UnsafePath
 from uploader.private_files import make_private_folder, open_private_file, require_private_folder
 from uploader.protocol.integrity import crc64
@@ -219,7 +219,7 @@ def _locked(folder: Path) -> int:
     """Lock the folder; return the descriptor that holds the lock."""
     descriptor = open_private_file(folder / "lock", os.O_RDWR | os.O_CREAT)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        portable.lock(descriptor)
     except BlockingIOError:
         os.close(descriptor)
         raise SourceUnreadable(
@@ -277,7 +277,7 @@ class _SpooledPart(RandomAccess):
             status = os.fstat(descriptor)
             if (status.st_size, status.st_mtime_ns) != (self.size, self.mtime_ns):
                 raise SourceChanged(f"{self.path} of the spool was changed.")
-            return os.preadv(descriptor, [into], offset)
+            return portable.read_at(descriptor, into, offset)
         finally:
             os.close(descriptor)
 

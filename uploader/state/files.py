@@ -13,6 +13,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final
 
+from uploader import portable
 from uploader.errors import ConfigurationError, StateUnavailable, UnsafePath, UnsupportedState
 from uploader.private_files import make_private_folder, open_private_file
 
@@ -54,12 +55,12 @@ def secure_directory(directory: Path) -> None:
             f"the state directory {directory} cannot be used: {error.strerror}.",
             next_step="Correct its permissions, or choose another place with --state.",
         ) from error
-    if found.st_uid != os.geteuid():
+    if not portable.is_own(found):
         raise UnsafePath(
             f"the state directory {directory} belongs to user id {found.st_uid}.",
             next_step="Choose a directory of your own with --state.",
         )
-    if found.st_mode & 0o022:
+    if portable.is_shared(found, 0o022):
         raise UnsafePath(
             f"others may write into the state directory {directory}.",
             next_step=f"Run `chmod go-w {directory}`, or choose another place with --state.",
@@ -84,12 +85,12 @@ def refuse_network_mount(directory: Path, *, mounts: Path = _MOUNTS) -> None:
 
 def _mount_type(directory: Path, mounts: Path) -> str:
     """The type of the file system as the table of mounts names it; "" if unknown."""
-    device = directory.stat().st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
     try:
         lines = mounts.read_text("utf-8", "replace").splitlines()
-    except OSError:
+    except OSError:  # there is such a table only in Linux
         return ""
+    device = directory.stat().st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
     for line in lines:
         before, _, after = line.partition(" - ")
         if before.split()[2] == wanted:
@@ -108,7 +109,7 @@ def create_private(path: Path) -> None:
     """
     try:
         os.close(open_private_file(path, os.O_RDWR | os.O_CREAT | os.O_EXCL))
-        _sync_directory(path.parent)  # SQLite does, and does not look at how that went
+        portable.sync_folder(path.parent)  # SQLite does, and does not look at how that went
     except FileExistsError:
         pass
     except OSError as error:
@@ -124,12 +125,12 @@ def _require_private(path: Path) -> None:
         found = path.lstat()
     except FileNotFoundError:
         return
-    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+    if not stat.S_ISREG(found.st_mode) or not portable.is_own(found):
         raise UnsafePath(
             f"{path} is a link, not a regular file, or belongs to another user.",
             next_step="Find out who put it there; choose another place with --state meanwhile.",
         )
-    if found.st_mode & 0o077:
+    if portable.is_shared(found, 0o077):
         path.chmod(0o600)  # no other user writes here: it is still the file just checked
 
 
@@ -212,7 +213,7 @@ def quarantine(path: Path) -> Path:
             companion.rename(_beside(aside, suffix))
     path.rename(aside)
     _beside(path, _SUSPECT_SUFFIX).unlink(missing_ok=True)
-    _sync_directory(path.parent)
+    portable.sync_folder(path.parent)
     return aside
 
 
@@ -246,11 +247,3 @@ def clear_suspicion(path: Path) -> None:
 
 def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
-
-
-def _sync_directory(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -8,7 +8,6 @@ kernel releases the lock whatever killed the process.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import socket
 import time
@@ -20,6 +19,7 @@ from typing import ClassVar, Final, NoReturn, Self
 from uuid import uuid4
 from weakref import WeakSet
 
+from uploader import portable
 from uploader.clock import SystemClock
 from uploader.errors import LeaseLost, StateUnavailable, UnsafePath
 from uploader.private_files import open_regular_file
@@ -49,13 +49,13 @@ class FileLock:
 
     def __init__(self, path: Path) -> None:
         self._fd: int | None = open_regular_file(path, os.O_RDWR | os.O_CREAT)
-        os.fchmod(self._fd, 0o600)  # whatever the umask
+        portable.set_mode(self._fd, 0o600)  # whatever the umask
         FileLock._open.add(self)
 
     def take(self, *, shared: bool = False, wait_s: float = 0.0) -> bool:
         """Take or convert the lock; False if another process has it for all of `wait_s`."""
         deadline = time.monotonic() + wait_s
-        while not self._try(fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
+        while not self._try(shared=shared):
             if time.monotonic() >= deadline:
                 return False
             time.sleep(_POLL_S)
@@ -67,11 +67,11 @@ class FileLock:
         if fd is not None:
             os.close(fd)
 
-    def _try(self, kind: int) -> bool:
+    def _try(self, *, shared: bool) -> bool:
         if self._fd is None:
             raise RuntimeError("the lock file is closed")
         try:
-            fcntl.flock(self._fd, kind | fcntl.LOCK_NB)
+            portable.lock(self._fd, shared=shared)
         except BlockingIOError:
             return False
         return True
@@ -83,7 +83,7 @@ class FileLock:
             lock.close()
 
 
-os.register_at_fork(after_in_child=FileLock.forget_parents)
+portable.after_fork(FileLock.forget_parents)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +239,7 @@ class OwnerLock:
         except (OSError, UnsafePath):
             return False
         try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            portable.lock(fd, shared=True)
         except BlockingIOError:
             return False
         finally:

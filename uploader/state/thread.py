@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from functools import partial
 from typing import Any, ClassVar, Final, TypeVar
 
 from uploader.errors import ConfigurationError, StateError, StateUnavailable
+from uploader.portable import after_fork
 from uploader.state import queries
 from uploader.state import transactions as tx
 from uploader.state.commits import AckWrite, Failure, GroupCommit
@@ -42,7 +42,7 @@ class _Forks:
         cls.count += 1
 
 
-os.register_at_fork(after_in_child=_Forks.add)
+after_fork(_Forks.add)
 
 
 class StoreThread:

@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from uploader import portable
 from uploader.bulk.ledger import hash_of
 from uploader.errors import ConfigurationError, SourceChanged
 from uploader.sources.files import open_folder_below
@@ -123,7 +124,7 @@ def move(root: str, path: str, target: str) -> str:
 def write_reason(target: str, reason: Mapping[str, Any]) -> str:
     """Write why a file has failed, beside it; replaces nothing. Returns the path."""
     text = json.dumps(reason, indent=2, ensure_ascii=False).encode(errors="backslashreplace")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | portable.NO_LINK | portable.CLOSE_ON_EXEC
     for path in map(f"{target}.reason{{}}.json".format, ["", *_numbers()]):
         with suppress(FileExistsError):
             descriptor = os.open(path, flags, 0o644)

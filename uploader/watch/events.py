@@ -7,13 +7,12 @@ notification delays a file until the next regular look, and loses none.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
-import signal
 from collections.abc import Callable, Sequence
 from typing import Final
 
 from uploader.errors import VodupError
+from uploader.portable import CAN_SEE_WRITERS, has_writer
 from uploader.sources.files import open_regular_file
 from uploader.tasks import one_error
 
@@ -22,8 +21,6 @@ _NETWORK: Final = frozenset(
     "nfs nfs4 cifs smb3 smbfs ncpfs 9p virtiofs ceph glusterfs lustre afs gpfs beegfs pvfs2 "
     "orangefs ocfs2 gfs2 vboxsf prl_fs vmhgfs drvfs davfs s3fs".split()
 )
-
-_F_SETSIG: Final = getattr(fcntl, "F_SETSIG", 10)
 
 
 def file_system_of(path: str) -> str:
@@ -78,26 +75,14 @@ async def notify(
 
 
 def is_open_for_writing(path: str, *, root: str) -> bool:
-    """Whether a process has the file open for writing, as far as the system tells.
-
-    Linux grants a read lease only on a file that nobody writes to, to the file's owner, on local
-    file systems. The lease is given back at once; the signal that a writer in between would cause
-    is one that is ignored unless somebody handles it (the default, SIGIO, ends the process).
-    """
-    if not hasattr(fcntl, "F_SETLEASE"):
+    """Whether a process has the file open for writing, as far as the system tells."""
+    if not CAN_SEE_WRITERS:
         return False
     try:
         descriptor = open_regular_file(path, follow_symlinks=False, root=root)
     except (OSError, VodupError):
         return False  # the upload finds out why
     try:
-        fcntl.fcntl(descriptor, _F_SETSIG, signal.SIGURG)
-        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
+        return has_writer(descriptor)
     finally:
         os.close(descriptor)
-    return False
