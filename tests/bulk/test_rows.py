@@ -48,6 +48,17 @@ def test_a_row_becomes_the_parameters_of_create_upload_video(tmp_path: Path) -> 
     )
 
 
+@pytest.mark.parametrize(("given", "expected"), [("-7 ", -7), (100, 100), ("", None)])
+def test_a_row_has_a_priority(tmp_path: Path, given: object, expected: int | None) -> None:
+    assert row(tmp_path, path="a.mp4", priority=given).priority == expected
+
+
+@pytest.mark.parametrize("given", ["101", -101, "high", 1.5, True])
+def test_a_priority_is_a_whole_number_within_bounds(tmp_path: Path, given: object) -> None:
+    error = row(tmp_path, path="a.mp4", priority=given).error
+    assert "priority must be a whole number from -100 to 100" in str(error)
+
+
 def test_a_row_is_identified_by_its_key_its_video_or_its_path(tmp_path: Path) -> None:
     path = str(tmp_path / "a.mp4")
     assert row(tmp_path, path="a.mp4").key == default_key("vod.cn-shanghai", path)

@@ -388,3 +388,15 @@ def test_a_file_that_changed_after_it_was_verified_is_not_called_done(cluster: C
     cluster.enqueue(code=4)
     path.unlink()
     cluster.enqueue(code=4)
+
+
+def test_a_row_has_a_priority_of_its_own_in_the_queue(cluster: Cluster) -> None:
+    cluster.files(3, size=10)
+    manifest = cluster.folder / "m.csv"
+    path, *rows = manifest.read_text().splitlines()
+    manifest.write_text(
+        "\n".join([f"{path},priority", f"{rows[0]},50", f"{rows[1]},", f"{rows[2]},-5"]) + "\n"
+    )
+    cluster.enqueue("--priority", "7")
+    for priority in (50, 7, -5):
+        assert cluster.count(f"{QUEUED} WHERE priority = {priority}") == 1

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import configparser
 import json
+import os
+import shlex
 import socket
 from pathlib import Path
 
@@ -13,10 +16,13 @@ import pytest
 from tests.bulk.conftest import Quick, cli, quick, server
 from tests.cli.conftest import Cli
 from tests.waiting import until
+from uploader.cli.app import app
 from uploader.cli.watch import service
 from uploader.metrics import Metrics
 
 from .conftest import Place
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 __all__ = ["cli", "quick", "server"]
 
@@ -116,7 +122,8 @@ async def test_health_is_served_beside_the_live_page(place: Place) -> None:
             async with session.get(f"{url}health") as answer:
                 assert answer.status == 200
                 assert json.loads(await answer.text())["done"] == 1
-            watcher._looking.problem = "gone"
+            place.folder.rename(place.folder.with_name("away"))
+            await until(lambda: watcher.problem)
             async with session.get(f"{url}health") as answer:
                 assert answer.status == 503
 
@@ -131,5 +138,19 @@ async def test_the_counts_of_a_folder_are_metrics(place: Place) -> None:
         await until(lambda: value("vodup_watch_files", {"state": "settling"}) == 1)
         assert value("vodup_watch_files", {"state": "left_alone"}) == 1
         assert value("vodup_watch_healthy") == 1
-        watcher._looking.problem = "gone"
-        assert value("vodup_watch_healthy") == 0
+        place.folder.rename(place.folder.with_name("away"))
+        await until(lambda: value("vodup_watch_healthy") == 0)
+
+
+def test_the_unit_for_systemd_runs_a_command_that_exists() -> None:
+    unit = configparser.ConfigParser(interpolation=None, strict=False)
+    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    text = (DOCS / "deploy/vodup-watch.service").read_text()
+    unit.read_string(text.replace("\\\n", ""))
+    service_of = unit["Service"]
+    program, command, *words = shlex.split(service_of["ExecStart"])
+
+    assert (os.path.basename(program), command) == ("vodup", "watch")
+    app.commands["watch"].make_context("watch", words)
+    assert service_of["Type"] == "notify"
+    assert float(service_of["WatchdogSec"]) > 60  # `Watcher.is_late` says so after a minute

@@ -85,6 +85,17 @@ def test_a_failed_file_is_tried_again_at_its_time() -> None:
     assert days.look(30, FILE) == [FILE.path]
 
 
+def test_a_change_time_that_is_our_own_doing_is_no_change() -> None:
+    touched = replace(FILE, stamp=(5, 1, 7, 2), signature=((5, 1, 7, 2),))
+    days = Days(10)
+    days.look(0, FILE)
+    days.look(11, FILE)
+    days.settling.end(FILE.path, retry_s=300, is_touched=True)
+    assert days.look(20, touched) == []
+    assert days.look(40, touched) == []  # it is tried again at its time
+    assert days.look(300, touched) == [FILE.path]
+
+
 def test_what_is_missing_is_known() -> None:
     empty = replace(changed(FILE, 0), path="/in/empty.mp4")
     unmarked = replace(FILE, path="/in/unmarked.mp4", is_ready=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import pytest
 
 from tests.waiting import until
 from uploader import NotPlayable, SourceChanged, UploadLocked, UploadResult
-from uploader.errors import ConfigurationError
+from uploader.bulk.ledger import Ledger, Record
+from uploader.errors import ConfigurationError, StateUnavailable
 from uploader.watch import carrying as module
 from uploader.watch.after import AfterUpload
 from uploader.watch.endings import Endings
@@ -358,3 +360,61 @@ async def test_a_kept_file_is_waited_for_until_its_video_plays(place: Place) -> 
 
     assert outcome.video is not None
     assert await place.run(**options) == []
+
+
+async def test_a_move_that_was_killed_half_way_is_finished(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.write("one.mp4", b"1")
+    place.write("two.mp4", b"22")
+    with monkeypatch.context() as patched:
+        patched.setattr(Endings, "put_away", Endings._set_apart)
+        await place.run()
+    hidden = sorted(place.folder.iterdir(), key=lambda path: path.stat().st_size)
+    assert all(path.name.startswith(".vodup-") for path in hidden)
+    hidden[1].write_bytes(b"what a writer has renamed there")
+
+    [outcome] = await place.run()
+
+    assert (place.done / "one.mp4").read_bytes() == b"1"
+    assert outcome.path == str(place.folder / "two.mp4")  # it got its name back, and was uploaded
+    assert place.contents() == [b"1", b"22", b"what a writer has renamed there"]
+    assert sorted(os.listdir(place.done)) == ["one.mp4", "two.mp4"]
+
+
+async def test_without_notifications_it_polls_and_says_so(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "watchfiles", None)
+    async with place.watching(is_once=False, poll_s=None, rescan_s=60.0):
+        await until(lambda: place.notices)
+    assert "watchfiles is not installed" in place.notices[0]
+    assert "Looking every 5 s." in place.notices[0]
+
+
+async def test_a_full_ledger_loses_no_file(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_FIRST_RETRY_S", 0.01)
+    place.write("one.mp4")
+    refused = iter([StateUnavailable("The ledger cannot be written: No space left on device.")])
+    add = Ledger.add
+
+    def full(self: Ledger, record: Record, **how: Any) -> None:
+        for error in refused:
+            raise error
+        add(self, record, **how)
+
+    monkeypatch.setattr(Ledger, "add", full)
+    async with place.watching(is_once=False) as watcher:
+        first, second = await anext(watcher), await anext(watcher)
+    assert not first.is_final
+    assert second.moved_to == str(place.done / "one.mp4")
+    assert len(place.desk.server.videos) == 1
+
+
+async def test_a_failed_file_that_cannot_be_moved_stays(place: Place) -> None:
+    place.write("one.mp4")
+    place.write("one.json", b"[]")
+    place.failed.write_bytes(b"not a folder")
+    [outcome] = await place.run()
+    assert outcome.problem is not None
+    assert sorted(os.listdir(place.folder)) == ["one.json", "one.mp4"]

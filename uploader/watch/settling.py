@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Literal
 
-from uploader.watch.scan import FoundFile
+from uploader.watch.scan import FoundFile, Stamp
 
 
 class Lack(StrEnum):
@@ -33,14 +33,23 @@ class _Seen:
 
     Attributes:
         due_s: when it is complete if it stays the same, or is tried again; None: never.
+        is_touched: its change time may be our own doing.
     """
 
     signature: tuple[object, ...]
+    stamp: Stamp
     due_s: float | None
     state: _State = "settling"
     has_changed: bool = False
     is_ready: bool | None = None
     is_empty: bool = False
+    is_touched: bool = False
+
+    def is_other(self, file: FoundFile) -> bool:
+        """Whether the file is not the one that was seen."""
+        if self.is_touched and self.stamp[:3] == file.stamp[:3]:
+            self.signature, self.is_touched = file.signature, False
+        return self.signature != file.signature
 
 
 class Settling:
@@ -74,9 +83,9 @@ class Settling:
         for file in files:
             entry = former.pop(file.path, None)
             if entry is None:
-                entry = _Seen(file.signature, due_s)
-            elif entry.signature != file.signature and entry.state != "taken":
-                entry = _Seen(file.signature, due_s, has_changed=True)
+                entry = _Seen(file.signature, file.stamp, due_s)
+            elif entry.state != "taken" and entry.is_other(file):
+                entry = _Seen(file.signature, file.stamp, due_s, has_changed=True)
             entry.is_ready, entry.is_empty = file.is_ready, file.stamp[0] == 0
             self._entries[file.path] = entry
             if self._is_due(entry):
@@ -94,10 +103,13 @@ class Settling:
         is_over = entry.due_s is not None and entry.due_s <= self._looked_s
         return is_over and not entry.is_empty
 
-    def end(self, path: str, *, retry_s: float | None = None) -> None:
-        """A file that was taken has ended; it is taken again at `retry_s`, or never."""
+    def end(self, path: str, *, retry_s: float | None = None, is_touched: bool = False) -> None:
+        """A file that was taken has ended; it is taken again at `retry_s`, or never.
+
+        `is_touched`: it was renamed and got its name back, which has changed its change time.
+        """
         if (entry := self._entries.get(path)) is not None:
-            entry.state, entry.due_s = "ended", retry_s
+            entry.state, entry.due_s, entry.is_touched = "ended", retry_s, is_touched
 
     def put_back(self, path: str, now_s: float) -> None:
         """A file that was taken is still being written."""

@@ -267,7 +267,8 @@ class Watcher:
             yield self._taking.item(taken)
 
     async def _on_end(self, outcome: WatchOutcome, retry_s: float | None) -> None:
-        self._looking.settling.end(outcome.path, retry_s=retry_s)
+        is_touched = outcome.problem is not None
+        self._looking.settling.end(outcome.path, retry_s=retry_s, is_touched=is_touched)
         self._looking.wake.set()
         await self._outcomes.put(outcome)
 
