@@ -15,9 +15,11 @@ import pytest
 
 from uploader.cli import progress
 from uploader.cli.flag_groups import OutputFlags
+from uploader.cli.flags import PushFlags
 from uploader.cli.meters import Gauge, Style, block, cells, outage, wrapped
 from uploader.cli.printing import Output, err
 from uploader.cli.progress import Shown, upload_meter
+from uploader.cli.push import waited_for
 from uploader.cli.push_views import PushedFile, TextView, total_meter
 from uploader.events import (
     CredentialsRenewed,
@@ -245,6 +247,13 @@ def test_a_service_that_never_answers_is_named() -> None:
     assert len(scene.shown()) == 1
     scene.now_s = 12.0
     assert scene.shown()[1] == "Waiting for VOD (vod.cn-shanghai.aliyuncs.com), for 12 s"
+
+
+def test_while_no_url_has_answered_its_server_is_named_too() -> None:
+    flags = PushFlags(paths=(), vod_endpoint="https://vod.example.com")
+    file, url = PushedFile("a.mp4", "a.mp4"), PushedFile("https://films.example/a.mp4", "a.mp4")
+    assert waited_for(flags, [file]) == "VOD (vod.example.com)"
+    assert waited_for(flags, [file, url]) == "the source or VOD (vod.example.com)"
 
 
 def test_long_words_are_broken() -> None:

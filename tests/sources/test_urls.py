@@ -510,3 +510,16 @@ async def test_no_redirects_where_none_are_allowed(site: Site) -> None:
     site.locations = [site.url]
     policy = UrlPolicy(allow_private=True, max_redirects=0)
     assert isinstance(await refusal(source_of(site, policy=policy)), PolicyError)
+
+
+@pytest.mark.parametrize("host", ["%zz", "exa mple", 'a"b', "*.example.com", "a,b", "[::1"])
+def test_what_is_no_host_is_not_looked_up(host: str) -> None:
+    with pytest.raises(ConfigurationError, match="malformed URL"):
+        UrlSource(f"https://{host}/movie.mp4")
+
+
+@pytest.mark.parametrize(
+    "host", ["a_b.example.", "xn--bcher-kva.example", "bücher.example", "[::1]"]
+)
+def test_hosts_have_many_forms(host: str) -> None:
+    assert UrlSource(f"https://{host}/movie.mp4").name

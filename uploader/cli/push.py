@@ -226,6 +226,12 @@ class Attachments:
             yield path, stored
 
 
+def waited_for(flags: AllFlags, files: Sequence[PushedFile]) -> str:
+    """What has not answered while no upload has started: a URL is opened before VOD is called."""
+    has_url = any("://" in file.source for file in files)
+    return f"{'the source or ' if has_url else ''}{settings.issuer_of(flags)}"
+
+
 class _Push:
     """One run over several files. Mutable: the files."""
 
@@ -239,7 +245,7 @@ class _Push:
         attachments: Attachments | None = None,
     ) -> None:
         """`is_kept`: whether the state outlives this process. `wait_s`: for videos to play."""
-        self._view = make_push_view(flags, settings.issuer_of(flags))
+        self._view = make_push_view(flags, waited_for(flags, files))
         self._files = list(files)
         self._tracker = Tracker()
         self._is_kept, self._wait_s = is_kept, wait_s

@@ -49,6 +49,7 @@ _SIGNED: Final = tuple(
         ),
     )
 )
+_HOST: Final = re.compile(r"[A-Za-z0-9_.-]+|[0-9A-Fa-f:.]+(?:%[\w.-]+)?", re.A)
 _CDN_KEY: Final = re.compile(r"\d{10}-[0-9A-Za-z]+-\d+-[0-9a-f]{32}")
 """`auth_key` of Alibaba Cloud's CDN: time, random text, user, MD5."""
 
@@ -167,6 +168,8 @@ def parsed_url(text: str) -> URL:
         raise ConfigurationError("The source is a malformed URL.") from None
     if url.scheme not in ("http", "https") or not url.host:
         raise ConfigurationError(f"{shown(url)} is not an http or https URL with a host.")
+    if not _HOST.fullmatch(url.raw_host or ""):
+        raise ConfigurationError("The source is a malformed URL: its host is no name or address.")
     if url.user is not None or url.password is not None:
         raise ConfigurationError(
             f"{shown(url)} contains a user name or password.",
