@@ -7,7 +7,7 @@ const PART = 100 * 1024; // bytes, the smallest part OSS takes
 function makeFile(size, seed) {
   const bytes = new Uint8Array(size);
   for (let i = 0; i < size; i++) bytes[i] = (i * 31 + (i >> 8) * seed) & 255;
-  return new File([bytes], "movie.mp4", { type: "video/mp4" });
+  return new File([bytes], "movie.mp4", { type: "video/mp4", lastModified: 1 });
 }
 
 async function grant(video) {
@@ -51,15 +51,17 @@ async function failure(call) {
   return null;
 }
 
-async function put(v4, size, seed) {
-  const { client, key, video } = await ossClient(v4, 3600e3);
+/** Put a file `wait` ms after the credentials were issued. */
+async function put(v4, size, seed, wait = 0) {
+  const { client, key, video } = await ossClient(v4, wait || 3600e3);
+  await new Promise((resolve) => setTimeout(resolve, wait));
   const result = await client.put(key, makeFile(size, seed));
   const crc = result.res.headers["x-oss-hash-crc64ecma"];
   return { video, crc, requestId: result.res.headers["x-oss-request-id"] };
 }
 
-/** Upload in parts; with `stopAfter`, cancel after that many and resume from the checkpoint. */
-async function multipart(v4, size, seed, renewEvery, stopAfter) {
+/** Upload in parts; with `stopAfter`, cancel after that many and resume `wait` ms later. */
+async function multipart(v4, size, seed, renewEvery, stopAfter = 0, wait = 0) {
   const { client, key, video } = await ossClient(v4, renewEvery);
   const file = makeFile(size, seed);
   let kept = null;
@@ -76,6 +78,9 @@ async function multipart(v4, size, seed, renewEvery, stopAfter) {
     const stopped = await failure(() => client.multipartUpload(key, file, options));
     if (stopped?.name !== "cancel") throw new Error(`not cancelled: ${JSON.stringify(stopped)}`);
     stopAfter = 0;
+    await new Promise((resolve) => setTimeout(resolve, wait));
+    // While ali-oss renews, parallel requests still use the old credentials.
+    Object.assign(client.options, credentials(await grant(video)));
   }
   const checkpoint = kept === null ? undefined : JSON.parse(kept);
   await client.multipartUpload(key, file, { ...options, checkpoint });

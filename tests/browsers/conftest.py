@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import ssl
 import subprocess
@@ -26,9 +27,17 @@ _PAGE = """<!DOCTYPE html><html lang="en"><title>Clients</title>
 
 
 @pytest.fixture(scope="session")
-def packages() -> Path:
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the npm packages, installed as package-lock.json names them."""
     folder, lock = HERE / "node_modules", HERE / "package-lock.json"
+    with (tmp_path_factory.getbasetemp().parent / "npm.lock").open("w") as only_one:
+        fcntl.flock(only_one, fcntl.LOCK_EX)  # pytest-xdist has several workers
+        install(folder, lock)
+    return folder
+
+
+def install(folder: Path, lock: Path) -> None:
+    """Install the packages if they are not there; skip the test where that is impossible."""
     installed = folder / ".package-lock.json"
     if not installed.exists() or installed.stat().st_mtime < lock.stat().st_mtime:
         npm = shutil.which("npm")
@@ -38,7 +47,6 @@ def packages() -> Path:
         done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False)
         if done.returncode:
             pytest.skip(f"npm ci in tests/browsers failed: {done.stderr[-300:]}")
-    return folder
 
 
 @pytest.fixture

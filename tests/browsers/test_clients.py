@@ -49,16 +49,23 @@ def requests(server: DevServer, operation: str) -> list[RequestRecord]:
     return [record for record in server.stats.log if record.operation == operation]
 
 
+def completed_parts(server: DevServer) -> Counter[int | None]:
+    """How often each part was stored."""
+    return Counter(r.part_number for r in requests(server, "UploadPart") if r.status == 200)
+
+
 @VERSIONS
-async def test_ali_oss_puts_an_object(tab: Tab, site: Site, v4: str) -> None:
-    async with DevServer(
-        options(signature_versions=("v4",) if v4 == "true" else ("v1",))
-    ) as server:
-        done = await run(tab, site, server, f"put({v4}, {SIZE}, 3)")
+async def test_ali_oss_puts_an_object_after_its_first_credentials_have_expired(
+    tab: Tab, site: Site, v4: str
+) -> None:
+    versions = ("v4",) if v4 == "true" else ("v1",)
+    async with DevServer(options(signature_versions=versions, credential_ttl_s=1)) as server:
+        done = await run(tab, site, server, f"put({v4}, {SIZE}, 3, 1500)")
         assert_stored(server, done["video"], 3)
         stored = server.backend.storage.objects(server.videos[done["video"]].bucket)
         assert [done["crc"]] == [str(item.crc64) for item in stored]  # exposed to the page
         assert done["requestId"]
+        assert server.stats.refreshes == 1
 
 
 @VERSIONS
@@ -67,21 +74,22 @@ async def test_ali_oss_uploads_in_parts_while_credentials_expire(
 ) -> None:
     expiring = options(credential_ttl_s=1.5, bandwidth=600_000)
     async with DevServer(expiring) as server:
-        done = await run(tab, site, server, f"multipart({v4}, {SIZE}, 5, 600, 0)")
+        done = await run(tab, site, server, f"multipart({v4}, {SIZE}, 5, 600)")
         assert_stored(server, done["video"], 5)
         assert server.stats.refreshes >= 2
 
 
 @VERSIONS
 async def test_ali_oss_resumes_from_its_checkpoint(tab: Tab, site: Site, v4: str) -> None:
-    async with DevServer(options()) as server:
-        done = await run(tab, site, server, f"multipart({v4}, {SIZE}, 7, 3600e3, 8)")
+    async with DevServer(options(credential_ttl_s=1.5)) as server:
+        done = await run(tab, site, server, f"multipart({v4}, {SIZE}, 7, 600, 8, 2000)")
         assert_stored(server, done["video"], 7)
         sent = Counter(r.part_number for r in requests(server, "UploadPart"))
         assert len(sent) == 21
         # The part that was under way when the upload was cancelled is not in the checkpoint.
         assert sum(sent.values()) <= 22
         assert len(requests(server, "InitiateMultipartUpload")) == 1
+        assert server.stats.refreshes >= 1
 
 
 async def test_the_web_uploader_of_vod_uploads_and_resumes_with_new_credentials(
@@ -93,6 +101,24 @@ async def test_the_web_uploader_of_vod_uploads_and_resumes_with_new_credentials(
         assert (seen["failed"], seen["created"]) == (None, 1)
         assert seen["renewed"] >= 1
         assert_stored(server, seen["video"], 11)
+
+
+async def test_the_web_uploader_of_vod_resumes_after_the_page_was_loaded_again(
+    tab: Tab, site: Site
+) -> None:
+    async with DevServer(options(bandwidth=1e6)) as server:
+        await run(tab, site, server, f"void vodUpload({SIZE}, 17)")
+        while len(completed_parts(server)) < 8:  # noqa: ASYNC110 - the page is another process
+            await asyncio.sleep(0.05)
+        await tab.call("Page.reload")
+        server.set_options(bandwidth=None)
+        seen = await run(tab, site, server, f"vodUpload({SIZE}, 17)")
+        assert (seen["failed"], seen["created"]) == (None, 0)
+        assert_stored(server, seen["video"], 17)
+        sent = completed_parts(server)
+        assert len(sent) == 21
+        assert sum(sent.values()) <= 21 + 2  # those whose answer the first page did not see
+        assert server.stats.initiates == 1
 
 
 async def test_a_bucket_without_cors_rules_fails_as_a_network_error(tab: Tab, site: Site) -> None:
