@@ -55,6 +55,29 @@ def test_once_uploads_what_is_there_and_reports_each_file(quick: Quick) -> None:
     assert quick.run(*words).code == 0
 
 
+def test_the_cover_and_the_subtitles_are_uploaded(quick: Quick) -> None:
+    folder = quick.folder / "ingest"
+    folder.mkdir()
+    for name in ("one.mp4", "one.png", "one.zh.srt", "two.mp4", "two.srt"):
+        (folder / name).write_bytes(name.encode())
+    words = ["watch", "ingest", "--once", "--settle", "0", "--json"]
+
+    ended = quick.run(*words, "--after", "delete")
+
+    assert ended.code == 0, ended.err
+    done = {Path(str(line["path"])).name: line for line in ended.lines if "path" in line}
+    cover, subtitle = done["one.mp4"]["attached"]
+    assert subtitle["url"].endswith(".srt")
+    video = quick.server.videos[done["one.mp4"]["video_id"]]
+    assert video.detail("CoverURL") == cover["url"]
+    assert list(folder.iterdir()) == []
+
+    (folder / "three.mp4").write_bytes(b"3")
+    (folder / "three.srt").write_bytes(b"3")
+    assert quick.run(*words, "--after", "delete", "--no-companions").code == 0
+    assert [path.name for path in folder.iterdir()] == ["three.srt"]
+
+
 def test_sentences_say_what_happened(quick: Quick) -> None:
     ingest(quick)
     ended = quick.run("watch", "ingest", "--once", "--settle", "0", "--verbose")

@@ -15,6 +15,7 @@ from tests.waiting import until
 from uploader import NotPlayable, SourceChanged, UploadLocked, UploadResult
 from uploader.bulk.ledger import Ledger, Record
 from uploader.errors import ConfigurationError, StateUnavailable
+from uploader.protocol.media import StoredMedia
 from uploader.watch import carrying as module
 from uploader.watch.after import AfterUpload
 from uploader.watch.endings import Endings
@@ -104,8 +105,9 @@ async def test_what_is_attached_is_handed_over_and_moved(place: Place) -> None:
         place.write(name, b"title: One")
     handed: list[Companions] = []
 
-    async def attach(_: UploadResult, companions: Companions) -> None:
+    async def attach(_: UploadResult, companions: Companions) -> list[StoredMedia]:
         handed.append(companions)
+        return []
 
     await place.run(attach=attach)
 
@@ -226,10 +228,11 @@ async def test_a_temporary_failure_is_tried_again(
     place.write("one.mp4")
     failures = iter([SourceChanged("touched")])
 
-    async def attach(*_: object) -> None:
+    async def attach(*_: object) -> list[StoredMedia]:
         for error in failures:
             error.is_temporary = True
             raise error
+        return []
 
     async with place.watching(is_once=False, attach=attach) as watcher:
         first, second = await anext(watcher), await anext(watcher)

@@ -199,6 +199,10 @@ class WatchFlags(WaitFlags, VideoFlags, TransferFlags, ConnectionFlags, OutputFl
     title_template: str | None = option(
         "TEXT", "Title of files without one; may contain {stem}, {name} and {folder}."
     )
+    companions: bool = switch(
+        "Upload the picture (FILE.jpg, .png) and the subtitles (FILE.zh.srt) beside a file.",
+        default=True,
+    )
     require_metadata: bool = switch("Wait until a file has its metadata (FILE.json, .yaml, .xml).")
     priority: tuple[str, ...] = option(
         "GLOB=N", "Priority of matching files, from -100 to 100; higher is uploaded first.", ()

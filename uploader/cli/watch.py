@@ -29,9 +29,10 @@ from uploader.errors import ConfigurationError
 from uploader.private_files import make_private_folder
 from uploader.state.locations import state_directory
 from uploader.tasks import beside
+from uploader.threads import in_thread
 from uploader.units import count
 from uploader.watch.after import parse_after
-from uploader.watch.carrying import Uploads
+from uploader.watch.carrying import Attach, Uploads
 from uploader.watch.endings import WatchOutcome
 from uploader.watch.options import WatchOptions
 from uploader.watch.watcher import Watcher
@@ -158,6 +159,7 @@ async def _watch(
             flags.folder,
             options=options,
             ledger=report,
+            attach=await _attaching(uploader, flags),
             exit_code=run.exit_code,
             on_skipped=view.skipped,
             on_notice=view.notice,
@@ -172,6 +174,14 @@ async def _watch(
         async for outcome in watcher:
             view.outcome(outcome)
     return run.common_code(watcher.progress.codes)
+
+
+async def _attaching(uploader: Uploads, flags: WatchFlags) -> Attach | None:
+    if not isinstance(uploader, Uploader) or not flags.companions:
+        return None
+    from uploader.watch.attaching import attach_companions
+
+    return attach_companions(uploader, await in_thread(os.path.realpath, flags.folder))
 
 
 @asynccontextmanager
@@ -252,6 +262,7 @@ def _fields_of(outcome: WatchOutcome) -> dict[str, Any]:
         "moved_to": outcome.moved_to,
         "problem": outcome.problem,
         **({"playable": asdict(outcome.video)} if outcome.video else {}),
+        **({"attached": list(map(asdict, outcome.attached))} if outcome.attached else {}),
     }
     if outcome.error is not None:
         fields |= {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final, Protocol
 
@@ -14,6 +14,7 @@ from uploader.bulk.runner import STOPS_ALL, is_gone
 from uploader.errors import SourceChanged, StateUnavailable, VodupError
 from uploader.events import Listener, UploadResult
 from uploader.library import PlayableVideo
+from uploader.protocol.media import StoredMedia
 from uploader.threads import in_thread
 from uploader.watch.endings import Endings, WatchOutcome
 from uploader.watch.options import WatchOptions
@@ -24,7 +25,7 @@ _MAX_WAITS: Final = 1000
 _FIRST_RETRY_S: Final = 5.0
 _MAX_RETRY_S: Final = 300.0
 
-Attach = Callable[[UploadResult, Companions], Awaitable[None]]
+Attach = Callable[[UploadResult, Companions], Awaitable[Sequence[StoredMedia]]]
 """Uploads the cover and the subtitles of a verified video, before its record is written.
 
 An error is the file's: a temporary one is tried again, and then this is called again, with a
@@ -111,32 +112,40 @@ class Carrying:
         taken: TakenFile = item.tag
         if self.is_done(taken.number):  # an earlier attempt to put it away was cut short
             record = await in_thread(self._endings.ledger.find, taken.number) or {}
-            await self._finish(taken, record, None)
+            await self._finish(taken, record)
             raise _AlreadyVerified("It is verified already.")
         try:
             if taken.row.error is not None:
                 raise taken.row.error
             result = await self._uploader.upload_item(item, on_event=self._progress.tracker)
-            if self._attach is not None:
-                await self._attach(result, taken.found.companions)
-            record = self._endings.record_success(taken, result)
+            attached = await self._attached(taken, result)
+            record = self._endings.record_success(taken, result, attached)
         except VodupError as error:
             await self._fail(taken, error)
             raise
         self._progress.add_done(result)
-        await self._finish(taken, record, result)
+        await self._finish(taken, record, result=result, attached=attached)
         return result
 
-    async def _finish(self, taken: TakenFile, record: Record, result: UploadResult | None) -> None:
+    async def _attached(self, taken: TakenFile, result: UploadResult) -> Sequence[StoredMedia]:
+        if self._attach is None:
+            return ()
+        try:
+            return tuple(await self._attach(result, taken.found.companions))
+        except VodupError as error:
+            error.video_id = error.video_id or result.video_id  # it is stored, whatever follows
+            raise
+
+    async def _finish(self, taken: TakenFile, record: Record, **how: Any) -> None:
         """Put a verified file away; if its video is waited for, beside the uploads."""
         if self._options.wait_s is None or "playable" in record:
-            await self._put_away(taken, record, result=result)
+            await self._put_away(taken, record, **how)
         else:
             self._unplayed.add(taken.number)
             await self._waiting.acquire()
-            self._waits.create_task(self._wait(taken, record, result))
+            self._waits.create_task(self._wait(taken, record, **how))
 
-    async def _wait(self, taken: TakenFile, record: Record, result: UploadResult | None) -> None:
+    async def _wait(self, taken: TakenFile, record: Record, **how: Any) -> None:
         try:
             video = await self._uploader.wait_until_playable(
                 record["video_id"], timeout_s=self._options.wait_s
@@ -149,7 +158,7 @@ class Carrying:
         else:
             self._progress.playable_count += 1
             self._unplayed.discard(taken.number)
-            await self._put_away(taken, record, result=result, video=video)
+            await self._put_away(taken, record, video=video, **how)
         finally:
             self._waiting.release()
 

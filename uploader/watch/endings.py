@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -13,6 +13,7 @@ from uploader.bulk.ledger import DONE, Ledger, Record, failure_record, success_r
 from uploader.errors import UnsafePath, VodupError
 from uploader.events import UploadResult
 from uploader.library import PlayableVideo
+from uploader.protocol.media import StoredMedia
 from uploader.protocol.vod import refuses_name
 from uploader.watch.after import (
     AfterUpload,
@@ -36,6 +37,7 @@ class WatchOutcome:
         companions: files that belong to it.
         result: what OSS holds; None if it failed, or was only moved after an earlier run.
         video: how the video plays, if that was waited for.
+        attached: its cover and subtitles, if they were uploaded.
         error: why it was not uploaded.
         is_final: False: it is tried again.
         moved_to: where the file is now, if it was moved.
@@ -47,6 +49,7 @@ class WatchOutcome:
     companions: Companions
     result: UploadResult | None = None
     video: PlayableVideo | None = None
+    attached: Sequence[StoredMedia] = ()
     error: VodupError | None = None
     is_final: bool = True
     moved_to: str | None = None
@@ -74,13 +77,18 @@ class Endings:
     has_inodes: bool = True
     has_attached: bool = False
 
-    def record_success(self, taken: TakenFile, result: UploadResult) -> Record:
-        """Record that the file is verified.
+    def record_success(
+        self, taken: TakenFile, result: UploadResult, attached: Sequence[StoredMedia] = ()
+    ) -> Record:
+        """Record that the file is verified, and which media were attached.
 
         Raises:
             StateUnavailable: the ledger cannot be written.
         """
         record = success_record(taken.row, result)
+        if attached:  # without URLs: they may be signed, and the ledger is kept
+            ids = [{"media_id": each.media_id, "kind": str(each.kind)} for each in attached]
+            record["attached"] = ids
         self.ledger.add(record)
         self.ledger.mark_done(taken.number)
         return record

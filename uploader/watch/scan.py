@@ -27,8 +27,8 @@ _TEMPORARY: Final = (
 """Ends of names that other programs give to files they have not finished."""
 
 _METADATA: Final = ("json", "yaml", "yml", "xml")
-_COVERS: Final = ("jpg", "jpeg", "png", "gif", "webp")
-_SUBTITLES: Final = ("srt", "vtt", "ass", "ssa", "ttml")
+_COVERS: Final = ("jpg", "jpeg", "png", "gif", "webp", "heic")
+_SUBTITLES: Final = ("srt", "vtt", "ass", "stl", "ttml")
 _COMPANIONS: Final = frozenset((*_METADATA, *_COVERS, *_SUBTITLES))
 _LANGUAGE: Final = re.compile(r"[A-Za-z]{2,3}(?:-[A-Za-z0-9]{2,8})*")
 
