@@ -19,7 +19,7 @@ from typing import Any
 import click
 
 from uploader.cli.app import app
-from uploader.cli.options import Argument
+from uploader.cli.options import Argument, flag_of, heading_of
 
 __all__ = ["DOCS", "main", "pages", "texts", "translations", "variables"]
 
@@ -45,15 +45,6 @@ _ENGLISH = {
     "also": "Also the flags of: ",
     "default": "Default: {}.",
     "repeated": "Can be repeated.",
-}
-_TITLES = {
-    "AccessFlags": "Credentials and services",
-    "ClusterFlags": "Cluster",
-    "OutputFlags": "Output",
-    "ReportFlags": "Reports",
-    "RowFlags": "Manifests and folders",
-    "UrlFlags": "Source URLs",
-    "VideoFlags": "Fields of the video",
 }
 
 
@@ -89,19 +80,13 @@ def _shared() -> dict[type[Any], list[click.Parameter]]:
     return {kind: each for kind, each in flags.items() if counts[kind] > 1}
 
 
-def _title(kind: type[Any]) -> str:
-    if kind.__name__ in _TITLES:
-        return _TITLES[kind.__name__]
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", kind.__name__.removesuffix("Flags"))
-
-
 def texts() -> set[str]:
     """Every text of the page that a translation replaces."""
     found = {*_ENGLISH.values()}
     for _, command in commands():
         found.add(str(command.help))
         for kind, flags in _groups(command):
-            found |= {_title(kind), str(kind.__doc__)} if kind in _shared() else set()
+            found |= {heading_of(kind), str(kind.__doc__)} if kind in _shared() else set()
             found |= {text for each in flags for text in _help(each)}
     return found - {"", "None"}
 
@@ -136,11 +121,11 @@ class _Writer:
             own = [each for kind, flags in groups if kind not in shared for each in flags]
             parts.append(self._flags(own))
             if also := [kind for kind, _ in groups if kind in shared]:
-                links = ", ".join(f"[{self.t(_title(k))}](#{_anchor(k)})" for k in also)
+                links = ", ".join(f"[{self.t(heading_of(k))}](#{_anchor(k)})" for k in also)
                 parts.append(f"{self.t(_ENGLISH['also'])}{links}.\n")
         parts.append(f"## {self.t(_ENGLISH['shared'])}\n")
         for kind, flags in shared.items():
-            parts.append(f'<a id="{_anchor(kind)}"></a>\n\n### {self.t(_title(kind))}\n')
+            parts.append(f'<a id="{_anchor(kind)}"></a>\n\n### {self.t(heading_of(kind))}\n')
             parts.append(f"{self.t(str(kind.__doc__))}\n")
             parts.append(self._flags(flags))
         return "\n".join(part for part in parts if part)
@@ -169,7 +154,7 @@ class _Writer:
 
 
 def _anchor(kind: type[Any]) -> str:
-    return f"flags-{_title(kind).lower().replace(' ', '-')}"
+    return f"flags-{heading_of(kind).lower().replace(' ', '-')}"
 
 
 def _usage(name: str, command: click.Command) -> str:
@@ -182,7 +167,7 @@ def variables() -> dict[str, tuple[str, list[str]]]:
     for name, command in commands():
         for each in command.get_params(click.Context(command)):
             if isinstance(each, click.Option) and each.envvar:
-                found.setdefault(str(each.envvar), (max(each.opts, key=len), []))[1].append(name)
+                found.setdefault(str(each.envvar), (flag_of(str(each.name)), []))[1].append(name)
     return dict(sorted(found.items()))
 
 

@@ -17,19 +17,57 @@ from uploader.cli.options import (
     Argument,
     config_path,
     group,
+    heading_of,
     parameters_of,
     with_bare_values,
 )
 from uploader.cli.printing import out, out_json
-from uploader.cli.run import explain, finish
+from uploader.cli.run import explain, finish, report_error
+from uploader.errors import VodupError
 
 
 def run(words: Sequence[str] | None = None) -> None:
     """Run a command line, that of this process unless `words` are given, and exit."""
     try:
-        app.main(words, prog_name="vodup")
+        code = app.main(words, prog_name="vodup", standalone_mode=False)
+    except click.ClickException as error:  # a mistake on the command line
+        error.show()
+        reported = VodupError(error.format_message(), next_step="See --help.")
+        report_error(reported, type(error).__name__, error.exit_code)
+        code = error.exit_code
     except Exception as error:  # from reading a flag
-        raise SystemExit(explain(error)) from None
+        code = explain(error)
+    raise SystemExit(code or 0)
+
+
+_VERBOSE = {"-vv": ("-v", "--log-level=info"), "-vvv": ("-v", "--log-level=debug")}
+
+_ANSWERS = {
+    **dict.fromkeys(
+        ("-r", "-R", "--recursive"), "a folder is uploaded with: vodup ingest -r FOLDER"
+    ),
+    **dict.fromkeys(("-y", "--yes"), "vodup never asks for confirmation; leave it out."),
+    "--retries": "requests are retried for a time: use --retry-for DURATION.",
+    **dict.fromkeys(
+        ("-c", "--resume", "--continue"),
+        "uploads resume by themselves: run the same command again.",
+    ),
+    **dict.fromkeys(
+        ("-k", "--insecure", "--no-verify-ssl", "--no-check-certificate"),
+        "certificates are always checked; use --ca-file FILE to trust another one.",
+    ),
+    **dict.fromkeys(
+        ("--jobs", "--transfers", "--threads", "--parallel"), "use -j N or --concurrency N."
+    ),
+    "--bandwidth": "use --bwlimit RATE.",
+    "--debug": "use --log-level debug.",
+    **dict.fromkeys(
+        ("--access-key-id", "--access-key-secret", "--secret-key"),
+        "AccessKeys are read from ALIBABA_CLOUD_ACCESS_KEY_ID and "
+        "ALIBABA_CLOUD_ACCESS_KEY_SECRET, because other users can read the command line.",
+    ),
+}
+"""What to use instead of flags that other programs have."""
 
 
 class _Command(click.Command):
@@ -63,19 +101,37 @@ class _Command(click.Command):
         yield from parameters_of(self._flags_type)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read the command line."""
-        return super().parse_args(ctx, with_bare_values(args, self.get_params(ctx)))
+        """Read the command line; flags of other programs are answered."""
+        args = [word for each in args for word in _VERBOSE.get(each, (each,))]
+        try:
+            return super().parse_args(ctx, with_bare_values(args, self.get_params(ctx)))
+        except click.NoSuchOption as error:
+            if answer := _ANSWERS.get(error.option_name):
+                raise click.UsageError(f"{error.option_name}: {answer}", ctx) from None
+            raise
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the arguments above the options."""
-        arguments = [each for each in self.get_params(ctx) if isinstance(each, Argument)]
-        if records := [each.help_record for each in arguments if each.help_record]:
-            with formatter.section("Arguments"):
-                formatter.write_dl(records)
-        super().format_options(ctx, formatter)
+        """Write the arguments, then the flags under the headings of their groups."""
+        sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+        own = heading_of(self._flags_type)
+        for each in self.get_params(ctx):
+            heading = getattr(each, "heading", own)
+            if isinstance(each, Argument):
+                heading, record = "Arguments", each.help_record
+            else:
+                record = each.get_help_record(ctx)
+            if record:
+                name = "Options" if heading == own else heading
+                sections.setdefault(name, []).append(record)
+        for heading, records in sections.items():
+            if records:
+                with formatter.section(heading):
+                    formatter.write_dl(records)
 
     def invoke(self, ctx: click.Context) -> None:
         """Run the command and exit."""
+        if ctx.params.get("output") == "json":
+            ctx.params["json"] = True
         flags = self._flags_type(**ctx.params)
 
         def work() -> int:
@@ -94,6 +150,12 @@ class _Commands(click.Group):
     def __init__(self, name: str, help: str, *commands: click.Command, **settings: Any) -> None:
         by_name = {str(command.name): command for command in commands}
         super().__init__(name, by_name, help=help, no_args_is_help=True, **settings)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the command line; `help COMMAND` is `COMMAND --help`."""
+        if args[:1] == ["help"]:
+            args = [*args[1:], "--help"]
+        return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """In the order of the table, not by name."""
@@ -140,6 +202,12 @@ def version(flags: VersionFlags) -> int:
     else:
         out(f"vodup {facts['vodup']}")
     return 0
+
+
+def _show_version(ctx: click.Context, parameter: click.Parameter, is_given: bool) -> None:
+    if is_given:
+        version(VersionFlags(json=False))
+        ctx.exit()
 
 
 def _show_completion(ctx: click.Context, parameter: click.Parameter, shell: str | None) -> None:
@@ -194,6 +262,14 @@ app = _Commands(
             is_eager=True,
             metavar="SHELL",
             help="Print the completion for bash, zsh or fish; its startup file can run that.",
-        )
+        ),
+        click.Option(
+            ["-V", "--version"],
+            is_flag=True,
+            callback=_show_version,
+            expose_value=False,
+            is_eager=True,
+            help="Print the version.",
+        ),
     ],
 )

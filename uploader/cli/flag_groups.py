@@ -38,7 +38,19 @@ class OutputFlags:
 
     json: bool = switch("Write JSON lines to standard output.")
     quiet: bool = switch("Print only results and errors.", "-q")
-    verbose: bool = switch("Print more details, such as checksums.", "-v")
+    verbose: bool = switch("Print more details, such as checksums; -vv also logs.", "-v")
+    output: str = option(
+        one_of("text", "json"), "Format of the results; json is --json.", default="text", short="-o"
+    )
+    progress: bool = switch("Show progress.", default=True)
+    color: str = option(
+        one_of("auto", "always", "never"),
+        "When to use colors; auto: on a terminal, unless NO_COLOR is set.",
+        default="auto",
+    )
+    log_file: str | None = option(
+        "FILE", "Append log messages to FILE, by default those of level info and above."
+    )
     log_level: str = option(
         one_of("debug", "info", "warning", "error", "critical"),
         "Write log messages of this level and above to standard error.",
@@ -70,7 +82,7 @@ class AccessFlags:
         default="vod",
     )
     vod_endpoint: str | None = option(
-        "URL", "VOD endpoint. [default: https://vod.REGION.aliyuncs.com]"
+        "URL", "VOD endpoint. [default: https://vod.REGION.aliyuncs.com]", also="--endpoint-url"
     )
     ims_endpoint: str | None = option(
         "URL", "IMS endpoint. [default: https://ice.REGION.aliyuncs.com]"
@@ -132,11 +144,15 @@ class TransferFlags(NetworkFlags):
         PART_SIZE, "Size of a part, such as 8MiB. [default: depends on the file size]"
     )
     concurrency: int | Literal["auto"] = option(
-        CONCURRENCY, "Connections, shared by all files.", default="auto"
+        CONCURRENCY,
+        "Connections, shared by all files.",
+        default="auto",
+        short="-j",
     )
     bwlimit: Bandwidth | None = option(
         BANDWIDTH,
         'Bandwidth limit in bytes per second: 10M, or a timetable: "08:00,10M 20:00,off".',
+        also="--limit-rate",
     )
     signature: Literal["v4", "v1"] = option(
         one_of("v4", "v1"), "OSS signature version.", default="v4"
@@ -148,6 +164,9 @@ class TransferFlags(NetworkFlags):
     )
     retry_for: float | None = option(
         DURATION, "Keep retrying a failing request for this long. [default: 15m]"
+    )
+    timeout: float | None = option(
+        DURATION, "Repeat a request after this long without a byte sent or received. [default: 30]"
     )
     on_finished: list[str] | None = option(
         COMMAND,

@@ -80,6 +80,7 @@ class PushFlags(WaitFlags, VideoFlags, StreamFlags, TransferFlags, ConnectionFla
         "Upload this subtitle, too, and print its id and URL; nothing ties it to the video.",
         default=(),
     )
+    dry_run: bool = switch("Check the files and the fields of their videos; send nothing.", "-n")
 
 
 @group

@@ -14,6 +14,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar, dataclass_transform
 
@@ -38,11 +39,13 @@ class Kind:
         metavar: stands for the value in `--help`.
         expected: what to write, for a sentence: "a size such as 8MiB".
         read: turns the text into the value; raises ValueError if it cannot.
+        choices: all that it takes, for the completion of a shell.
     """
 
     metavar: str
     expected: str
     read: Callable[[str], Any]
+    choices: tuple[str, ...] = ()
 
     def parser(self, flag: str, variable: str) -> Callable[[Any], Any]:
         """Return what reads the values of `flag`. A default is not text and stays as it is."""
@@ -75,7 +78,7 @@ def one_of(*choices: str) -> Kind:
             raise ValueError(text)
         return text.lower()
 
-    return Kind("|".join(choices), " or ".join(choices), read)
+    return Kind("|".join(choices), " or ".join(choices), read, choices)
 
 
 def size_from(least: int) -> Kind:
@@ -205,7 +208,27 @@ def parameters_of(flags: type[Any]) -> Iterator[click.Parameter]:
         for name, declaration in vars(owner).get("_own_flags", {}).items():
             if name not in names:
                 names.add(name)
-                yield declaration.declare(name, flag_of(name), f"VODUP_{name.rstrip('_').upper()}")
+                made = declaration.declare(name, flag_of(name), f"VODUP_{name.rstrip('_').upper()}")
+                made.heading = heading_of(owner)
+                yield made
+
+
+_HEADINGS: Final = {
+    "AccessFlags": "Credentials and services",
+    "ClusterFlags": "Cluster",
+    "OutputFlags": "Output",
+    "ReportFlags": "Reports",
+    "RowFlags": "Manifests and folders",
+    "UrlFlags": "Source URLs",
+    "VideoFlags": "Fields of the video",
+}
+
+
+def heading_of(owner: type[Any]) -> str:
+    """Return what a group of flags is called in `--help` and in the documentation."""
+    name = owner.__name__
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name.removesuffix("Flags"))
+    return _HEADINGS.get(name, words)
 
 
 def flag_of(name: str) -> str:
@@ -227,13 +250,24 @@ def with_bare_values(args: list[str], parameters: Sequence[click.Parameter]) -> 
     return [*words, *args[end:]]
 
 
+def _completed(
+    choices: tuple[str, ...], ctx: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[str]:
+    return [choice for choice in choices if choice.startswith(incomplete)]
+
+
 def option(
-    takes: Kind | str, help: str, default: Any = None, short: str = "", bare: str = ""
+    takes: Kind | str,
+    help: str,
+    default: Any = None,
+    short: str = "",
+    bare: str = "",
+    also: str = "",
 ) -> Any:
     """Declare a flag that takes a value: of a kind, or plain text with this metavar.
 
     With the default () it can be repeated, and the field is a tuple of texts. `bare`: the value of
-    the flag when it is given without one.
+    the flag when it is given without one. `also`: another name that people try first.
     """
     kind = takes if isinstance(takes, Kind) else None
     is_repeated = default == ()
@@ -241,7 +275,7 @@ def option(
     def declare(name: str, flag: str, variable: str) -> click.Parameter:
         metavar = kind.metavar if kind else str(takes)
         made = (BareOption if bare else click.Option)(
-            [name, *filter(None, (short, flag))],
+            [name, *filter(None, (short, flag, also))],
             help=f"{help} Can be repeated." if is_repeated else help,
             metavar=f"[={metavar}]" if bare else metavar,
             type=kind.parser(flag, variable) if kind else str,
@@ -249,6 +283,7 @@ def option(
             default=default,
             multiple=is_repeated,
             show_default="[default: " not in help,
+            shell_complete=partial(_completed, kind.choices) if kind and kind.choices else None,
         )
         if isinstance(made, BareOption):
             made.bare_value = bare

@@ -255,10 +255,13 @@ class Outputs:
 
     is_json = is_quiet = False
     color = "auto"
+    has_progress = True
 
     def __init__(self) -> None:
         """Take over `sys.stdout` and `sys.stderr`."""
-        Outputs.is_json = "--json" in sys.argv  # until the flags have been read
+        Outputs.is_json = not {"--json", "--output=json", "-ojson"}.isdisjoint(
+            sys.argv
+        )  # until the flags have been read
         _fill_descriptors()
         self._stdout = Output(1, sys.stdout, self._report_stdout)
         self._stderr = self._stdout  # one thread keeps the order

@@ -16,7 +16,7 @@ from typing import Final
 from uploader import units
 from uploader.cli import meters
 from uploader.cli.meters import STALLED_S, Gauge, Style
-from uploader.cli.printing import Output, err, is_coloured, printable
+from uploader.cli.printing import Output, Outputs, err, is_coloured, printable
 from uploader.tracker import TrackedUpload, Tracker
 
 _LINE_INTERVAL_S: Final = 10.0
@@ -84,12 +84,14 @@ async def sample_every_second(tracker: Tracker) -> None:
 
 def bars_of(stream: object) -> Output | None:
     """Return where bars can be drawn: on a terminal that can move its cursor."""
-    is_able = isinstance(stream, Output) and stream.isatty() and os.environ.get("TERM") != "dumb"
-    return stream if isinstance(stream, Output) and is_able else None
+    is_able = Outputs.has_progress and os.environ.get("TERM") != "dumb"
+    return stream if is_able and isinstance(stream, Output) and stream.isatty() else None
 
 
 async def show_progress(view: Shown) -> None:
-    """Show progress on standard error until cancelled."""
+    """Show progress on standard error until cancelled, or nothing with --no-progress."""
+    if not Outputs.has_progress:
+        return
     if (output := bars_of(sys.stderr)) is not None:
         try:
             await _draw(view, output)

@@ -28,6 +28,8 @@ from uploader.cli.sources import (
 )
 from uploader.errors import ConfigurationError, VodupError
 from uploader.events import Event, Listener, UploadResult
+from uploader.protocol.vod import refuses_name
+from uploader.sources import as_source
 from uploader.state import Phase
 from uploader.tasks import beside, one_error
 from uploader.tracker import Tracker
@@ -65,6 +67,9 @@ def push(flags: PushFlags) -> int:
         PushedFile(shown_name(name), label_of(name, flags), size=size_of(name, flags), noun=noun)
         for name in names
     ]
+    if flags.dry_run:
+        _require_sense(names, flags)
+        return run.run_async(_checked(_items_of(names, files, flags, None), flags))
     with settings.serve_metrics(flags.metrics_port) as on_event:
         is_kept = flags.state != "memory"
         pushed = _Push(
@@ -100,6 +105,33 @@ def _kind_of(name: str | None) -> MediaKind | None:
     from uploader.protocol.media import MediaKind  # few uploads need it
 
     return MediaKind(name)
+
+
+async def _checked(items: Sequence[UploadItem], flags: PushFlags) -> int:
+    """Open every local file, as an upload would; sends nothing."""
+    view, codes = make_push_view(flags), list[int]()
+    for item in items:
+        file: PushedFile = item.tag
+        try:
+            if isinstance(item.source, str) and "://" not in item.source:
+                async with as_source(item.source) as source:
+                    file.size = source.size
+                _require_type(flags.file_name or os.path.basename(item.source), flags)
+            view.planned(file)
+        except VodupError as error:
+            view.failed(file, error)
+            codes.append(run.exit_code(error))
+    return run.common_code(codes)
+
+
+def _require_type(name: str, flags: PushFlags) -> None:
+    """Refuse a file of a type that CreateUploadVideo refuses."""
+    is_new = flags.video_id is None and flags.grant is None and flags.as_ is None
+    if is_new and refuses_name(name):
+        raise ConfigurationError(
+            f"VOD does not accept files like {name!r}.",
+            next_step="Pass --file-name with an extension that VOD accepts, such as mp4 or mov.",
+        )
 
 
 def _require_sense(names: Sequence[str], flags: PushFlags) -> None:

@@ -266,6 +266,10 @@ class JsonView:
         """Print how the video plays."""
         self._print(file, "video.playable", **asdict(video))
 
+    def planned(self, file: PushedFile) -> None:
+        """Print what --dry-run found."""
+        self._print(file, "upload.planned", size=file.size)
+
     def failed(self, file: PushedFile, error: VodupError) -> None:
         """Print the error."""
         code = run.exit_code(error)
@@ -368,6 +372,11 @@ class TextView:
         """Print how the video plays."""
         if not self._is_quiet:
             out(*playing(file, video))
+
+    def planned(self, file: PushedFile) -> None:
+        """Print what --dry-run found."""
+        size = units.size(file.size) if file.size else "size unknown"
+        out(f"Would upload {file.label} ({size}). Dry run: nothing sent.")
 
     def failed(self, file: PushedFile, error: VodupError) -> None:
         """Print what failed and what to do."""

@@ -17,6 +17,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import os
@@ -28,7 +29,7 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import TYPE_CHECKING, Final, TextIO, cast
 
 from uploader import errors, portable
-from uploader.cli.printing import Outputs, err, paragraph
+from uploader.cli.printing import Outputs, err, out_json, paragraph
 from uploader.errors import ServiceError, SourceError, VodupError
 from uploader.unexpected import is_bug, unexpected  # at the limit of memory it is too late
 
@@ -140,7 +141,23 @@ def explain(error: Exception) -> int:
         explain_bug(error)
     else:
         err(*paragraph(failure))
+    report_error(failure, type(failure).__name__, exit_code(failure))
     return exit_code(failure)
+
+
+def report_error(error: VodupError, name: str, code: int) -> None:
+    """With --json: print an error that is not about one file."""
+    if Outputs.is_json:
+        fields = {
+            "type": "error",
+            "error": name,
+            "message": error.message,
+            "code": error.code,
+            "request_id": error.request_id,
+            "next_step": error.next_step,
+            "exit_code": code,
+        }
+        out_json(fields)
 
 
 def explain_bug(error: BaseException) -> None:
@@ -169,8 +186,29 @@ def _configure_logging(output: OutputFlags) -> None:
     from uploader import log
 
     Outputs.is_json, Outputs.is_quiet = output.json, output.quiet
-    stream = cast("TextIO", _CurrentStderr())
-    log.configure(output.log_level, is_json=output.json, stream=stream)
+    Outputs.color, Outputs.has_progress = output.color, output.progress
+    stream, level = cast("TextIO", _CurrentStderr()), output.log_level
+    if output.log_file is not None:
+        stream = _opened_log(output.log_file)
+        level = "info" if level == "critical" else level
+    log.configure(level, is_json=output.json, stream=stream)
+
+
+def _opened_log(path: str) -> TextIO:
+    """Open a log file for its owner only; a line is written as soon as it is complete."""
+
+    def private(path: str, flags: int) -> int:
+        return os.open(path, flags, 0o600)
+
+    try:
+        stream = open(path, "a", encoding="utf-8", buffering=1, opener=private)  # noqa: SIM115
+    except OSError as error:
+        raise errors.ConfigurationError(
+            f"--log-file: cannot write {path}: {error.strerror}.",
+            next_step="Check its folder and its permissions.",
+        ) from error
+    atexit.register(stream.close)  # what ends last may log as well
+    return stream
 
 
 class _CurrentStderr:

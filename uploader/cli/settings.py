@@ -210,14 +210,16 @@ def make_options(flags: TransferFlags) -> UploadOptions:
     hooks = installed_hooks() if flags.installed_hooks else ()
     if flags.on_finished:
         hooks = (*hooks, command_hooks(flags.on_finished))
+    options = network_options(flags)
     return replace(
-        network_options(flags),
+        options,
         part_size=flags.part_size,
         concurrency=flags.concurrency,
         bandwidth=flags.bwlimit,
         signature=flags.signature,
         on_target_change=flags.on_target_change,
         retry=_retry(flags.retry_for),
+        stall_timeout_s=flags.timeout or options.stall_timeout_s,
         hooks=hooks,
         webhooks=_webhooks(flags.notify),
     )
