@@ -145,6 +145,18 @@ async def test_a_paused_upload_resumes_from_the_keyboard(browser: Chromium, page
     assert page.server.stats.initiates == 1
 
 
+async def test_a_discarded_upload_is_aborted(browser: Chromium, page: Page) -> None:
+    tab = await page.start(browser)
+    await tab.wait(f"{PERCENT} >= 10")
+    await tab.evaluate("document.getElementById('pause').click()")
+    await tab.wait("!document.getElementById('upload').disabled")
+    await tab.evaluate("document.querySelector('#records button').click()")
+    await tab.wait(f"{STATUS} === 'The upload of movie.mp4 was discarded.'")
+    assert page.server.stats.aborts == 1
+    assert page.server.open_upload_count == 0
+    assert await tab.evaluate("localStorage.length") == 0
+
+
 async def test_lost_answers_and_failures_are_retried(browser: Chromium, page: Page) -> None:
     faults = [
         Fault(action="drop_answer", operation="CreateUploadVideo"),

@@ -4,7 +4,7 @@
     python docs/examples/browser/serve.py --try     # with a development server
 
 Without `--try` it serves a real account on the port given, configured as ../app_server.py; the
-buckets' CORS rules must allow the page's origin.
+buckets' CORS rules must allow the page's origin, and browsers must reach the page over https.
 """
 
 from __future__ import annotations

@@ -190,17 +190,22 @@ async function upload(record, file) {
   }
 }
 
+/** Run a task while no other tab works on the record's upload. */
+function alone(record, task) {
+  return navigator.locks.request(PREFIX + record.referenceId, { ifAvailable: true }, (lock) => {
+    if (!lock) throw new Refused("Another tab uploads this file.");
+    return task();
+  });
+}
+
 /** Abort the upload at OSS, so that its parts are not kept, and forget it. */
 async function discard(record) {
-  try {
-    const { checkpoint } = record;
-    if (checkpoint) {
-      const client = clientOf(record, await grant(record));
-      await client.abortMultipartUpload(checkpoint.name, checkpoint.uploadId);
-    }
-    show(`The upload of ${record.name} was discarded.`);
-  } catch (error) {
-    show(`The parts of ${record.name} are still at OSS: ${error.message}`);
+  if (record.checkpoint) {
+    const { name, uploadId } = record.checkpoint;
+    const client = clientOf(record, await grant(record));
+    await client.abortMultipartUpload(name, uploadId).catch((error) => {
+      if (error.status !== 404) throw error; // 404: OSS has no such upload any more
+    });
   }
   forget(record);
 }
@@ -225,8 +230,8 @@ function showRecords() {
     button.type = "button";
     button.textContent = "Discard";
     button.setAttribute("aria-label", `Discard ${record.name}`);
-    button.disabled = running !== null;
-    button.addEventListener("click", () => discard(record));
+    button.disabled = element("upload").disabled;
+    button.addEventListener("click", () => discardRecord(record));
     item.append(`${record.name}, ${(record.size / 1e6).toFixed(1)} MB `, button);
     return item;
   });
@@ -235,7 +240,7 @@ function showRecords() {
 }
 
 function setBusy(busy) {
-  const hadFocus = element("form").contains(document.activeElement);
+  const hadFocus = document.activeElement !== document.body;
   for (const id of ["token", "file", "title", "upload"]) element(id).disabled = busy;
   element("pause").disabled = !busy;
   if (hadFocus) element(busy ? "pause" : "upload").focus(); // what is disabled loses it
@@ -251,10 +256,7 @@ async function uploadChosen() {
   try {
     const record = await recordOf(file, element("title").value);
     showRecords();
-    await navigator.locks.request(PREFIX + record.referenceId, { ifAvailable: true }, (lock) => {
-      if (!lock) throw new Refused("Another tab uploads this file.");
-      return upload(record, file);
-    });
+    await alone(record, () => upload(record, file));
     forget(record);
     showProgress(1, `Finished. VideoId: ${record.videoId}`);
   } catch (error) {
@@ -266,12 +268,25 @@ async function uploadChosen() {
   }
 }
 
+async function discardRecord(record) {
+  setBusy(true);
+  try {
+    await alone(record, () => discard(record));
+    showProgress(0, `The upload of ${record.name} was discarded.`);
+  } catch (error) {
+    show(`The upload of ${record.name} was not discarded: ${error.message}`);
+  } finally {
+    setBusy(false);
+  }
+}
+
 element("form").addEventListener("submit", (event) => {
   event.preventDefault();
   uploadChosen();
 });
 element("pause").addEventListener("click", () => {
   isPaused = true;
+  show("Pausing.");
   if (running) running.cancel();
 });
 addEventListener("beforeunload", (event) => {
