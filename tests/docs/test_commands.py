@@ -10,11 +10,16 @@ from pathlib import Path
 import click
 import pytest
 
+from tests.gates import cli_page
 from tests.pages import DOCS
 from uploader.cli.app import app
 
 PAGES = [DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))]
 _BLOCK = re.compile(r"^```(console|sh)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+_FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
+# Of docker, PyInstaller and tools of this project; and one of vodup itself.
+_OTHERS = {"--stop-timeout", "--copy-metadata", "--hidden-import", "--exclude-module", "--update"}
+_OTHERS |= {"--show-completion"}
 _ENDS = frozenset("; | & && || > >> < 2> << <<< )".split())
 
 
@@ -65,6 +70,17 @@ def test_the_commands_of_a_page_are_accepted(page: Path) -> None:
         return  # its blocks are patterns
     problems = {shlex.join(words): problem_with(words) for words in command_lines(page)}
     assert {line: why for line, why in problems.items() if why} == {}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(DOCS.parent).as_posix())
+def test_the_flags_that_a_page_names_exist(page: Path) -> None:
+    if page.name in {"performance.md", "reliability.md", "cluster.md"}:
+        return  # they name flags of the benchmarks and of other tests
+    each = (p for _, c in cli_page.commands() for p in c.get_params(click.Context(c)))
+    known = {flag for found in each for flag in (*found.opts, *found.secondary_opts)}
+    text = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+    named = {flag for code in re.findall(r"`([^`\n]+)`", text) for flag in _FLAG.findall(code)}
+    assert named - known - _OTHERS == set()
 
 
 def test_commands_are_found_and_wrong_ones_are_noticed() -> None:

@@ -173,6 +173,6 @@ def test_wheel_and_sdist_are_sound_and_can_be_installed(tmp_path: Path) -> None:
         subprocess.run([sys.executable, "-m", "venv", place], check=True)
         subprocess.run([place / "bin/pip", "install", "-q", path], check=True)
         typed = "import uploader, pathlib; p = pathlib.Path(uploader.__file__).parent; "
-        check = f"{typed}assert (p / 'py.typed').exists(); uploader.Uploader"
+        check = f"{typed}assert (p / 'py.typed').exists(); import vodup; vodup.Uploader"
         subprocess.run([place / "bin/python", "-c", check], cwd=tmp_path, check=True)
         subprocess.run([place / "bin/vodup", "version"], check=True)
