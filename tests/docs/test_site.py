@@ -13,7 +13,7 @@ import pytest
 from tests.pages import DOCS
 
 ROOT = DOCS.parent
-PAGES = [page for page in DOCS.rglob("*.md") if "node_modules" not in page.parts]
+PAGES = sorted(DOCS.rglob("*.md"))
 
 
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ def test_pages_name_no_place_on_a_machine() -> None:
         assert not re.search(r"/(?:root|work|home/\w+)/", page.read_text()), page
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *DOCS.rglob("*.md")], ids=lambda p: p.name)
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda p: p.name)
 def test_prompts_stand_only_in_blocks_that_are_copied_without_them(page: Path) -> None:
     """Those of consoles; the README has one as a picture."""
     for language, block in re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), re.M | re.S):

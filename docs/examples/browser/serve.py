@@ -1,7 +1,7 @@
 """A page that uploads videos from a browser, with the app server behind it.
 
-    npm install --prefix docs/examples/browser      # ali-oss, which the page uses
-    python docs/examples/browser/serve.py --try     # with a development server
+    npm install --no-save --prefix . ali-oss@6.23.0   # into ./node_modules
+    python docs/examples/browser/serve.py --try       # with a development server
 
 Without `--try` it serves a real account on the port given, configured as ../app_server.py; the
 buckets' CORS rules must allow the page's origin, and browsers must reach the page over https.
@@ -29,7 +29,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from app_server import Owners, make_app  # noqa: E402 - it stands beside this folder
 
-OSS_SCRIPT = HERE / "node_modules/ali-oss/dist/aliyun-oss-sdk.min.js"
+OSS_SCRIPT = Path("node_modules/ali-oss/dist/aliyun-oss-sdk.min.js")
 
 
 def add_page(app: web.Application, oss_script: Path = OSS_SCRIPT) -> web.Application:
