@@ -31,7 +31,7 @@ from uploader.errors import (
 )
 from uploader.protocol.failures import OSS, VOD, Meaning, Service
 from uploader.protocol.wire import Operation, Request, Response, SignedRequest
-from uploader.session import Retried, RetryPolicy, Session
+from uploader.session import Contact, Retried, RetryPolicy, Session
 
 Answer = Response | BaseException
 BROKEN = TransportError("The connection was reset.", is_sent=True)
@@ -159,6 +159,7 @@ class Rig:
         draw: float = 0.5,
         wrong_by_s: float = 0.0,
         seconds_per_answer: float = 0.0,
+        contact: Contact | None = None,
     ) -> None:
         self.answers, self.seconds_per_answer = list(answers), seconds_per_answer
         self.slots = Slots()
@@ -177,6 +178,7 @@ class Rig:
             slow_down=self._slow_down,
             on_retry=self.retried.append,
             draw=lambda: draw,
+            contact=contact,
         )
 
     def _slow_down(self) -> None:
@@ -458,6 +460,15 @@ async def test_a_service_that_has_answered_before_gets_fifteen_minutes() -> None
     await rig.call()
     await rig.fails(TransportError)
     assert 870 < rig.clock.now_s <= 900
+
+
+async def test_sessions_with_the_same_service_share_its_first_contact() -> None:
+    contact = Contact()
+    await Rig([OK], contact=contact).call()
+    rig = Rig([BROKEN], contact=contact)
+    await rig.fails(TransportError)
+    assert 870 < rig.clock.now_s <= 900
+    assert 800 < rig.retried[0].left_s <= 900
 
 
 async def test_any_answer_is_a_first_contact() -> None:

@@ -93,6 +93,13 @@ class Retried:
     address: str = ""
 
 
+class Contact:
+    """Whether a service has ever answered. Mutable; shared by sessions with the same service."""
+
+    def __init__(self) -> None:
+        self.has_answered = False
+
+
 class Session:
     """Calls one service with one signer.
 
@@ -112,6 +119,7 @@ class Session:
         retry: RetryPolicy | None = None,
         on_retry: Callable[[Retried], None] = lambda _: None,
         draw: Callable[[], float] = random.random,
+        contact: Contact | None = None,
     ) -> None:
         """`slot` is held during each attempt.
 
@@ -123,7 +131,7 @@ class Session:
         self._on_retry, self._draw = on_retry, draw
         self._clock_offset_s = 0.0
         self._region: str | None = None
-        self._has_answered = False
+        self._contact = contact or Contact()
 
     async def call(self, operation: Operation[T]) -> T:
         """Perform `operation`: sign, send and parse until it succeeds or nothing helps.
@@ -158,7 +166,7 @@ class Session:
 
     async def _send(self, operation: Operation[T], signed: SignedRequest) -> T:
         response = await self._transport.send(signed, answer_timeout_s=operation.answer_timeout_s)
-        self._has_answered = True
+        self._contact.has_answered = True
         try:
             return operation.parse(response)
         except VodupError as error:
@@ -192,7 +200,7 @@ class Session:
             case Meaning.RETRY | Meaning.SLOW_DOWN:
                 if meaning is Meaning.SLOW_DOWN:
                     self._slow_down()
-                pause_s = attempts.next_pause_s(failure, has_answered=self._has_answered)
+                pause_s = attempts.next_pause_s(failure, has_answered=self._contact.has_answered)
                 left_s = attempts.left_s
                 self._report(operation, signed, failure, meaning, pause_s=pause_s, left_s=left_s)
                 await self._clock.sleep(pause_s)

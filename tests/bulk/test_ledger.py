@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from uploader import SourceUnreadable, UploadLocked
-from uploader.bulk.ledger import CompactMap, Ledger, failure_record, hash_of, success_record
+from uploader.bulk.ledger import CompactMap, Ledger, advice, failure_record, hash_of, success_record
 from uploader.bulk.rows import Row
-from uploader.errors import ConfigurationError, UnsafePath
+from uploader.errors import ConfigurationError, UnsafePath, VodupError
 from uploader.events import UploadResult
 
 
@@ -207,3 +207,23 @@ def test_colliding_numbers_do_not_hide_each_other() -> None:
     for value, number in enumerate(same_place, 1):
         numbers.set(number, value)
     assert [numbers.get(number) for number in same_place] == list(range(1, 51))
+
+
+@pytest.mark.parametrize(
+    ("step", "shown"),
+    [
+        (
+            "Pass --key NAME to upload it as another video, or --video-id v1 --overwrite to "
+            "replace.",
+            "Give the row a key of its own (column key) to upload it as another video, or the "
+            "video_id v1, with --overwrite, to replace.",
+        ),
+        (
+            "Pass another --key, or leave --video-id out to continue it.",
+            "Give the row another key (column key), or leave its video_id out to continue it.",
+        ),
+        ("Check the path.", "Check the path."),
+    ],
+)
+def test_the_advice_for_rows_names_columns_and_no_flags_of_push(step: str, shown: str) -> None:
+    assert advice(VodupError("No.", next_step=step)) == shown

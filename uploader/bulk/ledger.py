@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
@@ -101,10 +102,27 @@ def failure_record(
         "request_id": error.request_id,
         "resumable": error.is_resumable,
         "temporary": error.is_temporary,
-        "next_step": error.next_step,
+        "next_step": advice(error),
         "exit_code": exit_code,
         "attempts": attempts,
     }
+
+
+_ADVICE: Final = (
+    # What `push` has flags for, a row has columns for.
+    (re.compile(r"(?i:pass) --key NAME"), "give the row a key of its own (column key)"),
+    (re.compile(r"(?i:pass) another --key"), "give the row another key (column key)"),
+    (re.compile(r"--video-id (\S+) --overwrite"), r"the video_id \1, with --overwrite,"),
+    (re.compile(r"--video-id"), "its video_id"),
+)
+
+
+def advice(error: VodupError) -> str:
+    """Return the next step of an error for somebody who has rows, and not the flags of `push`."""
+    text = error.next_step
+    for flag, column in _ADVICE:
+        text = flag.sub(column, text)
+    return text[:1].upper() + text[1:]
 
 
 def _verified(former: Record) -> dict[str, Any]:

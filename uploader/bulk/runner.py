@@ -34,6 +34,7 @@ from .ledger import (
     KnownRow,
     Ledger,
     Record,
+    advice,
     failure_record,
     former_video_id,
     mark_of,
@@ -261,7 +262,7 @@ class Batch:
         code = self._exit_code(error)
         name = str(record.get("path") or record["video_id"])
         self.progress.add_unplayable(name, error, code)
-        facts = {"message": error.message, "next_step": error.next_step, "exit_code": code}
+        facts = {"message": error.message, "next_step": advice(error), "exit_code": code}
         facts["error"] = type(error).__name__
         self._on_record({**record, "status": "not_playable", **facts})
 

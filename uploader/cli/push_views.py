@@ -397,9 +397,9 @@ class TextView:
 
     async def watch(self, files: Sequence[PushedFile], tracker: Tracker) -> None:
         """Show progress until cancelled."""
+        self._file_count = len(files)
         if self._is_quiet:
             return
-
         view = Shown(
             tracker,
             lambda: total_meter(files, tracker),

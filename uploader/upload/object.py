@@ -32,7 +32,7 @@ from uploader.protocol.integrity import same_etag
 from uploader.protocol.oss import PartAnswer
 from uploader.protocol.plan import Part, Plan
 from uploader.protocol.wire import Operation, Signer
-from uploader.session import Session
+from uploader.session import Contact, Session
 from uploader.state import Journal, PartAck, Phase
 from uploader.upload.grant import new_plan, recorded_target
 from uploader.upload.proof import ABSENT, AckedParts, FoundObject
@@ -90,7 +90,7 @@ def another_object(ctx: UploadContext, target: UploadTarget) -> OverwriteRefused
     )
 
 
-def _session(ctx: UploadContext, signer: Signer) -> Session:
+def _session(ctx: UploadContext, signer: Signer, contact: Contact | None = None) -> Session:
     network = ctx.network
     return Session(
         network.transport,
@@ -101,6 +101,7 @@ def _session(ctx: UploadContext, signer: Signer) -> Session:
         slow_down=network.pace.slow_down,
         retry=network.retry,
         on_retry=network.on_retry,
+        contact=contact,
     )
 
 
@@ -140,8 +141,9 @@ class ObjectUpload:
         self.ctx, self.live, self.is_new = ctx, live, is_new
         self.began_s = ctx.network.clock.elapsed_s()
         self.target = recorded_target(ctx)
-        self.call = _session(ctx, live).call
-        self.call_final = _session(ctx, _FencedSigner(live, ctx.journal)).call
+        contact = Contact()  # parts are as patient as soon as the upload has been initiated
+        self.call = _session(ctx, live, contact).call
+        self.call_final = _session(ctx, _FencedSigner(live, ctx.journal), contact).call
         self._acked = self._recorded_parts()
         self.has_started = False
         self.resumed_part_count = 0
