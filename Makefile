@@ -14,6 +14,7 @@
 #   make test-portable  the quick tests of the engine, state, sources and command line without
 #                    what Windows and macOS lack
 #   make bench       the short benchmarks; bench-all runs them all
+#   make clients     clients of others in an environment of their own, for slow tests
 #   make lock        resolve the dependencies again (LOCK_ARGS=--upgrade for newer versions)
 #   make clean       remove the environments, caches and build results
 #
@@ -30,6 +31,7 @@ VERSIONS ?= 3.11 3.12 3.13 lowest latest
 DEV := .venv
 DEMO := .venv-demo
 AUDIT := .venv-audit
+CLIENTS := .venv-clients
 LOCK := .venv-lock
 DEV_READY := $(DEV)/.ready
 # A developer's environment can run the demo too; nobody else has to wait for the test tools.
@@ -44,8 +46,8 @@ OVERALL_PERCENT := 92
 
 .DEFAULT_GOAL := test
 .DELETE_ON_ERROR:
-.PHONY: demo test test-all test-random test-versions test-portable lint coverage mutants fuzz audit \
-	bench bench-all lock clean
+.PHONY: clients demo test test-all test-random test-versions test-portable lint coverage mutants \
+	fuzz audit bench bench-all lock clean
 
 demo: $(DEMO_READY)
 	@$(dir $<)bin/vodup demo $(ARGS)
@@ -153,6 +155,15 @@ $(AUDIT)/.ready: requirements-audit.lock requirements-dev.lock pyproject.toml
 	@$(AUDIT)/bin/python $(PIP) install --no-deps -e .
 	@touch $@
 
+# Clients of OSS and VOD that others wrote, for the slow tests of the devserver.
+$(CLIENTS)/.ready: requirements-clients.lock
+	$(call ensure_venv,$(CLIENTS))
+	@echo "$(CLIENTS): install requirements-clients.lock"
+	@$(CLIENTS)/bin/python $(PIP) install --require-hashes --no-deps -r requirements-clients.lock
+	@touch $@
+
+clients: $(CLIENTS)/.ready
+
 $(LOCK)/.ready:
 	@$(call ensure_venv,$(LOCK))
 	@$(LOCK)/bin/python $(PIP) install uv
@@ -174,6 +185,8 @@ lock: $(LOCK)/.ready
 		-o requirements.lock >/dev/null
 	@echo "lock: requirements-audit.lock"
 	@$(COMPILE) --group audit -c requirements-dev.lock -o requirements-audit.lock >/dev/null
+	@echo "lock: requirements-clients.lock"
+	@$(COMPILE) --group clients -o requirements-clients.lock >/dev/null
 	@echo "lock: requirements-lowest.lock"
 	@$(COMPILE) pyproject.toml --group paired --resolution lowest-direct $(DEV_EXTRAS:%=--extra %) \
 		-o requirements-lowest.lock >/dev/null
@@ -183,6 +196,6 @@ lock: $(LOCK)/.ready
 
 clean:
 	@echo "clean: environments, caches, build results"
-	@rm -rf $(DEV) $(DEMO) $(AUDIT) $(LOCK) .venv-[3lb]* build dist .coverage* htmlcov \
+	@rm -rf $(DEV) $(DEMO) $(AUDIT) $(CLIENTS) $(LOCK) .venv-[3lb]* build dist .coverage* htmlcov \
 		.hypothesis .mypy_cache .pytest_cache .ruff_cache
 	@find uploader tests -name __pycache__ -type d -prune -exec rm -rf {} +
