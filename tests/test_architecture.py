@@ -62,6 +62,7 @@ LINES = (
     _value("protocol.oss"),
     _value("protocol.vod"),
     _value("protocol.media"),
+    _value("protocol.catalog"),
     _value("protocol.signing", "oss2"),
     _value("protocol.ims"),
     _value("protocol.hls"),

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+import secrets
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from uploader.credentials import GrantProvider, Network, VodProvider
 from uploader.credentials.caller import CallerSigner
-from uploader.errors import ConfigurationError, NotPlayable, VideoGone, VodupError
-from uploader.protocol import media
+from uploader.errors import ConfigurationError, NotPlayable, ServiceError, VideoGone, VodupError
+from uploader.protocol import catalog, media
+from uploader.protocol.catalog import Registered, UrlPull
 from uploader.protocol.failures import VOD
 from uploader.protocol.media import (
     FAILED_STATUSES,
@@ -22,10 +24,13 @@ from uploader.protocol.media import (
     StoredMedia,
     VideoInfo,
 )
+from uploader.protocol.vod import VideoMeta
 
 _GATHER_S: Final = 0.02
 _GRIDS_A_PAUSE: Final = 8
 """Pauses end on a common grid, so that one call reads the videos of many uploads."""
+
+_NO_PARTS: Final = frozenset({"InvalidMultipartUpload.NotFound", "InvalidFile.NotFound"})
 
 OnStatus = Callable[[VideoInfo], None]
 
@@ -96,6 +101,106 @@ class VodLibrary:
     async def set_cover(self, video_id: str, cover_url: str) -> None:
         """Set the cover of a video."""
         await self._session.call(media.set_cover(self._endpoint, video_id, cover_url))
+
+    async def search(self, match: str = "") -> AsyncIterator[VideoInfo]:
+        """Find videos, the newest first; `catalog.match_of` makes conditions. Any number of hits.
+
+        Changes appear in VOD's index with a delay.
+        """
+        seen: set[str] = set()
+        page, token, has_restarted = 1, "", False
+        while True:
+            operation = catalog.search_media(self._endpoint, match, page=page, scroll_token=token)
+            try:
+                found = await self._session.call(operation)
+            except ServiceError as error:
+                if error.code != "InvalidScrollToken.Expired" or has_restarted:
+                    raise
+                page, token, has_restarted = 1, "", True
+                continue
+            for video in found.videos:
+                if video.video_id not in seen:
+                    seen.add(video.video_id)
+                    yield video
+            if not found.videos or page * catalog.PAGE_SIZE >= found.total:
+                return
+            page, token = page + 1, found.scroll_token
+
+    async def delete(self, video_ids: Sequence[str]) -> frozenset[str]:
+        """Delete videos for good, with all their files; returns those that were not deleted."""
+        kept: set[str] = set()
+        for start in range(0, len(video_ids), MAX_VIDEO_IDS):
+            some = video_ids[start : start + MAX_VIDEO_IDS]
+            try:
+                left = await self._session.call(catalog.delete_videos(self._endpoint, some))
+            except VideoGone:  # VOD knows none of them
+                left = frozenset(some)
+            kept |= left
+        return frozenset(kept)
+
+    async def delete_unfinished(self, video_id: str) -> bool:
+        """Remove the parts of a video whose upload never ended, and the video.
+
+        Returns False, and removes nothing, if VOD reports another status than "Uploading".
+        """
+        info = (await self.videos([video_id])).get(video_id)
+        if info is None or info.status != "Uploading":
+            return False
+        try:
+            await self._session.call(catalog.delete_multipart_upload(self._endpoint, video_id))
+        except VideoGone:
+            return False
+        except ServiceError as error:
+            if error.code not in _NO_PARTS:
+                raise
+        return not await self.delete([video_id])
+
+    async def register(
+        self, file_urls: Mapping[str, str], meta: VideoMeta
+    ) -> tuple[tuple[Registered, ...], tuple[str, ...]]:
+        """Make videos of objects in VOD's buckets, given with titles; returns also what failed."""
+        urls = [*file_urls.items()]
+        found: list[Registered] = []
+        failed: list[str] = []
+        for start in range(0, len(urls), catalog.MAX_REGISTERED):
+            some = dict(urls[start : start + catalog.MAX_REGISTERED])
+            operation = catalog.register_media(self._endpoint, some, meta)
+            registered, refused = await self._session.call(operation)
+            found += registered
+            failed += refused
+        return tuple(found), tuple(failed)
+
+    async def pull(
+        self, url: str, meta: VideoMeta, *, again: bool = False
+    ) -> AsyncIterator[UrlPull]:
+        """Have VOD fetch a file from a URL; yields each new status, the last one when it ended.
+
+        An earlier pull of the URL that has not failed is followed, unless `again`: VOD keeps its
+        jobs for a year, so an interrupted run needs no record of its own.
+        """
+        job = None if again else await self._earlier_pull(url)
+        if job is None:
+            operation = catalog.upload_media_by_url(
+                self._endpoint, [url], meta, session_id=secrets.token_hex(16)
+            )
+            jobs = await self._session.call(operation)
+            job_id = next(iter(jobs.values()), "")
+            job = UrlPull(job_id=job_id, url=url, status="PENDING")
+        yield job
+        pause_count = 0
+        while not (job.is_done or job.has_failed):
+            pause_count += 1
+            await self._network.clock.sleep(self._pause_s(pause_count))
+            operation_ = catalog.get_url_uploads(self._endpoint, job_ids=[job.job_id])
+            found = await self._session.call(operation_)
+            if found and found[0].status != job.status:
+                job, pause_count = found[0], 0
+                yield job
+
+    async def _earlier_pull(self, url: str) -> UrlPull | None:
+        found = await self._session.call(catalog.get_url_uploads(self._endpoint, urls=[url]))
+        alive = [job for job in found if not job.has_failed]
+        return max(alive, key=lambda job: job.created_at, default=None)
 
     async def wait_until_playable(
         self,

@@ -13,8 +13,8 @@ from uploader.cli.app import app
 from .conftest import Cli
 
 COMMANDS = (
-    "push ingest watch serve enqueue worker results resume status abort clean verify inspect "
-    "doctor devserver demo version"
+    "push ingest watch serve enqueue worker results resume status abort clean verify "
+    "list delete pull register inspect doctor devserver demo version"
 ).split()
 HEAVY = (
     "aiohttp aiofiles aliyunsdkcore asyncio defusedxml fastcrc oss2 pydantic rich "

@@ -104,6 +104,43 @@ class AbortFlags(ConnectionFlags, OutputFlags):
     """Abort uploads and remove their parts from OSS. The videos stay in VOD."""
 
     names: tuple[str, ...] = argument("KEY|VIDEO_ID", many=True)
+    delete_video: bool = switch("Delete the videos as well, if their uploads never ended.")
+
+
+@group
+class ListFlags(ConnectionFlags, OutputFlags):
+    """List the videos that VOD holds, the newest first."""
+
+    status: tuple[str, ...] = option(
+        "STATUS", "Only videos with this status, such as Uploading or TranscodeFail.", default=()
+    )
+    title: str | None = option("TEXT", "Only videos whose title contains TEXT.")
+    older_than: float | None = option(DURATION, "Only videos created at least this long ago.")
+    newer_than: float | None = option(DURATION, "Only videos created since.")
+    limit: int | None = option(number(1, 10**9), "Only so many. [default: all]")
+
+
+@group
+class DeleteFlags(ConnectionFlags, OutputFlags):
+    """Delete videos from VOD for good, with all their files."""
+
+    video_ids: tuple[str, ...] = argument("VIDEO_ID", many=True)
+    yes: bool = switch("Do not ask for confirmation.", "-y")
+
+
+@group
+class PullFlags(VideoFlags, ConnectionFlags, OutputFlags):
+    """Have VOD fetch files from URLs. Run the same command again to follow them to their end."""
+
+    urls: tuple[str, ...] = argument("URL", many=True)
+    again: bool = switch("Fetch a URL again that VOD has fetched or is fetching.")
+
+
+@group
+class RegisterFlags(VideoFlags, ConnectionFlags, OutputFlags):
+    """Make videos of objects that are in a bucket of VOD already. Safe to repeat."""
+
+    objects: tuple[str, ...] = argument("oss://BUCKET/KEY|URL", many=True)
 
 
 @group
@@ -115,6 +152,11 @@ class CleanFlags(ConnectionFlags, OutputFlags):
     aborted: bool = switch("Remove records of aborted uploads.")
     older_than: float | None = option(DURATION, "Only records not touched for this long.")
     orphans: bool = switch("Abort multipart uploads left behind at OSS.")
+    stuck: bool = switch(
+        "Delete videos that VOD has had in the status Uploading for --older-than (1 day if it is "
+        "not given), except those that this state can resume."
+    )
+    yes: bool = switch("Do not ask for confirmation.", "-y")
     force: bool = switch("Remove the named records even if unfinished.")
     dry_run: bool = switch("Print what would be removed; remove nothing.", "-n")
 

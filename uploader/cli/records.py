@@ -219,7 +219,13 @@ def abort(flags: AbortFlags) -> int:
                     _print_failure(flags, name, error)
                     codes.append(run.exit_code(error))
                 else:
-                    _print_aborted(flags, record.key if record else name, record)
+                    video_id = record.video_id if flags.delete_video and record else None
+                    is_deleted = bool(
+                        video_id and await uploader.library.delete_unfinished(video_id)
+                    )
+                    _print_aborted(
+                        flags, record.key if record else name, record, is_deleted=is_deleted
+                    )
         return run.common_code(codes)
 
     return run.run_async(work())
@@ -241,12 +247,16 @@ async def _aborted(uploader: Uploader, name: str, flags: StateFlags) -> UploadRe
     return record
 
 
-def _print_aborted(flags: OutputFlags, key: str, record: UploadRecord | None) -> None:
+def _print_aborted(
+    flags: OutputFlags, key: str, record: UploadRecord | None, *, is_deleted: bool
+) -> None:
     video_id = record.video_id if record else None
     if flags.json:
-        out_json({"type": "upload.aborted", "key": key, "video_id": video_id})
+        line = {"type": "upload.aborted", "key": key, "video_id": video_id}
+        out_json(line | {"is_video_deleted": is_deleted})
     elif not flags.quiet:
-        kept = f"; video {video_id} stays in VOD" if video_id else ""
+        state = "is deleted" if is_deleted else "stays in VOD"
+        kept = f"; video {video_id} {state}" if video_id else ""
         out(f"Aborted the upload {key}{kept}.")
 
 
@@ -266,12 +276,17 @@ def _print_failure(flags: OutputFlags, name: str, error: VodupError) -> None:
 
 
 def clean(flags: CleanFlags) -> int:
-    """Remove records of ended uploads, and what they left at OSS."""
+    """Remove records of ended uploads, and what they left at OSS or VOD."""
+    if flags.stuck:
+        from uploader.cli.library import clean_stuck
+
+        return clean_stuck(flags)
     phases = _phases(flags)
     if not (flags.names or phases or flags.orphans):
         raise ConfigurationError(
             "Nothing selected to be removed.",
-            next_step="Name uploads, or pass --done, --aborted, --older-than 30d or --orphans.",
+            next_step="Name uploads, or pass --done, --aborted, --older-than 30d, --orphans or "
+            "--stuck.",
         )
 
     async def work() -> int:

@@ -223,11 +223,16 @@ def get_transcode_summary(endpoint: str, video_id: str) -> Operation[tuple[str, 
 
 
 def _parse_video_infos(action: str, response: Response) -> dict[str, VideoInfo]:
-    found = [_video(action, entry) for entry in objects(answer(action, response), "VideoList")]
+    found = [video_of(action, entry) for entry in objects(answer(action, response), "VideoList")]
     return {info.video_id: info for info in found}
 
 
-def _video(action: str, entry: Mapping[str, Any]) -> VideoInfo:
+def video_of(action: str, entry: Mapping[str, Any]) -> VideoInfo:
+    """Read a video as GetVideoInfos and SearchMedia give it.
+
+    Raises:
+        TransportError: it has no id or no status.
+    """
     status = text(entry, "Status", 40)
     if not status or not text(entry, "VideoId"):
         raise unusable(action, "a video has no status or no VideoId")
