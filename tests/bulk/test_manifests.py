@@ -196,14 +196,16 @@ def test_a_folder_gives_the_videos_below_it(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "a/loop").symlink_to(tmp_path)
+    for name in ("self.mp4", "self.txt"):  # its own row says that it cannot be read
+        (tmp_path / name).symlink_to(name)
 
     def names(**options: object) -> list[str]:
         rows = folder_stream(str(tmp_path), **options)  # type: ignore[arg-type]
         return [str(Path(str(row.fields["path"])).relative_to(tmp_path)) for row in rows]
 
-    assert names() == ["a/c.MOV", "a/d.mkv", "b.mp4"]
-    assert names(exclude=["*.mkv"]) == ["a/c.MOV", "b.mp4"]
-    assert names(include=["*.txt", "b.*"]) == ["a/notes.txt", "b.mp4"]
+    assert names() == ["a/c.MOV", "a/d.mkv", "b.mp4", "self.mp4"]
+    assert names(exclude=["*.mkv", "self.*"]) == ["a/c.MOV", "b.mp4"]
+    assert names(include=["*.txt", "b.*"]) == ["a/notes.txt", "b.mp4", "self.txt"]
     assert names(include=["a/*"], exclude=["*.txt"]) == ["a/c.MOV", "a/d.mkv"]
     assert names(follow_symlinks=True)[:2] == ["a/c.MOV", "a/d.mkv"]  # and comes to an end
 

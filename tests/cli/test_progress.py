@@ -20,7 +20,7 @@ from uploader.cli.meters import Gauge, Style, block, cells, outage, wrapped
 from uploader.cli.printing import Output, err
 from uploader.cli.progress import Shown, upload_meter
 from uploader.cli.push import waited_for
-from uploader.cli.push_views import PushedFile, TextView, total_meter
+from uploader.cli.push_views import PushedFile, TextView, service_waited_for, total_meter
 from uploader.events import (
     CredentialsRenewed,
     Event,
@@ -115,7 +115,9 @@ class Scene:
                 for file in self.files
                 if file.is_active and file.upload and len(self.files) > 1
             ],
-            lambda: "VOD (vod.cn-shanghai.aliyuncs.com)",
+            lambda: service_waited_for(
+                self.files, self.tracker, "VOD (vod.cn-shanghai.aliyuncs.com)"
+            ),
         )
         lines = view.block(Style(columns))
         assert all(cells(line) < columns for line in lines), lines
@@ -247,6 +249,10 @@ def test_a_service_that_never_answers_is_named() -> None:
     assert len(scene.shown()) == 1
     scene.now_s = 12.0
     assert scene.shown()[1] == "Waiting for VOD (vod.cn-shanghai.aliyuncs.com), for 12 s"
+    scene.start()
+    scene.tracker.active.clear()  # it is verified, and its hooks run
+    scene.now_s = 24.0
+    assert len(scene.shown()) == 1
 
 
 def test_while_no_url_has_answered_its_server_is_named_too() -> None:

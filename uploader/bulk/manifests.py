@@ -437,9 +437,14 @@ def _walk(
     if identity in above:  # a link to a folder above would never end
         return
     for entry in entries:
-        if entry.is_dir(follow_symlinks=follow_symlinks):
+        try:
+            is_folder = entry.is_dir(follow_symlinks=follow_symlinks)
+            is_file = entry.is_file()  # also a link to a file; where it leads is checked later
+        except OSError:  # a link to itself, or into a folder of others: its row says why
+            is_folder, is_file = False, True
+        if is_folder:
             yield from _walk(entry.path, follow_symlinks, above | {identity})
-        elif entry.is_file():  # also a link to a file; where it leads is checked later
+        elif is_file:
             yield entry.path, None
 
 

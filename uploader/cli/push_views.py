@@ -408,10 +408,16 @@ class TextView:
                 for file in files
                 if file.is_active and file.upload and len(files) > 1
             ],
-            lambda: "" if tracker.active else self.service,
+            lambda: service_waited_for(files, tracker, self.service),
         )
         async with beside(sample_every_second(tracker)):
             await show_progress(view)
+
+
+def service_waited_for(files: Sequence[PushedFile], tracker: Tracker, service: str) -> str:
+    """The service, while a file waits to start; "" while one is sent or only hooks are left."""
+    has_waiting = any(file.upload is None and file.code is None for file in files)
+    return service if has_waiting and not tracker.active else ""
 
 
 def total_meter(files: Sequence[PushedFile], tracker: Tracker) -> Gauge:
