@@ -12,6 +12,7 @@ from uploader.cli import run
 from uploader.cli.app import app
 from uploader.cli.app import run as command
 from uploader.cli.flags import PushFlags
+from uploader.cli.man import man_page
 from uploader.cli.printing import Outputs, is_coloured
 from uploader.cli.settings import make_options
 from uploader.units import MIB
@@ -176,3 +177,19 @@ def test_a_shell_completes_choices() -> None:
     ctx = click.Context(push)
     color = next(each for each in push.get_params(ctx) if each.name == "color")
     assert [item.value for item in color.shell_complete(ctx, "a")] == ["auto", "always"]
+
+
+def test_the_man_page_has_every_command_flag_and_exit_code() -> None:
+    page = man_page()
+    plain = page.replace("\\-", "-")
+    for name, each_command in app.commands.items():
+        if isinstance(each_command, click.Group):
+            continue
+        assert f'.SS "vodup {name} ' in plain
+        for each in each_command.get_params(click.Context(each_command)):
+            if isinstance(each, click.Option):
+                assert each.opts[-1] in plain
+    for code in run.EXIT_CODES.values():
+        assert f"\\fB{code}\\fR" in page
+    requests = {line.split()[0] for line in page.splitlines() if line.startswith(".")}
+    assert requests == {".TH", ".SH", ".B", ".SS", ".TP"}
