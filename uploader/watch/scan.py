@@ -184,11 +184,14 @@ class _Folder:
         self, rules: ScanRules, folder: str, descriptor: int, names: Sequence[str]
     ) -> None:
         self._rules, self._folder, self._descriptor = rules, folder, descriptor
+        self._below = f"{folder}/".removeprefix(f"{rules.folder.rstrip('/')}/")
         self._names = sorted(names)
         self._companions = _by_stem(self._names)
         self._markers = self._marker_names()
 
     def _marker_names(self) -> frozenset[str]:
+        if self._rules.ready is None:
+            return frozenset()
         paths = (os.path.join(self._folder, name) for name in self._names)
         markers = (self._rules.marker_of(path) for path in paths)
         return frozenset(os.path.basename(marker) for marker in markers if marker)
@@ -213,7 +216,7 @@ class _Folder:
 
     def _reason_to_skip(self, name: str, path: str) -> str | None:
         """None: it is a video to be uploaded; "": there is nothing to explain."""
-        rules, relative = self._rules, os.path.relpath(path, self._rules.folder)
+        rules, relative = self._rules, self._below + name
         if name in self._markers or matches_any(relative, rules.exclude):
             return ""
         mode = _status(name, self._descriptor).st_mode
