@@ -119,8 +119,10 @@ if TYPE_CHECKING:
     from uploader.uploader import Uploader as Uploader
     from uploader.uploader import upload_sync as upload_sync
     from uploader.watch.after import AfterUpload as AfterUpload
+    from uploader.watch.attaching import attach_companions as attach_companions
     from uploader.watch.endings import WatchOutcome as WatchOutcome
     from uploader.watch.options import WatchOptions as WatchOptions
+    from uploader.watch.scan import Companions as Companions
     from uploader.watch.watcher import Watcher as Watcher
 
 _HOMES = {
@@ -160,8 +162,10 @@ _HOMES = {
     "sources.urls": "UrlSource",
     "state": "MemoryState SqlState StateStore UploadRecord UploadStatus",
     "watch.after": "AfterUpload",
+    "watch.attaching": "attach_companions",
     "watch.endings": "WatchOutcome",
     "watch.options": "WatchOptions",
+    "watch.scan": "Companions",
     "watch.watcher": "Watcher",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
