@@ -26,6 +26,7 @@ import uvloop
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.faults.sinks import locals_of
 from tests.rawserver import Authority, Connection, echo_checksums, serving
 from uploader.errors import (
     ConfigurationError,
@@ -110,6 +111,7 @@ async def refusal_of(kind: type[E], sending: Awaitable[Response]) -> E:
     assert error.__cause__ is None
     assert error.__context__ is None
     assert "topsecret" not in "".join(traceback.format_exception(error)) + repr(vars(error))
+    assert "topsecret" not in "".join(locals_of(error.__traceback__)), "reporters send variables"
     return error
 
 
@@ -978,7 +980,8 @@ def test_no_request_waits_for_100_continue() -> None:
 
 SEND_A_GIBIBYTE = """
     import asyncio, resource, sys
-    from tests.rawserver import echo_checksums, serving
+    from tests.faults.sinks import locals_of
+from tests.rawserver import echo_checksums, serving
     from uploader.protocol.wire import SignedRequest
     from uploader.sources import FileSource
     from uploader.transport import AiohttpTransport, may_use_congestion

@@ -541,7 +541,9 @@ class Player:
 
     def _judge_corruption(self) -> None:
         """Bytes that never arrive intact, or are not kept so, are never a success."""
-        is_damaged = self.site.body == "part" and self.failure.name in ("T20", "T21", "A14-crc")
+        # Where only the answer to PutObject is wrong, a look shows that the object is intact.
+        damaging = ("T20",) if self.site.name == "put" else ("T20", "T21", "A14-crc")
+        is_damaged = self.site.body == "part" and self.failure.name in damaging
         is_rotten = self.failure.name == "A14-rot"
         is_due = is_rotten or (is_damaged and self.run.persistence == "for ever")
         if is_due and self.outcome.ended != "IntegrityError":

@@ -162,8 +162,11 @@ class AiohttpTransport:
                 writer.release()
         if writer is not None and writer.source_error is not None:
             raise writer.source_error
-        # Outside the handler: aiohttp's error must not become the context of ours.
-        raise await self._error_of(failure, request, proxy, watchdog.reason())
+        # Outside the handler, and forgotten: aiohttp's error has the request's headers, and error
+        # reporters send the context of an error and the variables of its frames.
+        error = await self._error_of(failure, request, proxy, watchdog.reason())
+        del failure
+        raise error
 
     def _proxy_for(self, request: SignedRequest) -> Proxy | None:
         if self._proxies is None:
