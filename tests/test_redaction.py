@@ -106,6 +106,21 @@ def test_a_text_is_searched_once_however_many_secrets_there_are(
     assert set(spelled) == {"000000000007-is-a-secret"}
 
 
+def test_a_beginning_that_repeats_is_removed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text of 100 KB that consists of nothing else took seconds."""
+    monkeypatch.setattr(redaction, "_live", {})
+    remember("9" * 12 + "-is-a-secret")
+    removed: list[str] = []
+
+    def spell(text: str, *, safe: str) -> str:
+        removed.append(text)
+        return quote(text, safe=safe)
+
+    monkeypatch.setattr(redaction, "quote", spell)
+    assert redacted("9" * 1000) == "[redacted]"
+    assert len(removed) == 1
+
+
 def test_only_so_many_secrets_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redaction, "_live", {})
     for number in range(5000):

@@ -980,8 +980,7 @@ def test_no_request_waits_for_100_continue() -> None:
 
 SEND_A_GIBIBYTE = """
     import asyncio, resource, sys
-    from tests.faults.sinks import locals_of
-from tests.rawserver import echo_checksums, serving
+    from tests.rawserver import echo_checksums, serving
     from uploader.protocol.wire import SignedRequest
     from uploader.sources import FileSource
     from uploader.transport import AiohttpTransport, may_use_congestion

@@ -63,7 +63,7 @@ def _beginnings(*secrets: str) -> dict[str, str]:
 def _without(text: str, live: Mapping[str, str], sizes: Collection[int]) -> str:
     for size in tuple(sizes):
         windows = (text[start : start + size] for start in range(len(text) - size + 1))
-        for begin in [window for window in windows if window in live]:
+        for begin in {window for window in windows if window in live}:
             secret = live.get(begin, begin)
             text = text.replace(secret, REDACTED).replace(quote(secret, safe=""), REDACTED)
             text = re.sub(f"{re.escape(begin)}{_TOKEN}*", REDACTED, text)
