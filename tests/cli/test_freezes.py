@@ -20,7 +20,6 @@ from tests.waiting import is_stopped, wait_until
 from uploader.devserver import DevServer, Fault, ThreadedDevServer
 from uploader.state import SqlState
 
-from . import conftest
 from .conftest import Cli, Ended
 
 TTL_S = 0.6
@@ -40,9 +39,8 @@ def server() -> Iterator[DevServer]:
 
 
 @pytest.fixture
-def cli(server: DevServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
-    monkeypatch.setattr(conftest, "VODUP", [sys.executable, "-W", "error", "-c", SHORT_LEASES])
-    return Cli(server, tmp_path)
+def cli(server: DevServer, tmp_path: Path) -> Cli:
+    return Cli(server, tmp_path, command=(sys.executable, "-W", "error", "-c", SHORT_LEASES))
 
 
 @dataclass(frozen=True)
