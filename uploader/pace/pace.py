@@ -149,20 +149,14 @@ class Pace:
     async def drain(self, timeout_s: float) -> bool:
         """Let no more requests begin, and wait for those under way; whether any has ended.
 
-        At most `timeout_s`, and not where half of that passes and none ends: on a slow link parts
-        may need much longer. For what is cancelled afterwards: nothing ever begins again.
+        At most `timeout_s`: on a slow link parts may need much longer. For what is cancelled
+        afterwards, because nothing ever begins again.
         """
         self._is_draining = True
         self._slots.set_limit(0)
-        first_count = before = self.in_use
-        began_s = ended_s = self._clock.elapsed_s()
-        while self.in_use:
+        first_count, end_s = self.in_use, self._clock.elapsed_s() + timeout_s
+        while self.in_use and self._clock.elapsed_s() < end_s:
             await self._clock.sleep(_DRAIN_LOOK_S)
-            now_s = self._clock.elapsed_s()
-            if self.in_use < before:
-                before, ended_s = self.in_use, now_s
-            if now_s - began_s >= timeout_s or now_s - ended_s >= timeout_s / 2:
-                break
         return self.in_use < first_count
 
     async def spend(self, byte_count: int) -> None:
