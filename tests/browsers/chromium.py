@@ -62,9 +62,10 @@ class Tab:
 
     async def open(self, url: str) -> None:
         """Go to a page and wait until it has loaded."""
+        await self.evaluate("window.isLeft = true")
         shown = await self.call("Page.navigate", url=url)
         assert "errorText" not in shown, shown
-        await self.wait("location.href !== 'about:blank' && document.readyState === 'complete'")
+        await self.wait("!window.isLeft && document.readyState === 'complete'")
 
     async def evaluate(self, script: str) -> Json:
         """The value of an expression, or of its promise.
