@@ -151,6 +151,7 @@ def test_a_misspelled_key_gets_a_hint(config: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
+@pytest.mark.posix
 def test_a_file_that_others_can_write_is_refused(config: Path, mode: int) -> None:
     """It names hosts and commands that get credentials."""
     write(config, FILE, mode)

@@ -106,11 +106,11 @@ main()
 @pytest.mark.parametrize(
     ("words", "packages", "own"),
     [
-        ("--help", "click", 12),
-        ("push --help", "click", 12),
-        ("version", "click", 13),
+        ("--help", "click", 13),
+        ("push --help", "click", 13),
+        ("version", "click", 14),
         ("status", "click", 35),
-        ("push movie.mp4", SENDS, 109),
+        ("push movie.mp4", SENDS, 110),
     ],
 )
 def test_a_command_imports_only_these_packages_and_so_many_modules_of_its_own(

@@ -231,6 +231,7 @@ async def test_without_a_word_everything_has_its_default() -> None:
     assert network.pace.max_concurrency == MAX_CONCURRENCY
 
 
+@pytest.mark.posix
 async def test_few_descriptors_mean_few_connections() -> None:
     usual, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (200, most))

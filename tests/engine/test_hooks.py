@@ -411,6 +411,7 @@ def lines_of(path: Path) -> list[Any]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.posix
 async def test_a_command_gets_the_result_of_each_upload(desk: Desk) -> None:
     notes = desk.folder / "notes"
     hooks = [command_hooks([sys.executable, "-c", NOTES, str(notes)])]
@@ -432,6 +433,7 @@ async def test_a_command_gets_the_result_of_each_upload(desk: Desk) -> None:
     assert "VODUP_SIZE" not in bad
 
 
+@pytest.mark.posix
 async def test_a_command_gets_no_variables_of_another_upload(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -450,6 +452,7 @@ async def test_a_command_gets_no_variables_of_another_upload(
     assert line["result"]["crc64"] == good["VODUP_CRC64"]
 
 
+@pytest.mark.posix
 async def test_a_command_is_not_given_our_secrets(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -463,6 +466,7 @@ async def test_a_command_is_not_given_our_secrets(
     assert "canary" not in seen.read_text()
 
 
+@pytest.mark.posix
 async def test_a_command_may_know_where_the_state_is_if_that_needs_no_password(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -487,6 +491,7 @@ def test_what_is_no_command_is_refused(command: str | list[str], words: str) -> 
         (["true"], None),  # does not read its input
     ],
 )
+@pytest.mark.posix
 async def test_a_command_that_fails_is_reported(
     desk: Desk, argv: list[str], words: str | None
 ) -> None:
@@ -496,6 +501,7 @@ async def test_a_command_that_fails_is_reported(
     assert all(words in failed.message for failed in received if words)
 
 
+@pytest.mark.posix
 async def test_a_command_that_hangs_is_ended_with_all_it_started(desk: Desk) -> None:
     pids = desk.folder / "pids"
     script = f"sleep 3600 & echo $! > {pids}; trap '' TERM; wait; sleep 3600"

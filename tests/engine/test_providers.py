@@ -170,6 +170,7 @@ def command(folder: Path, text: str) -> str:
     return f"'{path}'"
 
 
+@pytest.mark.posix
 async def test_a_command_creates_and_renews(desk: Desk, app: AppServer) -> None:
     desk.order(EXPIRE)
     movie = desk.file(6 * PART)
@@ -196,6 +197,7 @@ async def test_a_command_creates_and_renews(desk: Desk, app: AppServer) -> None:
     ],
     ids=["fails", "not json", "empty", "hangs", "dies", "child hangs", "job hangs", "endless"],
 )
+@pytest.mark.posix
 async def test_a_command_in_trouble_is_a_typed_error(
     desk: Desk, script: str, kind: type[VodupError], says: str
 ) -> None:
@@ -228,6 +230,7 @@ def is_there(group: int) -> bool:
 
 
 @pytest.mark.parametrize("script", ["exec sleep 60", "sleep 60; echo '{}'", "sleep 60 & wait"])
+@pytest.mark.posix
 async def test_a_cancelled_command_is_not_left_running(desk: Desk, script: str) -> None:
     pid_file = desk.folder / "pid"
     helper = command(desk.folder, f"#!/bin/sh\necho $$ > '{pid_file}'\n{script}\n")

@@ -190,7 +190,7 @@ async def test_where_the_header_is_refused_it_is_left_out_and_reported(
     for result, film in zip(results, films, strict=True):
         await desk.assert_stored(result, film)
     assert desk.count(operation) == 4, "the refusal is remembered"
-    (record,) = [each for each in caplog.records if each.message == "object.not_protected"]
+    (record,) = [each for each in caplog.records if each.message.startswith("object.not_protected")]
     assert record.levelno == logging.WARNING
     assert vars(record)["bucket"] == results[0].bucket
 
@@ -207,7 +207,8 @@ async def test_two_uploads_at_once_report_the_refused_header_once(
             for film in films:
                 group.create_task(up.upload(film))
 
-    assert [each.message for each in caplog.records].count("object.not_protected") == 1
+    names = [each.message.partition(":")[0] for each in caplog.records]
+    assert names.count("object.not_protected") == 1
 
 
 async def test_a_put_that_is_denied_altogether_is_denied(desk: Desk) -> None:

@@ -326,7 +326,7 @@ def open_regular_file(
     if not follow_symlinks:
         flags |= portable.NO_LINK
         _refuse_link(path)
-    if not portable.NO_WAIT and not stat.S_ISREG(mode := os.stat(path).st_mode):
+    if not (portable.NO_WAIT or root) and not stat.S_ISREG(mode := os.stat(path).st_mode):
         raise irregular_source(path, mode)
     descriptor = os.open(path, flags) if root is None else _open_below(root, path, flags)
     mode = os.fstat(descriptor).st_mode
