@@ -22,6 +22,7 @@ from uploader import (
     VideoMeta,
 )
 from uploader.companions import store, upload_cover, upload_subtitle
+from uploader.credentials.vod import MediaSource
 from uploader.devserver import Fault
 from uploader.state import Phase, open_state
 
@@ -163,3 +164,11 @@ async def test_what_cannot_be_media_is_refused_before_anything_exists(desk: Desk
 
 async def _chunks() -> AsyncIterator[bytes]:
     yield content(5)
+
+
+async def test_nothing_renews_media_or_reads_them_as_videos(desk: Desk) -> None:
+    async with desk.uploader() as up:
+        source = MediaSource(up.grants, COVER)
+        assert await source.facts("i") is None
+        with pytest.raises(CredentialsRejected, match="No operation of VOD renews"):
+            await source.renew("i")
