@@ -12,7 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from uploader import EarlierVideoFound, OverwriteRefused, UnverifiedCompletion, VideoMeta
+from uploader import (
+    EarlierVideoFound,
+    InvalidGrant,
+    OverwriteRefused,
+    UnverifiedCompletion,
+    VideoMeta,
+)
 from uploader.devserver import Fault
 from uploader.errors import ServiceError
 from uploader.sources import BytesSource, StreamSource
@@ -95,6 +101,18 @@ async def test_an_unfinished_video_is_continued(desk: Desk, size: int) -> None:
     assert result.video_id == video_id
     assert desk.server.object_bytes(video_id) == movie.read_bytes()
     assert desk.server.stats.creates == 1
+
+
+async def test_a_grant_of_another_video_is_not_taken_for_it(desk: Desk) -> None:
+    movie = desk.file(PART)
+    desk.order(Fault(action="error", operation="PutObject", code="EntityTooLarge", count=None))
+    await desk.fail(movie)
+    desk.order()
+    lose_state(desk)
+    desk.server.set_options(refresh_video_id="different")
+
+    assert isinstance(await desk.fail(movie), InvalidGrant)
+    assert (await desk.record()).video_id is None
 
 
 @pytest.mark.parametrize("code", ["InvalidParameter", "InvalidParameter.ReferenceId", "Odd"])

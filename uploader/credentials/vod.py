@@ -121,6 +121,8 @@ class _VodSource:
         if facts is not None and facts.is_finished and facts.video_id is not None:
             raise ReferenceUsed(reference_id, facts.video_id, facts)
         if found is not None:
+            if facts is not None and facts.video_id is not None:
+                found = of_video(found, facts.video_id)
             get_logger().warning("video.continued", video_id=found.video_id)
             return found
         if facts is None and _ABOUT_REFERENCE.search(f"{refusal.code} {refusal.message}"):
