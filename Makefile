@@ -80,7 +80,7 @@ PORTABLE ?= tests/engine tests/state tests/sources tests/cli tests/bulk
 
 test-portable: $(DEV_READY)
 	@echo "test-portable: pytest, quick, on a system without file modes, flock, preadv, signals …"
-	@PYTHONPATH=tests/portable $(DEV)/bin/python -m pytest -q -n $(TEST_JOBS) \
+	@PYTHONPATH=$(CURDIR)/tests/portable $(DEV)/bin/python -m pytest -q -n $(TEST_JOBS) \
 		-m "not slow and not posix" -k "not postgres" $(PORTABLE) $(ARGS)
 
 # Processes that the tests start are measured too; those that are killed leave nothing.
