@@ -59,8 +59,9 @@ def test_time_passes_only_as_it_is_moved() -> None:
         oss = start_upload(Vod(server))
         assert oss.call("PUT", body=PART).status == 200
         assert video_status(server, oss.video_id) == "UploadSucc"
+        token = {"X-Vodup-Token": server.admin_token}
         body = json.dumps({"advance_s": 6}).encode()
-        assert send(server.vod_endpoint, "POST", "/_vodup/clock", {}, body).status == 200
+        assert send(server.vod_endpoint, "POST", "/_vodup/clock", token, body).status == 200
         assert video_status(server, oss.video_id) == "Transcoding"
         server.advance_clock(5)
         assert video_status(server, oss.video_id) == "Normal"

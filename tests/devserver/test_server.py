@@ -33,7 +33,8 @@ from .clients import PART, Oss, Reply, Vod, etag, send, start_upload
 
 def admin(server: DevServer, method: str, path: str, value: object = None) -> Reply:
     body = None if value is None else json.dumps(value).encode()
-    return send(server.vod_endpoint, method, f"/_vodup/{path}", {}, body)
+    token = {"X-Vodup-Token": server.admin_token}
+    return send(server.vod_endpoint, method, f"/_vodup/{path}", token, body)
 
 
 def shown(server: DevServer, path: str) -> Any:  # noqa: ANN401 - whatever JSON holds
@@ -214,10 +215,10 @@ def test_the_command_prints_one_ready_line_and_stops_on_a_signal(
     tmp_path: Path, number: signal.Signals
 ) -> None:
     with command("--data", str(tmp_path), "--credential-ttl", "7") as (process, ready):
-        assert set(ready) == {"vod_endpoint", "oss_endpoint", "env"}
+        assert set(ready) == {"vod_endpoint", "oss_endpoint", "env", "admin_token"}
         assert ready["env"]["VODUP_VOD_ENDPOINT"] == ready["vod_endpoint"]
         assert ready["env"]["VODUP_ALLOW_LOOPBACK_HTTP"] == "1"
-        assert _get(ready["vod_endpoint"], "options")["credential_ttl_s"] == 7
+        assert _get(ready, "options")["credential_ttl_s"] == 7
         process.send_signal(number)
         out, err = process.communicate(timeout=10)
         assert (process.returncode, out, err) == (0, "", "")
@@ -230,7 +231,8 @@ def test_tls_is_served_with_a_certificate_for_loopback(tmp_path: Path) -> None:
         assert server.vod_endpoint.startswith("https://127.0.0.1:")
         context = ssl.create_default_context(cafile=server.env["VODUP_CA_FILE"])
         url = server.oss_endpoint + "/_vodup/stats"
-        with urllib.request.urlopen(url, context=context) as answer:  # noqa: S310 - our own URL
+        request = urllib.request.Request(url, headers={"X-Vodup-Token": server.admin_token})  # noqa: S310 - our own URL
+        with urllib.request.urlopen(request, context=context) as answer:  # noqa: S310
             assert json.load(answer)["creates"] == 0
 
 
@@ -255,8 +257,8 @@ def test_the_command_reads_faults_and_further_options(tmp_path: Path) -> None:
     script.write_text(json.dumps([{"action": "html", "operation": "CreateUploadVideo"}]))
     options = '{"duplicate_reference": "same_video"}'
     with command("--faults", str(script), "--options", options) as (_, ready):
-        assert _get(ready["vod_endpoint"], "options")["duplicate_reference"] == "same_video"
-        assert _get(ready["vod_endpoint"], "stats")["faults_consumed"] == {"html": 0}
+        assert _get(ready, "options")["duplicate_reference"] == "same_video"
+        assert _get(ready, "stats")["faults_consumed"] == {"html": 0}
 
 
 @pytest.mark.parametrize(
@@ -324,8 +326,9 @@ def test_a_crash_of_the_server_loses_no_part(tmp_path: Path) -> None:
         assert oss.call("GET").body == PART
 
 
-def _get(endpoint: str, path: str) -> Any:  # noqa: ANN401 - whatever JSON holds
-    return json.loads(send(endpoint, "GET", f"/_vodup/{path}", {}, None).body)
+def _get(ready: dict[str, Any], path: str) -> Any:  # noqa: ANN401 - whatever JSON holds
+    token = {"X-Vodup-Token": ready["admin_token"]}
+    return json.loads(send(ready["vod_endpoint"], "GET", f"/_vodup/{path}", token, None).body)
 
 
 class _Endpoint:

@@ -170,6 +170,7 @@ class _Demo:
         self._part_size = -(-size // _PARTS)
         self._began_s = time.monotonic()
         self._env: dict[str, str] = {}
+        self._token: dict[str, str] = {}
 
     @property
     def seconds(self) -> float:
@@ -207,7 +208,8 @@ class _Demo:
             too_late.cancel()
             if not line:
                 raise VodupError("The development server did not start.")
-            self._env = json.loads(line)["env"]
+            ready = json.loads(line)
+            self._env, self._token = ready["env"], {"X-Vodup-Token": ready["admin_token"]}
             self._say(
                 f"A local VOD and OSS server is ready: {units.rate(bandwidth)}, credentials "
                 f"expire after {ttl_s} s (in production: 3,000 s)."
@@ -215,7 +217,8 @@ class _Demo:
             yield
 
     def _get(self, path: str) -> Any:  # noqa: ANN401 - JSON
-        with _request(f"{self._env['VODUP_VOD_ENDPOINT']}/_vodup/{path}") as answer:
+        url = f"{self._env['VODUP_VOD_ENDPOINT']}/_vodup/{path}"
+        with _request(url, headers=self._token) as answer:
             return json.load(answer)
 
     def _push(self, *, kill_at: float = 2.0) -> DemoPush:

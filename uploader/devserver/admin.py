@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import hashlib
+import hmac
 import json
 import re
 from contextlib import suppress
@@ -30,6 +31,10 @@ class Admin:
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one administrative request, but none that a page of another site made."""
+        token = request.headers.get("X-Vodup-Token", "")
+        if not hmac.compare_digest(token.encode(), self._backend.admin_token.encode()):
+            error = "X-Vodup-Token must be the admin_token that the server printed at its start"
+            return web.json_response({"error": error}, status=403)
         if not self._is_from_here(request):
             error = "only requests to this host, and from no other site, are answered here"
             return web.json_response({"error": error}, status=403)

@@ -157,6 +157,11 @@ class DevServer:
         return self.backend.access_key_secret
 
     @property
+    def admin_token(self) -> str:
+        """What requests to ``/_vodup/`` have in ``X-Vodup-Token``."""
+        return self.backend.admin_token
+
+    @property
     def env(self) -> dict[str, str]:
         """Every environment variable ``vodup push`` needs to use this server."""
         env = {
@@ -293,6 +298,7 @@ def ready_line(server: DevServer) -> str:
         "vod_endpoint": server.vod_endpoint,
         "oss_endpoint": server.oss_endpoint,
         "env": server.env,
+        "admin_token": server.admin_token,
     }
     if server.options.callback_url:
         line["callback_key"] = server.backend.callback_key
