@@ -30,7 +30,7 @@ async def open_network(
     pace = Pace(
         concurrency=wanted if wanted == "auto" else min(wanted, most),
         max_concurrency=min(MAX_CONCURRENCY, most),
-        bandwidth=options.bandwidth,
+        bandwidth=options.bandwidth_limit,
         vod_calls_per_s=options.vod_calls_per_s,
         shared_vod_budget=shared_vod_budget,
         clock=clock,

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from uploader.errors import require_type
+from uploader.errors import ConfigurationError, require_type
 from uploader.hooks import Hooks
-from uploader.pace import Bandwidth
+from uploader.pace import Bandwidth, parse_bandwidth
 from uploader.protocol.signing import OssDialect
 from uploader.session import RetryPolicy
+from uploader.units import parse_size
 
 if TYPE_CHECKING:
     from uploader.notifications import Webhook
@@ -22,13 +23,14 @@ class UploadOptions:
     """How an uploader sends. The defaults suit a fast connection and large files.
 
     Attributes:
-        part_size: bytes; None chooses by file size. Too small: requests cost more than
-            bytes, and 10,000 parts do not hold the file. Too large: more is sent again
-            after a crash, and a part may take longer than credentials live.
+        part_size: bytes, or a text such as "8M"; None chooses by file size. Too small: requests
+            cost more than bytes, and 10,000 parts do not hold the file. Too large: more is sent
+            again after a crash, and a part may take longer than credentials live.
         concurrency: connections that carry bodies at once, over all uploads; "auto"
             adapts to the link. Never more than a quarter of the descriptors the process may
             open (`ulimit -n`).
-        bandwidth: limit over all connections; None for none.
+        bandwidth: limit over all connections: bytes per second, a text such as "4M" or
+            "08:00,10M 20:00,off", or a `Bandwidth`; None for none.
         signature, oss_region, is_cname: how OSS wants requests signed and addressed
             (see `OssDialect`). `is_cname` is about endpoints that an address names.
         oss_endpoint: "public", "internal", "accelerate", "dualstack" or "auto", of the
@@ -55,9 +57,9 @@ class UploadOptions:
         vod_calls_per_s: calls to the VOD API a second (quotas are 40 to 80 an account).
     """
 
-    part_size: int | None = None
+    part_size: int | str | None = None
     concurrency: int | Literal["auto"] = "auto"
-    bandwidth: Bandwidth | None = None
+    bandwidth: Bandwidth | int | str | None = None
     signature: Literal["v4", "v1"] = "v4"
     oss_region: str | None = None
     is_cname: bool = False
@@ -75,12 +77,13 @@ class UploadOptions:
     vod_calls_per_s: float = 20.0
 
     def __post_init__(self) -> None:
-        in_bytes = "Pass bytes, for example part_size=8 * 2**20."
-        require_type("part_size", self.part_size, int, instead=in_bytes)
+        in_bytes = 'Pass bytes, for example 8 * 2**20 or "8M".'
+        require_type("part_size", self.part_size, int, str, instead=in_bytes)
         if self.concurrency != "auto":
             require_type("concurrency", self.concurrency, int)
-        limit = 'Pass parse_bandwidth("4M").'
-        require_type("bandwidth", self.bandwidth, Bandwidth, instead=limit)
+        limit = 'Pass bytes per second, for example 4 * 2**20 or "4M", or a Bandwidth.'
+        require_type("bandwidth", self.bandwidth, Bandwidth, int, str, instead=limit)
+        _ = self.part_bytes, self.bandwidth_limit  # texts can be parsed
         require_type("retry", self.retry, RetryPolicy, instead="Pass RetryPolicy(patience_s=…).")
         require_type("stall_timeout_s", self.stall_timeout_s, int, float)
         require_type("ca_file", self.ca_file, Path, str)
@@ -90,6 +93,36 @@ class UploadOptions:
             require_type(name, getattr(self, name), str)
         for hooks in self.hooks:
             require_type("hooks", hooks, Hooks, instead="Pass a list of Hooks(…).")
+
+    @property
+    def part_bytes(self) -> int | None:
+        """`part_size` in bytes.
+
+        Raises:
+            ConfigurationError: it is a text that is no size.
+        """
+        if not isinstance(self.part_size, str):
+            return self.part_size
+        try:
+            return parse_size(self.part_size)
+        except ValueError:
+            raise ConfigurationError(
+                f"part_size: {self.part_size!r} is no size.",
+                next_step='Pass bytes, for example 8 * 2**20 or "8M".',
+            ) from None
+
+    @property
+    def bandwidth_limit(self) -> Bandwidth | None:
+        """`bandwidth` by the time of day.
+
+        Raises:
+            ConfigurationError: it is a text that is no bandwidth.
+        """
+        if isinstance(self.bandwidth, str):
+            return parse_bandwidth(self.bandwidth)
+        if isinstance(self.bandwidth, int):
+            return parse_bandwidth(f"{self.bandwidth}B")
+        return self.bandwidth
 
     @property
     def dialect(self) -> OssDialect:

@@ -562,10 +562,11 @@ async def test_arguments_of_a_wrong_type_are_refused_at_the_call(
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"part_size": "8M"}, "part_size must be int, and not str."),
-        ({"part_size": True}, "part_size must be int, and not bool."),
+        ({"part_size": "8 meters"}, "part_size: '8 meters' is no size."),
+        ({"part_size": True}, "part_size must be int or str, and not bool."),
         ({"concurrency": "many"}, "concurrency must be int, and not str."),
-        ({"bandwidth": 4 * 2**20}, "bandwidth must be Bandwidth, and not int."),
+        ({"bandwidth": "fast"}, "Cannot parse 'fast' as a bandwidth."),
+        ({"bandwidth": 4.5}, "bandwidth must be Bandwidth or int or str, and not float."),
         ({"retry": 3}, "retry must be RetryPolicy, and not int."),
         ({"proxy": True}, "proxy must be str, and not bool."),
         ({"hooks": [len]}, "hooks must be Hooks, and not builtin_function_or_method."),
@@ -575,6 +576,14 @@ def test_options_of_a_wrong_type_are_refused(wrong: dict[str, Any], message: str
     with pytest.raises(ConfigurationError) as caught:
         UploadOptions(**wrong)
     assert caught.value.message == message
+
+
+def test_sizes_and_rates_may_be_texts() -> None:
+    texts = UploadOptions(part_size="8MiB", bandwidth="4M")
+    numbers = UploadOptions(part_size=8 * 2**20, bandwidth=4 * 2**20)
+
+    assert texts.part_bytes == numbers.part_bytes == 8 * 2**20
+    assert texts.bandwidth_limit == numbers.bandwidth_limit == Bandwidth.constant(4 * 2**20)
 
 
 @pytest.mark.parametrize(

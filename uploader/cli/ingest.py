@@ -199,8 +199,8 @@ def _code_of(progress: BatchProgress) -> int:
 def _dry_run(readings: Sequence[Reading], options: UploadOptions, view: BatchView) -> int:
     """Check every row and count what the batch would take. Opens no network and no state."""
     estimate = Estimate(
-        bytes_per_s=_usual_rate(options.bandwidth),
-        part_size=options.part_size,
+        bytes_per_s=_usual_rate(options.bandwidth_limit),
+        part_size=options.part_bytes,
         vod_calls_per_s=options.vod_calls_per_s,
     )
     with Ledger() as ledger:

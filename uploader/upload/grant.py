@@ -202,13 +202,13 @@ def new_plan(ctx: UploadContext) -> Plan:
     options, pace = ctx.options, ctx.network.pace
     if (stream := ctx.source.stream) is not None:
         return plan_stream(
-            part_size=options.part_size,
+            part_size=options.part_bytes,
             expected_size=stream.expected_size,
             largest_size=stream.max_part_size,
         )
     return plan_file(
         ctx.record.size,
-        part_size=options.part_size,
+        part_size=options.part_bytes,
         concurrency=pace.expected_concurrency,
         outlook=_outlook(ctx),
     )

@@ -150,7 +150,7 @@ class _PackageUpload:
         return posixpath.dirname(self.playlist.target.object_key) + "/"
 
     def _is_large(self, member: Member) -> bool:
-        return member.size > (self._ctx.options.part_size or MAX_PUT_MEMBER_SIZE)
+        return member.size > (self._ctx.options.part_bytes or MAX_PUT_MEMBER_SIZE)
 
     def _target_of(self, member: Member) -> UploadTarget:
         target = replace(self.playlist.target, object_key=self._folder + member.name)
