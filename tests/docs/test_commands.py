@@ -19,7 +19,7 @@ _BLOCK = re.compile(r"^```(console|sh)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 _FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 # Of docker, PyInstaller and tools of this project; and one of vodup itself.
 _OTHERS = {"--stop-timeout", "--copy-metadata", "--hidden-import", "--exclude-module", "--update"}
-_OTHERS |= {"--show-completion"}
+_OTHERS |= {"--show-completion", "--network"}
 _ENDS = frozenset("; | & && || > >> < 2> << <<< )".split())
 
 
