@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from uploader.events import EarlierVideoFound as EarlierVideoFound
     from uploader.events import Event as Event
     from uploader.events import HookFailed as HookFailed
+    from uploader.events import Listener as Listener
     from uploader.events import MediaAbandoned as MediaAbandoned
     from uploader.events import PartsAdopted as PartsAdopted
     from uploader.events import PartStored as PartStored
@@ -92,10 +93,12 @@ if TYPE_CHECKING:
     from uploader.protocol.media import PlayStream as PlayStream
     from uploader.protocol.media import StoredMedia as StoredMedia
     from uploader.protocol.media import VideoInfo as VideoInfo
+    from uploader.protocol.oss import ObjectFacts as ObjectFacts
     from uploader.protocol.trust import TrustPolicy as TrustPolicy
     from uploader.protocol.vod import AccessKey as AccessKey
     from uploader.protocol.vod import VideoMeta as VideoMeta
     from uploader.session import RetryPolicy as RetryPolicy
+    from uploader.sources import AnySource as AnySource
     from uploader.sources import BytesSource as BytesSource
     from uploader.sources import CommandReader as CommandReader
     from uploader.sources import FileObjectSource as FileObjectSource
@@ -139,9 +142,9 @@ _HOMES = {
     "TransportError UnsafePath UnsupportedState "
     "UntrustedCertificate UntrustedEndpoint UnverifiedCompletion UploadLocked UploadTargetChanged "
     "VideoError VideoGone VodupError",
-    "events": "CredentialsRenewed EarlierVideoFound Event HookFailed MediaAbandoned PartStored "
-    "PartsAdopted RequestRetried UploadCancelled UploadFailed UploadFinished UploadProgress "
-    "UploadRestarted UploadResult UploadStarted",
+    "events": "CredentialsRenewed EarlierVideoFound Event HookFailed Listener MediaAbandoned "
+    "PartStored PartsAdopted RequestRetried UploadCancelled UploadFailed UploadFinished "
+    "UploadProgress UploadRestarted UploadResult UploadStarted",
     "hooks": "EndedUpload Hooks PlannedVideo command_hooks installed_hooks",
     "batch": "Outcome UploadItem",
     "library": "PlayableVideo VodLibrary",
@@ -151,11 +154,12 @@ _HOMES = {
     "protocol.decode": "decode_answer decode_grant encode_answer",
     "protocol.grants": "StsCredentials UploadGrant UploadTarget",
     "protocol.media": "MediaKind PlayStream StoredMedia VideoInfo",
+    "protocol.oss": "ObjectFacts",
     "protocol.trust": "TrustPolicy",
     "protocol.vod": "AccessKey VideoMeta",
     "session": "RetryPolicy",
-    "sources": "BytesSource CommandReader FileObjectSource FileSource HlsPackage MemoryBuffer "
-    "PartStream Source StreamSource UrlPolicy",
+    "sources": "AnySource BytesSource CommandReader FileObjectSource FileSource HlsPackage "
+    "MemoryBuffer PartStream Source StreamSource UrlPolicy",
     "sources.followed": "FollowedFile Until",
     "sources.fsspec": "FsspecSource",
     "sources.spool": "Spool",

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+import uploader
 from tests.gates import cli_page
 from tests.gates.messages import PUBLIC_ERRORS
 from tests.pages import DOCS
@@ -74,3 +75,12 @@ def test_every_failure_has_an_entry(page: str) -> None:
     for service, named in ((OSS, oss), (VOD, vod), (APP_SERVER, app_server)):
         assert service.rows.keys() - {""} - named == set()
         assert {name for name in named if name.isascii()} - service.rows.keys() <= {"code", "---"}
+
+
+def test_the_reference_has_every_public_name() -> None:
+    page = (DOCS / "reference.md").read_text()
+    whole = {"uploader.events", "uploader.errors"}
+    described = {line.rpartition(".")[2] for line in page.splitlines() if line.startswith("::: ")}
+    for name in set(uploader.__all__) - described:
+        value = getattr(uploader, name)
+        assert getattr(value, "__module__", "") in whole or f"`{name}` is" in page, name
