@@ -215,8 +215,8 @@ def test_other_values_stay_as_they_are() -> None:
     assert cleaned(**event) == event
 
 
-@pytest.mark.parametrize("char", ["\n", "\r", "\x00", "\x1b", "\x9b", "\u2028", "\u202e", "\u2066"])
-def test_control_characters_are_replaced(char: str) -> None:
+@pytest.mark.parametrize("char", ["\n", "\r", "\x00", "\x1b", "\x9b", "\u2028", "\u202e", "\udcff"])
+def test_what_no_handler_can_write_is_replaced(char: str) -> None:
     assert cleaned(name=f"a{char}b") == {"name": "a\N{REPLACEMENT CHARACTER}b"}
     assert cleaned(names=[f"a{char}b"]) == {"names": ["a\N{REPLACEMENT CHARACTER}b"]}
 

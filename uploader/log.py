@@ -34,7 +34,7 @@ logging.getLogger(_NAME).addHandler(logging.NullHandler())
 _SECRET_KEY = re.compile(r"authorization|token|secret|signature|upload_?auth|password", re.I)
 _AUTH_KEY = re.compile(r"(?<=auth_key=)[^&\s\"']+")
 """Signs the URLs that videos are played from. The command line prints it on request."""
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 _RESERVED = (vars(logging.makeLogRecord({})).keys() | {"message", "asctime"}) - {
     "exc_info",
@@ -44,10 +44,11 @@ _RESERVED = (vars(logging.makeLogRecord({})).keys() | {"message", "asctime"}) - 
 
 
 def redact(logger: object, method: str, event: EventDict) -> EventDict:
-    """Replace what looks like a secret, by key and by value, and control characters.
+    """Replace what looks like a secret, by key and by value, and what no handler can write.
 
     This is the second line of defence; the first is that secrets have no repr and are never
-    passed to a logger. Control characters come from file names and messages of servers.
+    passed to a logger. Control characters and lost bytes come from file names and messages of
+    servers.
     """
     return {key: _clean(key, value) for key, value in event.items()}
 
