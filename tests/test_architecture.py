@@ -177,7 +177,7 @@ LONGEST_MODULE, LONGEST_CLASS, LONGEST_FUNCTION = 500, 300, 50
 # to 27,900; proxies, endpoints, profiles and encodings made it 30,500, and watched folders, media
 # other than videos, notifications, the service and the terminal came after that. Lower it as the
 # package shrinks.
-MOST_LINES = 38_350
+MOST_LINES = 38_400
 
 # What is longer today, and will be divided: modules, and classes as "module:Class".
 TOO_LONG: frozenset[str] = frozenset()
