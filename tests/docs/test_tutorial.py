@@ -8,6 +8,7 @@ from pathlib import Path
 from tests.pages import DOCS, commands, run
 
 
+@pytest.mark.slow  # the commands of the page are parsed by test_commands
 def test_the_tutorial_runs_as_it_stands(tmp_path: Path) -> None:
     """Its Python runs too, with what the page says a development server needs."""
     (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "tutorial.md").read_text(), re.DOTALL)
