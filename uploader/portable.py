@@ -193,7 +193,7 @@ def _limit(name: str) -> int | None:
 
 
 def disable_core_dumps() -> None:
-    """Have a crash write no memory to disk, where the system can be told so."""
+    """Have a crash write no memory to disk, where the system allows that."""
     with suppress(AttributeError, OSError, ValueError):
         _, hard = resource.getrlimit(resource.RLIMIT_CORE)
         resource.setrlimit(resource.RLIMIT_CORE, (0, hard))

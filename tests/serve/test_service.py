@@ -223,6 +223,19 @@ async def test_a_cancelled_upload_resumes_with_its_parts_and_is_forgotten(desk: 
     assert desk.server.stats.creates == 1
 
 
+async def test_a_cancel_at_any_moment_leaves_the_service_running(desk: Desk) -> None:
+    async with serving(desk) as client:
+        for number in range(12):
+            desk.file(PART, f"{number}.mp4", seed=number)
+            job = await client.submit(f"{number}.mp4")
+            await asyncio.sleep(number * 0.004)
+            await client.ask("POST", f"/v1/uploads/{job['id']}/cancel", status=200)
+        desk.file(PART, "last.mp4", seed=99)
+        last = await client.ended((await client.submit("last.mp4"))["id"])
+
+    assert last["status"] == "done"
+
+
 async def test_cancel_with_abort_removes_the_parts(desk: Desk) -> None:
     big = desk.file(24 * PART)
     desk.server.set_options(bandwidth=2e6)

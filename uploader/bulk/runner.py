@@ -258,7 +258,7 @@ class Batch:
         self._on_record({**record, "status": "playable", "playable": facts | {"streams": streams}})
 
     def _end_unplayable(self, record: Record, error: VodupError) -> None:
-        """The row stays verified; the next run goes on waiting for its video."""
+        """The row stays verified; the next run waits for its video again."""
         code = self._exit_code(error)
         name = str(record.get("path") or record["video_id"])
         self.progress.add_unplayable(name, error, code)

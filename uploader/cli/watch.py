@@ -109,7 +109,7 @@ def _priority(text: str) -> tuple[str, int]:
 
 
 def _default_report(folder: str) -> str:
-    """One for each folder: a restart must find it without being told."""
+    """One for each folder: a restart has to find it by itself."""
     state = state_directory()
     make_private_folder(state)
     path = os.path.realpath(folder)

@@ -119,11 +119,13 @@ class UploadService:
         Raises:
             VodupError: the parts cannot be removed.
         """
-        if not job.has_ended:
-            job = await self._save(replace(job, status=Status.CANCELLED, ended_at=_now()))
+        if (known := self._open.get(job.id)) is not None:  # else it has ended meanwhile
+            job = replace(known, status=Status.CANCELLED, ended_at=_now())
+            self._changed(job)
             if (task := self._tasks.get(job.id)) is not None:
                 task.cancel()
                 await asyncio.wait([task])
+            await self._save(job)
         if abort and await self._uploader.state.find(key=job.key) is not None:
             await self._uploader.abort(job.key)
         return job
@@ -241,7 +243,8 @@ class UploadService:
             raise
 
     async def _end(self, job_id: int, status: Status, **fields: Any) -> None:
-        job = self._open[job_id]
+        if (job := self._open.get(job_id)) is None:
+            return  # it was cancelled at the same moment
         video_id = (fields.get("result") or fields["error"]).get("video_id") or job.video_id
         ended = replace(job, status=status, video_id=video_id, ended_at=_now(), **fields)
         await self._save(ended)

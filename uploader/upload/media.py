@@ -46,7 +46,7 @@ async def upload_media(ctx: UploadContext, kind: MediaKind) -> UploadResult:
             if attempt == _MAX_GRANTS:
                 raise
             await _abandon(ctx, "its credentials have run out, and nothing renews them")
-    raise AssertionError  # pragma: no cover
+    raise AssertionError  # pragma: no cover - the last attempt returns or raises
 
 
 async def _abandon(ctx: UploadContext, reason: str) -> None:
